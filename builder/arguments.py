@@ -1,0 +1,132 @@
+"""argv -> what was asked. Overrides are Hydra's and are not looked into here."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from builder.core.errors import UserError
+
+COMMANDS = {
+    "build": "bring a recipe up to date (the default)",
+    "plan": "say what would run and why, and run nothing",
+    "why": "STEP: the parts of a step's key now and last time",
+    "graph": "draw the steps: text here, Mermaid and SVG files in dist/",
+    "generate": '"PROMPT": bring the recipe up to date and stream text from it',
+    "gc": "free what nothing refers to any more (dry run unless --yes)",
+    "doctor": "tools and devices found, and what each is missing for",
+    "list": "every choice with one line",
+}
+OVERRIDE = re.compile(r"^(~[\w./@-]+$|[+]{0,2}~?[A-Za-z_][\w./@:-]*=)")
+WORDS = {"why": "STEP", "generate": '"PROMPT"'}  # commands that take one word, and what it is
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    command: str
+    word: str  # STEP of why, PROMPT of generate, GROUP of list
+    overrides: tuple[str, ...]
+    options: argparse.Namespace
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, "build --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options of all commands; they may stand anywhere on the line."""
+    p = Parser(prog="build", add_help=False, allow_abbrev=False)
+    p.add_argument("words", nargs="*")
+    run = p.add_argument_group("running")
+    run.add_argument("-j", "--jobs", type=positive, metavar="N", help="steps at once (default: one per core)")
+    run.add_argument(
+        "-k", "--keep-going", action="store_true", help="after a failure, build what does not depend on it"
+    )
+    run.add_argument("-n", "--dry-run", action="store_true", help="the same as `build plan`")
+    run.add_argument("-m", "--multirun", action="store_true", help="a sweep: build every combination of a,b,c values")
+    show = p.add_argument_group("output")
+    show.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
+    show.add_argument("--quiet", "-q", action="store_true", help="warnings, errors and the result only")
+    show.add_argument("--debug", action="store_true", help="tracebacks, and what each step printed")
+    show.add_argument("--help", "-h", action="store_true", help="this page")
+    show.add_argument("--version", action="store_true")
+    text = p.add_argument_group("generate")
+    text.add_argument("--max-tokens", type=positive, default=128, metavar="N")
+    text.add_argument("--temperature", type=nonnegative, default=0.8, metavar="T", help="0: always the likeliest token")
+    text.add_argument("--top-p", type=fraction, default=0.9, metavar="P")
+    text.add_argument("--seed", type=int, default=0, metavar="N")
+    gc = p.add_argument_group("gc, doctor, graph")
+    gc.add_argument("--max-age", metavar="30d", help="gc: free results that were not used for so long (s, h, d, w)")
+    gc.add_argument("--max-size", metavar="20GB", help="gc: free the oldest until the store is this small")
+    gc.add_argument("--yes", action="store_true", help="gc: really free it")
+    gc.add_argument("--store", action="store_true", help="doctor: check every byte of the store")
+    gc.add_argument("--out", "-o", metavar="DIR", help="graph: where the files go (default: dist.path)")
+    hydra = p.add_argument_group("Hydra's own")
+    hydra.add_argument("--cfg", "-c", choices=["job", "hydra", "all"], help="print the composed configuration and stop")
+    hydra.add_argument("--package", "-p", metavar="PATH", help="with --cfg: only this part")
+    hydra.add_argument("--resolve", action="store_true", help="with --cfg: interpolations resolved")
+    hydra.add_argument("--config-dir", "-cd", metavar="DIR", help="another folder of choices, before all others")
+    hydra.add_argument(
+        "--info", "-i", nargs="?", const="all", metavar="WHAT", help="what Hydra knows: plugins, defaults, ..."
+    )
+    hydra.add_argument("--hydra-help", action="store_true")
+    hydra.add_argument(
+        "--shell-completion", "-sc", action="store_true", help='tab completion: eval "$(build -sc install=bash)"'
+    )
+    return p
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Raises UserError for an unknown flag or command, or a word that is missing."""
+    options = parser().parse_intermixed_args(list(argv))
+    words = [w for w in options.words if not OVERRIDE.match(w)]
+    overrides = tuple(w for w in options.words if OVERRIDE.match(w))
+    command = words.pop(0) if words and words[0] in COMMANDS else "build"
+    if options.dry_run and command == "build":
+        command = "plan"
+    word = words.pop(0) if words and command in (*WORDS, "list") else ""
+    if words:
+        raise unknown_word(words[0], command)
+    if command in WORDS and not word and not options.help:
+        raise UserError(f"build {command} needs {WORDS[command]}", f"build {command} {WORDS[command]}")
+    return Arguments(command, word, overrides, options)
+
+
+def unknown_word(word: str, command: str) -> UserError:
+    import difflib
+
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
+    said = f"; did you mean `build {near[0]}`?" if near and command == "build" else ""
+    return UserError(
+        f"{word!r} is neither a command ({', '.join(COMMANDS)}) nor an override (name=value){said}", "build --help"
+    )
+
+
+def positive(text: str) -> int:
+    return int(number(text, int, 1))
+
+
+def nonnegative(text: str) -> float:
+    return number(text, float, 0)
+
+
+def number(text: str, kind: type[int] | type[float], low: float, high: float = 1e18) -> float:
+    """argparse's type for a number from ``low`` to ``high``."""
+    try:
+        value = float(kind(text))
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number, {low:g} or more")
+    return value
+
+
+def fraction(text: str) -> float:
+    value = number(text, float, 0, 1)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0, at most 1")
+    return value

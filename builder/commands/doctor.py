@@ -1,0 +1,120 @@
+"""`build doctor`: the tools and devices found here, and what each missing one is needed for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from builder import resolve
+from builder.arguments import Arguments
+from builder.commands.jobs import composition_cache
+from builder.compose import compose
+from builder.core.filestore import FileStore, open_store
+from builder.report.words import size
+
+Row = dict[str, str]  # name, status (ok, missing, bad), found, needed for
+
+PACKAGES = {
+    "apache-tvm": "lower, verify, generate",
+    "torch": "verify, .bin checkpoints",
+    "transformers": "verify",
+    "tokenizers": "verify, generate",
+    "hydra-core": "every command",
+    "numpy": "quantize, verify, generate",
+    "blake3": "the store",
+    "huggingface_hub": "hf:// sources",
+}
+
+
+def show(arguments: Arguments) -> int:
+    """With --store also every byte of the store is read; returns 1 when something that a build needs is not right."""
+    composed = compose(arguments.overrides, composition_cache(), arguments.options.config_dir)
+    places = resolve.places(composed)
+    rows = [*packages(), linker(), processor(), memory(), disk(places.store), *gpus()]
+    if arguments.options.store:
+        rows += store_rows(open_store(places.store))
+    if arguments.options.json:
+        json.dump({"checks": rows}, sys.stdout, indent=1)
+        print()
+    else:
+        for row in rows:
+            mark = {"ok": "✓", "missing": "–", "bad": "✗"}[row["status"]]
+            print(f"{mark} {row['name']:<18} {row['found']}" + (f"   ({row['for']})" if row["status"] != "ok" else ""))
+    return 1 if any(row["status"] == "bad" for row in rows) else 0
+
+
+def row(name: str, found: str, used_for: str, status: str = "ok") -> Row:
+    return {"name": name, "status": status, "found": found, "for": used_for}
+
+
+def packages() -> list[Row]:
+    rows = []
+    for name, used_for in PACKAGES.items():
+        try:
+            rows.append(row(name, version(name), used_for))
+        except PackageNotFoundError:
+            rows.append(row(name, "not installed: pip install " + name, f"needed for {used_for}", "bad"))
+    return rows
+
+
+def linker() -> Row:
+    """The linker that lower would use."""
+    from builder.targets.link import DRIVERS, LINKERS, find_linker
+
+    found = find_linker()
+    if found is None:
+        return row(
+            "linker",
+            f"none of {', '.join(DRIVERS + LINKERS)}: apt-get install gcc, or pip install ziglang",
+            "needed for lower",
+            "bad",
+        )
+    return row("linker", " ".join(found), "lower")
+
+
+def processor() -> Row:
+    from builder.targets.cpu import describe_host
+
+    host = describe_host()
+    extra = host["features"]
+    assert isinstance(extra, list)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return row("cpu", f"{cores} cores, {' +'.join([str(host['cpu']), *extra])}", "target=cpu")
+
+
+def memory() -> Row:
+    nbytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return row("memory", size(nbytes), "every step")
+
+
+def disk(store: Path) -> Row:
+    """Room where the store lies; a build of a model needs about its quantized size."""
+    there = next(p for p in (store, *store.parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    writable = os.access(there, os.W_OK)
+    said = f"{store}: {size(free)} free" + ("" if writable else ", not writable: store.path=... names another")
+    return row("store", said, "every step", "ok" if writable and free > 1 << 28 else "bad")
+
+
+def gpus() -> list[Row]:
+    """Devices that no target of today uses; shown so that a report of trouble is complete."""
+    driver = Path("/proc/driver/nvidia/version")
+    if not driver.exists():
+        return [row("nvidia driver", "none", "no target of this version uses one", "missing")]
+    return [row("nvidia driver", driver.read_text().splitlines()[0], "no target of this version uses it")]
+
+
+def store_rows(store: FileStore) -> list[Row]:
+    from builder.core.check import check
+
+    found = check(store)
+    said = f"{found.records} results, {found.blobs} files, {size(found.nbytes)} read"
+    rows = [row("store content", said, "every step")]
+    bad: dict[str, tuple[str, ...]] = {"damaged": found.damaged, "missing": found.missing, "garbage": found.garbage}
+    for what, names in bad.items():
+        rows += [row(f"store: {what}", name, "build again: it is made anew", "bad") for name in names]
+    return rows

@@ -1,0 +1,41 @@
+"""`build generate "PROMPT"`: bring the recipe up to date, then stream text from what was built."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from builder.arguments import Arguments
+from builder.commands.build import bring_up_to_date, finish
+from builder.commands.jobs import job_of
+from builder.core.errors import UserError
+from builder.report import document
+
+
+def show(arguments: Arguments) -> int:
+    """Only the text goes to standard output. Raises UserError for a prompt that the model cannot take."""
+    options = arguments.options
+    if options.multirun:
+        raise UserError("build generate takes one recipe; -m makes many", "build -m ...   then build generate for one")
+    result = bring_up_to_date(arguments, job_of(arguments), sys.stderr)
+    if result.outcome.exit_code:
+        return finish(arguments, result)
+    from builder.runtime.engine import Engine
+    from builder.runtime.generate import generate
+
+    (folder,) = result.job.outputs.values()
+    engine = Engine.from_folder(folder)
+    pieces = generate(
+        engine, folder / "tokenizer.json", arguments.word, options.max_tokens, options.temperature, options.top_p,
+        options.seed,
+    )  # fmt: skip
+    if options.json:
+        whole = document.built(result.outcome, result.job.outputs)
+        json.dump({**whole, "prompt": arguments.word, "text": "".join(pieces)}, sys.stdout, indent=1)
+        print()
+        return 0
+    print(arguments.word, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+    return 0

@@ -1,0 +1,103 @@
+"""What Hydra does itself: --cfg, --info, --hydra-help, tab completion, and sweeps (-m) through its sweeper."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from builder.arguments import COMMANDS, Arguments
+from builder.commands.jobs import composition_cache, folders_of
+from builder.compose import Composed, check_choices, guard, normalise, shipped
+
+Finish = Callable[[Sequence[Composed]], int]
+
+
+def show(arguments: Arguments) -> int:
+    """Hands the line to hydra.main and prints what Hydra prints."""
+    options = arguments.options
+    flags = []
+    if options.cfg:
+        check_choices(arguments.overrides, folders_of(arguments))
+        flags += ["--cfg", options.cfg]
+    flags += ["--package", options.package] if options.package else []
+    flags += ["--resolve"] if options.resolve else []
+    flags += ["--info", options.info] if options.info else []
+    flags += ["--hydra-help"] if options.hydra_help else []
+    flags += ["--shell-completion"] if options.shell_completion else []
+    overrides = list(arguments.overrides) if options.shell_completion else normalise(arguments.overrides)
+    forget_command()
+    return run_hydra(arguments, [*flags, *overrides], None)
+
+
+def forget_command() -> None:
+    """Tab completion after `build plan ...`: Hydra must not take the command for an override."""
+    line = os.environ.get("COMP_LINE", "").split(" ")
+    if len(line) > 1 and line[1] in COMMANDS:
+        cut = len(line.pop(1)) + 1
+        os.environ["COMP_LINE"] = " ".join(line)
+        os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", "0")) - cut)
+
+
+def sweep(arguments: Arguments, build: Finish) -> int:
+    """Hydra's sweeper makes the jobs, our launcher collects them, ``build`` brings them all up to date in one plan.
+
+    Returns the worst exit code of the batches (a sweeper may launch several).
+    """
+    overrides = arguments.overrides
+    check_choices([o for o in overrides if "," not in o], folders_of(arguments))
+    codes: list[int] = []
+
+    def launched(jobs: list[Composed]) -> list[Any]:
+        code = build(jobs)
+        codes.append(code)
+        return [code] * len(jobs)
+
+    argv = ["--multirun", *normalise(overrides)]
+    if not any("hydra.sweep.dir" in o for o in overrides):
+        argv.append(f"hydra.sweep.dir={composition_cache().parent / 'sweeps'}")
+    run_hydra(arguments, argv, launched)
+    return max(codes, default=0)
+
+
+def run_hydra(arguments: Arguments, argv: list[str], sweep: Callable[[list[Composed]], list[Any]] | None) -> int:
+    """hydra.main over our configuration. Its errors come back as ours (HYDRA_FULL_ERROR makes it raise them)."""
+    import hydra
+
+    from builder.hydra_plugins import register
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    folders = folders_of(arguments)
+    register(folders, sweep)
+
+    @hydra.main(  # type: ignore[untyped-decorator]
+        config_path=str(shipped("conf")), config_name="build", version_base="1.3"
+    )
+    def app(config: Any) -> int:
+        """One job of another launcher than ours (joblib, submitit): a build of its own."""
+        return one_job(arguments, config)
+
+    old, sys.argv = sys.argv, [str(Path(sys.argv[0])), *argv]
+    try:
+        guard(app, folders)
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = old
+    return 0
+
+
+def one_job(arguments: Arguments, config: Any) -> int:
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf, open_dict
+
+    from builder.commands.build import finish, run_jobs
+    from builder.compose import to_plain
+
+    whole = OmegaConf.create({"hydra": HydraConfig.get()})
+    with open_dict(config):
+        whole = OmegaConf.merge(whole, config)
+    overrides = list(HydraConfig.get().overrides.task)
+    return finish(arguments, run_jobs(arguments, [to_plain(whole, overrides)]))

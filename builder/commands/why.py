@@ -1,0 +1,58 @@
+"""`build why STEP`: the parts of a step's key, now and last time."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from builder.arguments import Arguments
+from builder.commands.jobs import job_of
+from builder.core.why import Explanation, explain
+
+
+def show(arguments: Arguments) -> int:
+    """Raises UserError for a step that the plan has not (with the names it has)."""
+    job = job_of(arguments)
+    found = explain(job.plan, job.store, arguments.word)
+    if arguments.options.json:
+        json.dump(plain(found), sys.stdout, indent=1)
+        print()
+        return 0
+    print(f"{found.step}: {found.status}" + (f" ({found.reason})" if found.reason else ""))
+    print(f"  key now   {found.key or 'not known before its inputs are'}")
+    print(f"  key last  {found.last_key or 'none: never built here'}")
+    for difference in found.differences:
+        print(f"  differs   {difference.what}: {difference.last} → {difference.now}")
+    print("  parts of the key now:")
+    print_parts(found.parts, "    ")
+    return 0
+
+
+def plain(found: Explanation) -> dict[str, object]:
+    return {
+        "step": found.step,
+        "status": found.status,
+        "reason": found.reason,
+        "key": found.key,
+        "parts": found.parts,
+        "last_key": found.last_key,
+        "last_parts": found.last_parts,
+        "differences": [d._asdict() for d in found.differences],
+    }
+
+
+def print_parts(parts: object, indent: str) -> None:
+    """Nested parts, a line each; long lists are cut."""
+    if not isinstance(parts, dict):
+        print(f"{indent}{parts}")
+        return
+    for count, (name, value) in enumerate(parts.items()):
+        if count == 40:
+            print(f"{indent}... and {len(parts) - count} more (--json shows all)")
+            return
+        if isinstance(value, dict) and value:
+            print(f"{indent}{name}:")
+            print_parts(value, indent + "  ")
+        else:
+            text = json.dumps(value) if not isinstance(value, str) else value
+            print(f"{indent}{name}: {text if len(text) <= 100 else text[:97] + '...'}")

@@ -1,0 +1,59 @@
+"""Digests, written "<algorithm>:<hex>": sha256 for keys and small things, blake3 for the bytes of results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from builder.core.step import Json
+
+CHUNK_BYTES = 1 << 20
+MMAP_FROM_BYTES = 4 << 20  # below this a plain read is as fast, and a truncated file cannot kill the process
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def canonical(value: Json) -> bytes:
+    """JSON with sorted keys, no spaces, ASCII only: equal values give equal bytes. ValueError for NaN and infinity."""
+    return _ENCODER.encode(value).encode("ascii")
+
+
+def sha256_hex(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_of_names(digests: Mapping[str, str]) -> str:
+    """Digest of a group of contents, ``{name: digest}``."""
+    return "sha256:" + sha256_hex(canonical(dict(digests)))
+
+
+def digest_of_bytes(data: bytes) -> str:
+    from blake3 import blake3
+
+    return "blake3:" + str(blake3(data).hexdigest())
+
+
+def digest_of_file(path: Path, threads: int = 0) -> str:
+    """blake3 of a whole file. ``threads`` 0 uses every core."""
+    from blake3 import blake3
+
+    hasher = blake3(max_threads=threads or blake3.AUTO)
+    if os.stat(path).st_size >= MMAP_FROM_BYTES:
+        hasher.update_mmap(path)
+    else:
+        with open(path, "rb", buffering=0) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                hasher.update(chunk)
+    return "blake3:" + str(hasher.hexdigest())
+
+
+def sha256_of_file(path: Path) -> str:
+    """sha256 of a whole file, hex."""
+    hasher = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            hasher.update(chunk)
+    return hasher.hexdigest()

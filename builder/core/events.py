@@ -1,0 +1,68 @@
+"""What a build tells whoever watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+from builder.core.errors import BuildError
+from builder.core.step import Json
+
+Status = Literal["hit", "ran", "failed", "skipped"]
+
+
+class Grew(NamedTuple):
+    """The items of a fan-out are known: step ids and their names."""
+
+    template: str
+    items: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+class Started(NamedTuple):
+    id: str
+    name: str
+    reason: str
+    key: str
+
+
+class Progress(NamedTuple):
+    id: str
+    name: str
+    done: int
+    total: int
+    unit: str
+    label: str
+
+
+class Warned(NamedTuple):
+    """``id`` and ``name`` are empty when it is about the store."""
+
+    id: str
+    name: str
+    message: str
+
+
+class Waiting(NamedTuple):
+    """Another build (process ``pid``, 0 when unknown) runs this step; its result will be used."""
+
+    id: str
+    name: str
+    pid: int
+
+
+class Finished(NamedTuple):
+    id: str
+    name: str
+    status: Status
+    reason: str
+    seconds: float = 0.0  # of the step itself; for a hit, what it took when it ran
+    nbytes: int = 0
+    key: str = ""
+    error: BuildError | None = None
+    facts: Mapping[str, Json] = {}
+    validation: bool = False
+
+
+Event = Grew | Started | Progress | Warned | Waiting | Finished
+Listener = Callable[[Event], None]

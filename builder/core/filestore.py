@@ -1,0 +1,344 @@
+"""The store on disk.
+
+VERSION                        the layout's number
+records/<k2>/<key>.json        one manifest per finished step, written last
+blobs/<d2>/<hex>               bytes by blake3 digest, mode 0444
+places/<goal>.json             the last key of each step of a goal
+code/<hex>.json                module digests behind a code fingerprint, so that a reason can name the file
+cache/, logs/                  may be deleted at any time
+locks/<key>, tmp/<session>/    belong to running builds
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from builder.core import disk, lock
+from builder.core.digest import canonical, digest_of_file
+from builder.core.errors import BuildError, UserError
+from builder.core.memo import Memo, stat_key
+from builder.core.record import Lookup, Output, Place, Record, decode_record, encode_record
+from builder.core.step import Json
+
+VERSION = "1"
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
+PLACE_REFRESH_S = 24 * 3600.0  # how stale the "last used" of a place may get before a build that ran nothing writes
+HALF_MADE_S = 60.0  # a hidden entry of tmp/ is being made right now, unless it is older than this
+
+
+def open_store(path: Path) -> FileStore:
+    """The store at ``path``; nothing is created before something is written.
+
+    UserError when the folder is something else or of another layout."""
+    store = FileStore(path.absolute())
+    store.check_version()
+    return store
+
+
+class FileStore:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.digests = Memo(root / "cache" / "files.log")  # stat of a file -> its digest
+        self.sha256s = Memo(root / "cache" / "sha256.log")  # digest of a blob -> its sha256, for provenance
+        self._records = f"{root}/records/"
+        self._blobs = f"{root}/blobs/"
+        self._session: Path | None = None
+        self._handles: list[int] = []
+        self._scratches = 0
+
+    def check_version(self) -> None:
+        try:
+            found = (self.root / "VERSION").read_text().strip()
+        except (FileNotFoundError, NotADirectoryError):
+            self._check_empty()
+            return
+        except OSError as error:
+            raise UserError(f"store.path={self.root} cannot be read ({error.strerror})") from error
+        if found != VERSION:
+            raise UserError(
+                f"the store at {self.root} has layout {found!r}, this version reads layout {VERSION!r}",
+                "set store.path= to another folder, or remove that one",
+            )
+
+    def _check_empty(self) -> None:
+        if not self.root.exists():
+            return
+        if not self.root.is_dir():
+            raise UserError(f"store.path={self.root} is a file, not a folder", "set store.path= to a folder")
+        names = [name for name in os.listdir(self.root) if not name.startswith(".VERSION")]
+        if names and names != ["lost+found"]:
+            raise UserError(
+                f"store.path={self.root} holds other files ({', '.join(sorted(names)[:3])}) and no store",
+                "set store.path= to an empty or a new folder",
+            )
+
+    # Reading
+
+    def load(self, key: str, repair: bool = False) -> Lookup:
+        path = f"{self._records}{key[:2]}/{key}.json"
+        try:
+            raw = disk.read_whole(path)
+        except FileNotFoundError:
+            return Lookup(None, "absent")
+        except OSError as error:
+            raise disk.explain_os_error(error, "cannot read the store", self.root) from error
+        record = decode_record(raw, key)
+        if record is None:
+            if repair:
+                _remove(path)
+            return Lookup(None, "garbage", "record damaged")
+        for name, output in record.outputs.items():
+            if output.of:
+                continue
+            try:
+                status = os.stat(self._blob(output.digest))
+            except FileNotFoundError:
+                return Lookup(None, "missing", name)
+            if status.st_mtime_ns != output.mtime_ns or status.st_size != output.nbytes:
+                return self._look_closer(record, repair)
+        return Lookup(record)
+
+    def _look_closer(self, record: Record, repair: bool) -> Lookup:
+        """Some blob has another mtime or size than its record: hash it, then restamp the record or drop the blob."""
+        outputs = dict(record.outputs)
+        for name, output in record.outputs.items():
+            if output.of:
+                continue
+            path = Path(self._blob(output.digest))
+            try:
+                status = os.stat(path)
+                good = status.st_mtime_ns == output.mtime_ns and status.st_size == output.nbytes
+                if not good and self.file_digest(path) != output.digest:
+                    if repair:
+                        self.drop(path, status)
+                    return Lookup(None, "damaged", f"{name} ({output.digest[:15]})")
+            except FileNotFoundError:
+                return Lookup(None, "missing", name)
+            outputs[name] = output._replace(mtime_ns=status.st_mtime_ns)
+        fresh = record._replace(outputs=outputs)
+        if repair:
+            self._restamp(fresh)
+        return Lookup(fresh)
+
+    def _restamp(self, record: Record) -> None:
+        with suppress(BuildError):  # a store that cannot be written is hashed again next time
+            self.commit(record)
+
+    def drop(self, path: Path, seen: os.stat_result) -> None:
+        """Remove a damaged blob, unless another build has replaced it since it was ``seen``."""
+        try:
+            if os.stat(path).st_ino == seen.st_ino:
+                _remove(str(path))
+        except FileNotFoundError:
+            pass
+
+    def path(self, digest: str) -> Path:
+        return Path(self._blob(digest))
+
+    def _blob(self, digest: str) -> str:
+        hex_ = digest.rpartition(":")[2]
+        return f"{self._blobs}{hex_[:2]}/{hex_}"
+
+    def read(self, digest: str) -> bytes:
+        return disk.read_whole(self._blob(digest))
+
+    def file_digest(self, path: Path) -> str:
+        """blake3 digest of any file, remembered by its stat."""
+        key = stat_key(os.stat(path))
+        digest = self.digests.get(key)
+        if digest is None:
+            digest = digest_of_file(path)
+            self.digests.put(key, digest)
+        return digest
+
+    # Writing
+
+    def start(self) -> None:
+        if self._session is not None:
+            return
+        try:
+            self._prepare()
+            handle = lock.lock_shared(self.root / "locks" / "builds", wait=True)
+            assert handle is not None
+            self._handles.append(handle)
+            self._clear_dead_sessions()
+            self._begin_session()
+        except OSError as error:
+            self.stop()
+            raise disk.explain_os_error(error, "cannot use the store", self.root) from error
+
+    def _prepare(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        if not (self.root / "VERSION").exists():
+            temporary = self.root / f".VERSION.{os.getpid()}"
+            disk.write_atomic(self.root / "VERSION", f"{VERSION}\n".encode(), temporary, durable=True)
+        for name in ("records", "blobs", "places", "code", "cache", "logs", "locks", "tmp"):
+            (self.root / name).mkdir(exist_ok=True)
+
+    def _begin_session(self) -> None:
+        """A folder whose "alive" file stays locked as long as this process lives."""
+        name = f"{os.getpid()}-{os.urandom(6).hex()}"
+        hidden = self.root / "tmp" / f".{name}"
+        hidden.mkdir()
+        handle = lock.lock_alone(hidden / "alive")
+        assert handle is not None
+        self._handles.append(handle)
+        self._session = self.root / "tmp" / name
+        hidden.rename(self._session)
+
+    def _clear_dead_sessions(self) -> None:
+        for entry in (self.root / "tmp").iterdir():
+            try:
+                if entry.name.startswith(".") and time.time() - entry.stat().st_mtime < HALF_MADE_S:
+                    continue
+                if not entry.is_dir():
+                    entry.unlink()
+                    continue
+                handle = lock.lock_alone(entry / "alive")
+            except OSError:
+                continue  # another build clears it at the same moment
+            if handle is not None:
+                disk.remove_tree(entry)
+                os.close(handle)
+
+    def stop(self) -> None:
+        if self._session is not None:
+            disk.remove_tree(self._session)
+        self._session = None
+        for handle in self._handles:
+            os.close(handle)
+        self._handles.clear()
+
+    def scratch(self) -> Path:
+        self._scratches += 1
+        path = self._own() / f"step-{self._scratches}"
+        try:
+            path.mkdir()
+        except OSError as error:
+            raise disk.explain_os_error(error, "cannot use the store", self.root) from error
+        return path
+
+    def _own(self) -> Path:
+        assert self._session is not None, "the store was not started"
+        return self._session
+
+    def discard(self, scratch: Path) -> None:
+        disk.remove_tree(scratch)
+
+    def adopt(self, files: Mapping[str, Path], threads: int = 0) -> dict[str, Output]:
+        """Make finished files blobs (moved, synced, read-only). Called by the worker that wrote them. OSError."""
+        outputs = {name: self._adopt(path, threads) for name, path in files.items()}
+        disk.sync_folders({self.path(output.digest).parent for output in outputs.values()})
+        return outputs
+
+    def _adopt(self, file: Path, threads: int) -> Output:
+        if file.is_symlink() or os.stat(file).st_nlink > 1:
+            file = _own_copy(file)  # bytes that someone else can change are no result
+        digest = digest_of_file(file, threads)
+        stamp = time.time_ns()
+        os.utime(file, ns=(stamp, stamp))
+        os.chmod(file, 0o444)
+        disk.sync_file(file)
+        target = self.path(digest)
+        disk.make_folder(target.parent)
+        try:
+            os.link(file, target)
+        except FileExistsError:
+            if digest_of_file(target, threads) != digest:  # damaged without a trace in its mtime
+                os.replace(file, target)
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            os.replace(file, target)
+        status = os.stat(target)
+        return Output(digest, status.st_size, status.st_mtime_ns)
+
+    def commit(self, record: Record) -> None:
+        target = Path(f"{self._records}{record.key[:2]}/{record.key}.json")
+        self._write(target, encode_record(record), durable=True)
+
+    def _write(self, target: Path, data: bytes, durable: bool) -> None:
+        folder = self._session or self.root / "tmp"
+        temporary = folder / f".{os.getpid()}-{target.name}"
+        try:
+            disk.write_atomic(target, data, temporary, durable)
+        except OSError as error:
+            raise disk.explain_os_error(error, f"cannot write {target.name}", self.root) from error
+
+    def keep_log(self, scratch: Path, key: str) -> None:
+        try:
+            if os.path.getsize(scratch / "log"):
+                os.replace(scratch / "log", self.root / "logs" / f"{key}.log")
+        except OSError:
+            pass
+
+    # Places and documents
+
+    def places(self, goal: str) -> dict[str, Place]:
+        document = self.load_document(f"places/{_file_name(goal)}")
+        if not isinstance(document, dict):
+            return {}
+        return {name: Place(**fields) for name, fields in document["steps"].items()}
+
+    def put_places(self, goal: str, places: Mapping[str, Place], whole: bool) -> None:
+        known = self.places(goal)
+        merged = dict(places) if whole else {**known, **places}
+        if _same_places(known, merged):
+            return
+        document = {"goal": goal, "steps": {name: place._asdict() for name, place in merged.items()}}
+        self.save_document(f"places/{_file_name(goal)}", document)
+
+    def load_document(self, name: str) -> Json:
+        try:
+            return json.loads(disk.read_whole(f"{self.root}/{name}.json"))
+        except (OSError, ValueError):
+            return None
+
+    def save_document(self, name: str, value: Json) -> None:
+        if not (self.root / "VERSION").exists():
+            return
+        with suppress(BuildError):  # caches and places make builds faster and reasons better, never right or wrong
+            self._write(self.root / f"{name}.json", canonical(value), durable=False)
+
+    # Locks
+
+    def lock(self, key: str) -> lock.FileLock | None:
+        try:
+            return lock.try_lock(self.root / "locks" / key)
+        except OSError as error:
+            raise disk.explain_os_error(error, "cannot use the store", self.root) from error
+
+    def lock_holder(self, key: str) -> int:
+        return lock.holder(self.root / "locks" / key)
+
+
+def _same_places(known: Mapping[str, Place], wanted: Mapping[str, Place]) -> bool:
+    if known.keys() != wanted.keys():
+        return False
+    return all(
+        wanted[name].key == place.key and wanted[name].used - place.used < PLACE_REFRESH_S
+        for name, place in known.items()
+    )
+
+
+def _file_name(goal: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_+=," else f"%{ord(c):02x}" for c in goal)
+
+
+def _own_copy(file: Path) -> Path:
+    import shutil
+
+    copy = file.with_name(f"{file.name}.own")
+    shutil.copyfile(file, copy)
+    return copy
+
+
+def _remove(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)

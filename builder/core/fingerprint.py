@@ -1,0 +1,182 @@
+"""What code and which tools a step's result depends on, found without importing either."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Protocol
+
+from builder.core.digest import digest_of_names, sha256_hex
+from builder.core.disk import read_whole
+from builder.core.step import Json
+from builder.core.store import Store
+
+OWN = "builder"
+CACHE = "cache/code"
+RACY_NS = 50_000_000  # a file younger than this may change again within one tick of its clock: not remembered
+
+
+class Sources(Protocol):
+    """Where fingerprints come from; tests give a fake."""
+
+    def code(self, function: str, more: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+        """Fingerprint of "module:function" plus the modules ``more``, and the digest of each file behind it."""
+        ...
+
+    def tool(self, distribution: str) -> str:
+        """Installed version, "absent" when not installed."""
+        ...
+
+    def save(self) -> None:
+        """Remember what was read for the next build."""
+        ...
+
+
+class FileSources:
+    """Reads module files, once per content: what each imports is kept in the store by the file's stat."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        known = store.load_document(CACHE)
+        self._known: dict[str, list[Json]] = known if isinstance(known, dict) else {}
+        self._changed = False
+        self._files: dict[str, str | None] = {}  # module -> its file, None when there is none
+        self._read: dict[str, tuple[str, list[str]]] = {}  # file -> digest and imported names, this run
+        self._fingerprints: dict[tuple[str, tuple[str, ...]], tuple[str, dict[str, str]]] = {}
+        self._bases: dict[str, str] = {}
+        self._tools: dict[str, str] | None = None
+
+    def code(self, function: str, more: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+        wanted = (function, more)
+        if wanted not in self._fingerprints:
+            table = self._table([function.partition(":")[0], *more])
+            self._fingerprints[wanted] = (digest_of_names(table), table)
+        return self._fingerprints[wanted]
+
+    def _table(self, roots: list[str]) -> dict[str, str]:
+        """{"builder/steps/lower.py": digest} of every module that ``roots`` reach by import statements."""
+        ours = {OWN, *(root.partition(".")[0] for root in roots)}
+        for root in roots:
+            assert self._file(root), f"no module {root} to fingerprint"
+        table: dict[str, str] = {}
+        seen: set[str] = set()
+        queue = list(roots)
+        for module in queue:  # grows while it is walked
+            if module in seen or module.partition(".")[0] not in ours:
+                continue
+            seen.add(module)
+            queue.append(module.rpartition(".")[0] or module)
+            if file := self._file(module):
+                digest, imported = self._scan(file, module)
+                table[file[len(self._base(module)) + 1 :]] = digest
+                queue += imported
+        return table
+
+    def _file(self, module: str) -> str | None:
+        if module not in self._files:
+            stem = os.path.join(self._base(module), *module.split("."))
+            candidates = (f"{stem}.py", os.path.join(stem, "__init__.py"))
+            self._files[module] = next((path for path in candidates if os.path.isfile(path)), None)
+        return self._files[module]
+
+    def _base(self, module: str) -> str:
+        """The folder that holds the module's top-level package."""
+        top = module.partition(".")[0]
+        if top not in self._bases:
+            self._bases[top] = str(Path(__file__).parents[2]) if top == OWN else _folder_on_path(top)
+        return self._bases[top]
+
+    def _scan(self, file: str, module: str) -> tuple[str, list[str]]:
+        if file in self._read:
+            return self._read[file]
+        status = os.stat(file)
+        stamp = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        known = self._known.get(file)
+        if known is None or known[0] != stamp:
+            source = read_whole(file)
+            known = [stamp, "sha256:" + sha256_hex(source), imports_of(source, module, file.endswith("__init__.py"))]
+            if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > RACY_NS:
+                self._known[file] = known
+                self._changed = True
+        self._read[file] = (known[1], known[2])
+        return self._read[file]
+
+    def tool(self, distribution: str) -> str:
+        if self._tools is None:
+            self._tools = installed_versions()
+        return self._tools.get(_normal(distribution), "absent")
+
+    def save(self) -> None:
+        if self._changed:
+            self._store.save_document(CACHE, self._known)
+            self._changed = False
+
+
+def imports_of(source: bytes, module: str, is_package: bool) -> list[str]:
+    """Names that the import statements of a module may load, anywhere in it but under ``if TYPE_CHECKING``.
+
+    ``from a import b`` gives "a" and "a.b", whichever of them is a module. A file that does not parse imports nothing:
+    the step that needs it will say so."""
+    import ast
+
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return []
+    package = module if is_package else module.rpartition(".")[0]
+    found: set[str] = set()
+    stack: list[ast.AST] = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            stack += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source_module = _absolute(node.module or "", node.level, package)
+            found.add(source_module)
+            found.update(f"{source_module}.{alias.name}" for alias in node.names if alias.name != "*")
+        else:
+            stack += ast.iter_child_nodes(node)
+    return sorted(found)
+
+
+def _absolute(name: str, level: int, package: str) -> str:
+    if not level:
+        return name
+    parents = package.split(".")
+    parents = parents[: len(parents) - (level - 1)]
+    return ".".join([*parents, name] if name else parents)
+
+
+def _folder_on_path(top: str) -> str:
+    for folder in sys.path:
+        stem = os.path.join(folder or os.getcwd(), top)
+        if os.path.isfile(f"{stem}.py") or os.path.isdir(stem):
+            return folder or os.getcwd()
+    return ""
+
+
+def installed_versions() -> dict[str, str]:
+    """{distribution: version} from the names of the ``.dist-info`` folders on sys.path: what importlib.metadata would
+    say, without its 20 ms. The first folder on the path wins."""
+    found: dict[str, str] = {}
+    for folder in sys.path:
+        try:
+            names = os.listdir(folder or ".")
+        except OSError:
+            continue
+        for entry in names:
+            if entry.endswith(".dist-info"):
+                name, _, version = entry.removesuffix(".dist-info").partition("-")
+                found.setdefault(_normal(name), version)
+    return found
+
+
+def _normal(distribution: str) -> str:
+    """PEP 503."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()

@@ -1,0 +1,144 @@
+"""Free what nothing refers to: records that no goal has used for long, then the blobs that no record names."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from builder.core import disk, lock
+from builder.core.errors import UserError
+from builder.core.filestore import FileStore
+from builder.core.record import Record, decode_record
+
+DAY_S = 24 * 3600.0
+
+
+class Freed(NamedTuple):
+    """What was freed, or would be. ``linked_nbytes`` of ``nbytes`` stay on the disk as files of an output folder."""
+
+    records: tuple[str, ...]  # "goal: step" of the last place that used it, else the key
+    blobs: int
+    nbytes: int
+    linked_nbytes: int
+    kept_nbytes: int
+
+
+class _Held(NamedTuple):
+    """A record that may go: when it was last used, by whom, and its blobs."""
+
+    key: str
+    used: float
+    name: str
+    digests: set[str]
+
+
+def gc(
+    store: FileStore,
+    max_age_s: float | None = None,
+    max_bytes: int | None = None,
+    roots: Collection[str] = (),
+    dry_run: bool = True,
+) -> Freed:
+    """Drop records unused for ``max_age_s``, then the longest unused ones until the blobs fit ``max_bytes``, then every
+    blob without a record. Keys in ``roots`` stay. UserError while a build is running."""
+    handle = None
+    if not dry_run and (store.root / "locks").is_dir():
+        handle = lock.lock_alone(store.root / "locks" / "builds")
+        if handle is None:
+            raise UserError(f"a build is using the store at {store.root}", "try again when it is done")
+    try:
+        return _collect(store, _choose(store, max_age_s, max_bytes, roots), dry_run)
+    except OSError as error:
+        raise disk.explain_os_error(error, "cannot clean the store", store.root) from error
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _choose(
+    store: FileStore, max_age_s: float | None, max_bytes: int | None, roots: Collection[str]
+) -> tuple[list[_Held], list[_Held]]:
+    """(records that go, records that stay)."""
+    held = sorted(_held(store), key=lambda each: each.used)
+    sizes = {path.name: path.stat().st_size for path in blob_files(store)}
+    oldest = time.time() - max_age_s if max_age_s is not None else 0.0
+    goes = [each for each in held if each.used < oldest and each.key not in roots]
+    stays = [each for each in held if each.used >= oldest or each.key in roots]
+    if max_bytes is not None:
+        for each in list(stays):
+            if _nbytes(stays, sizes) <= max_bytes:
+                break
+            if each.key not in roots:
+                stays.remove(each)
+                goes.append(each)
+    return goes, stays
+
+
+def _nbytes(held: list[_Held], sizes: dict[str, int]) -> int:
+    named: set[str] = set().union(*(each.digests for each in held))
+    return sum(sizes.get(name, 0) for name in named)
+
+
+def _held(store: FileStore) -> Iterator[_Held]:
+    uses: dict[str, tuple[float, str]] = {}
+    for goal, name, key, used in _places(store):
+        uses[key] = max(uses.get(key, (0.0, "")), (used, f"{goal}: {name}"))
+    for path, record in records(store):
+        used, name = uses.get(path.stem, (0.0, path.stem))
+        outputs = record.outputs.values() if record else ()
+        digests = {output.digest.rpartition(":")[2] for output in outputs if not output.of}
+        yield _Held(path.stem, max(used, path.stat().st_mtime) if record else 0.0, name, digests)
+
+
+def _places(store: FileStore) -> Iterator[tuple[str, str, str, float]]:
+    for path in sorted((store.root / "places").glob("*.json")):
+        with suppress(ValueError, KeyError, TypeError):
+            document = json.loads(path.read_bytes())
+            for name, place in document["steps"].items():
+                yield document["goal"], name, place["key"], place["used"]
+
+
+def records(store: FileStore) -> Iterator[tuple[Path, Record | None]]:
+    """Every manifest, None where it is garbage."""
+    for path in sorted((store.root / "records").glob("*/*.json")):
+        yield path, decode_record(path.read_bytes(), path.stem)
+
+
+def blob_files(store: FileStore) -> Iterator[Path]:
+    yield from sorted((store.root / "blobs").glob("*/*"))
+
+
+def _collect(store: FileStore, chosen: tuple[list[_Held], list[_Held]], dry_run: bool) -> Freed:
+    goes, stays = chosen
+    named: set[str] = set().union(*(each.digests for each in stays))
+    blobs, nbytes, linked, kept = [], 0, 0, 0
+    for path in blob_files(store):
+        status = path.stat()
+        if path.name in named:
+            kept += status.st_size
+            continue
+        blobs.append(path)
+        nbytes += status.st_size
+        linked += status.st_size if status.st_nlink > 1 else 0
+    if not dry_run:
+        for each in goes:  # a record goes before its blobs: there is never one without its bytes
+            (store.root / "records" / each.key[:2] / f"{each.key}.json").unlink(missing_ok=True)
+        for path in blobs:
+            path.unlink(missing_ok=True)
+        _tidy(store, {each.key for each in stays})
+    return Freed(tuple(each.name for each in goes), len(blobs), nbytes, linked, kept)
+
+
+def _tidy(store: FileStore, keys: set[str]) -> None:
+    """Logs of dropped records, and lock files of dead builds (nothing runs now)."""
+    for path in (store.root / "logs").glob("*.log"):
+        if path.stem not in keys and time.time() - path.stat().st_mtime > DAY_S:
+            path.unlink(missing_ok=True)
+    for path in (store.root / "locks").glob("*"):
+        if path.name != "builds":
+            path.unlink(missing_ok=True)

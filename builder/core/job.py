@@ -1,0 +1,70 @@
+"""The executor seam: a job goes out, reports come back. Workers only run steps; they decide nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from builder.core.errors import BuildError
+from builder.core.record import Output
+from builder.core.step import InputFiles, Json, Resources
+
+
+class Job(NamedTuple):
+    id: str
+    name: str
+    function: str
+    params: Mapping[str, Json]
+    inputs: InputFiles
+    context: Mapping[str, Json]
+    resources: Resources  # within the executor's capacity; ``cpu`` is the number of threads
+    scratch: Path  # an empty folder of its own; the log goes to scratch/log, outputs to scratch/out
+
+
+class Result(NamedTuple):
+    """What a step made; its blobs are in the store, synced."""
+
+    outputs: Mapping[str, Output]
+    facts: Mapping[str, Json] = {}
+    warnings: tuple[str, ...] = ()
+    started: float = 0.0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+class JobProgress(NamedTuple):
+    id: str
+    done: int
+    total: int
+    unit: str
+    label: str
+
+
+class JobWarned(NamedTuple):
+    id: str
+    message: str
+
+
+class JobDone(NamedTuple):
+    id: str
+    result: Result | None
+    error: BuildError | None = None
+
+
+Report = JobProgress | JobWarned | JobDone
+
+
+class Executor(Protocol):
+    """Runs jobs somewhere. ``wait`` returns what came in within ``timeout_s``, at once when something is there."""
+
+    @property
+    def capacity(self) -> Resources: ...
+
+    def submit(self, job: Job) -> None: ...
+
+    def wait(self, timeout_s: float) -> list[Report]: ...
+
+    def stop(self) -> None:
+        """End every running job at once; nothing more is reported about them."""
+        ...

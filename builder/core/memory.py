@@ -1,0 +1,74 @@
+"""A store in memory: the fake that scheduler tests use instead of a disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from builder.core.digest import sha256_hex
+from builder.core.record import Lookup, Output, Place, Record
+from builder.core.step import Json
+
+
+class NoLock:
+    def release(self) -> None: ...
+
+
+class MemoryStore:
+    def __init__(self) -> None:
+        self.records: dict[str, Record] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.known_places: dict[str, dict[str, Place]] = {}
+        self.documents: dict[str, Json] = {}
+
+    def put(self, data: bytes) -> Output:
+        digest = "sha256:" + sha256_hex(data)
+        self.blobs[digest] = data
+        return Output(digest, len(data))
+
+    def load(self, key: str, repair: bool = False) -> Lookup:
+        record = self.records.get(key)
+        if record is None:
+            return Lookup(None, "absent")
+        for name, output in record.outputs.items():
+            if not output.of and output.digest not in self.blobs:
+                return Lookup(None, "missing", name)
+        return Lookup(record)
+
+    def commit(self, record: Record) -> None:
+        self.records[record.key] = record
+
+    def path(self, digest: str) -> Path:
+        return Path("/memory") / digest
+
+    def read(self, digest: str) -> bytes:
+        return self.blobs[digest]
+
+    def places(self, goal: str) -> dict[str, Place]:
+        return dict(self.known_places.get(goal, {}))
+
+    def put_places(self, goal: str, places: Mapping[str, Place], whole: bool) -> None:
+        self.known_places[goal] = dict(places) if whole else {**self.places(goal), **places}
+
+    def load_document(self, name: str) -> Json:
+        return self.documents.get(name)
+
+    def save_document(self, name: str, value: Json) -> None:
+        self.documents[name] = value
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def scratch(self) -> Path:
+        return Path("/memory/scratch")
+
+    def discard(self, scratch: Path) -> None: ...
+
+    def keep_log(self, scratch: Path, key: str) -> None: ...
+
+    def lock(self, key: str) -> NoLock:
+        return NoLock()
+
+    def lock_holder(self, key: str) -> int:
+        return 0

@@ -1,0 +1,353 @@
+"""The coordinator: one loop that decides what is stale, hands ready steps to an executor and records what they made."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+from builder.core.admission import Ledger, within
+from builder.core.errors import BuildError, Interrupted, StepError
+from builder.core.events import Finished, Grew, Listener, Progress, Started, Status, Waiting, Warned
+from builder.core.examine import Verdict, Walk, examine_step
+from builder.core.fingerprint import FileSources, Sources
+from builder.core.job import Executor, Job, JobDone, JobProgress, JobWarned, Report, Result
+from builder.core.plan import Goal, Plan
+from builder.core.priority import weights
+from builder.core.record import Place, Record
+from builder.core.step import Step
+from builder.core.store import Lock, Store, nbytes_of
+
+WAIT_S = 0.2  # how long Ctrl-C may go unseen
+LOCK_POLL_S = 0.05
+SAID: Mapping[Status, str] = {"failed": "failed", "skipped": "was skipped"}
+
+
+class Outcome(NamedTuple):
+    """How a run ended. ``plan`` is the plan with its templates expanded; ``steps`` in the order they finished."""
+
+    plan: Plan
+    steps: Mapping[str, Finished]
+    records: Mapping[str, Record]
+
+    @property
+    def failed(self) -> bool:
+        return any(done.status in ("failed", "skipped") for done in self.steps.values())
+
+    @property
+    def exit_code(self) -> int:
+        """0, or that of the first error: 2 when the user can mend it, 1 when a step failed."""
+        return next((done.error.exit_code for done in self.steps.values() if done.error), int(self.failed))
+
+    def finished(self, goal: str) -> list[Finished]:
+        """The goal's steps in display order."""
+        return [self.steps[id_] for each in self.plan.goals if each.name == goal for id_ in each.steps]
+
+    def goal(self, name: str) -> str:
+        """ "fresh", "built" or "failed"."""
+        statuses = {done.status for done in self.finished(name)}
+        if statuses & {"failed", "skipped"}:
+            return "failed"
+        return "built" if "ran" in statuses else "fresh"
+
+
+def run(
+    plan: Plan,
+    store: Store,
+    executor: Executor,
+    listener: Listener,
+    keep_going: bool = False,
+    sources: Sources | None = None,
+) -> Outcome:
+    """Bring every step of the plan up to date.
+
+    Failed steps are in the outcome, not raised (a watched file that is gone, a store that cannot be written, fail the
+    steps that need them). Raises Interrupted after Ctrl-C; finished results are kept."""
+    build = _Build(Walk(plan, store, sources or FileSources(store)), executor, listener, keep_going)
+    try:
+        with _interrupts() as interrupted:
+            build.loop(interrupted)
+    finally:
+        build.close()
+    return Outcome(build.walk.grown_plan(), build.done, build.walk.records)
+
+
+class _Running(NamedTuple):
+    step: Step
+    verdict: Verdict
+    lock: Lock
+    job: Job
+
+
+class _Build:
+    def __init__(self, walk: Walk, executor: Executor, listener: Listener, keep_going: bool) -> None:
+        self.walk = walk
+        self.store = walk.store
+        self.executor = executor
+        self.listener = listener
+        self.keep_going = keep_going
+        self.done: dict[str, Finished] = {}
+        self.ready: list[str] = walk.first()  # all inputs known, not looked at yet
+        self.stale: dict[str, Verdict] = {}  # to be run, not started yet
+        self.running: dict[str, _Running] = {}
+        self.waiting: set[str] = set()  # stale steps that another build has locked
+        self.ledger = Ledger(executor.capacity)
+        self.weights: dict[str, float] | None = None
+        self.halted = False  # a step failed and keep_going is off: start nothing more
+        self.used: dict[str, Place] = {}
+
+    def loop(self, interrupted: list[int]) -> None:
+        while True:
+            self.look()
+            if not self.halted:
+                self.start_some()
+            if not self.running and (self.halted or not self.waiting) and not self.ready:
+                break
+            timeout = LOCK_POLL_S if self.waiting else WAIT_S
+            if self.running:
+                self.handle(self.executor.wait(timeout))
+            elif self.waiting and not self.ready:
+                time.sleep(LOCK_POLL_S)
+            if interrupted:
+                self.interrupt()
+        for id_ in [id_ for id_ in self.walk.steps if id_ not in self.done and id_ not in self.walk.items]:
+            self.finish(id_, "skipped", "not started: another step failed")
+
+    # Deciding
+
+    def look(self) -> None:
+        """Examine every step whose inputs are known."""
+        for id_ in self.ready:  # grows while it is walked
+            step = self.walk.steps[id_]
+            if id_ in self.done:
+                continue
+            if step.expand:
+                self.ready += self.grow(step)
+                continue
+            try:
+                verdict = examine_step(self.walk, step, repair=True)
+            except BuildError as error:
+                self.fail(id_, "", error)
+                continue
+            if verdict.record:
+                self.ready += self.keep(id_, "hit", verdict.reason, verdict.record)
+            else:
+                self.stale[id_] = verdict
+        self.ready.clear()
+
+    def grow(self, template: Step) -> list[str]:
+        ready = self.walk.expand(template.id)
+        items = tuple(id_ for _, id_ in self.walk.items[template.id])
+        self.listener(Grew(template.id, items, tuple(self.walk.steps[id_].name for id_ in items)))
+        for id_ in items:
+            for lost in sorted(self.walk.missing[id_] & self.done.keys()):
+                self.skip_readers(lost)
+        return ready
+
+    def weight(self, id_: str) -> float:
+        if self.weights is None:
+            self.weights = weights(self.walk.plan, self.walk.place_of)
+        return self.weights.get(id_.partition("[")[0] if id_ not in self.weights else id_, 0.0)
+
+    # Starting
+
+    def start_some(self) -> None:
+        """Start what fits, the longest way to the end first."""
+        for id_ in sorted(self.stale, key=self.weight, reverse=True):
+            step = self.walk.steps[id_]
+            wanted = within(step.resources, self.ledger.capacity)
+            if not self.ledger.fits(wanted):
+                continue
+            try:
+                self.start(step, replace(step, resources=wanted))
+            except BuildError as error:
+                self.waiting.discard(id_)
+                verdict = self.stale.pop(id_, None)
+                self.fail(id_, verdict.reason if verdict else "", error)
+            if self.halted:
+                break
+
+    def start(self, step: Step, sized: Step) -> None:
+        verdict = self.stale[step.id]
+        if any(each.verdict.key == verdict.key for each in self.running.values()):
+            return  # the same work under another name: its result will do for both
+        self.store.start()
+        lock = self.store.lock(verdict.key)
+        if lock is None:
+            if step.id not in self.waiting:
+                self.waiting.add(step.id)
+                self.listener(Waiting(step.id, step.name, self.store.lock_holder(verdict.key)))
+            return
+        waited = step.id in self.waiting
+        self.waiting.discard(step.id)
+        record = self.store.load(verdict.key, repair=True).record  # another build may have finished it meanwhile
+        if record:
+            lock.release()
+            del self.stale[step.id]
+            self.ready += self.keep(step.id, "hit", "built by another build" if waited else "just built", record)
+            return
+        try:
+            job = self.job(sized)
+        except BaseException:
+            lock.release()
+            raise
+        del self.stale[step.id]
+        self.running[step.id] = _Running(step, verdict, lock, job)
+        self.ledger.take(job.resources)
+        self.listener(Started(step.id, step.name, verdict.reason, verdict.key))
+        self.executor.submit(job)
+
+    def job(self, step: Step) -> Job:
+        inputs = self.walk.files(step)
+        return Job(
+            step.id, step.name, step.function, step.params, inputs, step.context, step.resources, self.store.scratch()
+        )
+
+    # Hearing back
+
+    def handle(self, reports: list[Report]) -> None:
+        for report in reports:
+            name = self.walk.steps[report.id].name
+            if isinstance(report, JobProgress):
+                self.listener(Progress(report.id, name, report.done, report.total, report.unit, report.label))
+            elif isinstance(report, JobWarned):
+                self.listener(Warned(report.id, name, report.message))
+            else:
+                self.settle(report)
+
+    def settle(self, report: JobDone) -> None:
+        running = self.running.pop(report.id)
+        self.ledger.give(running.job.resources)
+        verdict = running.verdict
+        try:
+            if report.error:
+                raise report.error
+            assert report.result is not None
+            self.check_watched(running.step)
+            record = self.record(running, report.result)
+            self.store.commit(record)
+            self.walk.note_code(running.step)
+        except BuildError as error:
+            self.fail(report.id, verdict.reason, error)
+        else:
+            self.ready += self.keep(report.id, "ran", verdict.reason, record)
+        finally:
+            self.store.keep_log(running.job.scratch, verdict.key)
+            self.store.discard(running.job.scratch)
+            running.lock.release()
+
+    def record(self, running: _Running, result: Result) -> Record:
+        identity = self.walk.identities[running.step.id]
+        return Record(
+            key=identity.key,
+            parts=identity.parts,
+            outputs=dict(sorted(result.outputs.items())),
+            groups=identity.groups,
+            facts=result.facts,
+            warnings=result.warnings,
+            started=result.started,
+            seconds=result.seconds,
+            nbytes=nbytes_of(result.outputs),
+            peak_memory_bytes=result.peak_memory_bytes,
+        )
+
+    def check_watched(self, step: Step) -> None:
+        """A result made from a file that changed meanwhile must not be kept."""
+        for name, path, before in self.walk.watched(step):
+            try:
+                status = os.stat(path)
+                now = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+            except OSError:
+                now = []
+            if now != before:
+                raise StepError(
+                    f"{name} changed while {step.name} was reading it ({path})",
+                    "run the same command again when nothing writes to it any more",
+                )
+
+    # Ending
+
+    def keep(self, id_: str, status: Status, reason: str, record: Record) -> list[str]:
+        """A step has its result: note it, and return the steps that were waiting for it alone."""
+        for message in record.warnings if status == "hit" else ():
+            self.listener(Warned(id_, self.walk.steps[id_].name, message))
+        self.finish(id_, status, reason, record=record)
+        return self.walk.finish(id_, record)
+
+    def finish(
+        self, id_: str, status: Status, reason: str, record: Record | None = None, error: BuildError | None = None
+    ) -> None:
+        step = self.walk.steps[id_]
+        key = self.walk.identities[id_].key if id_ in self.walk.identities else ""
+        done = Finished(id_, step.name, status, reason, key=key, error=error, validation=step.validation)
+        if record:
+            done = done._replace(seconds=record.seconds, nbytes=record.nbytes, facts=record.facts)
+        self.done[id_] = done
+        self.listener(done)
+
+    def fail(self, id_: str, reason: str, error: BuildError) -> None:
+        self.finish(id_, "failed", reason, error=error)
+        self.halted = self.halted or not self.keep_going
+        self.skip_readers(id_)
+
+    def skip_readers(self, id_: str) -> None:
+        """Skip everything that needs ``id_``, directly or not."""
+        lost = [id_]
+        for producer in lost:  # grows while it is walked
+            name, status = self.walk.steps[producer].name, self.done[producer].status
+            for reader in self.walk.readers.get(producer, ()):
+                if reader not in self.done:
+                    self.finish(reader, "skipped", f"needs {name}, which {SAID[status]}")
+                    lost.append(reader)
+
+    def interrupt(self) -> None:
+        self.handle(self.executor.wait(0))
+        self.executor.stop()
+        for running in self.running.values():
+            self.store.discard(running.job.scratch)
+            running.lock.release()
+        self.running.clear()
+        ran = sum(done.status == "ran" for done in self.done.values())
+        raise Interrupted(f"interrupted; {ran} finished steps are kept", "run the same command again to go on")
+
+    def close(self) -> None:
+        """Remember what each goal's steps are now, so that the next reason compares with it."""
+        if self.running:
+            self.executor.stop()
+        for running in self.running.values():
+            running.lock.release()
+        for goal in self.walk.plan.goals:
+            self.note_places(goal)
+        self.walk.sources.save()
+        self.store.stop()
+
+    def note_places(self, goal: Goal) -> None:
+        now = time.time()
+        ids = [id_ for id_ in self.walk.ids_of(goal) if id_ in self.walk.records]
+        records = {self.walk.steps[id_].name: self.walk.records[id_] for id_ in ids}
+        places = {name: Place(record.key, now, record.seconds) for name, record in records.items()}
+        self.store.put_places(goal.name, places, whole=len(ids) == len(self.walk.ids_of(goal)))
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list that holds the signal once Ctrl-C was pressed; the second one is Python's own KeyboardInterrupt again."""
+    seen: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        seen.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread: whoever owns it decides
+        yield seen
+        return
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,93 @@
+"""What a step is: data, until the moment it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+Json = Any  # a JSON value: None, bool, int, float, str, list, dict
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """An output of another step.
+
+    ``output`` is an exact output name, or a prefix that ends in ``*`` for a group of outputs ("tensor/*", "*").
+    When ``step`` is a fan-out template, the group is the union over its items, each named ``<item>/<output>``.
+    """
+
+    step: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    cpu: int = 1
+    memory_bytes: int = 0
+    gpu: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One unit of work.
+
+    Identity (what the key is made of): function and the code it reaches (``code`` included), tools, params, the content
+    of its inputs, the stat signatures of the files it watches. Everything else may change freely.
+    """
+
+    id: str  # unique in the plan, deterministic, e.g. "quantize-3f2a..." (two recipes that share a step share its id)
+    name: str  # for people: "lower", "quantize"; items of a fan-out are "quantize[12]"
+    function: str  # "builder.steps.lower:run"
+    params: Mapping[str, Json]
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+    tools: tuple[str, ...] = ()  # distributions whose version is part of the identity: "apache-tvm"
+    watch: Mapping[str, str] = field(default_factory=dict)  # {relative name: absolute path} of files outside the store
+    expand: str = ""  # port that holds a list of items ({"items": [...]}): this step is a template, one step per item
+    validation: bool = False  # verify, bench: never makes an artifact stale, a red one fails the command
+    context: Mapping[str, Json] = field(default_factory=dict)  # not identity: paths, thread counts
+    resources: Resources = Resources()
+    code: tuple[
+        str, ...
+    ] = ()  # modules that the function loads by name ("builder.models.llama"): identity, like its own
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """Bytes that a step may read: a whole blob, or a slice of a file (a tensor inside a checkpoint)."""
+
+    path: Path
+    digest: str  # "blake3:<hex>"
+    nbytes: int
+    offset: int = 0
+
+
+class Out(Protocol):
+    """What a running step writes to and reports through."""
+
+    context: Mapping[str, Json]
+    threads: int
+
+    def path(self, name: str) -> Path:
+        """Where to write the output ``name`` (its folder exists; "a/b" is allowed)."""
+        ...
+
+    def link(self, name: str, source: File) -> None:
+        """Make an input blob an output too, without copying it."""
+        ...
+
+    def slice(self, name: str, digest: str, nbytes: int, of: str, offset: int) -> None:
+        """Declare an output that is a slice of a watched file ("watch:<name>") or of an output ("output:<name>")."""
+        ...
+
+    def fact(self, name: str, value: Json) -> None:
+        """Record a small figure with the result (shown by the report, kept in build.json)."""
+        ...
+
+    def warn(self, message: str) -> None: ...
+
+    def progress(self, done: int, total: int, unit: str = "", label: str = "") -> None: ...
+
+
+InputFiles = Mapping[str, "File | Mapping[str, File]"]

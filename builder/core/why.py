@@ -1,0 +1,61 @@
+"""`build why`: the parts of a step's key now and last time."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from builder.core.errors import UserError
+from builder.core.examine import Walk, examine_all
+from builder.core.fingerprint import FileSources, Sources
+from builder.core.plan import Plan
+from builder.core.reason import Difference
+from builder.core.step import Json, Step
+from builder.core.store import Store
+
+
+class Explanation(NamedTuple):
+    """``parts`` is empty while the step waits; ``last_parts`` is None when it was never built or its record is gone."""
+
+    step: Step
+    status: str
+    reason: str
+    key: str
+    parts: Mapping[str, Json]
+    last_key: str
+    last_parts: Mapping[str, Json] | None
+    differences: tuple[Difference, ...]
+
+
+def explain(plan: Plan, store: Store, name: str, goal: str = "", sources: Sources | None = None) -> Explanation:
+    """Why the step ``name`` is as it is. UserError with the nearest names when there is no such step."""
+    walk = Walk(plan, store, sources or FileSources(store))
+    verdicts = examine_all(walk)
+    walk.sources.save()
+    step = find_step(walk, name, goal)
+    verdict, identity, place = verdicts[step.id], walk.identities.get(step.id), walk.place_of(step)
+    last = store.load(place.key).record if place else None
+    found = walk.differences(step, identity, last) if identity and last else []
+    return Explanation(
+        step=step,
+        status=verdict.status,
+        reason=verdict.reason,
+        key=verdict.key,
+        parts=identity.parts if identity else {},
+        last_key=place.key if place else "",
+        last_parts=last.parts if last else None,
+        differences=tuple(found),
+    )
+
+
+def find_step(walk: Walk, name: str, goal: str = "") -> Step:
+    known: list[str] = []
+    for candidate in walk.plan.goals:
+        if goal in ("", candidate.name):
+            for id_ in walk.ids_of(candidate):
+                if name in (id_, walk.steps[id_].name):
+                    return walk.steps[id_]
+                known.append(walk.steps[id_].name)
+    near = difflib.get_close_matches(name, known, 3) or known[:12]
+    raise UserError(f"no step {name!r} in this plan; there are: {', '.join(near)}", "see `build plan` for all of them")

@@ -1,0 +1,122 @@
+"""What goes over the pipes between the coordinator and a worker: frames of a 4-byte length and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from builder.core.errors import BuildError, StepError, UserError
+from builder.core.job import Job, JobDone, JobProgress, JobWarned, Report, Result
+from builder.core.record import Output
+from builder.core.step import File, InputFiles, Json, Resources
+
+HEADER = struct.Struct(">I")
+ERRORS: Mapping[str, type[BuildError]] = {"UserError": UserError, "StepError": StepError}
+
+
+def send(handle: int, message: Json) -> None:
+    """Write one frame; BrokenPipeError when the other side is gone."""
+    body = json.dumps(message).encode()
+    view = memoryview(HEADER.pack(len(body)) + body)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+class Frames:
+    """Puts frames together from whatever arrives."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Json]:
+        self._buffer += data
+        messages = []
+        while len(self._buffer) >= HEADER.size:
+            end = HEADER.size + HEADER.unpack_from(self._buffer)[0]
+            if len(self._buffer) < end:
+                break
+            messages.append(json.loads(self._buffer[HEADER.size : end]))
+            del self._buffer[:end]
+        return messages
+
+
+def job_to_json(job: Job) -> Json:
+    return {
+        "id": job.id,
+        "name": job.name,
+        "function": job.function,
+        "params": job.params,
+        "inputs": {port: _files_to_json(files) for port, files in job.inputs.items()},
+        "context": job.context,
+        "resources": [job.resources.cpu, job.resources.memory_bytes, job.resources.gpu],
+        "scratch": str(job.scratch),
+    }
+
+
+def job_from_json(fields: Json) -> Job:
+    inputs: InputFiles = {port: _files_from_json(files) for port, files in fields["inputs"].items()}
+    known = {
+        **fields,
+        "inputs": inputs,
+        "resources": Resources(*fields["resources"]),
+        "scratch": Path(fields["scratch"]),
+    }
+    return Job(**known)
+
+
+def _files_to_json(files: File | Mapping[str, File]) -> Json:
+    if isinstance(files, File):
+        return [str(files.path), files.digest, files.nbytes, files.offset]
+    return {name: _files_to_json(file) for name, file in files.items()}
+
+
+def _files_from_json(fields: Json) -> File | dict[str, File]:
+    if isinstance(fields, list):
+        return _file(fields)
+    return {name: _file(each) for name, each in fields.items()}
+
+
+def _file(fields: Json) -> File:
+    path, digest, nbytes, offset = fields
+    return File(Path(path), digest, nbytes, offset)
+
+
+def report_to_json(report: Report) -> Json:
+    if isinstance(report, JobProgress):
+        return {"progress": [report.id, report.done, report.total, report.unit, report.label]}
+    if isinstance(report, JobWarned):
+        return {"warned": [report.id, report.message]}
+    error, result = report.error, report.result
+    return {
+        "done": report.id,
+        "error": error and {"kind": type(error).__name__, "message": error.message, "hint": error.hint},
+        "result": result and _result_to_json(result),
+    }
+
+
+def _result_to_json(result: Result) -> Json:
+    return {
+        "outputs": {name: [o.digest, o.nbytes, o.mtime_ns, o.of, o.offset] for name, o in result.outputs.items()},
+        "facts": result.facts,
+        "warnings": result.warnings,
+        "started": result.started,
+        "seconds": result.seconds,
+        "peak_memory_bytes": result.peak_memory_bytes,
+    }
+
+
+def report_from_json(fields: Json) -> Report:
+    if "progress" in fields:
+        return JobProgress(*fields["progress"])
+    if "warned" in fields:
+        return JobWarned(*fields["warned"])
+    error = fields["error"] and ERRORS[fields["error"]["kind"]](fields["error"]["message"], fields["error"]["hint"])
+    return JobDone(fields["done"], fields["result"] and _result_from_json(fields["result"]), error)
+
+
+def _result_from_json(fields: Json) -> Result:
+    outputs = {name: Output(*output) for name, output in fields["outputs"].items()}
+    return Result(**{**fields, "outputs": outputs, "warnings": tuple(fields["warnings"])})

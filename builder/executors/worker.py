@@ -1,0 +1,129 @@
+"""A worker process: runs one step after another, and dies with the coordinator.
+
+Started by local.py with its pipes as stdin and stdout. While a step runs, file descriptors 1 and 2 are its log."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from builder.core.disk import FULL, explain_os_error
+from builder.core.errors import BuildError, StepError, UserError
+from builder.core.filestore import FileStore
+from builder.core.job import Job, JobDone, Report, Result
+from builder.executors.output import StoreOut
+from builder.executors.wire import Frames, job_from_json, report_to_json, send
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+TAIL_LINES = 15
+TAIL_BYTES = 4000
+
+
+def main(store_root: str, coordinator: int) -> None:
+    """Serve jobs until stdin closes. ``coordinator`` is the process id to die with."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != coordinator:
+        os._exit(1)
+    commands, reports = os.dup(0), os.dup(1)
+    _point([0, 1], os.devnull)
+    jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(commands, jobs), daemon=True).start()
+    guard = threading.Lock()
+
+    def report(message: Report) -> None:
+        with guard:
+            send(reports, report_to_json(message))
+
+    store = FileStore(Path(store_root))
+    while True:
+        job = jobs.get()
+        _point([1, 2], str(job.scratch / "log"))
+        done = _run(job, store, report)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        libc.fflush(None)
+        _point([1, 2], os.devnull)
+        report(done)
+
+
+def _listen(commands: int, jobs: queue.SimpleQueue[Job]) -> None:
+    frames = Frames()
+    while data := os.read(commands, 1 << 16):
+        for message in frames.feed(data):
+            jobs.put(job_from_json(message))
+    os.killpg(0, signal.SIGKILL)  # the coordinator is gone: this process and whatever compilers it started
+
+
+def _point(handles: list[int], path: str) -> None:
+    target = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    for handle in handles:
+        os.dup2(target, handle)
+    os.close(target)
+
+
+def _run(job: Job, store: FileStore, report: Callable[[Report], None]) -> JobDone:
+    started, clock = time.time(), time.monotonic()
+    _reset_peak()
+    out = StoreOut(job, store, report)
+    try:
+        module, _, function = job.function.partition(":")
+        getattr(importlib.import_module(module), function)(job.params, job.inputs, out)
+        outputs = out.finish()
+    except BaseException as error:
+        return JobDone(job.id, None, _explain(error, job, store.root))
+    seconds = time.monotonic() - clock
+    return JobDone(job.id, Result(outputs, out.facts, tuple(out.warnings), started, seconds, _peak_bytes()))
+
+
+def _explain(error: BaseException, job: Job, root: Path) -> BuildError:
+    if isinstance(error, UserError):
+        return UserError(error.message, error.hint)
+    if isinstance(error, OSError) and error.errno in FULL:
+        return explain_os_error(error, f"{job.name} could not write", root)
+    if isinstance(error, BuildError):
+        return StepError(error.message + log_tail(job.scratch), error.hint)
+    if isinstance(error, MemoryError):
+        return StepError(f"{job.name} ran out of memory", "build fewer steps at a time (-j 1)")
+    sys.stdout.flush()
+    traceback.print_exc()
+    sys.stderr.flush()
+    return StepError(f"{job.name} failed: {type(error).__name__}: {error}{log_tail(job.scratch)}")
+
+
+def log_tail(scratch: Path) -> str:
+    """The last lines of a step's log, indented, on lines of their own; empty when it said nothing."""
+    try:
+        with open(scratch / "log", "rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - TAIL_BYTES))
+            lines = log.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return "".join(f"\n    {line}" for line in lines[-TAIL_LINES:])
+
+
+def _reset_peak() -> None:
+    """Let VmHWM start again (proc(5): clear_refs 5)."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        pass
+
+
+def _peak_bytes() -> int:
+    """Largest resident size since the step began, shared pages included; 0 where /proc does not say."""
+    try:
+        with open("/proc/self/status") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM")), 0)
+    except OSError:
+        return 0

@@ -1,0 +1,158 @@
+"""dict -> Recipe parts. Strict: an unknown key, a wrong type or a value out of range ends here, with its path, what
+was found, what is allowed and where it was written."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from builder.core.errors import UserError
+
+T = TypeVar("T")
+Where = Callable[[str], str]  # dotted path -> " (in conf/model/x.yaml)", or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Allowed numbers, both ends included; None is open."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if self.high is None:
+            return f"{self.low:g} or more"
+        if self.low is None:
+            return f"{self.high:g} or less"
+        return f"{self.low:g} to {self.high:g}"
+
+
+Allowed = Mapping[str, "Range | Collection[str]"]  # dotted path -> what is allowed there
+
+ALLOWED: Allowed = {
+    "model.context_window_size": Range(1),
+    "model.sliding_window_size": Range(-1),
+    "model.prefill_chunk_size": Range(1),
+    "model.attention_sink_size": Range(0),
+    "model.max_batch_size": Range(1, 4096),
+    "model.tensor_parallel_shards": Range(1, 1),
+    "quant.kind": ("none", "group"),
+    "quant.dtype": ("float32", "float16"),
+    "quant.bits": Range(0, 8),
+    "quant.group_size": Range(0, 4096),
+    "quant.layout": ("", "NK"),
+    "quant.storage_dtype": ("", "uint32"),
+    "quant.max_shard_bytes": Range(4096),
+    "target.kind": ("cpu",),
+    "verify.tokens": Range(2),
+}
+
+
+def nowhere(path: str) -> str:
+    """For values that no file or command line holds."""
+    return ""
+
+
+def parse(cls: type[T], data: object, path: str, where: Where = nowhere, allowed: Allowed = ALLOWED) -> T:
+    """A frozen dataclass from plain data. ``path`` is where the data stands in the recipe ("model").
+
+    Raises UserError for an unknown key (with the nearest valid ones), a missing one, a wrong type or range.
+    """
+    if not isinstance(data, Mapping):
+        raise UserError(f"{path}{where(path)}: expected a mapping, got {show(data)}")
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    for key in data:
+        if key not in known:
+            raise unknown_key(f"{path}.{key}" if path else str(key), known, where)
+    values = {}
+    for name, spec in known.items():
+        at = f"{path}.{name}" if path else name
+        if name in data:
+            values[name] = convert(hints[name], data[name], at, where, allowed)
+        elif spec.default is MISSING and spec.default_factory is MISSING:
+            raise UserError(f"{at}{where(path)}: missing; it has no default")
+    return cls(**values)
+
+
+def unknown_key(path: str, known: Collection[str], where: Where = nowhere) -> UserError:
+    """The error for a key that nothing reads, with the nearest names first."""
+    near = nearest(path.rpartition(".")[2], known)
+    said = f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(sorted(known))}"
+    return UserError(f"{path}{where(path)}: unknown key; {said}", "build --cfg job   shows every key with its value")
+
+
+def nearest(word: str, known: Collection[str]) -> list[str]:
+    """Up to three names that somebody who typed ``word`` may have meant; a part of a long name counts too."""
+
+    def likeness(name: str) -> float:
+        parts = [name, *name.split("_")]
+        return max(difflib.SequenceMatcher(None, word, part).ratio() - 0.01 * i for i, part in enumerate(parts))
+
+    ranked = sorted(((likeness(name), name) for name in known), key=lambda pair: (-pair[0], pair[1]))
+    return [name for score, name in ranked[:3] if score >= max(0.6, ranked[0][0] - 0.15)]
+
+
+def convert(hint: Any, value: object, path: str, where: Where, allowed: Allowed) -> Any:
+    """One value as its declared type, checked against what is allowed at ``path``."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (hint,) = (a for a in args if a is not type(None))
+        origin, args = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise wrong_type(path, where, value, "a list")
+        return tuple(convert(args[0], v, f"{path}[{i}]", where, allowed) for i, v in enumerate(value))
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise wrong_type(path, where, value, "a mapping")
+        kind = args[1]
+        return {k: v if kind is Any else convert(kind, v, f"{path}.{k}", where, allowed) for k, v in value.items()}
+    if hasattr(hint, "__dataclass_fields__"):
+        return parse(hint, value, path, where, allowed)
+    return check_allowed(scalar(hint, value, path, where), path, where, allowed)
+
+
+def scalar(hint: type, value: object, path: str, where: Where) -> Any:
+    """A bool, int, float or str; an int is a float too, nothing else is converted."""
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is hint:
+        return value
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    raise wrong_type(path, where, value, names[hint])
+
+
+def check_allowed(value: Any, path: str, where: Where, allowed: Allowed) -> Any:
+    rule = allowed.get(path)
+    if rule is None:
+        return value
+    if isinstance(rule, Range):
+        fits = (rule.low is None or value >= rule.low) and (rule.high is None or value <= rule.high)
+        said = f"allowed: {rule}"
+    else:
+        fits = value in rule
+        near = nearest(str(value), rule)[:1]
+        said = f"allowed: {', '.join(r for r in rule if r)}" + (f"; did you mean {near[0]}?" if near else "")
+    if not fits:
+        raise UserError(f"{path}{where(path)}: {show(value)} is not possible; {said}")
+    return value
+
+
+def wrong_type(path: str, where: Where, value: object, expected: str) -> UserError:
+    return UserError(f"{path}{where(path)}: expected {expected}, got {show(value)}")
+
+
+def show(value: object) -> str:
+    """A value as YAML would write it, short."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = f"{value!r}"
+    return text if len(text) <= 60 else text[:57] + "..."

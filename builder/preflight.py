@@ -1,0 +1,52 @@
+"""What can be known to fail is refused before any work: the headers of a checkpoint, the folders to write to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from builder import architectures
+from builder.core.errors import BuildError, UserError
+from builder.core.events import Finished
+from builder.core.plan import Plan
+from builder.core.run import Outcome
+from builder.formats import safetensors
+from builder.recipe import Recipe
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UserError when nothing can be written at ``folder`` (which need not exist yet)."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"dist.path: {there} is a file, not a folder", "dist.path=/another/folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"dist.path: no permission to write to {there}", "dist.path=/another/folder")
+
+
+def check_checkpoint(recipe: Recipe) -> None:
+    """Headers, index and weight map of a safetensors checkpoint, without reading a weight.
+
+    Raises UserError for a file that is truncated or lies about itself, and for a tensor that is missing, extra or of
+    the wrong shape. A .bin checkpoint has no header to look at: it is checked when it is read.
+    """
+    found = recipe.checkpoint
+    if found.format != "safetensors":
+        return
+    files = [name for name in found.files if name.endswith(".safetensors")]
+    tensors = [tensor for name in files for tensor in safetensors.read_header(found.root / name, name)]
+    layout = {"tensors": {t.name: {"dtype": t.dtype, "shape": list(t.shape)} for t in tensors}}
+    family = architectures.load(recipe.family)
+    family.weight_map(family.from_architecture(recipe.architecture), layout)
+
+
+def refused(plan: Plan, errors: Mapping[str, BuildError]) -> Outcome:
+    """The outcome of a build that was not started: ``errors`` by step id, everything else is skipped."""
+    steps = {}
+    for step in plan.steps.values():
+        error = errors.get(step.id)
+        status, reason = (
+            ("failed", "refused before any work") if error else ("skipped", "not started: a step cannot work")
+        )
+        steps[step.id] = Finished(step.id, step.name, status, reason, error=error, validation=step.validation)
+    return Outcome(plan, steps, {})

@@ -1,0 +1,1 @@
+"""What people and programs are shown: lines, a live view, a table, one JSON document."""

@@ -1,0 +1,83 @@
+"""The --json document, and the rows that tables are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from builder.core.errors import BuildError
+from builder.core.events import Finished
+from builder.core.examine import Verdict
+from builder.core.plan import Goal
+from builder.core.run import Outcome
+
+
+def built(outcome: Outcome, outputs: Mapping[str, Path]) -> dict[str, Any]:
+    """After a build: every recipe with its status, its folder and its steps."""
+    return {
+        "recipes": [
+            {
+                "name": goal.name,
+                "status": outcome.goal(goal.name),
+                "output": str(outputs[goal.name]),
+                "steps": [finished_row(step) for step in outcome.finished(goal.name)],
+            }
+            for goal in outcome.plan.goals
+        ]
+    }
+
+
+def finished_row(step: Finished) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": step.name,
+        "status": step.status,
+        "reason": step.reason,
+        "seconds": round(step.seconds, 3),
+        "bytes": step.nbytes,
+        "key": step.key,
+    }
+    if step.facts:
+        row["facts"] = dict(step.facts)
+    if step.error is not None:
+        row["error"] = {"message": step.error.message, "hint": step.error.hint}
+    return row
+
+
+def planned(goals: tuple[Goal, ...], verdicts: Mapping[str, Verdict], outputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Before a build: what is fresh, what would run and why, what waits for that."""
+    recipes = []
+    for goal in goals:
+        rows = [verdict_row(v) for v in goal_verdicts(goal, verdicts)]
+        fresh = all(row["status"] == "hit" for row in rows)
+        status = "fresh" if fresh else "stale"
+        recipes.append({"name": goal.name, "status": status, "output": str(outputs[goal.name]), "steps": rows})
+    return {"recipes": recipes}
+
+
+def goal_verdicts(goal: Goal, verdicts: Mapping[str, Verdict]) -> list[Verdict]:
+    """A goal's verdicts in display order; the items of a template stand in its place."""
+    found = []
+    for step in goal.steps:
+        if step in verdicts:
+            found.append(verdicts[step])
+        else:
+            found += [v for id_, v in verdicts.items() if id_.startswith(f"{step}[")]
+    return found
+
+
+def verdict_row(verdict: Verdict) -> dict[str, Any]:
+    record = verdict.record
+    return {
+        "name": verdict.step.name,
+        "status": verdict.status,
+        "reason": verdict.reason,
+        "seconds": round(record.seconds, 3) if record else None,
+        "bytes": record.nbytes if record else None,
+        "key": verdict.key,
+    }
+
+
+def refused(error: BuildError) -> dict[str, Any]:
+    """When there is no plan at all: the same document, with the error in it."""
+    return {"recipes": [], "error": {"message": error.message, "hint": error.hint}}

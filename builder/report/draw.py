@@ -1,0 +1,100 @@
+"""A plan as text, as Mermaid (https://mermaid.js.org/syntax/flowchart.html) and as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+
+from builder.core.plan import Plan
+
+BOX_W, BOX_H, GAP_X, GAP_Y, MARGIN = 170, 40, 70, 18, 20
+FILL = {"hit": "#dff5e1", "stale": "#fff0cc", "waits": "#eef0f4", "": "#ffffff"}
+
+
+def edges(plan: Plan) -> dict[str, list[str]]:
+    """For every step the steps it reads from, in plan order."""
+    order = {step: i for i, step in enumerate(plan.steps)}
+    return {
+        id_: sorted({i.step for i in step.inputs.values()}, key=order.__getitem__) for id_, step in plan.steps.items()
+    }
+
+
+def labels(plan: Plan) -> dict[str, str]:
+    """A name for each step; fan-out templates end in [*], equal names of a sweep get their id."""
+    names = {id_: step.name + ("[*]" if step.expand else "") for id_, step in plan.steps.items()}
+    count = list(names.values())
+    return {id_: n if count.count(n) == 1 else f"{n} {id_.rpartition('-')[2][:6]}" for id_, n in names.items()}
+
+
+def depths(plan: Plan) -> dict[str, int]:
+    """The longest way from a step without inputs."""
+    reads, found = edges(plan), dict[str, int]()
+
+    def depth(id_: str) -> int:
+        if id_ not in found:
+            found[id_] = 1 + max((depth(r) for r in reads[id_]), default=-1)
+        return found[id_]
+
+    for id_ in plan.steps:
+        depth(id_)
+    return found
+
+
+def text(plan: Plan, status: Mapping[str, str]) -> str:
+    """One line a step: what it is, what it reads."""
+    names, reads = labels(plan), edges(plan)
+    width = max(len(n) for n in names.values())
+    lines = []
+    for id_, name in names.items():
+        sources = ", ".join(names[r] for r in reads[id_])
+        lines.append(f"{name:<{width}}  {status.get(id_, ''):<5}  {'← ' + sources if sources else ''}".rstrip())
+    return "\n".join(lines)
+
+
+def mermaid(plan: Plan, status: Mapping[str, str]) -> str:
+    names, reads = labels(plan), edges(plan)
+    index = {id_: f"s{i}" for i, id_ in enumerate(plan.steps)}
+    lines = ["flowchart LR"]
+    for id_, name in names.items():
+        lines.append(f'  {index[id_]}["{name}"]')
+        if status.get(id_):
+            lines.append(f"  class {index[id_]} {status[id_]}")
+        lines += [f"  {index[r]} --> {index[id_]}" for r in reads[id_]]
+    lines += [f"  classDef {name} fill:{colour}" for name, colour in FILL.items() if name]
+    return "\n".join(lines) + "\n"
+
+
+def svg(plan: Plan, status: Mapping[str, str]) -> str:
+    """Columns by depth, an arrow for each input."""
+    names, reads, level = labels(plan), edges(plan), depths(plan)
+    columns: dict[int, list[str]] = {}
+    for id_ in plan.steps:
+        columns.setdefault(level[id_], []).append(id_)
+    place = {
+        id_: (MARGIN + column * (BOX_W + GAP_X), MARGIN + row * (BOX_H + GAP_Y))
+        for column, ids in columns.items()
+        for row, id_ in enumerate(ids)
+    }
+    width = MARGIN * 2 + len(columns) * (BOX_W + GAP_X) - GAP_X
+    height = MARGIN * 2 + max(map(len, columns.values())) * (BOX_H + GAP_Y) - GAP_Y
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="13">',
+        '<defs><marker id="a" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        '<path d="M0 0L8 4L0 8z" fill="#667"/></marker></defs>',
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+    ]
+    parts += [arrow(place[r], place[id_]) for id_ in plan.steps for r in reads[id_]]
+    for id_, (x, y) in place.items():
+        fill = FILL[status.get(id_, "")]
+        parts.append(f'<rect x="{x}" y="{y}" width="{BOX_W}" height="{BOX_H}" rx="6" fill="{fill}" stroke="#445"/>')
+        parts.append(
+            f'<text x="{x + BOX_W // 2}" y="{y + BOX_H // 2 + 5}" text-anchor="middle">{escape(names[id_])}</text>'
+        )
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def arrow(start: tuple[int, int], end: tuple[int, int]) -> str:
+    x1, y1, x2, y2 = start[0] + BOX_W, start[1] + BOX_H // 2, end[0], end[1] + BOX_H // 2
+    bend = (x1 + x2) // 2
+    return f'<path d="M{x1} {y1}C{bend} {y1} {bend} {y2} {x2} {y2}" fill="none" stroke="#667" marker-end="url(#a)"/>'

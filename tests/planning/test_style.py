@@ -1,0 +1,26 @@
+"""The habits of the house, held by tools: format, lint, types."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+FOLDERS = ("builder", "tests", "benchmarks", "training")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "format", "--check", *FOLDERS],
+        ["ruff", "check", *FOLDERS],
+        ["mypy", "--no-error-summary"],
+    ],
+    ids=["format", "lint", "types"],
+)
+def test_style(command: list[str]):
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
