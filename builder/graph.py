@@ -33,7 +33,7 @@ def build_plan(recipes: Sequence[Recipe]) -> Plan:
     for recipe in recipes:
         if (other := names.setdefault(recipe.name, recipe)) is not recipe:
             raise UserError(
-                f"two builds write to {recipe.name}: {' '.join(other.overrides)} and {' '.join(recipe.overrides)}",
+                f"two builds write to {recipe.name}: {asked(other)} and {asked(recipe)}",
                 "give each a name of its own: name=...",
             )
         chain = chain_of(recipe)
@@ -41,6 +41,11 @@ def build_plan(recipes: Sequence[Recipe]) -> Plan:
         artifact = next(s.id for s in chain if s.name == "package")
         goals.append(Goal(recipe.name, tuple(s.id for s in chain), artifact))
     return Plan(steps, tuple(goals))
+
+
+def asked(recipe: Recipe) -> str:
+    """The overrides that made a recipe, as they were typed."""
+    return " ".join(text.removeprefix("++") for text in recipe.overrides) or "no overrides"
 
 
 def chain_of(recipe: Recipe) -> list[Step]:
@@ -64,10 +69,14 @@ def named(step: Step) -> Step:
 
 def fetch_step(recipe: Recipe) -> Step:
     found = recipe.checkpoint
+    here = [name for name in found.files if name not in found.missing]
+    params: dict[str, Any] = {"format": found.format, "pin": recipe.pins.checkpoint}
+    if found.missing:  # only a plan sees this: a build downloads them first
+        params["to_download"] = list(found.missing)
     return named(Step(
         id="", name="fetch", function="builder.steps.fetch:run",
-        params={"format": found.format},
-        watch={name: str(found.root / name) for name in found.files},
+        params=params,
+        watch={name: str(found.root / name) for name in here},
         tools=("torch",) if found.format == "bin" else (),
     ))  # fmt: skip
 
@@ -155,13 +164,12 @@ def verify_steps(recipe: Recipe, fetch: Step, convert: Step, shard: Step, quanti
     scheme = scheme_of(recipe.quant)
     dequantized = named(Step(
         id="", name="verify.dequantized", function="builder.steps.dequantized:run",
-        params={**sample, "family": recipe.family, "architecture": dict(recipe.architecture), "scheme": scheme},
+        params={**sample, "scheme": scheme},
         inputs={
             **source, "shards": Input(quantize.id, "*"), "weight_map": Input(convert.id, "weight_map.json"),
             "parameters": Input(shard.id, "parameters.json"),
         },
-        context={"text": str(text)}, tools=TORCH_TOOLS, code=(architectures.FAMILIES[recipe.family],),
-        resources=resources,
+        context={"text": str(text)}, tools=TORCH_TOOLS, resources=resources,
     ))  # fmt: skip
     verify = named(Step(
         id="", name="verify", function="builder.steps.verify:run",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from builder import architectures
 from builder.core.errors import BuildError, UserError
-from builder.core.events import Finished
+from builder.core.events import Finished, Status
 from builder.core.plan import Plan
 from builder.core.run import Outcome
 from builder.formats import safetensors
@@ -45,8 +45,7 @@ def refused(plan: Plan, errors: Mapping[str, BuildError]) -> Outcome:
     steps = {}
     for step in plan.steps.values():
         error = errors.get(step.id)
-        status, reason = (
-            ("failed", "refused before any work") if error else ("skipped", "not started: a step cannot work")
-        )
+        status: Status = "failed" if error else "skipped"
+        reason = "refused before any work" if error else "not started: a step cannot work"
         steps[step.id] = Finished(step.id, step.name, status, reason, error=error, validation=step.validation)
     return Outcome(plan, steps, {})

@@ -12,6 +12,7 @@ from builder import architectures, sources
 from builder.compose import Composed, Folders, choices_of
 from builder.core.errors import UserError
 from builder.parse import ALLOWED, Where, check_allowed, parse, unknown_key
+from builder.quant.layout import packed
 from builder.quant.layout import scheme as check_scheme
 from builder.recipe import Checkpoint, Dist, Metadata, Model, Pins, Quant, Recipe, Store, Target, Verify
 from builder.targets.cpu import resolve as resolve_cpu
@@ -81,6 +82,7 @@ def resolve(composed: Composed, folders: Folders) -> Recipe:
     family = family_of(model, checkpoint)
     architecture = architecture_of(family, checkpoint, asked, where)
     metadata = decide_metadata(model, architecture, where)
+    check_fits(family, architecture, quant)
     name = name_of(values.get("name"), composed, where)
     return Recipe(
         name, replace(model, architecture=asked), quant, target, verify, pins, family, architecture, metadata,
@@ -91,6 +93,13 @@ def resolve(composed: Composed, folders: Folders) -> Recipe:
 def scheme_of(quant: Quant) -> dict[str, Any]:
     """The scheme itself: what a shard or a library is made from, without the size of the files."""
     return {k: v for k, v in asdict(quant).items() if k != "max_shard_bytes"}
+
+
+def check_fits(family: str, architecture: Mapping[str, Any], quant: Quant) -> None:
+    """Raises UserError when the scheme cannot hold one of the model's parameters."""
+    module, scheme = architectures.load(family), check_scheme(scheme_of(quant))
+    for parameter in module.parameters(module.from_architecture(architecture)):
+        packed(parameter, scheme)
 
 
 def parse_model(data: object, where: Where) -> tuple[Model, dict[str, Any]]:

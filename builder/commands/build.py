@@ -148,7 +148,10 @@ def print_recipe(recipe: dict[str, Any], stream: TextIO, quiet: bool) -> None:
         print(f"{recipe['name']}: failed in {', '.join(bad) or 'an earlier step'}", file=stream)
         return
     facts = {k: v for s in recipe["steps"] if s["name"] == "verify" for k, v in s.get("facts", {}).items()}
-    said = f"; perplexity {facts['perplexity']:.2f} (original {facts['perplexity_reference']:.2f})" if facts else ""
+    said = ""
+    if facts:
+        was, kl = facts["perplexity_original"], facts["kl"]
+        said = f"; perplexity {facts['perplexity']:.2f} (original {was:.2f}), KL {kl:.4f}"
     nbytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     steps = f"{len(ran)} of {len(recipe['steps'])} steps ran" if ran else f"all {len(recipe['steps'])} steps fresh"
     print(f"{recipe['name']}: up to date ({steps}) in {relative(folder)}, {size(nbytes)}{said}", file=stream)

@@ -16,6 +16,7 @@ from builder.compose import compose
 from builder.core.filestore import FileStore, open_store
 from builder.report.words import size
 
+ROOM_BYTES = 1 << 28  # less than this and even the demo may not fit
 Row = dict[str, str]  # name, status (ok, missing, bad), found, needed for
 
 PACKAGES = {
@@ -96,8 +97,10 @@ def disk(store: Path) -> Row:
     there = next(p for p in (store, *store.parents) if p.exists())
     free = shutil.disk_usage(there).free
     writable = os.access(there, os.W_OK)
-    said = f"{store}: {size(free)} free" + ("" if writable else ", not writable: store.path=... names another")
-    return row("store", said, "every step", "ok" if writable and free > 1 << 28 else "bad")
+    if not writable:
+        return row("store", f"{there} is not writable", "store.path=... names another", "bad")
+    low = free < ROOM_BYTES
+    return row("store", f"{store}: {size(free)} free", "little room: build gc" if low else "", "bad" if low else "ok")
 
 
 def gpus() -> list[Row]:

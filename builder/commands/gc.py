@@ -31,7 +31,7 @@ def show(arguments: Arguments) -> int:
         print()
         return 0
     verb = "freed" if options.yes else "would free"
-    said = f"{freed.blobs} files and {freed.records} results"
+    said = f"{freed.blobs} files and {len(freed.records)} results"
     print(f"{verb} {size(freed.nbytes)} in {said}; {size(freed.kept_nbytes)} stay")
     if freed.linked_nbytes:
         print(

@@ -18,7 +18,7 @@ def show(arguments: Arguments) -> int:
         json.dump(plain(found), sys.stdout, indent=1)
         print()
         return 0
-    print(f"{found.step}: {found.status}" + (f" ({found.reason})" if found.reason else ""))
+    print(f"{found.step.name}: {found.status}" + (f" ({found.reason})" if found.reason else ""))
     print(f"  key now   {found.key or 'not known before its inputs are'}")
     print(f"  key last  {found.last_key or 'none: never built here'}")
     for difference in found.differences:
@@ -30,7 +30,7 @@ def show(arguments: Arguments) -> int:
 
 def plain(found: Explanation) -> dict[str, object]:
     return {
-        "step": found.step,
+        "step": found.step.name,
         "status": found.status,
         "reason": found.reason,
         "key": found.key,

@@ -167,7 +167,7 @@ class FileStore:
             handle = lock.lock_shared(self.root / "locks" / "builds", wait=True)
             assert handle is not None
             self._handles.append(handle)
-            self._clear_dead_sessions()
+            self._clear_dead_builds()
             self._begin_session()
         except OSError as error:
             self.stop()
@@ -192,7 +192,7 @@ class FileStore:
         self._session = self.root / "tmp" / name
         hidden.rename(self._session)
 
-    def _clear_dead_sessions(self) -> None:
+    def _clear_dead_builds(self) -> None:
         for entry in (self.root / "tmp").iterdir():
             try:
                 if entry.name.startswith(".") and time.time() - entry.stat().st_mtime < HALF_MADE_S:
@@ -206,10 +206,16 @@ class FileStore:
             if handle is not None:
                 disk.remove_tree(entry)
                 os.close(handle)
+        for path in (self.root / "locks").iterdir():
+            if path.name != "builds" and (dead := lock.try_lock(path)):
+                dead.release()
 
     def stop(self) -> None:
         if self._session is not None:
             disk.remove_tree(self._session)
+        else:
+            with suppress(OSError):  # a build that found nothing to do clears up too, unless it may not
+                self._clear_dead_builds()
         self._session = None
         for handle in self._handles:
             os.close(handle)

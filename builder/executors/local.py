@@ -30,7 +30,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "TVM_NUM_THREADS", "RAYON_NUM_THREADS", "
 
 def capacity(jobs: int = 0) -> Resources:
     """What this machine has: processors this process may use (or ``jobs``), memory within the cgroup, NVIDIA GPUs."""
-    return Resources(jobs or len(os.sched_getaffinity(0)), _memory_bytes(), _count("/proc/driver/nvidia/gpus"))
+    processors = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return Resources(jobs or processors, _memory_bytes(), _count("/proc/driver/nvidia/gpus"))
 
 
 def _memory_bytes() -> int:
@@ -155,7 +156,7 @@ class LocalExecutor:
             return []
         from builder.executors.worker import log_tail
 
-        error = StepError(f"{job.name}: its process {_said(code)}{log_tail(job.scratch)}", _advice(code))
+        error = StepError(f"the process {_said(code)}{log_tail(job.scratch)}", _advice(code))
         return [JobDone(job.id, None, error)]
 
     def _end(self, worker: _Worker) -> int:

@@ -67,7 +67,7 @@ class StoreOut:
         """Move what was written into the store. StepError when a promised output is not there."""
         for name, path in self._written.items():
             if not path.is_file():
-                raise StepError(f"{self._job.name} did not write its output {name!r}")
+                raise StepError(f"the step did not write its output {name!r}")
         outputs = {**self._declared, **self._store.adopt(self._written, self.threads)}
         for name, output in self._declared.items():
             kind, _, of = output.of.partition(":")

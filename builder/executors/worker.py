@@ -31,7 +31,8 @@ TAIL_BYTES = 4000
 def main(store_root: str, coordinator: int) -> None:
     """Serve jobs until stdin closes. ``coordinator`` is the process id to die with."""
     libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":  # elsewhere the closed pipe alone tells that the coordinator is gone
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != coordinator:
         os._exit(1)
     commands, reports = os.dup(0), os.dup(1)
@@ -89,15 +90,15 @@ def _explain(error: BaseException, job: Job, root: Path) -> BuildError:
     if isinstance(error, UserError):
         return UserError(error.message, error.hint)
     if isinstance(error, OSError) and error.errno in FULL:
-        return explain_os_error(error, f"{job.name} could not write", root)
+        return explain_os_error(error, "could not write", root)
     if isinstance(error, BuildError):
         return StepError(error.message + log_tail(job.scratch), error.hint)
     if isinstance(error, MemoryError):
-        return StepError(f"{job.name} ran out of memory", "build fewer steps at a time (-j 1)")
+        return StepError("out of memory", "build fewer steps at a time (-j 1)")
     sys.stdout.flush()
-    traceback.print_exc()
+    traceback.print_exception(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
     sys.stderr.flush()
-    return StepError(f"{job.name} failed: {type(error).__name__}: {error}{log_tail(job.scratch)}")
+    return StepError(f"{type(error).__name__}: {error}{log_tail(job.scratch)}")
 
 
 def log_tail(scratch: Path) -> str:

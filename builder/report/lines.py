@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TextIO
 
-from builder.core.events import Event, Finished, Grew, Progress, Started, Waiting, Warned
+from builder.core.events import Event, Finished, Progress, Started, Waiting, Warned
 from builder.report.words import base, seconds, size
 
 QUIET_S = 1.8  # a screen that stands still for longer looks dead
@@ -61,8 +61,6 @@ class Lines:
                 self.say(f"{base(event.name)}: {amount(event)}")
             case Waiting():
                 self.say(f"{event.name}: another build (process {event.pid}) is at it, waiting")
-            case Grew():
-                self.say(f"{base(event.names[0]) if event.names else event.template}: {len(event.names)} parts")
             case Finished(status="ran"):
                 self.running.pop(event.name, None)
                 self.say(f"{event.name}: done in {seconds(event.seconds)}, {size(event.nbytes)}")

@@ -1,0 +1,234 @@
+"""Decode and prefill speed of a library on this CPU, beside what memory and torch allow.
+
+    python -m benchmarks.decode                          # the demo's shape, q4f16_1, random weights
+    python -m benchmarks.decode --shape 1b1              # 1.1B parameters
+    python -m benchmarks.decode --artifact dist/demo-q4f16_1-cpu
+    python -m benchmarks.decode --peer                   # also torch, float32, the same shape
+
+Medians of several runs. The limit is the speed at which all cores together read a buffer of the weights' size, measured in the
+same run: a token cannot come faster than its weights are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from builder.quant import layout
+from builder.runtime.engine import Engine
+from builder.targets import cpu
+
+DEMO = {
+    "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 3072, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "max_position_embeddings": 1024, "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False,
+}  # fmt: skip
+SHAPES = {
+    "demo": DEMO,
+    "1b1": {
+        **DEMO, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+        "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32000, "max_position_embeddings": 2048,
+    },
+}  # fmt: skip
+GROUP = {"kind": "group", "bits": 4, "group_size": 32, "layout": "NK", "storage_dtype": "uint32"}
+NONE = {"kind": "none", "bits": 0, "group_size": 0, "layout": "", "storage_dtype": ""}
+SCHEMES = {
+    "q4f16_1": {**GROUP, "dtype": "float16"},
+    "q4f32_1": {**GROUP, "dtype": "float32"},
+    "q0f16": {**NONE, "dtype": "float16"},
+    "q0f32": {**NONE, "dtype": "float32"},
+}
+
+
+class Out:
+    """Where the lower step writes here."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.context, self.threads = folder, {}, os.cpu_count() or 1
+        self.times: list[tuple[float, str]] = []
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def fact(self, name: str, value: Any) -> None: ...
+
+    def progress(self, done: int, total: int, unit: str = "", label: str = "") -> None:
+        self.times.append((time.perf_counter(), label))
+
+    def stages(self) -> Iterator[tuple[str, float]]:
+        for (start, label), (stop, _) in zip(self.times, self.times[1:], strict=False):
+            yield label, stop - start
+
+
+def random_artifact(folder: Path, shape: str, scheme: str) -> Path:
+    """A library of that shape and weights made up for it."""
+    from builder.steps import lower
+
+    architecture = SHAPES[shape]
+    whole = {"name": scheme, **SCHEMES[scheme], "quantize_embedding": True, "quantize_head": True}
+    level, features = cpu.resolve(cpu.HOST)
+    context = int(architecture["max_position_embeddings"])
+    params = {
+        "family": "llama", "architecture": architecture, "scheme": asdict(layout.scheme(whole)),
+        "target": {"kind": "cpu", "triple": "x86_64-linux-gnu", "cpu": level, "features": list(features)},
+        "metadata": {
+            "context_window_size": context, "sliding_window_size": -1, "prefill_chunk_size": context,
+            "attention_sink_size": 0, "max_batch_size": 4, "tensor_parallel_shards": 1,
+        },
+    }  # fmt: skip
+    out, started = Out(folder), time.perf_counter()
+    lower.run(params, {}, out)  # type: ignore[arg-type]
+    seconds = time.perf_counter() - started
+    slow = ", ".join(f"{label} {spent:.1f}" for label, spent in out.stages() if spent >= 0.1)
+    print(f"lower: {seconds:.1f} s ({slow}); library {out.path('library.so').stat().st_size:,} bytes")
+    random_weights(folder, json.loads((folder / "metadata.json").read_text())["params"])
+    return folder
+
+
+def random_weights(folder: Path, params: list[dict[str, Any]]) -> None:
+    random, records, offset = np.random.default_rng(0), [], 0
+    with (folder / "params_shard_0.bin").open("wb") as file:
+        for parameter in params:
+            shape, dtype = parameter["shape"], parameter["dtype"]
+            if dtype == "uint32":
+                data = random.integers(0, 1 << 32, shape, np.uint32)
+            else:
+                data = (0.02 * random.standard_normal(shape, np.float32)).astype(dtype)
+            file.write(data.tobytes())
+            records.append(
+                {
+                    "name": parameter["name"],
+                    "shape": shape,
+                    "dtype": dtype,
+                    "format": "raw",
+                    "nbytes": data.nbytes,
+                    "byteOffset": offset,
+                }
+            )
+            offset += data.nbytes
+    shard = {"dataPath": "params_shard_0.bin", "format": "raw-shard", "nbytes": offset, "records": records}
+    (folder / "tensor-cache.json").write_text(json.dumps({"metadata": {}, "records": [shard]}))
+
+
+def weights_read_bytes(metadata: dict[str, Any]) -> int:
+    """Bytes of weights that one token reads: all but the embedding, of which it reads one row (unless it is the head)."""
+    size = {"uint32": 4, "float32": 4, "float16": 2}
+    total = {p["name"]: size[p["dtype"]] * int(np.prod(p["shape"])) for p in metadata["params"]}
+    tied = not any(name.startswith("lm_head") for name in total)
+    return sum(n for name, n in total.items() if tied or not name.startswith("model.embed_tokens"))
+
+
+def read_bandwidth(nbytes: int, threads: int) -> float:
+    """Bytes per second at which ``threads`` threads read ``nbytes`` over and over."""
+    parts = np.array_split(np.ones(max(nbytes // 4, threads), np.float32), threads)
+    repeat = max(1, (1 << 28) // max(nbytes, 1))
+
+    def read(part: np.ndarray) -> None:
+        for _ in range(repeat):
+            part.max()
+
+    with ThreadPoolExecutor(threads) as pool:
+        return max(nbytes * repeat / timed(lambda: list(pool.map(read, parts))) for _ in range(5))
+
+
+def timed(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def decode_speed(engine: Engine, context: int, tokens: int, runs: int) -> float:
+    """Median tokens per second of ``tokens`` decode steps that start at ``context`` tokens."""
+    random, speeds = np.random.default_rng(1), []
+    sequence = engine.add_sequence()
+    engine.prefill(sequence, random.integers(0, engine.vocab_size, context).tolist())
+    for _ in range(runs):
+        if engine.length(sequence) + tokens > engine.context:
+            break
+        speeds.append(tokens / timed(lambda: [engine.decode(sequence, 1) for _ in range(tokens)]))
+    engine.remove_sequence(sequence)
+    return median(speeds)
+
+
+def prefill_speed(engine: Engine, tokens: int, runs: int) -> float:
+    random, speeds = np.random.default_rng(2), []
+    ids = random.integers(0, engine.vocab_size, tokens).tolist()
+    for _ in range(runs):
+        sequence = engine.add_sequence()
+        speeds.append(tokens / timed(lambda s=sequence: engine.prefill(s, ids)))
+        engine.remove_sequence(sequence)
+    return median(speeds)
+
+
+def torch_speeds(shape: str, prompt: int, tokens: int, runs: int) -> tuple[float, float]:
+    """(decode, prefill) tokens per second of transformers in float32 on the same shape."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    fields = dict(SHAPES[shape])
+    theta = fields.pop("rope_theta")
+    config = LlamaConfig(**fields, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    model, ids = LlamaForCausalLM(config).eval(), torch.randint(0, int(fields["vocab_size"]), (1, prompt))
+    decodes, prefills = [], []
+    with torch.no_grad():
+        for _ in range(runs):
+            started = time.perf_counter()
+            cache = model(ids, use_cache=True).past_key_values
+            prefills.append(prompt / (time.perf_counter() - started))
+            one = ids[:, :1]
+            decodes.append(tokens / timed(lambda c=cache, o=one: [model(o, past_key_values=c) for _ in range(tokens)]))
+    return median(decodes), median(prefills)
+
+
+def report(folder: Path, runs: int, shape: str, peer: bool) -> None:
+    engine, threads = Engine.from_folder(folder, 2), len(os.sched_getaffinity(0))
+    read = weights_read_bytes(engine.metadata)
+    bandwidth = read_bandwidth(read, threads)
+    big = read_bandwidth(1 << 28, threads)
+    host = cpu.describe_host()
+    print(f"{threads} threads of {host['cpu']} {' '.join(map(str, host['features']))}")  # type: ignore[call-overload]
+    print(
+        f"weights read per token: {read:,} bytes; read at {bandwidth / 1e9:.1f} GB/s (a 256 MiB buffer: {big / 1e9:.1f} GB/s)"
+    )
+    limit = bandwidth / read
+    print(f"limit of decode: {limit:,.0f} tokens/s")
+    tokens = 64 if read < 1 << 26 else 16
+    for context in (8, 128, 512, engine.context - runs * tokens):
+        if 0 < context < engine.context - tokens:
+            speed = decode_speed(engine, context, tokens, runs)
+            print(f"decode at context {context:5d}: {speed:9,.1f} tokens/s ({speed / limit:5.1%} of the limit)")
+    for length in (32, 256, engine.chunk):
+        print(f"prefill of {length:5d} tokens: {prefill_speed(engine, length, runs):9,.1f} tokens/s")
+    if peer:
+        decode, prefill = torch_speeds(shape, 256, tokens, max(3, runs // 2))
+        print(f"torch float32: decode at 256 {decode:,.1f} tokens/s, prefill of 256 {prefill:,.1f} tokens/s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--artifact", type=Path, help="a built model; else random weights of --shape")
+    parser.add_argument("--shape", choices=SHAPES, default="demo")
+    parser.add_argument("--scheme", choices=SCHEMES, default="q4f16_1")
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--peer", action="store_true", help="also time torch on the same shape")
+    given = parser.parse_args()
+    if given.artifact:
+        report(given.artifact, given.runs, given.shape, given.peer)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        report(random_artifact(Path(folder), given.shape, given.scheme), given.runs, given.shape, given.peer)
+
+
+if __name__ == "__main__":
+    main()

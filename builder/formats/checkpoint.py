@@ -1,0 +1,126 @@
+"""A Hugging Face checkpoint folder: which of its files make it up. Reads names and the index, never weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from builder.core.errors import UserError
+
+WEIGHTS: tuple[tuple[str, str], ...] = (  # first found wins, in transformers' order
+    ("model.safetensors", "safetensors"),
+    ("model.safetensors.index.json", "safetensors"),
+    ("pytorch_model.bin", "bin"),
+    ("pytorch_model.bin.index.json", "bin"),
+)
+COMPANIONS = (  # small files that travel into the artifact or fill it in
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+TOKENIZER_FILES = (  # what runtimes read to tokenize, in the artifact's order
+    "tokenizer.model",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "tokenizer_config.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Names relative to the folder. ``weights`` holds the index file too, where there is one."""
+
+    format: str  # safetensors | bin
+    weights: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+def find(folder: Path) -> Checkpoint:
+    """What a build watches in this folder.
+
+    Raises:
+        UserError: no such folder, no config.json, no weights, or an index that is not JSON, names files outside the
+            folder or files that are not there.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"model.source: {folder} is not a folder; allowed: a folder with config.json and weights",
+            "build model.source=/path/to/checkpoint",
+        )
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json", "model.source must be a transformers checkpoint folder")
+    files = tuple(name for name in COMPANIONS if (folder / name).is_file())
+    for name, kind in WEIGHTS:
+        if (folder / name).is_file():
+            return Checkpoint(kind, _members(folder, name), files)
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".gguf"))
+    raise UserError(
+        f"{folder} has no weights; found: {', '.join(found) or 'none'}; "
+        f"allowed: {', '.join(name for name, _ in WEIGHTS)}",
+        "is the download complete?",
+    )
+
+
+def _members(folder: Path, name: str) -> tuple[str, ...]:
+    if not name.endswith(".index.json"):
+        return (name,)
+    shards = sorted(set(read_index(folder / name, name).values()))
+    for shard in shards:
+        if not (folder / shard).is_file():
+            raise UserError(f"{name} names {shard}, which is not in {folder}", "is the download complete?")
+    return (name, *shards)
+
+
+def read_index(path: Path, name: str) -> dict[str, str]:
+    """The index's {tensor: file}; ``name`` is what messages call the index. Files must be plain names."""
+    index = read_json(path, name)
+    table = index.get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise UserError(f"{name}: weight_map is {table!r}; allowed: an object of tensor names and file names")
+    for tensor, file in table.items():
+        if not isinstance(file, str) or PurePosixPath(file).name != file or "\\" in file or file in ("", ".", ".."):
+            raise UserError(
+                f"{name}: tensor {tensor!r} is said to be in {file!r}, outside the folder; allowed: a plain file name",
+                "do not build this checkpoint unless you trust where it came from",
+            )
+    return table
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """A JSON object from a file of the checkpoint."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error.strerror}", f"look at {path}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{name}: is not JSON: {error}", "the file is damaged: fetch it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{name}: is a JSON {type(value).__name__}; allowed: an object")
+    return value
+
+
+def check_index(name: str, index: Mapping[str, str], owners: Mapping[str, str]) -> None:
+    """Hold an index against what the files hold: ``index`` and ``owners`` are {tensor: file}."""
+    for tensor, file in sorted(index.items()):
+        if tensor not in owners:
+            raise UserError(f"{name}: tensor {tensor!r} is said to be in {file}, which does not have it", AGAIN)
+        if owners[tensor] != file:
+            raise UserError(f"{name}: tensor {tensor!r} is said to be in {file}; it is in {owners[tensor]}", AGAIN)
+    for tensor, file in sorted(owners.items()):
+        if tensor not in index:
+            raise UserError(f"{name}: {file} holds tensor {tensor!r}, which the index does not list", AGAIN)
+
+
+AGAIN = "the index and the files are not of one checkpoint: fetch them again"

@@ -1,0 +1,150 @@
+"""The safetensors file: 8 bytes of header length (little-endian), a JSON header, then the tensors' bytes without gaps.
+
+Read strictly: whatever is not exactly so is a UserError that names the file, what was found and what is allowed.
+Format: https://huggingface.co/docs/safetensors (header {"name": {"dtype", "shape", "data_offsets": [begin, end]}}).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from builder.core.errors import UserError
+
+DTYPE_BYTES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "U16": 2,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "I32": 4,
+    "F32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
+}
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a file; ``offset`` counts from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+def read_header(path: Path, name: str) -> list[Tensor]:
+    """The tensors of a file, in the order of their bytes; ``name`` is what messages call the file.
+
+    Raises:
+        UserError: the file cannot be read, is truncated, or its header is not JSON, lies about offsets or sizes,
+            names a tensor twice or has a dtype that is not in the format.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            text = _header_text(file, size, name)
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error.strerror}", f"look at {path}") from error
+    data_start = LENGTH_BYTES + len(text)
+    header = _parse(text, name)
+    tensors = [_tensor(key, entry, data_start, name) for key, entry in header.items() if key != "__metadata__"]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    _check_spans(tensors, data_start, size, name)
+    return tensors
+
+
+def _bad(name: str, found: str) -> NoReturn:
+    raise UserError(f"{name}: {found}", "the file is damaged or was not written as safetensors: fetch it again")
+
+
+def _header_text(file: BinaryIO, size: int, name: str) -> bytes:
+    if size < LENGTH_BYTES:
+        _bad(name, f"truncated: {size} bytes; a safetensors file has at least {LENGTH_BYTES}")
+    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+    if length > MAX_HEADER_BYTES:
+        _bad(name, f"header length is {length} bytes; allowed: up to {MAX_HEADER_BYTES}")
+    if LENGTH_BYTES + length > size:
+        _bad(name, f"truncated: its header takes {length} bytes, the file has {size - LENGTH_BYTES} after the length")
+    return file.read(length)
+
+
+def _parse(text: bytes, name: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            _bad(name, f"header has {twice!r} twice; allowed: once")
+        return table
+
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        _bad(name, f"header is not JSON: {error}")
+    if not isinstance(header, dict):
+        _bad(name, f"header is a JSON {type(header).__name__}; allowed: an object")
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        _bad(name, "__metadata__ is not an object of strings")
+    return header
+
+
+def _tensor(key: str, entry: Any, data_start: int, name: str) -> Tensor:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        _bad(name, f"header entry of {key!r} is not an object of dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        _bad(name, f"tensor {key!r} has dtype {dtype!r}; allowed: {', '.join(DTYPE_BYTES)}")
+    if not _naturals(shape):
+        _bad(name, f"tensor {key!r} has shape {shape!r}; allowed: a list of whole numbers from 0")
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        _bad(name, f"tensor {key!r} has data_offsets {offsets!r}; allowed: [begin, end] with 0 <= begin <= end")
+    nbytes = offsets[1] - offsets[0]
+    expected = prod(shape) * DTYPE_BYTES[dtype]
+    if nbytes != expected:
+        _bad(name, f"tensor {key!r}: data_offsets span {nbytes} bytes; {dtype} {shape} takes {expected}")
+    return Tensor(key, dtype, tuple(shape), data_start + offsets[0], nbytes)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _check_spans(tensors: Sequence[Tensor], data_start: int, size: int, name: str) -> None:
+    end, before = data_start, "the header"
+    for tensor in tensors:
+        if tensor.offset != end:
+            kind = "overlaps" if tensor.offset < end else "leaves a hole after"
+            _bad(name, f"tensor {tensor.name!r} {kind} {before}: it begins at byte {tensor.offset}; expected {end}")
+        end, before = tensor.offset + tensor.nbytes, repr(tensor.name)
+    if size < end:
+        _bad(name, f"truncated: {size} bytes; its header describes {end}")
+    if size > end:
+        _bad(name, f"{size - end} bytes after the last tensor; the header describes {end} bytes, the file has {size}")
+
+
+def write_header(file: BinaryIO, tensors: Iterable[tuple[str, str, Sequence[int]]]) -> None:
+    """Write the length and the header for (name, dtype, shape) whose bytes follow in this order, without gaps."""
+    header, end = {}, 0
+    for name, dtype, shape in tensors:
+        begin, end = end, end + prod(shape) * DTYPE_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)

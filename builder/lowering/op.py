@@ -1,0 +1,69 @@
+"""Operations of a graph: what each computes, as plain loops, and a label that a target's schedules look up.
+
+The loops are the meaning of the operation. They run anywhere, slowly; a schedule may replace the body of the function,
+never what it computes. Labels are JSON, so equal operations are one function, however many layers use it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from tvm import te, tirx
+from tvm.relax.frontend import nn
+
+LABEL = "llm_build.op"
+
+Compute = Callable[..., Any]  # (fields, *te.Tensor) -> te.Tensor
+
+
+def emit(
+    name: str,
+    compute: Compute,
+    fields: Mapping[str, Any],
+    activations: Sequence[nn.Tensor],
+    stored: Sequence[nn.Tensor],
+    shape: Sequence[Any],
+    dtype: str = "float32",
+) -> nn.Tensor:
+    """Put one operation into the graph that is being built and return its output.
+
+    ``compute`` is a module-level function of (fields, *activations, *stored). The first axis of an activation is a
+    number of rows: the function takes any, so that prefill and decode share it. Other axes are constants.
+    """
+    tensors = [*activations, *stored]
+    rows = [str(tensor.shape[0]) for tensor in activations]
+    names = {axis: f"rows{place or ''}" for place, axis in enumerate(dict.fromkeys(rows))}
+    signature = tuple(
+        ((names[rows[place]] if place < len(rows) else int(tensor.shape[0]), *map(int, tensor.shape[1:])), tensor.dtype)
+        for place, tensor in enumerate(tensors)
+    )
+    function = prim_func(name, compute, json.dumps(dict(fields), sort_keys=True), signature)
+    return nn.op.tensor_ir_op(function, name, tensors, nn.Tensor.placeholder(list(shape), dtype))
+
+
+@lru_cache(maxsize=256)
+def prim_func(name: str, compute: Compute, fields: str, signature: tuple[Any, ...]) -> tirx.PrimFunc:
+    """The labelled function; ``signature`` is ((shape, dtype), ...), equal strings in shapes are one symbolic size."""
+    symbols: dict[str, Any] = {}
+
+    def size(axis: int | str) -> Any:
+        return axis if isinstance(axis, int) else symbols.setdefault(axis, te.var(axis, "int64"))
+
+    tensors = [
+        te.placeholder([size(axis) for axis in shape], dtype, name=f"in{place}")
+        for place, (shape, dtype) in enumerate(signature)
+    ]
+    function = te.create_prim_func([*tensors, compute(json.loads(fields), *tensors)])
+    label = json.dumps({"op": name, **json.loads(fields)}, sort_keys=True)
+    return function.without_attr("global_symbol").with_attr(LABEL, label)
+
+
+def label_of(function: Any) -> dict[str, Any] | None:
+    """The label of a labelled function: {"op": name, **fields}."""
+    if not isinstance(function, tirx.PrimFunc) or function.attrs is None or LABEL not in function.attrs:
+        return None
+    label: dict[str, Any] = json.loads(str(function.attrs[LABEL]))
+    return label

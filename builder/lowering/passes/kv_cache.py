@@ -1,0 +1,90 @@
+"""Give the paged KV cache of the graph its kernels."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tvm import ir, relax, transform
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from builder.lowering.schedules.cpu import attention, cache
+from builder.lowering.schedules.cpu.vector import Isa
+from builder.models.common.kv_cache import CREATE, CacheLayout
+
+ATTENTION_KIND_MHA, ROPE_MODE_NORMAL = 0, 1  # as TVM's runtime numbers them
+SLIDING_LAYERS = 1024  # window of single layers: none here has one
+
+
+def with_cpu_kernels(isa: Isa) -> transform.Pass:
+    """Replace the graph's cache creation by TVM's, with the kernels of schedules/cpu."""
+
+    def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
+        return _Creation(module, isa).run()
+
+    return transform.module_pass(rewrite, opt_level=0, name="CpuKVCache")
+
+
+def layout_of(text: str) -> CacheLayout:
+    fields = json.loads(text)
+    return CacheLayout(**{**fields, "inv_freq": tuple(fields["inv_freq"])})
+
+
+@mutator
+class _Creation(PyExprMutator):  # type: ignore[misc]
+    def __init__(self, module: ir.IRModule, isa: Isa) -> None:
+        super().__init__(module)
+        self.isa = isa
+
+    def run(self) -> ir.IRModule:
+        for variable, function in list(self.builder_.get().functions_items()):
+            if isinstance(function, relax.Function) and variable.name_hint == "create_tir_paged_kv_cache":
+                self.builder_.update_func(variable, self.visit_expr(function))
+        return self.builder_.get()
+
+    def visit_call_(self, call: Any) -> Any:
+        call = super().visit_call_(call)
+        if call.op.same_as(ir.Op.get("relax.call_pure_packed")) and call.args[0].global_symbol == CREATE:
+            return self.create(call.args[1], layout_of(str(call.args[2].value)))
+        return call
+
+    def create(self, sizes: Any, layout: CacheLayout) -> Any:
+        def add(name: str, function: Any) -> Any:
+            return self.builder_.add_func(function, name)
+
+        def kernel(name: str, make: Any) -> Any:
+            return relax.Tuple([ir.StringImm("tirx"), add(name, make(layout, self.isa))])
+
+        nothing, number = relax.Tuple([]), relax.prim_value
+        return relax.call_pure_packed(
+            "vm.builtin.paged_attention_kv_cache_create",
+            relax.ShapeExpr([*sizes.values, SLIDING_LAYERS]),
+            relax.ShapeExpr([0, layout.layers]),
+            number(layout.query_heads),
+            number(layout.key_heads),
+            number(layout.head_dim),
+            number(layout.head_dim),
+            relax.ShapeExpr([ATTENTION_KIND_MHA] * layout.layers),
+            number(0),  # no disaggregation
+            number(ROPE_MODE_NORMAL),
+            number(1),  # rotary scale and base: unused, the frequencies are constants of the kernel
+            number(1),
+            number(0),  # no frequency factors
+            relax.const(0.0, layout.dtype),  # the cache's dtype
+            add("kv_append", cache.append(layout, self.isa)),
+            number(0),  # no latent attention
+            kernel("attention_prefill_ragged", attention.prefill_ragged),
+            kernel("attention_prefill_paged", attention.prefill_paged),
+            kernel("attention_decode", attention.decode),
+            nothing,  # sliding window: prefill, decode
+            nothing,
+            nothing,  # token trees: in the pages, among the new tokens
+            nothing,
+            nothing,  # latent attention
+            relax.Tuple([add("attention_merge", cache.merge(layout, self.isa))]),
+            add("split_rotary", cache.split_rotary(layout, self.isa)),
+            add("kv_copy_page", cache.copy_single_page(layout, self.isa)),
+            add("kv_debug_get", cache.debug_get(layout, self.isa)),
+            add("kv_compact", cache.compact(layout, self.isa)),
+            ty_args=relax.AnyType(),
+        )

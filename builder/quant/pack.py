@@ -1,0 +1,234 @@
+"""Quantize and cast blocks of rows, fast: blocks that stay in the cache, in-place ufuncs, no large temporaries.
+
+Bit for bit equal to ``reference``, whose docstring states the rules. A block is a few hundred KiB of checkpoint rows.
+Legend: R rows of a block, I input width, G groups of a row, S group size, W words of a row.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from builder.quant.layout import Scheme
+
+assert sys.byteorder == "little", "the artifact's files are little-endian and are written as memory holds them"
+
+BLOCK_WEIGHTS = 1 << 17  # 128 Ki: 512 KiB as float32; smaller blocks lose to call overhead, larger ones leave the cache
+RAW: Mapping[str, np.dtype] = {  # safetensors dtype -> how its bytes are held; 16 bits are handled as bits
+    "F16": np.dtype(np.uint16),
+    "BF16": np.dtype(np.uint16),
+    "F32": np.dtype(np.uint32),
+    "F64": np.dtype(np.float64),
+}
+INFINITY_BITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7F800000}
+WIDER = {np.dtype(np.uint16): (np.uint32, 16), np.dtype(np.uint32): (np.uint64, 32)}
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was met on the way, in weights (``saturated``: in scales)."""
+
+    nonfinite: int = 0  # NaN or infinite in the source
+    overflowed: int = 0  # finite in the source, infinite after a cast
+    saturated: int = 0  # scales that took the largest finite value instead of infinity
+
+    def add(self, other: Counts) -> None:
+        self.nonfinite += other.nonfinite
+        self.overflowed += other.overflowed
+        self.saturated += other.saturated
+
+
+def block_rows(inputs: int) -> int:
+    """How many rows of this width make up a block."""
+    return max(1, BLOCK_WEIGHTS // max(1, inputs))
+
+
+def widen(raw: np.ndarray, source: str, out: np.ndarray) -> None:
+    """Weights as held -> float32, exactly (F64 is rounded). NaN and infinity of F16 come out as garbage: see below.
+
+    A float16 is a float32 with its exponent 112 lower, subnormals included, so three integer passes and one
+    multiplication do what numpy's own cast does six times slower. Infinity is just a larger exponent to this.
+    """
+    bits = out.view(np.int32)
+    if source == "F16":
+        np.copyto(bits, raw.view(np.int16))
+        np.left_shift(bits, 13, out=bits)
+        np.bitwise_and(bits, np.int32(0x8FFFE000 - (1 << 32)), out=bits)
+        np.multiply(out, np.float32(2.0**112), out=out)
+    elif source == "BF16":
+        np.copyto(bits, raw.view(np.int16))
+        np.left_shift(bits, 16, out=bits)
+    elif source == "F32":
+        np.copyto(out, raw.view(np.float32))
+    else:
+        with np.errstate(over="ignore", under="ignore"):
+            np.copyto(out, raw, casting="same_kind")
+
+
+def widen_exactly(raw: np.ndarray, source: str, out: np.ndarray) -> None:
+    """``widen`` for blocks that hold NaN or infinity."""
+    if source == "F16":
+        np.copyto(out, raw.view(np.float16))
+    else:
+        widen(raw, source, out)
+
+
+class Packer:
+    """Quantizes blocks of up to ``rows`` rows of one matrix; holds the scratch memory."""
+
+    def __init__(self, rows: int, inputs: int, source: str, scheme: Scheme) -> None:
+        self.scheme, self.source, self.inputs = scheme, source, inputs
+        self.groups = -(-inputs // scheme.group_size)
+        padded = self.groups * scheme.group_size
+        sixteen = RAW[source].itemsize == 2
+        self.weights_RP = np.empty((rows, padded), np.float32)
+        self.magnitudes_RP = np.zeros((rows, padded), np.uint16 if sixteen else np.uint32)  # zero past the input width
+        self.sign_mask = np.uint16(0x7FFF) if sixteen else np.uint32(0x7FFFFFFF)
+        slots = scheme.words_per_group * scheme.per_word
+        self.levels_GS = np.full((rows * self.groups, slots), scheme.max_int, np.uint8)
+
+    def scales(self, raw_RI: np.ndarray, scales_RG: np.ndarray) -> Counts:
+        """Only the scales of a block, for a shard that holds them apart from their words."""
+        rows = raw_RI.shape[0]
+        _, counts = self._load(raw_RI)
+        scales_RG[:] = self._scales(rows, counts).reshape(rows, self.groups)
+        return counts
+
+    def pack(self, raw_RI: np.ndarray, words_RW: np.ndarray, scales_RG: np.ndarray) -> Counts:
+        """Quantize a block.
+
+        Args:
+            raw_RI: R <= rows rows of the source, held as ``RAW[source]``.
+            words_RW: uint32, written; C-contiguous.
+            scales_RG: the scheme's dtype, written.
+        """
+        rows = raw_RI.shape[0]
+        weights_RP, counts = self._load(raw_RI)
+        scales = self._scales(rows, counts)
+        scales_RG[:] = scales.reshape(rows, self.groups)
+        steps = scales.astype(np.float32)
+        weights_GS = weights_RP.reshape(rows * self.groups, self.scheme.group_size)
+        if counts.nonfinite:
+            weights_GS[np.isnan(weights_GS)] = 0
+            weights_GS[steps == 0] = 0
+        steps[steps == 0] = 1  # weights there are so small that they become M, the stored zero
+        with np.errstate(over="ignore", under="ignore"):
+            np.divide(weights_GS, steps[:, None], out=weights_GS)
+        self._store(weights_GS, words_RW)
+        return counts
+
+    def _load(self, raw_RI: np.ndarray) -> tuple[np.ndarray, Counts]:
+        """Fill weights_RP and magnitudes_RP (bit patterns without their sign, which order as the weights do)."""
+        rows, counts = raw_RI.shape[0], Counts()
+        weights_RP, magnitudes_RP = self.weights_RP[:rows], self.magnitudes_RP[:rows]
+        weights_RP[:, self.inputs :] = 0  # the block before left its ratios there
+        widen(raw_RI, self.source, weights_RP[:, : self.inputs])
+        bits = raw_RI if magnitudes_RP.dtype == np.uint16 else weights_RP.view(np.uint32)[:, : self.inputs]
+        np.bitwise_and(bits, self.sign_mask, out=magnitudes_RP[:, : self.inputs])
+        if magnitudes_RP.max() >= INFINITY_BITS[self.source]:
+            nonfinite = magnitudes_RP >= INFINITY_BITS[self.source]
+            counts.nonfinite = int(np.count_nonzero(nonfinite))
+            magnitudes_RP[nonfinite] = 0
+            widen_exactly(raw_RI, self.source, weights_RP[:, : self.inputs])
+        return weights_RP, counts
+
+    def _scales(self, rows: int, counts: Counts) -> np.ndarray:
+        """Scales of all groups of the block, flat, in the scheme's dtype."""
+        bits = _largest(self.magnitudes_RP[:rows].reshape(-1), self.scheme.group_size)
+        largest = np.empty(bits.size, np.float32)
+        widen(bits, "F32" if bits.dtype == np.uint32 else self.source, largest)
+        largest /= np.float32(self.scheme.max_int)
+        if self.scheme.dtype == "float32":
+            return largest
+        with np.errstate(over="ignore", under="ignore"):
+            scales = largest.astype(self.scheme.dtype)
+        infinite = np.isinf(scales)
+        counts.saturated = int(np.count_nonzero(infinite))
+        scales[infinite] = np.finfo(self.scheme.dtype).max
+        return scales
+
+    def _store(self, ratios_GS: np.ndarray, words_RW: np.ndarray) -> None:
+        middle = self.scheme.max_int
+        np.add(ratios_GS, np.float32(middle), out=ratios_GS)
+        np.clip(ratios_GS, np.float32(0), np.float32(2 * middle), out=ratios_GS)
+        np.rint(ratios_GS, out=ratios_GS)
+        levels_GS = self.levels_GS[: ratios_GS.shape[0]]
+        np.copyto(levels_GS[:, : self.scheme.group_size], ratios_GS, casting="unsafe")
+        words_RW.reshape(-1)[:] = _combine(levels_GS.reshape(-1), self.scheme)
+
+
+def _largest(values: np.ndarray, group: int) -> np.ndarray:
+    """Maximum of each run of ``group`` unsigned integers.
+
+    numpy's own reduction over short rows pays a call per row, so neighbours are halved first: two of them are one
+    integer of twice the width, whose halves are compared in full vectors.
+    """
+    wide, width = WIDER[values.dtype]
+    mask = wide((1 << width) - 1)
+    while group % 2 == 0:
+        pairs = values.view(wide)
+        high = pairs >> wide(width)
+        low = pairs & mask
+        np.maximum(low, high, out=low)
+        values, group = low.astype(values.dtype), group // 2
+    return values if group == 1 else values.reshape(-1, group).max(axis=1)
+
+
+def _combine(levels: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """Bytes that hold ``bits`` bits each -> uint32 words, ``per_word`` in each, lowest first."""
+    width, count = scheme.bits, scheme.per_word
+    while count % 2 == 0 and 2 * width <= 8:  # two neighbours into one byte
+        pairs = levels.view(np.uint16)
+        joined = pairs >> np.uint16(8 - width)
+        np.bitwise_or(joined, pairs, out=joined)
+        levels, width, count = joined.astype(np.uint8), 2 * width, count // 2
+    if width == 8 and count == 4:
+        return levels.view(np.uint32)
+    words = levels[::count].astype(np.uint32)
+    for place in range(1, count):
+        words |= levels[place::count].astype(np.uint32) << np.uint32(place * width)
+    return words
+
+
+def cast(raw: np.ndarray, source: str, out: np.ndarray) -> Counts:
+    """Store a block unquantized: weights held as ``RAW[source]`` -> ``out`` (float16 or float32, the same shape).
+
+    Widening is exact, narrowing rounds half to even. NaN and infinity stay what they are, overflow becomes infinity;
+    both are counted, and refused by quantize unless they are allowed.
+    """
+    counts = Counts()
+    if source == "F16" and out.dtype == np.float16:
+        np.copyto(out, raw.view(np.float16))
+    elif out.dtype == np.float32:
+        exactly = source == "F16" and _has_nonfinite(raw, source)
+        (widen_exactly if exactly else widen)(raw, source, out)
+    else:
+        wide = np.empty(raw.shape, np.float32)
+        widen(raw, source, wide)
+        with np.errstate(over="ignore", under="ignore"):
+            np.copyto(out, wide, casting="same_kind")
+    held, held_dtype = (out.view(np.uint16), "F16") if out.dtype == np.float16 else (out.view(np.uint32), "F32")
+    if _has_nonfinite(held, held_dtype):
+        counts.nonfinite = _count_nonfinite(raw, source)
+        counts.overflowed = _count_nonfinite(held, held_dtype) - counts.nonfinite
+    return counts
+
+
+def _has_nonfinite(raw: np.ndarray, source: str) -> bool:
+    """Whether bits of F16, BF16 or F32 hold NaN or infinity; several times faster than isfinite."""
+    return bool(_magnitudes(raw).max(initial=0) >= INFINITY_BITS[source])
+
+
+def _count_nonfinite(raw: np.ndarray, source: str) -> int:
+    if source == "F64":
+        return int(raw.size - np.count_nonzero(np.isfinite(raw)))
+    return int(np.count_nonzero(_magnitudes(raw) >= INFINITY_BITS[source]))
+
+
+def _magnitudes(raw: np.ndarray) -> np.ndarray:
+    """Bits without their sign; they order as the magnitudes do."""
+    bits: np.ndarray = np.bitwise_and(raw, raw.dtype.type((1 << (raw.dtype.itemsize * 8 - 1)) - 1))
+    return bits

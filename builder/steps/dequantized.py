@@ -1,0 +1,113 @@
+"""verify.dequantized: transformers in float32 over the weights as the artifact stores them.
+
+A library that computes in float32 must agree with this to float rounding, whatever the scheme costs in accuracy. The
+config is the checkpoint's own, not the recipe's architecture: a wrong override shows here. Each weight is compared with
+its source on the way (see reconstruction). Memory: see source_model; one parameter is dequantized at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+import numpy as np
+
+from builder.architectures.weights import Parameter, to_source
+from builder.core.step import File, InputFiles, Json, Out
+from builder.quant import reference as packing
+from builder.quant.layout import Scheme, packed, scheme
+from builder.steps.ports import group, one
+from builder.steps.reference import prepare, write
+from builder.verification import reconstruction, source_model
+
+Read = Callable[[str], np.ndarray]
+
+BLOCK_BYTES = 1 << 20  # of float32 dequantized at a time, so that it stays in the cache
+
+
+def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
+    """Write logits.npy, tokens.npy and reference.json as verify.reference does, and reconstruction.json.
+
+    Args:
+        params: those of verify.reference, and "scheme".
+        inputs: those of verify.reference, and "shards" {"<item>/params_shard_<i>.bin"}, "weight_map", "parameters".
+        out: its context holds "text", the path of the text.
+
+    Raises:
+        UserError: the text or the tokenizer do not serve; transformers cannot load the checkpoint.
+        StepError: the dequantized model is not finite.
+    """
+    entries = json.loads(one(inputs["weight_map"]).path.read_text())["parameters"]
+    rule = scheme(params["scheme"])
+    stored = _stored(json.loads(one(inputs["parameters"]).path.read_text())["parameters"], group(inputs["shards"]))
+    source = _source(json.loads(one(inputs["layout"]).path.read_text())["tensors"], group(inputs["tensors"]))
+    found: dict[str, reconstruction.Reconstruction] = {}
+
+    @lru_cache(maxsize=1)  # q, k and v are asked for one after another, and are one parameter
+    def parameter(index: int) -> np.ndarray:
+        weight, found[entries[index]["name"]] = _dequantize(entries[index], rule, stored, source)
+        return weight
+
+    def fetch(name: str) -> source_model.Tensor:
+        wanted = [i for i, entry in enumerate(entries) if any(s["tensor"] == name for s in entry["sources"])]
+        arrays = {entries[i]["name"]: parameter(i) for i in wanted}
+        tensor = to_source({"parameters": [entries[i] for i in wanted]}, arrays)[name]
+        return source_model.as_tensor(tensor)
+
+    tokens, config = prepare(params, inputs, out)
+    shapes = {s["tensor"]: s["shape"] for entry in entries for s in entry["sources"]}
+    model = source_model.load(config, shapes, fetch, out.progress)
+    write(source_model.logits(model, tokens, out.threads), tokens, params, out)
+    assert len(found) == len(entries), "the reference ran without some parameters"
+    out.path("reconstruction.json").write_text(json.dumps(reconstruction.report(found), indent=1) + "\n")
+
+
+def _dequantize(
+    entry: Mapping[str, Json], rule: Scheme, stored: Read, source: Read
+) -> tuple[np.ndarray, reconstruction.Reconstruction]:
+    """A parameter in float32 as its stored pieces give it, and how it compares with its source."""
+    pieces = packed(Parameter(entry["name"], tuple(entry["shape"]), entry["kind"]), rule)
+    arrays = {piece.role: stored(piece.name) for piece in pieces}
+    original = assemble(entry, source)
+    if "plain" in arrays:
+        weight = arrays["plain"].astype(np.float32)
+        return weight, reconstruction.plain(original, weight, rule)
+    outputs, width = entry["shape"]
+    weight = np.empty((outputs, width), np.float32)
+    rows = max(1, BLOCK_BYTES // (4 * width))
+    for start in range(0, outputs, rows):
+        some = slice(start, start + rows)
+        weight[some] = packing.dequantize(arrays["weight"][some], arrays["scale"][some], width, rule)
+    return weight, reconstruction.grouped(original, weight, arrays["scale"], rule)
+
+
+def assemble(entry: Mapping[str, Json], source: Read) -> np.ndarray:
+    """A parameter from the checkpoint's tensors, in float32, as its weight map entry says."""
+    parts = [source(part["tensor"])[part["rows"][0] : part["rows"][1]] for part in entry["sources"]]
+    if entry["op"] == "transpose":
+        return parts[0].T
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _stored(table: list[dict[str, Json]], shards: Mapping[str, File]) -> Read:
+    """Read a packed piece by name, out of the shard that parameters.json says it is in."""
+    places = {place["name"]: place for place in table}
+    files = {name.rpartition("/")[2]: file for name, file in shards.items()}
+
+    def read(name: str) -> np.ndarray:
+        place = places[name]
+        file = files[f"params_shard_{place['shard']}.bin"]
+        data = np.fromfile(file.path, np.uint8, place["nbytes"], offset=file.offset + place["offset"])
+        return data.view(place["dtype"]).reshape(place["shape"])
+
+    return read
+
+
+def _source(layout: Mapping[str, Json], tensors: Mapping[str, File]) -> Read:
+    def read(name: str) -> np.ndarray:
+        entry = layout[name]
+        found: np.ndarray = source_model.read(tensors[f"tensor/{name}"], entry["dtype"], entry["shape"]).numpy()
+        return found
+
+    return read

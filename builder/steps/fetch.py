@@ -1,0 +1,143 @@
+"""fetch: check a checkpoint's files strictly and name the content of every tensor. Copies no safetensors weights.
+
+Output: layout.json {"tensors": {name: {"dtype", "shape"}}}, sorted and without file names, so that a checkpoint that is
+only sharded another way changes nothing; tensor/<name>, a slice of the watched file; file/<name>, config and tokenizer.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import local
+
+from builder.core.digest import canonical, digest_of_names
+from builder.core.errors import UserError
+from builder.core.step import File, InputFiles, Json, Out
+from builder.formats import checkpoint, safetensors
+
+READ_BYTES = 1 << 20
+PROGRESS_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A tensor and where it lies: ``of`` is "watch:<name>" or "output:<name>"."""
+
+    tensor: safetensors.Tensor
+    path: Path
+    of: str
+    file: str  # the checkpoint's own file, for messages and the index
+
+
+def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
+    """``params``: {"format": "safetensors" | "bin", "pin": the digest it must have, or None}; ``inputs``: {"watch": {name: File}}, as checkpoint.find lists."""
+    watch = inputs["watch"]
+    assert not isinstance(watch, File)
+    located = _locate(params["format"], watch, out)
+    owners = _owners(located)
+    for name in sorted(watch):
+        if name.endswith(".index.json"):
+            checkpoint.check_index(name, checkpoint.read_index(watch[name].path, name), owners)
+    _companions(watch, out)
+    checkpoint_digest = digest_of_names(_hash(located, out))
+    if params["pin"] not in (None, checkpoint_digest):
+        raise UserError(
+            f"pins.checkpoint is {params['pin']}, and this checkpoint is {checkpoint_digest}",
+            "give the checkpoint that the recipe pins, or pin this one",
+        )
+    out.fact("checkpoint", checkpoint_digest)
+    layout = {item.tensor.name: {"dtype": item.tensor.dtype, "shape": list(item.tensor.shape)} for item in located}
+    out.path("layout.json").write_bytes(canonical({"tensors": layout}))
+    out.fact("tensors", len(located))
+    out.fact("source_bytes", sum(item.tensor.nbytes for item in located))
+
+
+def _locate(kind: str, watch: Mapping[str, File], out: Out) -> list[Located]:
+    suffix = {"safetensors": ".safetensors", "bin": ".bin"}[kind]
+    located: list[Located] = []
+    for number, name in enumerate(sorted(name for name in watch if name.endswith(suffix))):
+        path, of = watch[name].path, f"watch:{name}"
+        if kind == "bin":
+            from builder.formats import torchbin
+
+            converted = f"converted-{number}.safetensors"
+            out.progress(number, len(watch), "files", f"reading {name}")
+            path, of = out.path(converted), f"output:{converted}"
+            torchbin.to_safetensors(watch[name].path, name, path)
+        located += [Located(tensor, path, of, name) for tensor in safetensors.read_header(path, name)]
+    return located
+
+
+def _owners(located: Iterable[Located]) -> dict[str, str]:
+    owners: dict[str, str] = {}
+    for item in located:
+        if item.tensor.name in owners:
+            raise UserError(
+                f"tensor {item.tensor.name!r} is in both {owners[item.tensor.name]} and {item.file}; allowed: in one",
+                "fetch the checkpoint again",
+            )
+        owners[item.tensor.name] = item.file
+    return owners
+
+
+def _companions(watch: Mapping[str, File], out: Out) -> None:
+    for name in sorted(watch):
+        if name.endswith((".safetensors", ".bin", ".index.json")):
+            continue
+        if name.endswith(".json"):
+            checkpoint.read_json(watch[name].path, name)
+        shutil.copyfile(watch[name].path, out.path(f"file/{name}"))
+
+
+def _hash(located: list[Located], out: Out) -> dict[str, str]:
+    """blake3 of every tensor, by its name. Threads take whole tensors, which keeps the cores busier than blake3's own do."""
+    total = sum(item.tensor.nbytes for item in located)
+    largest_first = sorted(located, key=lambda item: -item.tensor.nbytes)
+    digests: dict[str, str] = {}
+    reader = _Reader({item.path for item in located})
+    done = reported = 0
+    try:
+        with ThreadPoolExecutor(max(1, min(out.threads, 8))) as pool:
+            for item, digest in zip(largest_first, pool.map(reader.digest, largest_first), strict=True):
+                digests[item.tensor.name] = digest
+                done += item.tensor.nbytes
+                if done - reported >= PROGRESS_BYTES or done == total:
+                    out.progress(done, total, "B", "hashing")
+                    reported = done
+    finally:
+        reader.close()
+    for item in sorted(located, key=lambda item: item.tensor.name):
+        tensor = item.tensor
+        out.slice(f"tensor/{tensor.name}", digests[tensor.name], tensor.nbytes, item.of, tensor.offset)
+    return digests
+
+
+class _Reader:
+    """Open files and one read buffer per thread. Reads, and does not map: a map would count as memory."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.handles = {path: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths}
+        self.threads = local()
+
+    def close(self) -> None:
+        for handle in self.handles.values():
+            os.close(handle)
+
+    def digest(self, item: Located) -> str:
+        from blake3 import blake3
+
+        if not hasattr(self.threads, "buffer"):
+            self.threads.buffer = memoryview(bytearray(READ_BYTES))
+        buffer, hasher = self.threads.buffer, blake3()
+        offset, end = item.tensor.offset, item.tensor.offset + item.tensor.nbytes
+        while offset < end:
+            count = os.preadv(self.handles[item.path], [buffer[: min(READ_BYTES, end - offset)]], offset)
+            if not count:
+                raise UserError(f"{item.file}: became shorter while it was read", "run the same build again")
+            hasher.update(buffer[:count])
+            offset += count
+        return f"blake3:{hasher.hexdigest()}"

@@ -1,0 +1,246 @@
+"""quantize[i]: stream the source tensors of one shard through the scheme into params_shard_<i>.bin.
+
+Rows are read a block at a time and written where they belong, so memory stays at a few MiB whatever the tensors' sizes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from builder.core.digest import canonical
+from builder.core.errors import StepError, UserError
+from builder.core.step import File, InputFiles, Json, Out
+from builder.quant import pack
+from builder.quant.layout import Scheme, scheme
+
+HASH_BYTES = 1 << 20
+SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
+PROGRESS_BYTES = 8 << 20
+
+
+def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
+    """Quantize one shard.
+
+    Args:
+        params: {"index", "scheme", "parameters": weight map entries with "pieces", "nbytes", "allow_nonfinite"}.
+        inputs: {source tensor: File}.
+        out: gets params_shard_<index>.bin and records.json, its entry for tensor-cache.json.
+
+    Raises:
+        UserError: a weight is NaN, infinite or overflows the scheme's dtype, and this is not allowed.
+    """
+    name = f"params_shard_{params['index']}.bin"
+    path = out.path(name)
+    met: dict[str, pack.Counts] = {}
+    quantization, progress = scheme(params["scheme"]), Progress(out, params["parameters"])
+    with path.open("w+b", buffering=0) as file:
+        file.truncate(params["nbytes"])
+        for parameter in params["parameters"]:
+            met[parameter["name"]] = _write(parameter, inputs, quantization, file.fileno(), progress)
+            _start_writeback(file.fileno())
+        _report(met, params["allow_nonfinite"], out)
+        digest = _md5(file.fileno())
+    record = {
+        "dataPath": name,
+        "format": "raw-shard",
+        "nbytes": params["nbytes"],
+        "records": [_record(piece) for parameter in params["parameters"] for piece in parameter["pieces"]],
+        "md5sum": digest,
+    }
+    out.path("records.json").write_bytes(canonical(record))
+
+
+def _blocks(parameter: Mapping[str, Any], inputs: InputFiles) -> Iterator[tuple[int, str, np.ndarray]]:
+    """A parameter's rows, in order: (first row, dtype, block), block (R, width) as ``pack.RAW`` holds it.
+
+    A block is valid until the next one is asked for.
+    """
+    width, row = prod(parameter["shape"][1:]), 0
+    for source in parameter["sources"]:
+        file = inputs[source["tensor"]]
+        assert isinstance(file, File)
+        if parameter["op"] == "transpose":
+            yield from _columns(parameter, source, file)
+            return
+        with _opened(file) as handle:
+            for block in _rows(handle, file.offset, source, width):
+                yield row, source["dtype"], block
+                row += block.shape[0]
+
+
+def _rows(handle: int, offset: int, source: Mapping[str, Any], width: int) -> Iterator[np.ndarray]:
+    start, stop = source["rows"]
+    raw, rows = pack.RAW[source["dtype"]], pack.block_rows(width)
+    buffer = np.empty((min(rows, stop - start), width), raw)
+    for first in range(start, stop, rows):
+        block = buffer[: min(rows, stop - first)]
+        _read(handle, block, offset + first * width * raw.itemsize, source["tensor"])
+        yield block
+
+
+def _columns(
+    parameter: Mapping[str, Any], source: Mapping[str, Any], file: File
+) -> Iterator[tuple[int, str, np.ndarray]]:
+    """The source is stored (input, output): its columns are the rows that are wanted."""
+    outputs, inputs = parameter["shape"]
+    raw, rows = pack.RAW[source["dtype"]], pack.block_rows(inputs)
+    whole = np.memmap(file.path, np.uint8, "r", file.offset, (inputs, outputs * raw.itemsize))
+    for start in range(0, outputs, rows):
+        stop = min(outputs, start + rows)
+        columns = np.ascontiguousarray(whole[:, start * raw.itemsize : stop * raw.itemsize]).view(raw)
+        yield start, source["dtype"], np.ascontiguousarray(columns.T)
+
+
+@contextmanager
+def _opened(file: File) -> Iterator[int]:
+    handle = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _read(handle: int, block: np.ndarray, offset: int, tensor: str) -> None:
+    view = block.view(np.uint8).reshape(-1).data
+    while view:
+        count = os.preadv(handle, [view], offset)
+        if not count:
+            raise StepError(f"tensor {tensor}: its file became shorter during the build", "run the same build again")
+        view, offset = view[count:], offset + count
+
+
+class Progress:
+    """Counts source bytes, and speaks every few MiB."""
+
+    def __init__(self, out: Out, parameters: list[dict[str, Any]]) -> None:
+        self.out, self.done, self.said = out, 0, 0
+        self.total = sum(
+            (source["rows"][1] - source["rows"][0]) * prod(source["shape"][1:]) * pack.RAW[source["dtype"]].itemsize
+            for parameter in parameters
+            for source in parameter["sources"]
+        )
+
+    def add(self, nbytes: int, label: str) -> None:
+        self.done += nbytes
+        if self.done - self.said >= PROGRESS_BYTES or self.done >= self.total:
+            self.out.progress(self.done, self.total, "B", label)
+            self.said = self.done
+
+
+def _write(
+    parameter: Mapping[str, Any], inputs: InputFiles, quantization: Scheme, handle: int, progress: Progress
+) -> pack.Counts:
+    pieces = {piece["role"]: piece for piece in parameter["pieces"]}
+    rows, width = parameter["shape"][0], prod(parameter["shape"][1:])
+    writer = Plain(pieces["plain"], rows, width) if "plain" in pieces else Packed(pieces, rows, width, quantization)
+    counts = pack.Counts()
+    for row, dtype, block in _blocks(parameter, inputs):
+        counts.add(writer.write(handle, row, dtype, block))
+        progress.add(block.nbytes, parameter["name"])
+    return counts
+
+
+class Plain:
+    """Writes an unquantized parameter, cast to its dtype."""
+
+    def __init__(self, piece: Mapping[str, Any], rows: int, width: int) -> None:
+        self.offset = piece["offset"]
+        self.out = np.empty((min(rows, pack.block_rows(width)), width), piece["dtype"])
+
+    def write(self, handle: int, row: int, dtype: str, block: np.ndarray) -> pack.Counts:
+        out = self.out[: block.shape[0]]
+        counts = pack.cast(block, dtype, out)
+        _store(handle, out, self.offset + row * out.shape[1] * out.itemsize)
+        return counts
+
+
+class Packed:
+    """Writes the words and scales of a parameter, or those of the two that this shard holds."""
+
+    def __init__(self, pieces: Mapping[str, Mapping[str, Any]], rows: int, width: int, quantization: Scheme) -> None:
+        self.pieces, self.scheme, self.width = pieces, quantization, width
+        self.rows = min(rows, pack.block_rows(width))
+        groups = -(-width // quantization.group_size)
+        self.words = np.empty((self.rows, groups * quantization.words_per_group), quantization.storage_dtype)
+        self.scales = np.empty((self.rows, groups), quantization.dtype)
+        self.packers: dict[str, pack.Packer] = {}
+
+    def write(self, handle: int, row: int, dtype: str, block: np.ndarray) -> pack.Counts:
+        if dtype not in self.packers:  # stacked tensors may differ in dtype
+            self.packers[dtype] = pack.Packer(self.rows, self.width, dtype, self.scheme)
+        packer = self.packers[dtype]
+        words, scales = self.words[: block.shape[0]], self.scales[: block.shape[0]]
+        counts = packer.pack(block, words, scales) if "weight" in self.pieces else packer.scales(block, scales)
+        for role, array in (("weight", words), ("scale", scales)):
+            if role in self.pieces:
+                _store(handle, array, self.pieces[role]["offset"] + row * array.shape[1] * array.itemsize)
+        return counts
+
+
+def _store(handle: int, array: np.ndarray, offset: int) -> None:
+    view = array.view(np.uint8).reshape(-1).data
+    while view:
+        count = os.pwrite(handle, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _start_writeback(handle: int) -> None:
+    """Let the disk begin now: the store syncs the whole shard at the end, and would wait for all of it then."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "sync_file_range"):  # Linux; only a hint, so its result does not matter
+        zero = ctypes.c_int64(0)
+        libc.sync_file_range(handle, zero, zero, SYNC_FILE_RANGE_WRITE)
+
+
+def _report(met: Mapping[str, pack.Counts], allowed: bool, out: Out) -> None:
+    bad = {name: counts for name, counts in met.items() if counts.nonfinite or counts.overflowed}
+    if bad and not allowed:
+        raise UserError(
+            f"{_count(bad)}; allowed: finite weights that the scheme's dtype can hold",
+            "build model.allow_nonfinite=true to build it all the same",
+        )
+    if bad:
+        out.warn(_count(bad))
+        out.fact("weights_nonfinite", sum(counts.nonfinite for counts in bad.values()))
+        out.fact("weights_overflowed", sum(counts.overflowed for counts in bad.values()))
+    saturated = {name: counts.saturated for name, counts in met.items() if counts.saturated}
+    if saturated:
+        worst = max(saturated, key=lambda name: saturated[name])
+        out.warn(f"{sum(saturated.values())} scales were too large for their dtype and saturated, most in {worst}")
+        out.fact("scales_saturated", sum(saturated.values()))
+
+
+def _count(bad: Mapping[str, pack.Counts]) -> str:
+    shown = []
+    for name, counts in list(bad.items())[:5]:
+        kinds = [(counts.nonfinite, "NaN or infinite"), (counts.overflowed, "too large for the dtype of the scheme")]
+        shown.append(f"{name}: " + ", ".join(f"{number} weights {kind}" for number, kind in kinds if number))
+    return "; ".join(shown) + (f"; and {len(bad) - 5} more parameters" if len(bad) > 5 else "")
+
+
+def _md5(handle: int) -> str:
+    """The tensor cache asks for md5; it is no protection and is not used as one."""
+    hasher, buffer, offset = hashlib.md5(usedforsecurity=False), memoryview(bytearray(HASH_BYTES)), 0
+    while count := os.preadv(handle, [buffer], offset):
+        hasher.update(buffer[:count])
+        offset += count
+    return hasher.hexdigest()
+
+
+def _record(piece: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": piece["name"],
+        "shape": piece["shape"],
+        "dtype": piece["dtype"],
+        "format": "raw",
+        "nbytes": piece["nbytes"],
+        "byteOffset": piece["offset"],
+    }

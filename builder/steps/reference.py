@@ -1,0 +1,64 @@
+"""verify.reference: what the original checkpoint says about the held-out text, by transformers in float32.
+
+The model is the checkpoint's as its own config.json describes it; nothing of the recipe's overrides enters. The weights
+come from the very slices that fetch declared, so what is verified is what was fetched. Memory: see source_model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from builder.core.step import InputFiles, Json, Out
+from builder.steps.ports import group, one
+from builder.verification import heldout, source_model
+from builder.verification.measure import nll, perplexity
+
+
+def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
+    """Write tokens.npy (int32 [N, W]), logits.npy (float32 [N, W, V]) and reference.json.
+
+    Args:
+        params: "text" {"name", "digest"}, "tokens", "window", "logits_bytes" (see heldout.windows).
+        inputs: "tensors" {"tensor/<name>": slice}, "layout" (layout.json), "config" (config.json) and, if the
+            checkpoint has one, "tokenizer" (tokenizer.json).
+        out: its context holds "text", the path of the text.
+
+    Raises:
+        UserError: the text or the tokenizer do not serve; transformers cannot load the checkpoint.
+        StepError: the reference itself is not finite.
+    """
+    layout = json.loads(one(inputs["layout"]).path.read_text())["tensors"]
+    tensors = group(inputs["tensors"])
+    tokens, config = prepare(params, inputs, out)
+
+    def fetch(name: str) -> source_model.Tensor:
+        return source_model.read(tensors[f"tensor/{name}"], layout[name]["dtype"], layout[name]["shape"])
+
+    shapes = {name: entry["shape"] for name, entry in layout.items()}
+    model = source_model.load(config, shapes, fetch, out.progress)
+    write(source_model.logits(model, tokens, out.threads), tokens, params, out)
+
+
+def prepare(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> tuple[np.ndarray, dict[str, Json]]:
+    """The token windows and the checkpoint's config.json."""
+    config = json.loads(one(inputs["config"]).path.read_text())
+    tokenizer = one(inputs["tokenizer"]) if "tokenizer" in inputs else None
+    if tokenizer is None:
+        out.warn("the checkpoint has no tokenizer.json: verified on random tokens, so the perplexity says nothing")
+    return heldout.windows(params, Path(out.context["text"]), tokenizer, config), config
+
+
+def write(logits_NWV: np.ndarray, tokens_NW: np.ndarray, params: Mapping[str, Json], out: Out) -> None:
+    """The outputs that both references share."""
+    np.save(out.path("tokens.npy"), tokens_NW)
+    np.save(out.path("logits.npy"), logits_NWV)
+    value = perplexity(nll(logits_NWV, tokens_NW))
+    count, window = tokens_NW.shape
+    figures = {"perplexity": value, "text": params["text"]["name"], "windows": count, "window": window}
+    out.path("reference.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    out.fact("perplexity", round(value, 4))
+    out.fact("tokens", count * window)

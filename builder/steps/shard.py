@@ -1,0 +1,91 @@
+"""shard: lay the packed tensors out over shard files, and say what each quantize item has to do.
+
+Parameters are placed in the model's order, each with its scales beside it, into the open shard while they fit. A
+parameter that holds a tensor larger than a shard gets a shard of its own; one whose tensors fit alone but not together
+is split over two shards (the runtime's limit is per file), and both read its source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from builder.architectures.weights import Parameter, parameter_count
+from builder.core.digest import canonical
+from builder.core.errors import UserError
+from builder.core.step import File, InputFiles, Json, Out
+from builder.quant.layout import Piece, Scheme, packed, scheme
+
+
+@dataclass(slots=True)
+class Shard:
+    """An open shard: (parameter's weight map entry, piece, byte offset) in the order of the file."""
+
+    placed: list[tuple[dict[str, Any], Piece, int]] = field(default_factory=list)
+    nbytes: int = 0
+
+    def place(self, entry: dict[str, Any], pieces: list[Piece]) -> None:
+        for piece in pieces:
+            self.placed.append((entry, piece, self.nbytes))
+            self.nbytes += piece.nbytes
+
+
+def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
+    """``params``: {"scheme", "max_shard_bytes"}; ``inputs``: {"weight_map"}; output: shards.json, parameters.json."""
+    map_file = inputs["weight_map"]
+    assert isinstance(map_file, File)
+    weight_map = json.loads(map_file.path.read_bytes())
+    quantization = scheme(params["scheme"])
+    shards = lay_out(weight_map, quantization, params["max_shard_bytes"])
+    items = [_item(index, shard, params["scheme"]) for index, shard in enumerate(shards)]
+    out.path("shards.json").write_bytes(canonical({"items": items}))
+    table = {"parameters": _table(shards), "total_parameters": parameter_count(weight_map)}
+    out.path("parameters.json").write_bytes(canonical(table))
+    out.fact("shards", len(shards))
+    out.fact("bytes", sum(shard.nbytes for shard in shards))
+
+
+def lay_out(weight_map: Mapping[str, Any], quantization: Scheme, max_shard_bytes: int) -> list[Shard]:
+    """Greedy, in order; every tensor in exactly one shard."""
+    if max_shard_bytes < 1:
+        raise UserError(f"max_shard_bytes: found {max_shard_bytes}; allowed: at least 1")
+    shards = [Shard()]
+    for entry in weight_map["parameters"]:
+        parameter = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"])
+        pieces = packed(parameter, quantization)
+        together = sum(piece.nbytes for piece in pieces)
+        apart = together > max_shard_bytes and all(piece.nbytes <= max_shard_bytes for piece in pieces)
+        for group in [[piece] for piece in pieces] if apart else [pieces]:
+            size = sum(piece.nbytes for piece in group)
+            if shards[-1].placed and shards[-1].nbytes + size > max_shard_bytes:
+                shards.append(Shard())
+            shards[-1].place(entry, group)
+    return shards
+
+
+def _item(index: int, shard: Shard, scheme_table: Json) -> dict[str, Any]:
+    jobs: dict[str, dict[str, Any]] = {}
+    for entry, piece, offset in shard.placed:
+        job = jobs.setdefault(entry["name"], {**entry, "pieces": []})
+        shape = list(piece.shape)
+        job["pieces"].append(
+            {"name": piece.name, "shape": shape, "dtype": piece.dtype, "role": piece.role}
+            | {"offset": offset, "nbytes": piece.nbytes}
+        )
+    tensors = sorted({source["tensor"] for job in jobs.values() for source in job["sources"]})
+    return {
+        "name": str(index),
+        "params": {"index": index, "scheme": scheme_table, "parameters": list(jobs.values()), "nbytes": shard.nbytes},
+        "inputs": {tensor: ["tensors", f"tensor/{tensor}"] for tensor in tensors},
+    }
+
+
+def _table(shards: list[Shard]) -> list[dict[str, Any]]:
+    return [
+        {"name": piece.name, "shape": list(piece.shape), "dtype": piece.dtype}
+        | {"shard": index, "offset": offset, "nbytes": piece.nbytes}
+        for index, shard in enumerate(shards)
+        for _, piece, offset in shard.placed
+    ]

@@ -1,0 +1,122 @@
+"""verify: the built artifact against both references, through every path of the runtime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from builder.core.errors import StepError
+from builder.core.step import InputFiles, Json, Out
+from builder.runtime.engine import Engine
+from builder.steps.ports import group
+from builder.verification import measure, paths
+from builder.verification.findings import Findings, Found, Place, judge
+
+Tick = Callable[[str, int], None]
+
+
+def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
+    """Write verify.json with every figure; facts for the main ones.
+
+    Args:
+        params: "name", "scheme" (for messages), "limits" (verification.limits.choose).
+        inputs: "package" (the artifact's files), "reference", "dequantized" (tokens.npy, logits.npy, ...).
+        out: progress in tokens.
+
+    Raises:
+        StepError: a figure is past its limit; the message names it, its limit and the way on.
+    """
+    reference, dequantized = group(inputs["reference"]), group(inputs["dequantized"])
+    tokens = np.load(reference["tokens.npy"].path)
+    assert np.array_equal(tokens, np.load(dequantized["tokens.npy"].path)), "both references saw the same tokens"
+    original = np.load(reference["logits.npy"].path, mmap_mode="r")
+    exact = np.load(dequantized["logits.npy"].path, mmap_mode="r")
+    engine = Engine({name: file.path for name, file in group(inputs["package"]).items()})
+    if engine.vocab_size != original.shape[2]:
+        raise StepError(f"the library has {engine.vocab_size} logits, the reference {original.shape[2]}", "verify=off")
+    pieces = collect(engine, tokens, out)
+    weights = json.loads(dequantized["reconstruction.json"].path.read_text())
+    findings = compare(params, pieces, {"original": original, "dequantized": exact, "tokens": tokens}, weights)
+    out.path("verify.json").write_text(json.dumps({**findings.json(), "limits": params["limits"]}, indent=1) + "\n")
+    report(findings, out)
+    judge(findings, params["limits"])
+
+
+def collect(engine: paths.Engine, tokens_NW: np.ndarray, out: Out) -> dict[str, list[paths.Piece]]:
+    """Run every path.
+
+    Raises:
+        StepError: a logit is NaN or infinite.
+    """
+    done, total = 0, paths.total_tokens(engine, tokens_NW)
+
+    def tick(path: str, tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        out.progress(done, total, "tokens", path)
+
+    pieces: dict[str, list[paths.Piece]] = {}
+    for piece in paths.walk(engine, tokens_NW, tick):
+        finite = np.isfinite(piece.logits).all(axis=1)
+        if not finite.all():
+            raise StepError(
+                f"{piece.path}: the library gives NaN or infinity in window {piece.window} "
+                f"at position {piece.positions[int(np.argmin(finite))]}; the reference is finite there",
+                "the fault is in the lowered code, not in the weights: another path or position may still agree",
+            )
+        pieces.setdefault(piece.path, []).append(piece)
+    return pieces
+
+
+def compare(
+    params: Mapping[str, Json],
+    pieces: Mapping[str, list[paths.Piece]],
+    arrays: Mapping[str, np.ndarray],
+    weights: Mapping[str, Json],
+) -> Findings:
+    """All figures; ``arrays``: original and dequantized logits [N, W, V], tokens [N, W]."""
+    units = {name: measure.spread(flat(arrays[name])) for name in ("original", "dequantized")}
+    found = {path: _path(of, arrays, units) for path, of in pieces.items()}
+    built = np.stack([piece.logits for piece in pieces[paths.ONE_SHOT]])
+    perplexity = {
+        name: measure.perplexity(measure.nll(logits, arrays["tokens"]))
+        for name, logits in (("original", arrays["original"]), ("dequantized", arrays["dequantized"]), ("built", built))
+    }
+    return Findings(params["name"], params["scheme"], found, perplexity, weights)
+
+
+def _path(pieces: list[paths.Piece], arrays: Mapping[str, np.ndarray], units: Mapping[str, float]) -> Found:
+    places: list[Place] = [(piece.window, position) for piece in pieces for position in piece.positions]
+    built_BV = np.concatenate([piece.logits for piece in pieces])
+    windows, positions = (list(part) for part in zip(*places, strict=True))
+    original_BV, exact_BV = arrays["original"][windows, positions], arrays["dequantized"][windows, positions]
+    first = [row for row, position in enumerate(positions) if position == 0]
+    start = measure.errors(exact_BV[first], built_BV[first], units["dequantized"]).max_error if first else None
+    return Found(
+        places,
+        measure.errors(original_BV, built_BV, units["original"]),
+        measure.divergence(original_BV, built_BV),
+        measure.errors(exact_BV, built_BV, units["dequantized"]),
+        start,
+    )
+
+
+def flat(logits_NWV: np.ndarray) -> np.ndarray:
+    return logits_NWV.reshape(-1, logits_NWV.shape[2])
+
+
+def report(findings: Findings, out: Out) -> None:
+    """The main figures, for the table and build.json."""
+    one_shot = findings.paths[paths.ONE_SHOT]
+    facts = {
+        "perplexity": findings.perplexity["built"],
+        "perplexity_original": findings.perplexity["original"],
+        "kl": one_shot.predicts.kl,
+        "top1": one_shot.predicts.top1,
+        "max_error": max(found.original.max_error for found in findings.paths.values()),
+        "exact_error": max(found.exact.max_error for found in findings.paths.values()),
+    }
+    for name, value in facts.items():
+        out.fact(name, float(f"{value:.4g}"))

@@ -1,0 +1,121 @@
+"""x86-64 Linux: which instructions a library may use, and whether this machine has them. Stdlib only; the planner reads it.
+
+The levels are the psABI's (x86-64-v2, -v3, -v4); names of features are LLVM's, so that they pass to the code generator
+as they are. Only features that arithmetic can use are named: identity must not change with what no kernel looks at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+
+from builder.core.errors import UserError
+
+CPUINFO = Path("/proc/cpuinfo")
+HOST = "host"
+
+LEVELS: dict[str, tuple[str, ...]] = {  # level -> what it adds to the level before, as LLVM names it
+    "x86-64-v2": ("cx16", "sahf", "popcnt", "sse3", "ssse3", "sse4.1", "sse4.2"),
+    "x86-64-v3": ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe"),
+    "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+}
+EXTRA = ("avxvnni", "avx512vnni", "avx512bf16", "avx512fp16", "avx512vbmi")  # beyond the levels
+KERNEL_NAMES = {  # /proc/cpuinfo -> LLVM, where they differ
+    "pni": "sse3",
+    "lahf_lm": "sahf",
+    "sse4_1": "sse4.1",
+    "sse4_2": "sse4.2",
+    "bmi1": "bmi",
+    "abm": "lzcnt",
+    "avx_vnni": "avxvnni",
+    "avx512_vnni": "avx512vnni",
+    "avx512_bf16": "avx512bf16",
+    "avx512_fp16": "avx512fp16",
+}
+
+
+@lru_cache(maxsize=1)
+def host_features() -> frozenset[str]:
+    """The instruction sets of this machine, in LLVM's names.
+
+    Raises:
+        UserError: /proc/cpuinfo cannot be read or is not an x86's.
+    """
+    try:
+        text = CPUINFO.read_text()
+    except OSError as error:
+        raise UserError(
+            f"cannot tell what this CPU can do: {CPUINFO}: {error.strerror}", "name a level: target.cpu=x86-64-v3"
+        ) from error
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "flags":
+            return frozenset(KERNEL_NAMES.get(flag, flag) for flag in value.split())
+    raise UserError(
+        f"{CPUINFO} has no x86 flags: this machine is {os.uname().machine}, and target=cpu builds for x86-64",
+        "name a level to build for another machine: target.cpu=x86-64-v3",
+    )
+
+
+def implied(cpu: str, features: Iterable[str] = ()) -> frozenset[str]:
+    """Everything a library for this level (and these extra features) may use."""
+    levels = list(LEVELS)
+    reach = levels[: levels.index(cpu) + 1]
+    return frozenset(features).union(*(LEVELS[level] for level in reach))
+
+
+def describe_host() -> dict[str, object]:
+    """{"cpu": the highest level this machine has, "features": what it has beyond, in a fixed order}."""
+    found = host_features()
+    reached = [level for level in LEVELS if implied(level) <= found]
+    if not reached:
+        lacking = ", ".join(sorted(implied("x86-64-v2") - found))
+        raise UserError(
+            f"this CPU is older than x86-64-v2 (it lacks {lacking})", "build for another machine: target.cpu="
+        )
+    return {"cpu": reached[-1], "features": [name for name in EXTRA if name in found]}
+
+
+def resolve(cpu: str, features: Sequence[str] | None = None) -> tuple[str, tuple[str, ...]]:
+    """(level, extra features) of a target: "host" becomes this machine's; a named level has the features it is given.
+
+    Raises:
+        UserError: an unknown level or feature; lists the known ones.
+    """
+    if cpu != HOST:
+        _check_known("target.cpu", cpu, (HOST, *LEVELS))
+    for name in features or ():
+        _check_known("target.features", name, EXTRA)
+    if cpu != HOST:
+        return cpu, _ordered(features or ())
+    host = describe_host()
+    level, extra = str(host["cpu"]), host["features"]
+    assert isinstance(extra, list)
+    return level, _ordered(extra if features is None else features)
+
+
+def _ordered(features: Iterable[str]) -> tuple[str, ...]:
+    given = set(features)
+    return tuple(name for name in EXTRA if name in given)
+
+
+def _check_known(key: str, found: str, allowed: Sequence[str]) -> None:
+    if found not in allowed:
+        near = get_close_matches(found, allowed, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{key}: found {found!r}; allowed: {', '.join(allowed)}{meant}", "build doctor")
+
+
+def check_runs_here(cpu: str, features: Sequence[str], library: str) -> None:
+    """UserError if this machine lacks an instruction set that the library was built with."""
+    lacking = implied(cpu, features) - host_features()
+    if lacking:
+        host = describe_host()
+        raise UserError(
+            f"{library} was built for {cpu}{''.join(f' +{name}' for name in features)}; "
+            f"this machine is {host['cpu']} and lacks {', '.join(sorted(lacking))}",
+            f"build target.cpu={host['cpu']}",
+        )

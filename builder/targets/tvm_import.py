@@ -1,0 +1,47 @@
+"""Import TVM quickly: without torch, which its FFI loads only to be able to exchange tensors with it (1.7 s here)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+RUNTIME_ONLY = "TVM_USE_RUNTIME_LIB"
+
+
+def import_tvm(runtime_only: bool = False) -> Any:
+    """The ``tvm`` module; ``runtime_only``: without the compiler, unless it is loaded already."""
+    if "tvm" in sys.modules:
+        return sys.modules["tvm"]
+    with _without("torch"), _environment(RUNTIME_ONLY, "1" if runtime_only else os.environ.get(RUNTIME_ONLY)):
+        return import_module("tvm")
+
+
+@contextmanager
+def _without(name: str) -> Iterator[None]:
+    """Imports of ``name`` fail, as if it were not installed; one that is loaded already stays."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+@contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before

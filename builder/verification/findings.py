@@ -1,0 +1,160 @@
+"""What verify measured, and what of it is past a limit, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from builder.core.errors import StepError
+from builder.core.step import Json
+from builder.verification.measure import Divergence, Errors
+from builder.verification.paths import CHUNKED, DECODE, INTERLEAVED, ONE_SHOT, PREFILL
+
+Place = tuple[int, int]  # (window, position)
+LEAST_POSITIONS = 64  # for a mean to be judged; shorter paths are held by the exact limits
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One path: against the original checkpoint and against the artifact's own weights, dequantized.
+
+    ``places`` says where row i of the compared logits was; ``start`` is the exact error at position 0 alone.
+    """
+
+    places: Sequence[Place]
+    original: Errors
+    predicts: Divergence
+    exact: Errors
+    start: float | None
+
+    def json(self) -> Json:
+        original = {**asdict(self.original), **asdict(self.predicts)}
+        exact = asdict(self.exact)
+        for table, worst in ((original, self.original.worst), (exact, self.exact.worst)):
+            table["worst"] = dict(zip(("window", "position"), self.places[worst], strict=True))
+        return {"positions": len(self.places), "original": original, "exact": exact}
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All that verify knows about one artifact."""
+
+    name: str
+    scheme: str
+    paths: Mapping[str, Found]
+    perplexity: Mapping[str, float]  # original, dequantized, built
+    weights: Mapping[str, Json]  # reconstruction.json
+
+    @property
+    def ratio(self) -> float:
+        return self.perplexity["built"] / self.perplexity["original"]
+
+    def json(self) -> Json:
+        return {
+            "name": self.name,
+            "scheme": self.scheme,
+            "paths": {path: found.json() for path, found in self.paths.items()},
+            "perplexity": {**self.perplexity, "ratio": self.ratio},
+            "weights": dict(self.weights),
+        }
+
+
+def judge(findings: Findings, limits: Mapping[str, float]) -> None:
+    """StepError for what is past its limit: wrong weights first, then wrong arithmetic, then a costly scheme."""
+    _judge_weights(findings)
+    _judge_exact(findings, limits)
+    _judge_original(findings, limits)
+
+
+def _judge_weights(findings: Findings) -> None:
+    wrong = findings.weights["wrong"]
+    if not wrong:
+        return
+    first = wrong[0]
+    raise StepError(
+        f"{findings.name}: {len(wrong)} parameters are not their source rounded to nearest. {first['parameter']}, "
+        f"row {first['row']}: a weight is {first['steps']:.3g} steps off (0.5 at most) and a scale "
+        f"{first['scale_ulps']:.3g} units of its last place off (0.5 at most)",
+        "the quantize or convert step is wrong, or a shard was changed: `build doctor --store` checks the store",
+    )
+
+
+def _judge_exact(findings: Findings, limits: Mapping[str, float]) -> None:
+    past = exact_failures(findings.paths, limits)
+    if not past:
+        return
+    path = ONE_SHOT if ONE_SHOT in past else max(past, key=lambda name: findings.paths[name].exact.max_error)
+    found = findings.paths[path]
+    window, position = found.places[found.exact.worst]
+    every = ", ".join(f"{name} {each.exact.max_error:.2g}" for name, each in findings.paths.items())
+    raise StepError(
+        f"{findings.name} does not compute what transformers computes from the same dequantized weights: {path}: "
+        f"max error {found.exact.max_error:.3g} of the logits' spread (verify.exact_max {limits['exact_max']:.3g}), "
+        f"rms error {found.exact.rms_error:.3g} (verify.exact_rms {limits['exact_rms']:.3g}), "
+        f"largest in window {window} at position {position}. Max error by path: {every}",
+        diagnose(findings.paths, limits),
+    )
+
+
+def exact_failures(paths: Mapping[str, Found], limits: Mapping[str, float]) -> set[str]:
+    """The paths that do not agree with the dequantized reference."""
+    return {
+        path
+        for path, found in paths.items()
+        if found.exact.max_error > limits["exact_max"] or found.exact.rms_error > limits["exact_rms"]
+    }
+
+
+def diagnose(paths: Mapping[str, Found], limits: Mapping[str, float]) -> str:
+    """What is likely wrong, from which paths agree with the dequantized reference and which do not."""
+    bad, start = exact_failures(paths, limits), paths[ONE_SHOT].start
+    if ONE_SHOT in bad:
+        if start is not None and start <= limits["exact_max"]:
+            return (
+                "position 0 agrees, so embedding, norms, MLP and head are right: look at attention and RoPE "
+                "(is model.rope_theta set against config.json? are heads in another order?)"
+            )
+        return (
+            "the compiled graph is another model than config.json describes: is model.rms_norm_eps or another "
+            "architecture key set against it? else the fault is in the family's graph or in a schedule"
+        )
+    if bad <= {DECODE, INTERLEAVED}:
+        return "prefill agrees and decode does not: look at the decode kernels and at how a token enters the cache"
+    if bad <= {CHUNKED, INTERLEAVED}:
+        return "a window at once agrees: look at reading the cache back, page ends and positions of later pieces"
+    assert bad <= {PREFILL, CHUNKED, DECODE, INTERLEAVED}, bad
+    return "all positions at once agree: look at prefill's last position and at the cache"
+
+
+def _judge_original(findings: Findings, limits: Mapping[str, float]) -> None:
+    past = [entry for path, found in findings.paths.items() for entry in _past(path, found, limits)]
+    if findings.ratio > limits["perplexity"]:
+        past.append((findings.ratio / limits["perplexity"], "perplexity", findings.ratio, ONE_SHOT))
+    if not past:
+        return
+    _, key, value, where = max(past)
+    names = dict.fromkeys(entry[1] for entry in sorted(past, reverse=True))
+    allowed = f"{value * 1.1:.2g}" if key != "top1" else f"{value * 0.95:.2g}"
+    raise StepError(
+        f"{findings.name} is too far from the original checkpoint: {key} {value:.4g}, limit {limits[key]:.4g} "
+        f"({where}); past their limits: {', '.join(names)}. Perplexity {findings.perplexity['built']:.4g}, original "
+        f"{findings.perplexity['original']:.4g}; the library does agree with its own weights",
+        f"{findings.scheme} costs this model that much: take a finer quant, or allow it with verify.{key}={allowed}, "
+        "or build with verify=off",
+    )
+
+
+def _past(path: str, found: Found, limits: Mapping[str, float]) -> list[tuple[float, str, float, str]]:
+    """(how far past its limit, name, value, where) of one path's figures; means are judged over enough positions."""
+    worst, least = found.places[found.original.worst], found.places[found.predicts.worst]
+    figures = [("max_error", found.original.max_error, worst)]
+    if len(found.places) >= LEAST_POSITIONS:
+        figures += [("rms_error", found.original.rms_error, worst), ("kl", found.predicts.kl, least)]
+    past = [
+        (value / limits[key], key, value, f"{path}, worst in window {window} at position {position}")
+        for key, value, (window, position) in figures
+        if value > limits[key]
+    ]
+    if len(found.places) >= LEAST_POSITIONS and found.predicts.top1 < limits["top1"]:
+        past.append(((1 - found.predicts.top1) / max(1 - limits["top1"], 1e-6), "top1", found.predicts.top1, path))
+    return past

@@ -1,0 +1,195 @@
+"""Kill it, interrupt it, start it twice: the store stays whole and the next plain build ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from builder.core.check import check
+from builder.core.filestore import FileStore
+from tests.core import toy
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(store: Path, source: Path, **settings: object) -> subprocess.Popen[str]:
+    given = [f"{key}={json.dumps(value)}" for key, value in {"source": str(source), **settings}.items()]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.core.toy", str(store), *given],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, str]:
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    statuses: dict[str, str] = json.loads(out)
+    return statuses
+
+
+def content(store: Path) -> dict[str, bytes]:
+    """Every result by name: records without their times, blobs with their bytes."""
+    found: dict[str, bytes] = {}
+    for path in sorted((store / "records").glob("*/*.json")):
+        record = json.loads(path.read_bytes().split(b"\n")[0])
+        outputs = {name: output["digest"] for name, output in record["outputs"].items()}
+        found[path.name] = json.dumps([outputs, record["parts"]], sort_keys=True).encode()
+    for path in sorted((store / "blobs").glob("*/*")):
+        found[path.name] = path.read_bytes()
+    return found
+
+
+def leftovers(store: Path) -> list[str]:
+    return [path.name for folder in ("tmp", "locks") for path in (store / folder).iterdir() if path.name != "builds"]
+
+
+def descendants(pid: int) -> set[int]:
+    found: set[int] = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == pid:
+            found.add(int(stat.parent.name))
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those that still run; a zombie that nobody has reaped yet does not."""
+    found = set()
+    for pid in pids:
+        try:
+            if (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.add(pid)
+        except OSError:
+            continue
+    return found
+
+
+def wait_until_gone(pids: set[int]) -> None:
+    deadline = time.monotonic() + 5
+    while alive(pids):
+        assert time.monotonic() < deadline, "workers outlive their coordinator"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return toy.write_source(tmp_path / "source.bin", 8)
+
+
+SIZE = {"shards": 8, "sleep_s": 0.03}
+
+
+def test_kill_at_random_moments_then_a_plain_build(tmp_path: Path, source: Path) -> None:
+    begun = time.monotonic()
+    finish(start(tmp_path / "quiet", source, **SIZE))
+    whole_s = time.monotonic() - begun
+    wanted = content(tmp_path / "quiet")
+    rng = random.Random(7)
+    store = tmp_path / "store"
+    killed = 0
+    for _ in range(12):
+        process = start(store, source, **SIZE)
+        time.sleep(rng.uniform(0.05, whole_s))
+        workers = descendants(process.pid)
+        killed += process.poll() is None
+        process.kill()
+        process.communicate()
+        wait_until_gone(workers)
+        if rng.random() < 0.4:
+            finish(start(store, source, **SIZE))
+            assert content(store) == wanted
+            assert (check(FileStore(store)).whole, leftovers(store)) == (True, [])
+            subprocess.run(["rm", "-rf", store], check=True)
+    finish(start(store, source, **SIZE))
+    assert content(store) == wanted
+    assert leftovers(store) == []
+    assert killed > 3
+
+
+def test_two_builds_at_once_run_each_step_once(tmp_path: Path, source: Path) -> None:
+    store = tmp_path / "store"
+    builds = [start(store, source, **SIZE) for _ in range(3)]
+    results = [finish(process) for process in builds]
+    count = Counter(name for statuses in results for name, status in statuses.items() if status == "ran")
+    assert set(count.values()) == {1}
+    assert len(count) == 12
+    assert all(status in ("ran", "hit") for statuses in results for status in statuses.values())
+    assert (check(FileStore(store)).whole, leftovers(store)) == (True, [])
+
+
+def test_waiting_for_another_build_is_said(tmp_path: Path, source: Path) -> None:
+    store = tmp_path / "store"
+    first = start(store, source, shards=1, sleep_s=1.0)
+    while not list(store.glob("locks/*")) or not list(store.glob("records/*/*")):
+        time.sleep(0.01)
+    second = start(store, source, shards=1, sleep_s=1.0)
+    _, said = second.communicate(timeout=60)
+    finish(first)
+    assert f"Waiting(id='q[0]', name='quantize[0]', pid={first.pid})" in said
+    assert "reason='built by another build'" in said
+
+
+def test_a_build_goes_on_when_the_one_it_waits_for_is_killed(tmp_path: Path, source: Path) -> None:
+    store = tmp_path / "store"
+    first = start(store, source, shards=1, sleep_s=30.0)
+    while not any("quantize[0]" in line for line in first.stderr or ()):
+        pass
+    assert first.poll() is None
+    second = start(store, source, shards=1, sleep_s=30.0)
+    while not any("Waiting(id='q[0]'" in line for line in second.stderr or ()):
+        pass
+    workers = descendants(first.pid)
+    first.kill()
+    first.communicate()
+    wait_until_gone(workers)
+    assert any("Started(id='q[0]'" in line for line in second.stderr or ())
+    second.send_signal(signal.SIGINT)
+    second.communicate(timeout=10)
+    assert second.returncode == 130
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, source: Path) -> None:
+    store = tmp_path / "store"
+    process = start(store, source, shards=8, sleep_s=0.3)
+    deadline = time.monotonic() + 20
+    while len(list(store.glob("records/*/*.json"))) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = descendants(process.pid)
+    assert workers
+    os.kill(process.pid, signal.SIGINT)
+    begun = time.monotonic()
+    _, said = process.communicate(timeout=20)
+    assert time.monotonic() - begun < 1.0
+    assert (process.returncode, leftovers(store)) == (130, [])
+    assert "finished steps are kept run the same command again to go on" in said
+    assert not alive(workers)
+    kept = len(list(store.glob("records/*/*.json")))
+    assert kept >= 4
+    statuses = finish(start(store, source, shards=8, sleep_s=0.3))
+    assert Counter(statuses.values()) == {"hit": kept, "ran": 12 - kept}
+
+
+def test_workers_do_not_hear_the_terminals_ctrl_c(tmp_path: Path, source: Path) -> None:
+    process = start(tmp_path / "store", source, shards=1, sleep_s=5.0)
+    while not any("Started(id='q[0]'" in line for line in process.stderr or ()):
+        pass
+    workers = descendants(process.pid)
+    assert workers
+    groups = {os.getpgid(pid) for pid in workers}
+    assert os.getpgid(process.pid) not in groups
+    process.kill()
+    process.communicate()
+    wait_until_gone(workers)

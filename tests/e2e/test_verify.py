@@ -1,0 +1,104 @@
+"""Verify on the real line (transformers, compiler, runtime): green on the demo, red on sabotage, with its number."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from builder.core.errors import StepError
+from builder.core.step import File
+from tests.e2e.chain import DEMO, Line, line, stored_array, whole
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Line, dict[str, File], dict[str, dict[str, File]]]:
+    """The demo in q4f16_1: its line, its artifact, its references."""
+    made = line(DEMO, "q4f16_1", tmp_path_factory.mktemp("good"))
+    return made, made.package(made.library("lower")), made.references()
+
+
+def test_the_demo_is_green(good):
+    made, files, references = good
+    out = made.verify(files, references)
+    found = json.loads((out.folder / "verify.json").read_text())
+    assert {path["positions"] for path in found["paths"].values()} >= {128, 64}
+    assert max(path["exact"]["max_error"] for path in found["paths"].values()) < 2e-5
+    assert 0.9 < found["perplexity"]["ratio"] < 1.08
+    assert found["perplexity"]["built"] == pytest.approx(found["perplexity"]["dequantized"], rel=1e-5)
+    assert found["perplexity"]["original"] < 80
+    assert out.facts["perplexity"] == pytest.approx(found["perplexity"]["built"], rel=1e-3)
+    assert set(found["limits"]) == {"max_error", "rms_error", "kl", "top1", "perplexity", "exact_max", "exact_rms"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "number", "hint"),
+    [
+        ({"rope_theta": 20000.0}, r"one shot: max error 0\.\d+ ", "position 0 agrees"),
+        ({"rms_norm_eps": 1e-6}, r"one shot: max error 0\.0\d+ ", "rms_norm_eps"),
+    ],
+    ids=["rope base", "norm epsilon"],
+)
+def test_a_library_of_another_model_is_red(changes: dict[str, float], number: str, hint: str, good):
+    made, _, references = good
+    name = next(iter(changes))
+    files = made.package(made.library(f"lower-{name}", **changes), f"package-{name}")
+    with pytest.raises(StepError, match=number) as error:
+        made.verify(files, references, f"verify-{name}")
+    assert hint in error.value.hint
+    assert "verify.exact_max 0.0001" in error.value.message
+    assert (made.folder / f"verify-{name}" / "verify.json").is_file()
+
+
+def copy_shards(files: dict[str, File], folder: Path) -> dict[str, File]:
+    """The artifact with weight files of its own."""
+    folder.mkdir()
+    own = dict(files)
+    for name in [name for name in files if name.startswith("params_shard_")]:
+        (folder / name).write_bytes(files[name].path.read_bytes())
+        own[name] = whole(folder / name)
+    return own
+
+
+def swap_heads(files: dict[str, File], made: Line) -> None:
+    """Heads 0 and 3 of layer 2's queries."""
+    for piece in ("q_weight", "q_scale"):
+        rows = stored_array(made, f"model.layers.2.self_attn.qkv_proj.{piece}", files)
+        rows[:32], rows[96:128] = rows[96:128].copy(), rows[:32].copy()
+
+
+def one_scale(files: dict[str, File], made: Line) -> None:
+    """One group of 32 weights among 22 x 256 of one matrix: 5% too large."""
+    stored_array(made, "model.layers.1.mlp.down_proj.q_scale", files)[17, 3] *= np.float16(1.05)
+
+
+def one_nan(files: dict[str, File], made: Line) -> None:
+    stored_array(made, "model.norm.weight", files)[9] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "said"),
+    [
+        (swap_heads, r"same dequantized weights: one shot: max error [01]\.\d+ "),
+        (one_scale, r"same dequantized weights: one shot: max error [\d.e-]+ "),
+        (one_nan, r"one shot: the library gives NaN or infinity in window 0 at position 0"),
+    ],
+)
+def test_an_artifact_whose_weights_were_changed_is_red(sabotage, said: str, good, tmp_path: Path):
+    made, files, references = good
+    changed = copy_shards(files, tmp_path / "changed")
+    sabotage(changed, made)
+    with pytest.raises(StepError, match=said):
+        made.verify(changed, references, f"verify-{sabotage.__name__}")
+
+
+@pytest.mark.parametrize("sabotage", [swap_heads, one_scale])
+def test_a_quantizer_that_did_it_is_red_too(sabotage, good, tmp_path: Path):
+    """Artifact and dequantized reference agree, on the same wrong weights; comparing the weights tells."""
+    _, files, _ = good
+    made = line(DEMO, "q4f16_1", tmp_path / "line")
+    sabotage({file.path.name: file for file in made.shards().values()}, made)
+    with pytest.raises(StepError, match=r"not their source rounded to nearest\. model\.layers\.\d\.\S+, row \d+"):
+        made.verify(made.package(files["it.so"]), made.references())

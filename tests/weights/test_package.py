@@ -1,0 +1,132 @@
+"""The artifact's JSON files say what the format has."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from weights_line import ARCHITECTURE, group_scheme, run_package, run_weights, source_tensors, write_checkpoint
+
+from builder.core.errors import UserError
+from builder.formats.chatconfig import Texts, chat_config, tokenizer_info
+
+SCHEME = asdict(group_scheme("q4f16_1"))
+BYTE_LEVEL: dict[str, Any] = {
+    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}},
+    "added_tokens": [{"id": 2, "content": "<s>"}, {"id": 3, "content": "</s>"}],
+    "decoder": {"type": "ByteLevel"},
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [2], "tokens": ["<s>"]}},
+    },
+}
+SENTENCE_PIECE: dict[str, Any] = {
+    "model": {"vocab": [["a", 0.0], ["b", 0.0]]},
+    "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace"}]},
+    "decoder": {
+        "type": "Sequence",
+        "decoders": [{"type": "Replace"}, {"type": "ByteFallback"}, {"type": "Fuse"},
+                     {"type": "Strip", "content": " ", "start": 1, "stop": 0}],
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    work = tmp_path_factory.mktemp("package")
+    folder = write_checkpoint(work / "source", source_tensors(), bos_token_id=2, eos_token_id=3)
+    (folder / "tokenizer.json").write_text(json.dumps(BYTE_LEVEL))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 1, "eos_token_id": [3, 1]}))
+    built = run_weights(folder, work, ARCHITECTURE, SCHEME, max_shard_bytes=6000)
+    run_package(built, work, ARCHITECTURE, SCHEME)
+    return built
+
+
+def test_the_folder(packaged: Any) -> None:
+    shards = [f"params_shard_{index}.bin" for index in range(len(packaged.quantize))]
+    assert sorted(packaged.package.outputs()) == sorted(
+        ["tiny.so", "README.md", "mlc-chat-config.json", "tensor-cache.json", "ndarray-cache.json",
+         "tokenizer.json", "tokenizer_config.json", *shards]
+    )  # fmt: skip
+    assert set(packaged.package.files) >= {"tiny.so", "tokenizer.json", *shards}  # linked, not written
+
+
+def test_tensor_cache(packaged: Any) -> None:
+    cache = packaged.package.json("tensor-cache.json")
+    assert cache == packaged.package.json("ndarray-cache.json")
+    assert [record["dataPath"] for record in cache["records"]] == [
+        f"params_shard_{index}.bin" for index in range(len(packaged.quantize))
+    ]
+    sizes = [record["nbytes"] for shard in cache["records"] for record in shard["records"]]
+    total = packaged.shard.json("parameters.json")["total_parameters"]
+    assert cache["metadata"] == {
+        "ParamSize": len(sizes), "ParamBytes": sum(sizes), "BitsPerParam": sum(sizes) * 8 / total,
+    }  # fmt: skip
+    assert 4.5 < cache["metadata"]["BitsPerParam"] < 5.0
+    assert set(cache["records"][0]) == {"dataPath", "format", "nbytes", "md5sum", "records"}
+
+
+def test_chat_config(packaged: Any) -> None:
+    config = packaged.package.json("mlc-chat-config.json")
+    assert config["version"] == "0.1.0"
+    assert (config["model_type"], config["quantization"]) == ("llama", "q4f16_1")
+    assert (config["vocab_size"], config["active_vocab_size"]) == (96, 4)
+    assert (config["context_window_size"], config["sliding_window_size"]) == (64, -1)
+    assert (config["temperature"], config["top_p"], config["repetition_penalty"]) == (0.6, 1.0, 1.0)
+    assert (config["bos_token_id"], config["eos_token_id"]) == (2, [3, 1])
+    assert "pad_token_id" not in config
+    assert config["tokenizer_files"] == ["tokenizer.json", "tokenizer_config.json"]
+    assert config["model_config"]["num_key_value_heads"] == 2
+    template = config["conv_template"]
+    assert (template["name"], template["system_prefix_token_ids"], template["stop_token_ids"]) == ("plain", [2], [3, 1])
+    assert template["role_templates"]["user"] == "{user_message}"
+    assert "chat template; it is not translated" in packaged.package.warnings[0]
+
+
+def test_the_card(packaged: Any) -> None:
+    card = (packaged.package.folder / "README.md").read_text()
+    assert "build generate" in card
+    assert "build.json" in card
+    nbytes = packaged.package.json("tensor-cache.json")["metadata"]["ParamBytes"]
+    assert f"{nbytes:,} bytes" in card
+
+
+def test_packaging_twice_gives_the_same_bytes(packaged: Any, tmp_path: Path) -> None:
+    first = packaged.package
+    second = run_package(packaged, tmp_path, ARCHITECTURE, SCHEME)
+    for name in second.written:
+        assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
+
+
+def test_tokenizer_info() -> None:
+    assert tokenizer_info(BYTE_LEVEL) == {
+        "token_postproc_method": "byte_level", "prepend_space_in_encode": False, "strip_space_in_decode": False,
+    }  # fmt: skip
+    assert tokenizer_info(SENTENCE_PIECE) == {
+        "token_postproc_method": "byte_fallback", "prepend_space_in_encode": True, "strip_space_in_decode": True,
+    }  # fmt: skip
+
+
+def test_conv_templates() -> None:
+    sizes = dict.fromkeys(
+        ("vocab_size", "context_window_size", "sliding_window_size", "prefill_chunk_size", "attention_sink_size",
+         "tensor_parallel_shards", "pipeline_parallel_stages", "max_batch_size"), 64
+    )  # fmt: skip
+
+    def made(template: str, texts: Texts) -> dict[str, Any]:
+        return chat_config(
+            family="llama", quantization="q0f32", model_config=sizes, texts=texts, files=[], conv_template=template
+        )
+
+    bare = Texts({}, {}, {}, {})
+    assert made("plain", bare)["conv_template"]["stop_token_ids"] == []
+    assert made("chatml", bare)["conv_template"]["roles"]["user"] == "<|im_start|>user"
+    with_bos = Texts({"bos_token_id": 1}, {}, {}, {"add_bos_token": True})
+    assert made("plain", with_bos)["conv_template"]["system_prefix_token_ids"] == [1]
+    with pytest.raises(UserError, match=r"model\.conv_template: found 'vicuna'; allowed: plain, chatml"):
+        made("vicuna", bare)
