@@ -5,8 +5,8 @@
     python -m benchmarks.decode --artifact dist/demo-q4f16_1-cpu
     python -m benchmarks.decode --peer                   # also torch, float32, the same shape
 
-Medians of several runs. The limit is the speed at which all cores together read a buffer of the weights' size, measured in the
-same run: a token cannot come faster than its weights are read.
+Medians of several runs. The limit is the speed at which all cores together read a buffer of the weights' size, measured
+in the same run: a token cannot come faster than its weights are read.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def random_weights(folder: Path, params: list[dict[str, Any]]) -> None:
 
 
 def weights_read_bytes(metadata: dict[str, Any]) -> int:
-    """Bytes of weights that one token reads: all but the embedding, of which it reads one row (unless it is the head)."""
+    """Bytes of weights that one token reads: all, but one row of the embedding (unless that is the head)."""
     size = {"uint32": 4, "float32": 4, "float16": 2}
     total = {p["name"]: size[p["dtype"]] * int(np.prod(p["shape"])) for p in metadata["params"]}
     tied = not any(name.startswith("lm_head") for name in total)
@@ -198,9 +198,7 @@ def report(folder: Path, runs: int, shape: str, peer: bool) -> None:
     big = read_bandwidth(1 << 28, threads)
     host = cpu.describe_host()
     print(f"{threads} threads of {host['cpu']} {' '.join(map(str, host['features']))}")  # type: ignore[call-overload]
-    print(
-        f"weights read per token: {read:,} bytes; read at {bandwidth / 1e9:.1f} GB/s (a 256 MiB buffer: {big / 1e9:.1f} GB/s)"
-    )
+    print(f"weights read per token: {read:,} bytes, at {bandwidth / 1e9:.1f} GB/s (256 MiB: {big / 1e9:.1f} GB/s)")
     limit = bandwidth / read
     print(f"limit of decode: {limit:,.0f} tokens/s")
     tokens = 64 if read < 1 << 26 else 16

@@ -5,6 +5,7 @@ pip install pexpect pyte && python docs/record.py
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -54,7 +55,7 @@ def row_of(terminal: pyte.Screen, number: int) -> Text:
 
 
 def main() -> None:
-    console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"), force_terminal=True)
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     with tempfile.TemporaryDirectory() as folder:
         for command in COMMANDS:
             console.print(f"[bold green]$[/] {command}", highlight=False)

@@ -1,4 +1,4 @@
-"""From a graph to a library: the passes over the graph, the passes over its kernels, machine code, and a linked file."""
+"""From a graph to a library: passes over the graph, passes over its kernels, machine code, and a linked file."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def graph_passes(target: CpuTarget, model: Any, family: str, scheme: str) -> lis
 
 
 def code_passes(target: CpuTarget) -> list[Pass]:
-    """From kernels to what LLVM takes, in order. The block passes are for plain loops; scheduled kernels have no blocks."""
+    """From kernels to what LLVM takes, in order. The passes over blocks are for plain loops; kernels have no blocks."""
     return [
         ("target", tirx.transform.BindTarget(target.tvm)),
         ("reduction starts", s_tir.transform.LowerInitBlock()),

@@ -1,8 +1,8 @@
 """The graphs of the model families. The table holds module names, not modules, for the reason that
 builder/architectures gives. Every module exports:
 
-    Model(config, scheme, metadata)   an nn.Module with ``metadata``, ``vocab``, ``hidden``, ``cache`` (a CacheLayout), and
-                                      ``functions()``: the spec that ``export_tvm`` takes
+    Model(config, scheme, metadata)   an nn.Module with ``metadata``, ``vocab``, ``hidden``, ``cache`` (a CacheLayout),
+                                      and ``functions()``: the spec that ``export_tvm`` takes
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The Llama graph: pre-norm decoder layers, grouped-query attention with rotary embeddings, gated SiLU.
 
-Touvron et al. 2023 (arXiv:2302.13971, arXiv:2307.09288). Module names are those of transformers, with q, k, v and gate, up
-fused. Axes: M rows (tokens of all sequences in one call), H hidden, A attention heads, D head, B sequences, V vocabulary.
+Touvron et al. 2023 (arXiv:2302.13971, arXiv:2307.09288). Module names are those of transformers, with q, k, v and gate,
+up fused. Axes: M rows (tokens of all sequences in one call), H hidden, A attention heads, D head, B sequences, V
+vocabulary.
 """
 
-# mypy: disable-error-code="misc"  # nn.Module has no types
+# mypy: disable-error-code="misc"
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -3,7 +3,7 @@
 Axes: M rows (tokens), N outputs, K inputs, W words of a packed row, G groups of a row.
 """
 
-# mypy: disable-error-code="misc"  # nn.Module has no types
+# mypy: disable-error-code="misc"
 from __future__ import annotations
 
 from collections.abc import Mapping

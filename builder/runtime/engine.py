@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from builder.targets.tvm_import import import_tvm
 
 PAGE_TOKENS = 16  # of the KV cache, as the kernels have it
 Floats = np.ndarray[Any, np.dtype[np.float32]]
+Ids = np.ndarray[Any, np.dtype[np.int32]]
+STATE = ("add_sequence", "remove_sequence", "begin_forward", "end_forward")  # of the cache, in TVM's runtime
 
 
 class Engine:
@@ -120,7 +122,7 @@ class Engine:
             raise UserError(f"there is no sequence {seq}; there are: {sorted(self._lengths) or 'none'}")
         return self._lengths[seq]
 
-    def _checked(self, seq: int, tokens: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
+    def _checked(self, seq: int, tokens: Sequence[int]) -> Ids:
         """The tokens as an array, if they are tokens and fit."""
         length = self._length(seq)
         ids = np.asarray(tokens, np.int64)
@@ -161,36 +163,34 @@ class Calls:
     def remove(self, seq: int) -> None:
         self._remove(self._cache, seq)
 
-    def prefill(self, seq: int, ids: np.ndarray[Any, np.dtype[np.int32]]) -> Floats:
-        return self._run(self._prefill, self._embedded(ids, 1, ids.size), [seq], [ids.size])[0, 0]
+    def prefill(self, seq: int, ids: Ids) -> Floats:
+        return cast(Floats, self._run(self._prefill, self._embedded(ids, 1, ids.size), [seq], [ids.size])[0])
 
-    def verify(self, seq: int, ids: np.ndarray[Any, np.dtype[np.int32]]) -> Floats:
-        return self._run(self._verify, self._embedded(ids, 1, ids.size), [seq], [ids.size])[0]
+    def verify(self, seq: int, ids: Ids) -> Floats:
+        return self._run(self._verify, self._embedded(ids, 1, ids.size), [seq], [ids.size])
 
     def decode(self, seq: int, token: int) -> Floats:
         self._one[0] = token
         embedded = self._embed(self._one_tensor, self._params)
         rows = embedded._create_view((1, 1, embedded.shape[1]))
         self._begin(self._cache, self._shape([seq]), self._one_length)
-        logits = np.from_dlpack(self._decode(rows, self._cache, self._params)[0])
+        logits: Any = np.from_dlpack(self._decode(rows, self._cache, self._params)[0])
         self._end(self._cache)
-        return logits[0, 0]
+        return cast(Floats, logits.reshape(-1))
 
-    def decode_batch(self, seqs: Sequence[int], ids: np.ndarray[Any, np.dtype[np.int32]]) -> Floats:
-        return self._run(self._batch_decode, self._embedded(ids, ids.size, 1), seqs, [1] * ids.size)[:, 0]
+    def decode_batch(self, seqs: Sequence[int], ids: Ids) -> Floats:
+        return self._run(self._batch_decode, self._embedded(ids, ids.size, 1), seqs, [1] * ids.size)
 
-    def _embedded(self, ids: np.ndarray[Any, np.dtype[np.int32]], batch: int, length: int) -> Any:
+    def _embedded(self, ids: Ids, batch: int, length: int) -> Any:
         embedded = self._embed(self._tensor(ids), self._params)
         return embedded._create_view((batch, length, embedded.shape[1]))
 
     def _run(self, function: Any, rows: Any, seqs: Sequence[int], lengths: Sequence[int]) -> Floats:
+        """One forward pass; all its logits, (rows of logits, V)."""
         self._begin(self._cache, self._shape(list(seqs)), self._shape(list(lengths)))
-        logits: Floats = np.from_dlpack(function(rows, self._cache, self._params)[0])
+        logits: Any = np.from_dlpack(function(rows, self._cache, self._params)[0])
         self._end(self._cache)
-        return logits
-
-
-STATE = ("add_sequence", "remove_sequence", "begin_forward", "end_forward")
+        return cast(Floats, logits.reshape(-1, logits.shape[-1]))
 
 
 def tvm_array(tensors: list[Any]) -> Any:

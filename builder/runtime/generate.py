@@ -30,7 +30,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """``temperature`` 0 takes the most likely token; ``top_p`` keeps the likeliest tokens that hold this probability."""
+    """``temperature`` 0 takes the likeliest token; ``top_p`` keeps the likeliest tokens that hold this probability."""
 
     temperature: float = 0.7
     top_p: float = 0.95

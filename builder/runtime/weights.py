@@ -89,7 +89,7 @@ def tensor(shard: np.ndarray[Any, np.dtype[np.uint8]], stored: Stored, name: str
     """A TVM tensor over the mapped bytes; one that is not aligned, or not raw, is copied."""
     if stored.offset + stored.nbytes > shard.size:
         raise UserError(
-            f"{stored.shard} has {shard.size} bytes; {name} should be at {stored.offset} .. {stored.offset + stored.nbytes}",
+            f"{stored.shard} has {shard.size} bytes; {name} should end at byte {stored.offset + stored.nbytes}",
             "the file is cut short: build",
         )
     part = shard[stored.offset : stored.offset + stored.nbytes]

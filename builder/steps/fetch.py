@@ -34,7 +34,8 @@ class Located:
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
-    """``params``: {"format": "safetensors" | "bin", "pin": the digest it must have, or None}; ``inputs``: {"watch": {name: File}}, as checkpoint.find lists."""
+    """``params``: {"format": "safetensors" | "bin", "pin": the digest it must have, or None}; ``inputs``: {"watch":
+    {name: File}}, as checkpoint.find lists."""
     watch = inputs["watch"]
     assert not isinstance(watch, File)
     located = _locate(params["format"], watch, out)
@@ -94,7 +95,7 @@ def _companions(watch: Mapping[str, File], out: Out) -> None:
 
 
 def _hash(located: list[Located], out: Out) -> dict[str, str]:
-    """blake3 of every tensor, by its name. Threads take whole tensors, which keeps the cores busier than blake3's own do."""
+    """blake3 of every tensor, by name. Threads take whole tensors, which keeps cores busier than blake3's own do."""
     total = sum(item.tensor.nbytes for item in located)
     largest_first = sorted(located, key=lambda item: -item.tensor.nbytes)
     digests: dict[str, str] = {}

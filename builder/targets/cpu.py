@@ -1,4 +1,4 @@
-"""x86-64 Linux: which instructions a library may use, and whether this machine has them. Stdlib only; the planner reads it.
+"""x86-64 Linux: which instructions a library may use, and whether this machine has them. Stdlib only, for the planner.
 
 The levels are the psABI's (x86-64-v2, -v3, -v4); names of features are LLVM's, so that they pass to the code generator
 as they are. Only features that arithmetic can use are named: identity must not change with what no kernel looks at.

@@ -20,7 +20,7 @@ FLAGS = ("--build-id=none", "--strip-all", "-z", "noexecstack", "-z", "relro", "
 
 
 def find_linker() -> list[str] | None:
-    """The start of a command line that links shared libraries, or None; the first found of DRIVERS, LINKERS, ziglang."""
+    """The start of a command line that links shared libraries: the first of DRIVERS, LINKERS, ziglang; or None."""
     for name in DRIVERS + LINKERS:
         if found := which(name):
             return [found]

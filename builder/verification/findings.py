@@ -155,6 +155,7 @@ def _past(path: str, found: Found, limits: Mapping[str, float]) -> list[tuple[fl
         for key, value, (window, position) in figures
         if value > limits[key]
     ]
-    if len(found.places) >= LEAST_POSITIONS and found.predicts.top1 < limits["top1"]:
-        past.append(((1 - found.predicts.top1) / max(1 - limits["top1"], 1e-6), "top1", found.predicts.top1, path))
+    if len(found.places) >= LEAST_POSITIONS and found.predicts.top1_close < limits["top1"]:
+        share = found.predicts.top1_close
+        past.append(((1 - share) / max(1 - limits["top1"], 1e-6), "top1", share, path))
     return past

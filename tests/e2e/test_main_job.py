@@ -44,7 +44,7 @@ def change_tensor(folder: Path, name: str, change) -> None:
 
 @pytest.fixture
 def own(demo: Shell, tmp_path: Path) -> tuple[Shell, Path, list[str]]:
-    """The demo's store, a folder of its own, a copy of the checkpoint, and the words that build it (with verify off)."""
+    """The demo's store, a folder of its own, a copy of the checkpoint, and the words that build it."""
     (tmp_path / "work").mkdir()
     source = copy_demo(tmp_path / "checkpoint")
     return Shell(tmp_path / "work", demo.store), source, ["model=llama", f"model.source={source}", "verify=off"]

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from weights_line import ARCHITECTURE, METADATA, hf_config, source_tensors
 
 from builder import architectures
 from builder.architectures import llama, weights
 from builder.core.errors import UserError
+from tests.weights.weights_line import ARCHITECTURE, METADATA, hf_config, source_tensors
 
 CONFIG = llama.from_architecture(ARCHITECTURE)
 

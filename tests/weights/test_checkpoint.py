@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from weights_line import run_fetch, source_tensors, write_checkpoint, write_tensors
 
 from builder.core.errors import UserError
 from builder.formats import checkpoint
+from tests.weights.weights_line import run_fetch, source_tensors, write_checkpoint, write_tensors
 
 
 def rewrite_index(folder: Path, change: dict[str, object]) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blake3 import blake3
-from weights_line import FolderOut, run_fetch, source_tensors, write_checkpoint
 
 from builder.core.errors import UserError
+from tests.weights.weights_line import FolderOut, run_fetch, source_tensors, write_checkpoint
 
 
 def slices(out: FolderOut) -> dict[str, str]:

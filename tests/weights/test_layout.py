@@ -6,11 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from weights_line import group_scheme, plain_scheme
 
 from builder.architectures.weights import Parameter
 from builder.core.errors import UserError
 from builder.quant.layout import Piece, packed, scheme
+from tests.weights.weights_line import group_scheme, plain_scheme
 
 Q4 = group_scheme("q4f16_1")
 MATRIX = Parameter("a.down_proj.weight", (64, 688), "linear")

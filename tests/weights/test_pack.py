@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from weights_line import group_scheme
 
 from builder.quant import pack, reference
 from builder.quant.layout import Scheme
+from tests.weights.weights_line import group_scheme
 
 Q4F16 = group_scheme("q4f16_1")
 Q4F32 = group_scheme("q4f32_1", dtype="float32")

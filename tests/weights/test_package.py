@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from weights_line import ARCHITECTURE, group_scheme, run_package, run_weights, source_tensors, write_checkpoint
 
 from builder.core.errors import UserError
 from builder.formats.chatconfig import Texts, chat_config, tokenizer_info
+from tests.weights.weights_line import (
+    ARCHITECTURE,
+    group_scheme,
+    run_package,
+    run_weights,
+    source_tensors,
+    write_checkpoint,
+)
 
 SCHEME = asdict(group_scheme("q4f16_1"))
 BYTE_LEVEL: dict[str, Any] = {

@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from weights_line import (
+
+from builder.core.errors import UserError
+from builder.core.step import File
+from builder.quant import reference
+from builder.quant.layout import Scheme
+from builder.steps import quantize, shard
+from tests.weights.weights_line import (
     ARCHITECTURE,
     Built,
     FolderOut,
@@ -20,12 +26,6 @@ from weights_line import (
     write_checkpoint,
     write_tensors,
 )
-
-from builder.core.errors import UserError
-from builder.core.step import File
-from builder.quant import reference
-from builder.quant.layout import Scheme
-from builder.steps import quantize, shard
 
 Q4 = group_scheme("q4f16_1")
 SCHEMES = [Q4, group_scheme("q4f32_1", dtype="float32"), group_scheme("q3", bits=3, group_size=40)]

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from weights_line import source_tensors, write_tensors
 
 from builder.core.errors import UserError
 from builder.formats.safetensors import read_header
+from tests.weights.weights_line import source_tensors, write_tensors
 
 GOOD: dict[str, Any] = {
     "__metadata__": {"format": "pt"},

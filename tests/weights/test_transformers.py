@@ -9,7 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from weights_line import (
+
+from builder.architectures import llama
+from builder.architectures.weights import Parameter, to_source
+from builder.quant import reference
+from builder.quant.layout import Scheme, is_quantized
+from tests.weights.weights_line import (
     Built,
     group_scheme,
     plain_scheme,
@@ -18,11 +23,6 @@ from weights_line import (
     source_tensors,
     write_checkpoint,
 )
-
-from builder.architectures import llama
-from builder.architectures.weights import Parameter, to_source
-from builder.quant import reference
-from builder.quant.layout import Scheme, is_quantized
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -52,7 +52,7 @@ IN_PLACE: dict[str, Callable[[Isa], Any]] = {
 
 
 def attach(vocab: int, hidden: int, metadata: Mapping[str, int], isa: Isa) -> transform.Pass:
-    """Add the functions that MLC's runtimes look up beside the model's own. Runs after the graph's reshapes are settled."""
+    """Add the functions that MLC's runtimes look up beside the model's own."""
     logits: Table = ("logits", ("batch_size", 1, vocab), "float32")
     temperature: Table = ("temperature", ("batch_size",), "float32")
     softmax = (lambda isa: sampling.softmax_with_temperature(vocab, isa), (logits, temperature), (logits,))

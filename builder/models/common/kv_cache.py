@@ -1,4 +1,4 @@
-"""The paged KV cache in a graph. Which kernels it gets is the target's business (builder/lowering/passes/kv_cache.py)."""
+"""The paged KV cache in a graph. Its kernels are the target's business (builder/lowering/passes/kv_cache.py)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CacheLayout:
 
 
 def attention(cache: PagedKVCache, layer: int, qkv_MHD: nn.Tensor, query_heads: int, scale: float) -> nn.Tensor:
-    """Rotate, append and attend: qkv (M, query + 2 * key heads, D) -> (M, query heads, D); rows as begin_forward said."""
+    """Rotate, append, attend: qkv (M, query + 2 * key heads, D) -> (M, query heads, D); rows as begin_forward said."""
     rows, _, head_dim = qkv_MHD.shape
     call = relax.call_dps_packed(
         "vm.builtin.attention_kv_cache_attention_with_fused_qkv",

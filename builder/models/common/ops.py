@@ -1,6 +1,6 @@
 """Operations that several families share. Axes: M rows (tokens), H features."""
 
-# mypy: disable-error-code="misc"  # nn.Module has no types
+# mypy: disable-error-code="misc"
 from __future__ import annotations
 
 from collections.abc import Mapping

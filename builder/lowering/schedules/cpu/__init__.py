@@ -1,4 +1,4 @@
-"""Kernels for x86-64, by the operation they replace. Each takes (fields of the label, Isa); None: keep the plain loops."""
+"""Kernels for x86-64, by the operation they replace. Each takes its label's fields and an Isa; None: plain loops."""
 
 from __future__ import annotations
 

@@ -305,7 +305,8 @@ def prefill_ragged(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
     shared, heads, width = layout.query_heads // layout.key_heads, layout.query_heads, layout.head_dim
 
     def body(q: Buffer, q_indptr: Buffer, k: Buffer, value: Buffer, k_indptr: Buffer, _q: Buffer, _k: Buffer,
-             out: Buffer, lse: Buffer, causal: Expr, _mode: Expr, _scale: Expr, _theta: Expr, scale: Expr) -> None:  # fmt: skip
+             out: Buffer, lse: Buffer, causal: Expr, _mode: Expr, _scale: Expr, _theta: Expr,
+             scale: Expr) -> None:  # fmt: skip
         with v.loop(batch * heads, parallel=True) as index:
             sequence, head = T.Bind(index // heads), T.Bind(index % heads)
             all_keys = turn(layout, k, value, k_indptr, sequence, T.Bind(tirx.floordiv(head, shared)), k_total)

@@ -159,7 +159,7 @@ def copy_single_page(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
 
 
 def compact(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
-    """Tokens moved inside the cache: for sequence b, entries indptr[b] .. indptr[b + 1] of (from, to) slots, in order."""
+    """Tokens moved in the cache: for sequence b, entries indptr[b] .. indptr[b + 1] of (from, to) slots, in order."""
     entries, moves = v.size("entries"), v.size("moves")
 
     def body(pages: Buffer, indptr: Buffer, slots: Buffer, batch: Expr) -> None:

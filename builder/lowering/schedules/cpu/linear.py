@@ -1,8 +1,8 @@
 """y = x @ weight.T (+ bias) (+ residual) on the CPU, the weight read as it is stored.
 
 Few rows: every output is a dot product along the packed row (vectors of words, one shift and mask per value in a word,
-the scale applied once per vector). Many rows: a panel of the weight, 2 vectors of outputs wide and BLOCK inputs deep, is
-dequantized once and multiplied with all rows, ROWS x 2 vectors of sums in registers.
+the scale applied once per vector). Many rows: a panel of the weight, 2 vectors of outputs wide and BLOCK inputs deep,
+is dequantized once and multiplied with all rows, ROWS x 2 vectors of sums in registers.
 
 Axes: M rows, N outputs, K inputs, W words of a packed row, E values per word, L lanes.
 """

@@ -126,7 +126,7 @@ def merge(probs: Buffer, base: Expr, tokens: Buffer, spare: Buffer, start: Expr,
 
 
 def sample_with_top_p(isa: Isa) -> tirx.PrimFunc:
-    """For sample s of sequence i = which[s]: the first token at which the running sum of the sorted probabilities reaches
+    """For sample s of sequence which[s]: the first token at which the running sum of the sorted probabilities reaches
     uniform[s] of the sum of those that top_p keeps (up to and with the first whose running sum reaches top_p)."""
     batch, vocab, samples = v.size("batch"), v.size("vocab"), v.size("samples")
 
@@ -165,7 +165,7 @@ def reach(probs: Buffer, base: Expr, vocab: Expr, goal: Expr) -> tuple[Expr, Exp
 
 
 def take_probs(isa: Isa) -> tirx.PrimFunc:
-    """The probability of each sampled token; and probability and token at positions of the sorted table (row * V + column)."""
+    """The probability of each sampled token; probability and token at places (row * V + column) of the sorted table."""
     batch, vocab, samples, positions = (v.size(name) for name in ("batch", "vocab", "samples", "positions"))
 
     def body(probs: Buffer, tokens: Buffer, which: Buffer, sampled: Buffer, places: Buffer, values: Buffer,
@@ -207,7 +207,7 @@ def apply_logit_bias(isa: Isa) -> tirx.PrimFunc:
 
 
 def apply_penalty(isa: Isa) -> tirx.PrimFunc:
-    """Presence, frequency and repetition penalties (columns of ``penalties``) for tokens that were seen ``count`` times."""
+    """Presence, frequency and repetition penalties (columns of ``penalties``) for tokens seen ``count`` times."""
     batch, vocab, entries, sequences = (v.size(name) for name in ("batch", "vocab", "entries", "sequences"))
 
     def body(logits: Buffer, rows: Buffer, sequence: Buffer, token: Buffer, count: Buffer, penalties: Buffer) -> None:

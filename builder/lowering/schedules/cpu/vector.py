@@ -55,15 +55,14 @@ class Scalar:
 
 def kernel(args: Sequence[Arg | Scalar], body: Callable[..., None]) -> tirx.PrimFunc:
     """A function of ``args``; ``body`` gets each tensor as a flat buffer (row-major) and each scalar as a variable."""
-    with IRBuilder() as builder:
-        with T.prim_func(is_private=True, s_tir=True):
-            T.func_name("kernel")
-            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-            handles = [
-                T.arg(arg.name, T.handle() if isinstance(arg, Arg) else tirx.Var(arg.name, arg.dtype)) for arg in args
-            ]
-            matched = [match(arg, handle) for arg, handle in zip(args, handles, strict=True)]
-            body(*(flat(arg, buffer) for arg, buffer in zip(args, matched, strict=True)))
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        T.func_name("kernel")
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        handles = [
+            T.arg(arg.name, T.handle() if isinstance(arg, Arg) else tirx.Var(arg.name, arg.dtype)) for arg in args
+        ]
+        matched = [match(arg, handle) for arg, handle in zip(args, handles, strict=True)]
+        body(*(flat(arg, buffer) for arg, buffer in zip(args, matched, strict=True)))
     return builder.get()
 
 
@@ -198,7 +197,7 @@ def log2(x: Expr) -> Expr:
 
 
 def sin_cos(angle: Expr, lanes: int) -> tuple[Expr, Expr]:
-    """sin and cos of float32 angles (radians, up to 1e6), to float32 rounding: quarter turns are taken off in float64."""
+    """sin and cos of float32 angles (radians, up to 1e6), to float32 rounding; quarter turns go off in float64."""
     double = "float64"
     wide = T.Bind(cast(angle, double, lanes))
     quarters = T.Bind(floor(wide * splat(2 / math.pi, lanes, double) + splat(0.5, lanes, double), lanes, double))
