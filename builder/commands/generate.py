@@ -6,7 +6,7 @@ import json
 import sys
 
 from builder.arguments import Arguments
-from builder.commands.build import bring_up_to_date, finish
+from builder.commands.build import bring_up_to_date, finish, print_recipe
 from builder.commands.jobs import job_of
 from builder.core.errors import UserError
 from builder.report import document
@@ -20,6 +20,8 @@ def show(arguments: Arguments) -> int:
     result = bring_up_to_date(arguments, job_of(arguments), sys.stderr)
     if result.outcome.exit_code:
         return finish(arguments, result)
+    if not options.json and any(step.status == "ran" for step in result.outcome.steps.values()):
+        print_recipe(document.built(result.outcome, result.job.outputs)["recipes"][0], sys.stderr, options.quiet)
     from builder.runtime.engine import Engine
     from builder.runtime.generate import generate
 

@@ -26,7 +26,7 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+@pytest.fixture(params=CASES, ids="-".join)
 def case(request: pytest.FixtureRequest, built: Callable[[str, str], Built]) -> Built:
     return built(*request.param)
 
