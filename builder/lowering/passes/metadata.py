@@ -81,7 +81,6 @@ def describe(
             for name, parameter in model.named_parameters()
         ],
         "memory_usage": dict(sorted(memory.items())),
-        "kv_cache_bytes": 0,
         "kv_state_kind": "kv_cache",
         "kv_cache": {
             "num_hidden_layers": layout.layers,

@@ -23,6 +23,9 @@ FEW = 3  # rows that are multiplied one by one
 ROWS = 6  # rows of sums in registers
 OUTPUTS = 4  # outputs that share the loads of x in a dot product
 BLOCK = 128  # inputs of a panel, about
+ROW_BLOCK = 240  # rows whose slice of x, BLOCK wide, a core keeps close (120 KiB)
+PANELS = 8  # of one task, at most
+BALANCE = 16  # tasks of a product, at least, if there are so many panels: for several threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +79,24 @@ class Plain:
     def panel(
         self, stored: tuple[Buffer, ...], n: Expr, start: Expr, depth: Expr, out: Buffer, lanes: int, count: int
     ) -> None:
-        """out[k, 0 .. count * lanes] = weight[n .., start + k].T for k < depth."""
-        with v.loop(depth) as k:
-            for part in range(count):
-                raw = v.gather(stored[0], (n + part * lanes) * self.k + start + k, self.k, lanes)
-                weight = v.to_float32(raw, self.dtype, lanes, self.isa)
-                v.store(out, k * (count * lanes) + part * lanes, weight, lanes)
+        """out[k, 0 .. count * lanes] = weight[n .., start + k].T for k < depth: squares are turned in registers, what
+        is left of the depth is gathered."""
+        width = lanes * count
+
+        def read(raw: Expr) -> Expr:
+            return T.Bind(v.to_float32(raw, self.dtype, lanes, self.isa))
+
+        for part in range(0, width, lanes):
+            whole = T.Bind(tirx.floordiv(depth, lanes))
+            with v.loop(whole) as step:
+                sources = [(n + part + r) * self.k + start + step * lanes for r in range(lanes)]
+                rows = [read(v.load(stored[0], source, lanes)) for source in sources]
+                for k, column in enumerate(v.transposed(rows)):
+                    v.store(out, (step * lanes + k) * width + part, column, lanes)
+            with v.loop(depth - whole * lanes) as rest:
+                k = whole * lanes + rest
+                column = read(v.gather(stored[0], (n + part) * self.k + start + k, self.k, lanes))
+                v.store(out, k * width + part, column, lanes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,22 +312,46 @@ def few_rows(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, start: Start
                 v.store(y, row * weight.n + n + r, start.at(row, n + r, 1) + dot)
 
 
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Outputs n .. n + lanes * count of the weight, inputs first .. first + depth, dequantized and turned."""
+
+    data: Buffer
+    lanes: int
+    count: int
+    n: Expr
+    first: Expr
+    depth: Expr
+
+
 def many_rows(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, start: Start, y: Buffer, rows: Expr) -> None:
-    """Panels of 2 vectors of outputs. What is left of N at the end is a last panel that starts early; it belongs to the
-    same task as the panel that it overlaps, because sums are collected in y."""
+    """Panels of 2 vectors of outputs, several of them in a task, for ROW_BLOCK rows at a time.
+
+    Sums are collected in y, block of inputs by block, so that the slice of x in use stays in the cache. What is left of
+    N is one more panel that starts early; it comes after those that it overlaps, in the same task, from the start.
+    """
     lanes, count = panel_shape(weight)
     width = lanes * count
     panels, rest = divmod(weight.n, width)
-    with v.loop(panels, parallel=True) as task:
-        panel = v.scratch(weight.block * width)
-        with v.loop(1 + (task == panels - 1).astype("int32") if rest else 1) as extra:
-            n = T.Bind(T.min((task + extra) * width, weight.n - width))
-            with v.loop(-(-weight.k // weight.block)) as step:
+    together = max(1, min(PANELS, panels // BALANCE))
+    tasks = -(-panels // together)
+    with v.loop(tirx.floordiv(rows + (ROW_BLOCK - 1), ROW_BLOCK)) as block, v.loop(tasks, parallel=True) as task:
+        low, high = T.Bind(block * ROW_BLOCK), T.Bind(T.min((block + 1) * ROW_BLOCK, rows))
+        data = v.scratch(weight.block * width)
+        with v.loop(1 + (task == tasks - 1).astype("int32") if rest else 1) as late:
+            here = T.min(together, panels - task * together)
+            with (
+                v.loop(-(-weight.k // weight.block)) as step,
+                v.loop(tirx.if_then_else(late > 0, 1, here) if rest else here) as place,
+            ):
+                regular = (task * together + place) * width
+                n = T.Bind(tirx.if_then_else(late > 0, weight.n - width, regular) if rest else regular)
                 first = T.Bind(step * weight.block)
                 depth = T.Bind(T.min(weight.k - first, weight.block))
-                weight.panel(stored, n, first, depth, panel, lanes, count)
-                with v.loop(tirx.floordiv(rows + (ROWS - 1), ROWS)) as tile:
-                    multiply(weight, panel, x, start, y, tile * ROWS, rows, n, first, depth)
+                weight.panel(stored, n, first, depth, data, lanes, count)
+                panel = Panel(data, lanes, count, n, first, depth)
+                with v.loop(tirx.floordiv(high - low + (ROWS - 1), ROWS)) as tile:
+                    multiply(weight, panel, x, start, y, T.Bind(low + tile * ROWS), high)
 
 
 def panel_shape(weight: Weight) -> tuple[int, int]:
@@ -323,40 +362,29 @@ def panel_shape(weight: Weight) -> tuple[int, int]:
     return lanes, 2
 
 
-def multiply(
-    weight: Weight,
-    panel: Buffer,
-    x: Buffer,
-    start: Start,
-    y: Buffer,
-    row: Expr,
-    rows: Expr,
-    n: Expr,
-    first: Expr,
-    depth: Expr,
-) -> None:
+def multiply(weight: Weight, panel: Panel, x: Buffer, start: Start, y: Buffer, row: Expr, end: Expr) -> None:
     """Add ROWS rows of x times the panel to y; rows past the end repeat the last one and are not stored."""
-    lanes, count = panel_shape(weight)
-    acc = v.scratch(ROWS * count * lanes)
-    places = [(r, part, (r * count + part) * lanes) for r in range(ROWS) for part in range(count)]
-    real = [T.Bind(T.min(row + r, rows - 1)) for r in range(ROWS)]
+    lanes, n = panel.lanes, panel.n
+    width = lanes * panel.count
+    acc = v.scratch(ROWS * width)
+    places = [(r, part, r * width + part) for r in range(ROWS) for part in range(0, width, lanes)]
+    real = [T.Bind(T.min(row + r, end - 1)) for r in range(ROWS)]
 
     def from_start() -> None:
         for r, part, at in places:
-            v.store(acc, at, start.at(real[r], n + part * lanes, lanes), lanes)
+            v.store(acc, at, start.at(real[r], n + part, lanes), lanes)
 
     def from_sums() -> None:
         for r, part, at in places:
-            v.store(acc, at, v.load(y, real[r] * weight.n + n + part * lanes, lanes), lanes)
+            v.store(acc, at, v.load(y, real[r] * weight.n + n + part, lanes), lanes)
 
-    v.either(first == 0, from_start, from_sums)
-    with v.loop(depth) as k:
-        columns = [T.Bind(v.load(panel, k * (count * lanes) + part * lanes, lanes)) for part in range(count)]
-        values = [T.Bind(v.load(x, real[r] * weight.k + first + k)) for r in range(ROWS)]
+    v.either(panel.first == 0, from_start, from_sums)
+    with v.loop(panel.depth) as k:
+        columns = {part: T.Bind(v.load(panel.data, k * width + part, lanes)) for part in range(0, width, lanes)}
+        values = [T.Bind(v.load(x, real[r] * weight.k + panel.first + k)) for r in range(ROWS)]
         for r, part, at in places:
             v.store(acc, at, v.load(acc, at, lanes) + v.splat(values[r], lanes) * columns[part], lanes)
     for r in range(ROWS):
-        with v.when(row + r < rows):
-            for part in range(count):
-                at = (r * count + part) * lanes
-                v.store(y, real[r] * weight.n + n + part * lanes, v.load(acc, at, lanes), lanes)
+        with v.when(row + r < end):
+            for part in range(0, width, lanes):
+                v.store(y, real[r] * weight.n + n + part, v.load(acc, r * width + part, lanes), lanes)

@@ -142,6 +142,21 @@ def shuffle(value: Expr, lanes: int, indices: Sequence[int]) -> Expr:
     return tirx.Shuffle([value] * copies, list(indices))
 
 
+def transposed(rows: Sequence[Expr]) -> list[Expr]:
+    """A square of as many vectors as lanes, turned: at distance 1, 2, 4, ... the off-diagonal blocks change places."""
+    turned, lanes, distance = list(rows), len(rows), 1
+    while distance < lanes:
+        for low in range(lanes):
+            if low & distance:
+                continue
+            pair = [turned[low], turned[low + distance]]
+            mine = [lane + lanes - distance if lane & distance else lane for lane in range(lanes)]
+            other = [lane + lanes if lane & distance else lane + distance for lane in range(lanes)]
+            turned[low], turned[low + distance] = (T.Bind(tirx.Shuffle(pair, chosen)) for chosen in (mine, other))
+        distance *= 2
+    return turned
+
+
 def total(value: Expr, lanes: int) -> Expr:
     """The sum of a vector's lanes, in a tree."""
     while lanes > 1:
