@@ -15,6 +15,7 @@ from builder.core.plan import Goal, Plan
 from builder.core.step import Input, Resources, Step
 from builder.recipe import Recipe
 from builder.resolve import scheme_of
+from builder.targets import link
 from builder.verification.limits import choose
 
 HELDOUT = Path(__file__).resolve().parent / "demo" / "heldout.txt"
@@ -30,13 +31,14 @@ def build_plan(recipes: Sequence[Recipe]) -> Plan:
     steps: dict[str, Step] = {}
     goals: list[Goal] = []
     names: dict[str, Recipe] = {}
+    linker = link.identity()
     for recipe in recipes:
         if (other := names.setdefault(recipe.name, recipe)) is not recipe:
             raise UserError(
                 f"two builds write to {recipe.name}: {asked(other)} and {asked(recipe)}",
                 "give each a name of its own: name=...",
             )
-        chain = chain_of(recipe)
+        chain = chain_of(recipe, linker)
         steps |= {step.id: step for step in chain}
         artifact = next(s.id for s in chain if s.name == "package")
         goals.append(Goal(recipe.name, tuple(s.id for s in chain), artifact))
@@ -48,13 +50,13 @@ def asked(recipe: Recipe) -> str:
     return " ".join(text.removeprefix("++") for text in recipe.overrides) or "no overrides"
 
 
-def chain_of(recipe: Recipe) -> list[Step]:
+def chain_of(recipe: Recipe, linker: str) -> list[Step]:
     """The steps of one recipe, in the order they are shown."""
     fetch = fetch_step(recipe)
     convert = convert_step(recipe, fetch)
     shard = shard_step(recipe, convert)
     quantize = quantize_step(recipe, fetch, shard)
-    lower = lower_step(recipe)
+    lower = lower_step(recipe, linker)
     package = package_step(recipe, fetch, shard, quantize, lower)
     chain = [fetch, convert, shard, quantize, lower, package]
     return chain + verify_steps(recipe, fetch, convert, shard, quantize, package) if recipe.verify.enabled else chain
@@ -107,12 +109,12 @@ def quantize_step(recipe: Recipe, fetch: Step, shard: Step) -> Step:
     ))  # fmt: skip
 
 
-def lower_step(recipe: Recipe) -> Step:
+def lower_step(recipe: Recipe, linker: str) -> Step:
     return named(Step(
         id="", name="lower", function="builder.steps.lower:run",
         params={
             "family": recipe.family, "architecture": dict(recipe.architecture), "scheme": scheme_of(recipe.quant),
-            "target": target_of(recipe), "metadata": asdict(recipe.metadata),
+            "target": target_of(recipe), "metadata": asdict(recipe.metadata), "linker": linker,
         },
         tools=("apache-tvm",), code=(architectures.FAMILIES[recipe.family], f"builder.models.{recipe.family}"),
         resources=Resources(cpu=1, memory_bytes=2 * GIB),

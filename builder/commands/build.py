@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,13 +14,14 @@ from builder import sources
 from builder.arguments import Arguments
 from builder.commands.jobs import Job, folders_of, job_of, merge
 from builder.compose import Composed
-from builder.core.errors import BuildError, UserError
+from builder.core.errors import BuildError
 from builder.core.examine import examine
 from builder.core.run import Outcome
 from builder.preflight import check_checkpoint, check_folder, refused
 from builder.recipe import Recipe
 from builder.report import document
 from builder.report.words import size
+from builder.targets import link
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def bring_up_to_date(arguments: Arguments, job: Job, stream: TextIO) -> Result:
     job = downloaded(job)
     for folder in job.outputs.values():
         check_folder(folder)
-    if errors := checkpoint_errors(job):
+    if errors := early_errors(job):
         return Result(refused(job.plan, errors), job)
     options = arguments.options
     with (
@@ -70,17 +72,22 @@ def bring_up_to_date(arguments: Arguments, job: Job, stream: TextIO) -> Result:
     return Result(outcome, job)
 
 
-def checkpoint_errors(job: Job) -> dict[str, BuildError]:
-    """What is wrong with checkpoints that were not fetched before, by the id of their fetch step."""
+def early_errors(job: Job) -> dict[str, BuildError]:
+    """What cannot work, known before any step runs, by step id: bad checkpoints, no linker."""
     verdicts = examine(job.plan, job.store)
     errors: dict[str, BuildError] = {}
     for goal, recipe in zip(job.plan.goals, job.recipes, strict=True):
-        fetch = next(id_ for id_ in goal.steps if job.plan.steps[id_].name == "fetch")
-        if verdicts[fetch].status != "hit":
-            try:
-                check_checkpoint(recipe)
-            except UserError as error:
-                errors[fetch] = error
+        ids = {job.plan.steps[id_].name: id_ for id_ in goal.steps}
+        checks: dict[str, Callable[[], object]] = {
+            "fetch": partial(check_checkpoint, recipe),
+            "lower": link.require_linker,
+        }
+        for name, check in checks.items():
+            if verdicts[ids[name]].status != "hit":
+                try:
+                    check()
+                except BuildError as error:
+                    errors[ids[name]] = error
     return errors
 
 

@@ -10,6 +10,7 @@ import pytest
 from builder import compose, graph, resolve
 from builder.core.errors import UserError
 from builder.core.plan import Plan
+from builder.targets import link
 
 GOLDEN = Path(__file__).with_name("golden_demo.json")
 
@@ -17,6 +18,12 @@ GOLDEN = Path(__file__).with_name("golden_demo.json")
 def plan_of(*jobs: list[str]) -> Plan:
     folders = compose.find_folders()
     return graph.build_plan([resolve.resolve(compose.compose(job, None), folders) for job in jobs])
+
+
+@pytest.fixture(autouse=True)
+def one_linker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The golden plan is the same on every machine."""
+    monkeypatch.setattr(link, "identity", lambda: "ld:1")
 
 
 def parts(plan: Plan) -> dict[str, object]:
@@ -71,4 +78,5 @@ def test_a_scheme_that_cannot_hold_the_model_is_refused_at_plan_time():
 
 
 if __name__ == "__main__":
+    link.identity = lambda: "ld:1"
     GOLDEN.write_text(json.dumps(parts(plan_of(["recipe=demo", "target.cpu=x86-64-v3"])), indent=1) + "\n")
