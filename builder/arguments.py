@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     show = p.add_argument_group("output")
     show.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
     show.add_argument("--quiet", "-q", action="store_true", help="warnings, errors and the result only")
-    show.add_argument("--debug", action="store_true", help="tracebacks, and what each step printed")
+    show.add_argument("--debug", action="store_true", help="tracebacks")
     show.add_argument("--help", "-h", action="store_true", help="this page")
     show.add_argument("--version", action="store_true")
     text = p.add_argument_group("generate")

@@ -139,7 +139,7 @@ def finish(arguments: Arguments, result: Result) -> int:
     else:
         for recipe in whole["recipes"]:
             print_recipe(recipe, sys.stdout, arguments.options.quiet)
-    print_failures(result.outcome)
+    print_failures(result.outcome, arguments.options.debug)
     return result.outcome.exit_code
 
 
@@ -169,14 +169,16 @@ def relative(folder: Path) -> str:
     return f"{folder.relative_to(here)}/" if folder.is_relative_to(here) else f"{folder}/"
 
 
-def print_failures(outcome: Outcome) -> None:
-    """Each failure once, with its cause and the way out."""
+def print_failures(outcome: Outcome, debug: bool) -> None:
+    """Each failure once, with its cause and the way out; tracebacks only for --debug."""
     seen: set[str] = set()
     for step in outcome.steps.values():
         error: BuildError | None = step.error
         if error is None or step.key + error.message in seen:
             continue
         seen.add(step.key + error.message)
-        print(f"error: {step.name}: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  next: {error.hint}", file=sys.stderr)
+        message, trace, _ = error.message.partition("\n    Traceback")
+        print(f"error: {step.name}: {error.message if debug else message}", file=sys.stderr)
+        hint = error.hint or ("the same command with --debug shows where; please report it" if trace else "")
+        if hint:
+            print(f"  next: {hint}", file=sys.stderr)

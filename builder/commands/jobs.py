@@ -28,7 +28,7 @@ class Job:
 
 
 def composition_cache() -> Path:
-    return resolve.store_path().parent / "compose"
+    return resolve.store_path() / "cache" / "compose"
 
 
 def folders_of(arguments: Arguments) -> compose.Folders:
