@@ -36,6 +36,7 @@ from builder.core.run import run  # noqa: E402
 from builder.core.step import Input, Resources, Step  # noqa: E402
 from builder.executors.local import LocalExecutor  # noqa: E402
 from builder.formats import checkpoint  # noqa: E402
+from builder.quant.methods import METHODS  # noqa: E402
 
 SHAPE = {
     "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
@@ -74,7 +75,7 @@ def scheme_table(name: str) -> dict[str, Any]:
     return {**defaults, **yaml.safe_load((ROOT / "conf" / "quant" / f"{name}.yaml").read_text())}
 
 
-def steps(folder: Path, scheme: dict[str, Any], jobs: int) -> dict[str, Step]:
+def steps(folder: Path, scheme: dict[str, Any], jobs: int, method: str) -> dict[str, Step]:
     found = checkpoint.find(folder)
     config = json.loads((folder / "config.json").read_text())
     family = architectures.recognise(config)
@@ -88,13 +89,14 @@ def steps(folder: Path, scheme: dict[str, Any], jobs: int) -> dict[str, Step]:
         {"layout": Input("fetch", "layout.json")}, code=(architectures.FAMILIES[family],),
     )  # fmt: skip
     shard = Step(
-        "shard", "shard", "builder.steps.shard:run", {"scheme": scheme, "max_shard_bytes": 32 << 20},
+        "shard", "shard", "builder.steps.shard:run", {"scheme": scheme, "max_shard_bytes": 32 << 20, "moments": False},
         {"weight_map": Input("convert", "weight_map.json")},
     )  # fmt: skip
     quantize = Step(
-        "quantize", "quantize", "builder.steps.quantize:run", {"allow_nonfinite": False},
+        "quantize", "quantize", "builder.steps.quantize:run",
+        {"allow_nonfinite": False, "method": {"name": method}},
         {"shards": Input("shard", "shards.json"), "tensors": Input("fetch", "tensor/*")}, expand="shards",
-        tools=("numpy",),
+        tools=("numpy",), code=(METHODS[method],) if method in METHODS else (),
     )  # fmt: skip
     return {step.id: step for step in (fetch, convert, shard, quantize)}
 
@@ -145,8 +147,8 @@ class Round:
     peak_bytes: int
 
 
-def build(folder: Path, scheme: dict[str, Any], jobs: int, store_path: Path) -> Round:
-    table = steps(folder, scheme, jobs)
+def build(folder: Path, scheme: dict[str, Any], jobs: int, method: str, store_path: Path) -> Round:
+    table = steps(folder, scheme, jobs, method)
     store = open_store(store_path)
     nbytes = 0
 
@@ -209,6 +211,7 @@ def floor(files: list[Path], jobs: int, result_bytes: int, work: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quant", default="q4f16_1", help="a scheme of conf/quant")
+    parser.add_argument("--method", default="rtn", choices=("rtn", "mse"), help="quant.method")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "llm-build-benchmark")
@@ -224,7 +227,7 @@ def main() -> None:
     for number in range(arguments.rounds):
         store = arguments.work / f"store-{os.getpid()}-{number}"
         try:
-            rounds.append(build(folder, scheme_table(arguments.quant), arguments.jobs, store))
+            rounds.append(build(folder, scheme_table(arguments.quant), arguments.jobs, arguments.method, store))
         finally:
             shutil.rmtree(store, ignore_errors=True)
         floors.append(floor(files, arguments.jobs, rounds[-1].result_bytes, arguments.work))

@@ -18,21 +18,25 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import yaml
 
-from builder.quant import layout
+from builder import schemes
+from builder.quant import layout, storage
+from builder.recipe import Quant
 from builder.runtime.engine import Engine
 from builder.targets import cpu
 
+ROOT = Path(__file__).resolve().parent.parent
 DEMO = {
     "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 8,
     "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 3072, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-    "max_position_embeddings": 1024, "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False,
+    "rope_scaling": None, "max_position_embeddings": 1024, "tie_word_embeddings": False, "attention_bias": False,
+    "mlp_bias": False,
 }  # fmt: skip
 SHAPES = {
     "demo": DEMO,
@@ -41,14 +45,6 @@ SHAPES = {
         "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32000, "max_position_embeddings": 2048,
     },
 }  # fmt: skip
-GROUP = {"kind": "group", "bits": 4, "group_size": 32, "layout": "NK", "storage_dtype": "uint32"}
-NONE = {"kind": "none", "bits": 0, "group_size": 0, "layout": "", "storage_dtype": ""}
-SCHEMES = {
-    "q4f16_1": {**GROUP, "dtype": "float16"},
-    "q4f32_1": {**GROUP, "dtype": "float32"},
-    "q0f16": {**NONE, "dtype": "float16"},
-    "q0f32": {**NONE, "dtype": "float32"},
-}
 
 
 class Out:
@@ -76,11 +72,12 @@ def random_artifact(folder: Path, shape: str, scheme: str) -> Path:
     from builder.steps import lower
 
     architecture = SHAPES[shape]
-    whole = {"name": scheme, **SCHEMES[scheme], "quantize_embedding": True, "quantize_head": True}
+    table = yaml.safe_load((ROOT / "conf" / "quant" / f"{scheme}.yaml").read_text())
+    whole = schemes.scheme_of(Quant(**table))
     level, features = cpu.resolve(cpu.HOST)
     context = int(architecture["max_position_embeddings"])
     params = {
-        "family": "llama", "architecture": architecture, "scheme": asdict(layout.scheme(whole)),
+        "family": "llama", "architecture": architecture, "scheme": whole,
         "target": {"kind": "cpu", "triple": "x86_64-linux-gnu", "cpu": level, "features": list(features)},
         "metadata": {
             "context_window_size": context, "sliding_window_size": -1, "prefill_chunk_size": context,
@@ -102,7 +99,9 @@ def random_weights(folder: Path, params: list[dict[str, Any]]) -> None:
         for parameter in params:
             shape, dtype = parameter["shape"], parameter["dtype"]
             if dtype == "uint32":
-                data = random.integers(0, 1 << 32, shape, np.uint32)
+                data = random.integers(0, 1 << 32, shape, np.uint32) & np.uint32(0xBFBFBFBF)  # no 8-bit NaN
+            elif dtype == "bfloat16":
+                data = storage.narrow(0.02 * random.standard_normal(shape, np.float32), dtype)
             else:
                 data = (0.02 * random.standard_normal(shape, np.float32)).astype(dtype)
             file.write(data.tobytes())
@@ -123,8 +122,7 @@ def random_weights(folder: Path, params: list[dict[str, Any]]) -> None:
 
 def weights_read_bytes(metadata: dict[str, Any]) -> int:
     """Bytes of weights that one token reads: all, but one row of the embedding (unless that is the head)."""
-    size = {"uint32": 4, "float32": 4, "float16": 2}
-    total = {p["name"]: size[p["dtype"]] * int(np.prod(p["shape"])) for p in metadata["params"]}
+    total = {p["name"]: layout.DTYPE_BYTES[p["dtype"]] * int(np.prod(p["shape"])) for p in metadata["params"]}
     tied = not any(name.startswith("lm_head") for name in total)
     return sum(n for name, n in total.items() if tied or not name.startswith("model.embed_tokens"))
 
@@ -177,7 +175,7 @@ def torch_speeds(shape: str, prompt: int, tokens: int, runs: int) -> tuple[float
     from transformers import LlamaConfig, LlamaForCausalLM
 
     fields = dict(SHAPES[shape])
-    theta = fields.pop("rope_theta")
+    theta, _ = fields.pop("rope_theta"), fields.pop("rope_scaling")
     config = LlamaConfig(**fields, rope_parameters={"rope_type": "default", "rope_theta": theta})
     model, ids = LlamaForCausalLM(config).eval(), torch.randint(0, int(fields["vocab_size"]), (1, prompt))
     decodes, prefills = [], []
@@ -217,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifact", type=Path, help="a built model; else random weights of --shape")
     parser.add_argument("--shape", choices=SHAPES, default="demo")
-    parser.add_argument("--scheme", choices=SCHEMES, default="q4f16_1")
+    parser.add_argument("--scheme", default="q4f16_1", help="a scheme of conf/quant without rules")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--peer", action="store_true", help="also time torch on the same shape")
     given = parser.parse_args()

@@ -13,12 +13,14 @@ from builder.core.digest import canonical
 from builder.core.errors import UserError
 from builder.core.plan import Goal, Plan
 from builder.core.step import Input, Resources, Step
+from builder.quant.methods import METHODS
 from builder.recipe import Recipe
-from builder.resolve import scheme_of
+from builder.schemes import scheme_of
 from builder.targets import link
 from builder.verification.limits import choose
 
-HELDOUT = Path(__file__).resolve().parent / "demo" / "heldout.txt"
+DEMO = Path(__file__).resolve().parent / "demo"
+HELDOUT, CALIBRATION = DEMO / "heldout.txt", DEMO / "calibration.txt"
 TORCH_TOOLS = ("torch", "transformers", "tokenizers", "numpy")
 GIB = 1 << 30
 
@@ -54,11 +56,12 @@ def chain_of(recipe: Recipe, linker: str) -> list[Step]:
     """The steps of one recipe, in the order they are shown."""
     fetch = fetch_step(recipe)
     convert = convert_step(recipe, fetch)
+    calibrate = [calibrate_step(recipe, fetch, convert)] if recipe.quant.method == "gptq" else []
     shard = shard_step(recipe, convert)
-    quantize = quantize_step(recipe, fetch, shard)
+    quantize = quantize_step(recipe, fetch, shard, calibrate)
     lower = lower_step(recipe, linker)
     package = package_step(recipe, fetch, shard, quantize, lower)
-    chain = [fetch, convert, shard, quantize, lower, package]
+    chain = [fetch, convert, *calibrate, shard, quantize, lower, package]
     return chain + verify_steps(recipe, fetch, convert, shard, quantize, package) if recipe.verify.enabled else chain
 
 
@@ -95,18 +98,51 @@ def convert_step(recipe: Recipe, fetch: Step) -> Step:
 def shard_step(recipe: Recipe, convert: Step) -> Step:
     return named(Step(
         id="", name="shard", function="builder.steps.shard:run",
-        params={"scheme": scheme_of(recipe.quant), "max_shard_bytes": recipe.quant.max_shard_bytes},
+        params={
+            "scheme": scheme_of(recipe.quant), "max_shard_bytes": recipe.quant.max_shard_bytes,
+            "moments": recipe.quant.method == "gptq",
+        },
         inputs={"weight_map": Input(convert.id, "weight_map.json")},
     ))  # fmt: skip
 
 
-def quantize_step(recipe: Recipe, fetch: Step, shard: Step) -> Step:
+def calibrate_step(recipe: Recipe, fetch: Step, convert: Step) -> Step:
+    """Reads no scheme: one calibration serves all schemes of a model."""
+    given = recipe.quant.calibration
+    text = Path(given.text).expanduser().absolute() if given.text else CALIBRATION
+    return named(Step(
+        id="", name="calibrate", function="builder.steps.calibrate:run",
+        params={
+            "text": {"name": text.name, "digest": text_digest(text, "quant.calibration.text")},
+            "tokens": given.tokens, "window": given.window,
+        },
+        inputs={**source_inputs(recipe, fetch), "weight_map": Input(convert.id, "weight_map.json")},
+        context={"text": str(text)}, tools=TORCH_TOOLS, resources=Resources(cpu=1, memory_bytes=2 * GIB),
+    ))  # fmt: skip
+
+
+def quantize_step(recipe: Recipe, fetch: Step, shard: Step, calibrate: Sequence[Step]) -> Step:
+    inputs = {"shards": Input(shard.id, "shards.json"), "tensors": Input(fetch.id, "tensor/*")}
+    method: dict[str, Any] = {"name": recipe.quant.method}
+    memory_bytes = GIB // 4
+    for step in calibrate:  # none or one
+        inputs["moments"] = Input(step.id, "moments/*")
+        method["damping"] = recipe.quant.damping
+        memory_bytes += 6 * 8 * widest_input(recipe) ** 2  # the factor of the moments, in float64, with its scratch
+    code = METHODS.get(recipe.quant.method)
     return named(Step(
         id="", name="quantize", function="builder.steps.quantize:run",
-        params={"allow_nonfinite": recipe.model.allow_nonfinite},
-        inputs={"shards": Input(shard.id, "shards.json"), "tensors": Input(fetch.id, "tensor/*")},
-        expand="shards", tools=("numpy",), resources=Resources(cpu=1, memory_bytes=GIB // 4),
+        params={"allow_nonfinite": recipe.model.allow_nonfinite, "method": method},
+        inputs=inputs, expand="shards", tools=("numpy",), code=(code,) if code else (),
+        resources=Resources(cpu=1, memory_bytes=memory_bytes),
     ))  # fmt: skip
+
+
+def widest_input(recipe: Recipe) -> int:
+    """Inputs of the widest linear layer."""
+    module = architectures.load(recipe.family)
+    table = module.parameters(module.from_architecture(recipe.architecture))
+    return max(parameter.shape[-1] for parameter in table if parameter.kind in ("linear", "head"))
 
 
 def lower_step(recipe: Recipe, linker: str) -> Step:
@@ -138,7 +174,7 @@ def package_step(recipe: Recipe, fetch: Step, shard: Step, quantize: Step, lower
             "shards": Input(quantize.id, "*"), "library": Input(lower.id, "library.so"),
             "files": Input(fetch.id, "file/*"), "parameters": Input(shard.id, "parameters.json"),
         },
-        code=(architectures.FAMILIES[recipe.family],),
+        tools=("jinja2",), code=(architectures.FAMILIES[recipe.family],),
     ))  # fmt: skip
 
 
@@ -146,18 +182,12 @@ def verify_steps(recipe: Recipe, fetch: Step, convert: Step, shard: Step, quanti
     """The two references and the check itself. Nothing of the library reaches the references."""
     text = Path(recipe.verify.text).expanduser().absolute() if recipe.verify.text else HELDOUT
     sample = {
-        "text": {"name": text.name, "digest": text_digest(text)},
+        "text": {"name": text.name, "digest": text_digest(text, "verify.text")},
         "tokens": recipe.verify.tokens,
         "window": min(recipe.verify.window, recipe.metadata.context_window_size),
         "logits_bytes": recipe.verify.logits_bytes,
     }
-    source = {
-        "tensors": Input(fetch.id, "tensor/*"),
-        "layout": Input(fetch.id, "layout.json"),
-        "config": Input(fetch.id, "file/config.json"),
-    }
-    if "tokenizer.json" in recipe.checkpoint.files:
-        source["tokenizer"] = Input(fetch.id, "file/tokenizer.json")
+    source = source_inputs(recipe, fetch)
     resources = Resources(cpu=1, memory_bytes=2 * GIB)
     reference = named(Step(
         id="", name="verify.reference", function="builder.steps.reference:run", params=sample, inputs=source,
@@ -166,7 +196,7 @@ def verify_steps(recipe: Recipe, fetch: Step, convert: Step, shard: Step, quanti
     scheme = scheme_of(recipe.quant)
     dequantized = named(Step(
         id="", name="verify.dequantized", function="builder.steps.dequantized:run",
-        params={**sample, "scheme": scheme},
+        params={**sample, "scheme": scheme, "method": recipe.quant.method},
         inputs={
             **source, "shards": Input(quantize.id, "*"), "weight_map": Input(convert.id, "weight_map.json"),
             "parameters": Input(shard.id, "parameters.json"),
@@ -192,11 +222,21 @@ def limits_of(recipe: Recipe, scheme: Mapping[str, Any]) -> dict[str, float]:
     return choose(scheme, {name: asdict(limits) for name, limits in given.limits.items()}, over, exact)
 
 
-def text_digest(path: Path) -> str:
-    """sha256 of the verification text; it is small, and its path is no identity."""
+def source_inputs(recipe: Recipe, fetch: Step) -> dict[str, Input]:
+    """What transformers runs the checkpoint from."""
+    inputs = {
+        "tensors": Input(fetch.id, "tensor/*"),
+        "layout": Input(fetch.id, "layout.json"),
+        "config": Input(fetch.id, "file/config.json"),
+    }
+    if "tokenizer.json" in recipe.checkpoint.files:
+        inputs["tokenizer"] = Input(fetch.id, "file/tokenizer.json")
+    return inputs
+
+
+def text_digest(path: Path, key: str) -> str:
+    """sha256 of a text, which is small; its path is no identity. ``key``: the recipe's key for it."""
     try:
         return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise UserError(
-            f"verify.text={path}: cannot be read: {error.strerror}", "verify.text=/path/to/a/text/file"
-        ) from error
+        raise UserError(f"{key}={path}: cannot be read: {error.strerror}", f"{key}=/path/to/a/text/file") from error

@@ -27,9 +27,19 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """The text whose activations quant.method=gptq measures; null: the one that came with the demo model."""
+
+    text: str | None = None
+    tokens: int = 16384
+    window: int = 256
+
+
+@dataclass(frozen=True, slots=True)
 class Quant:
     """A quantization scheme (conf/quant). ``kind`` none stores ``dtype``; ``group`` stores ``bits`` per weight and one
-    scale in ``dtype`` per ``group_size`` weights along the input axis."""
+    scale in ``dtype`` per ``group_size`` weights along the input axis; e4m3 and e5m2 store 8-bit floats and a scale per
+    row. See quant/layout.py."""
 
     name: str = ""
     kind: str = "none"
@@ -40,7 +50,11 @@ class Quant:
     storage_dtype: str = ""
     quantize_embedding: bool = True
     quantize_head: bool = True
+    rules: tuple[Mapping[str, Any], ...] = ()  # which parameters another scheme packs: see quant/rules.py
     max_shard_bytes: int = 32 << 20
+    method: str = "rtn"
+    damping: float = 0.01  # of gptq
+    calibration: Calibration = Calibration()
 
 
 @dataclass(frozen=True, slots=True)

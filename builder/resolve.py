@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from builder import architectures, sources
+from builder import architectures, schemes, sources
 from builder.compose import Composed, Folders, choices_of
 from builder.core.errors import UserError
 from builder.parse import ALLOWED, Where, check_allowed, parse, unknown_key
-from builder.quant.layout import packed
 from builder.quant.layout import scheme as check_scheme
 from builder.recipe import Checkpoint, Dist, Metadata, Model, Pins, Quant, Recipe, Store, Target, Verify
+from builder.schemes import scheme_of
 from builder.targets.cpu import resolve as resolve_cpu
 
 LARGEST_CHUNK_TOKENS = 2048
@@ -76,13 +76,16 @@ def resolve(composed: Composed, folders: Folders) -> Recipe:
     target = resolve_target(parse(Target, values.get("target"), "target", where))
     verify = parse(Verify, values.get("verify"), "verify", where)
     pins = parse(Pins, values.get("pins"), "pins", where)
-    check_scheme(scheme_of(quant))
+    check_scheme(scheme_of(replace(quant, rules=())))
+    check_method(quant, where)
     model, asked = parse_model(values.get("model"), where)
     checkpoint = sources.locate(model.source, composed.choices["model"])
     family = family_of(model, checkpoint)
     architecture = architecture_of(family, checkpoint, asked, where)
     metadata = decide_metadata(model, architecture, where)
-    check_fits(family, architecture, quant)
+    check_comparable(architecture, metadata, verify)
+    quant = schemes.with_rules(quant, family, architecture, folders)
+    schemes.check_fits(family, architecture, quant, folders)
     name = name_of(values.get("name"), composed, where)
     return Recipe(
         name, replace(model, architecture=asked), quant, target, verify, pins, family, architecture, metadata,
@@ -90,16 +93,13 @@ def resolve(composed: Composed, folders: Folders) -> Recipe:
     )  # fmt: skip
 
 
-def scheme_of(quant: Quant) -> dict[str, Any]:
-    """The scheme itself: what a shard or a library is made from, without the size of the files."""
-    return {k: v for k, v in asdict(quant).items() if k != "max_shard_bytes"}
-
-
-def check_fits(family: str, architecture: Mapping[str, Any], quant: Quant) -> None:
-    """Raises UserError when the scheme cannot hold one of the model's parameters."""
-    module, scheme = architectures.load(family), check_scheme(scheme_of(quant))
-    for parameter in module.parameters(module.from_architecture(architecture)):
-        packed(parameter, scheme)
+def check_method(quant: Quant, where: Where) -> None:
+    """Raises UserError when the scheme leaves the method nothing to choose."""
+    if quant.method != "rtn" and quant.kind != "group":
+        raise UserError(
+            f"quant.method{where('quant.method')}: {quant.method} chooses integers of groups; {quant.name} has none",
+            f"build quant={quant.name} quant.method=rtn",
+        )
 
 
 def parse_model(data: object, where: Where) -> tuple[Model, dict[str, Any]]:
@@ -107,10 +107,12 @@ def parse_model(data: object, where: Where) -> tuple[Model, dict[str, Any]]:
     if not isinstance(data, Mapping):
         raise UserError(f"model{where('model')}: expected a mapping, got {data!r}")
     own = {f.name for f in fields(Model)} - {"architecture"}
-    known = own | {name for family in architectures.FAMILIES for name in architecture_keys(family)}
-    for key in data:
-        if key not in known:
-            raise unknown_key(f"model.{key}", known, where)
+    foreign = [key for key in data if key not in own]
+    if foreign:  # only then are the families loaded: a build with nothing to do has no time for them
+        known = own | {name for family in architectures.FAMILIES for name in architecture_keys(family)}
+        for key in foreign:
+            if key not in known:
+                raise unknown_key(f"model.{key}", known, where)
     model = parse(Model, {k: v for k, v in data.items() if k in own}, "model", where)
     return model, {k: v for k, v in data.items() if k not in own and v is not None}
 
@@ -161,20 +163,66 @@ def decide_metadata(model: Model, architecture: Mapping[str, Any], where: Where)
     than the context."""
     positions = int(architecture["max_position_embeddings"])
     context = model.context_window_size or positions
-    window = -1 if model.sliding_window_size is None else model.sliding_window_size
+    window, windows = decide_window(model, architecture, context)
     chunk = model.prefill_chunk_size or min(context, LARGEST_CHUNK_TOKENS)
     sink = model.attention_sink_size or 0
     bounds = {
         "context_window_size": (context, 1, positions, "the model's max_position_embeddings"),
         "prefill_chunk_size": (chunk, 1, context, "the context window"),
         "attention_sink_size": (sink, 0, max(window - 1, 0), "the window less one; 0 while the window is off"),
-        "sliding_window_size": (window, -1, -1, "-1 is off; the llama family has no sliding window"),
+        "sliding_window_size": (window, *windows),
     }
     for key, (value, low, high, limit) in bounds.items():
         if not low <= value <= high:
             at, span = f"model.{key}{where(f'model.{key}')}", f"{low} to {high}" if low < high else f"{low}"
             raise UserError(f"{at}: {value} is not possible; allowed: {span} ({limit})")
     return Metadata(context, window, chunk, sink, model.max_batch_size, model.tensor_parallel_shards)
+
+
+def decide_window(model: Model, architecture: Mapping[str, Any], context: int) -> tuple[int, tuple[int, int, str]]:
+    """The window of all layers in tokens (-1: off) and (lowest, highest, why). A family that has one says so with the
+    key sliding_window; null in the recipe means: as the checkpoint says, and off where no context outgrows it."""
+    if "sliding_window" not in architecture:
+        window = -1 if model.sliding_window_size is None else model.sliding_window_size
+        return window, (-1, -1, "-1 is off; this family has no window that a recipe may set")
+    own = architecture["sliding_window"] or context
+    window = (own if own < context else -1) if model.sliding_window_size is None else model.sliding_window_size
+    return window, (-1, -1, "off") if window == -1 else (1, context, "the context window; -1 is off")
+
+
+def check_comparable(architecture: Mapping[str, Any], metadata: Metadata, verify: Verify) -> None:
+    """Raises UserError where verify would compare the library with a model that computes something else."""
+    if verify.enabled:
+        window = min(verify.window, metadata.context_window_size)
+        check_same_factors(architecture, metadata.context_window_size, window)
+        check_same_window(architecture, metadata, window)
+
+
+def check_same_factors(architecture: Mapping[str, Any], context: int, window: int) -> None:
+    """LongRoPE: transformers takes the factors for the tokens that it sees, a library those for its whole context."""
+    if "long_factor" not in (architecture.get("rope_scaling") or ()):
+        return
+    original = int(architecture["original_max_position_embeddings"])
+    if window <= original < context:
+        raise UserError(
+            f"model.context_window_size: {context} takes this model's long RoPE factors, but transformers takes the "
+            f"short ones for the {window} tokens that verify compares (verify.window); allowed: a context of up to "
+            f"{original}, or a verify.window beyond it",
+            f"build model.context_window_size={original}, or verify.window={original + 1}, or verify=off",
+        )
+
+
+def check_same_window(architecture: Mapping[str, Any], metadata: Metadata, window: int) -> None:
+    """A recipe may look through another window than the checkpoint: they agree for as long as both see everything."""
+    context, asked = metadata.context_window_size, metadata.sliding_window_size
+    own = min(architecture.get("sliding_window") or context, context)
+    asked = asked if asked > 0 else context
+    if (own != asked or metadata.attention_sink_size) and window > min(own, asked):
+        raise UserError(
+            f"model.sliding_window_size is {asked} with model.attention_sink_size {metadata.attention_sink_size}, the "
+            f"checkpoint's window is {own}: beyond {min(own, asked)} tokens they differ, and verify compares {window}",
+            f"build verify.window={min(own, asked)}, or verify=off",
+        )
 
 
 def resolve_target(target: Target) -> Target:

@@ -144,4 +144,6 @@ def complete(checkpoint: Checkpoint) -> Checkpoint:
     repo, _, commit = checkpoint.uri.removeprefix("hf://").partition("@")
     patterns = WEIGHTS[:1] if checkpoint.format == "safetensors" else WEIGHTS
     download(repo, commit, patterns)
+    if checkpoint.format == "safetensors" and missing_weights(checkpoint.root):
+        download(repo, commit, WEIGHTS[1:])  # no index names its files: a single pickle, then
     return found("hf", checkpoint.uri, checkpoint.root)

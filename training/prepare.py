@@ -5,7 +5,8 @@
 Four sources, all of them part of the running interpreter: the documentation topics of pydoc, the docstrings and the
 prose-like comments of every standard library module (read with `ast`, never imported), and the docstrings compiled into
 the C modules of C_MODULES. Needs no package. One document is one topic, one source file or one C module.
-Writes train.txt, validation.txt, heldout.txt and prepare.json (Python version, byte counts, sha256).
+Writes train.txt, validation.txt, heldout.txt, calibration.txt (a part of train.txt) and prepare.json (Python version,
+byte counts, sha256).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 SEED = 20251122
 HELDOUT_BYTES = 80_000
 VALIDATION_BYTES = 80_000
+CALIBRATION_BYTES = 100_000  # of the training text, shipped for quant.method=gptq
 MAX_SPLIT_DOCUMENT_BYTES = 12_000  # larger documents stay in train: the other splits should hold many subjects
 MIN_SPLIT_DOCUMENT_BYTES = 1_200
 OVERLAP_WORDS = 10  # no run of this many words of validation or held-out text occurs in train
@@ -289,10 +291,22 @@ def collect() -> list[Document]:
 
 
 def texts(parts: dict[str, list[Document]]) -> dict[str, str]:
-    """The three texts by name; train is shuffled, the held-out text is plain, without document marks."""
+    """The texts by name; train is shuffled, the held-out and the calibration text are plain, without document marks."""
     random.Random(SEED).shuffle(parts["train"])
     joined = {name: DOCUMENT_END.join(document.text for document in group) for name, group in parts.items()}
-    return joined | {"heldout": joined["heldout"].replace(DOCUMENT_END, "\n")}
+    calibration = calibration_text(joined["train"])
+    return joined | {"heldout": joined["heldout"].replace(DOCUMENT_END, "\n"), "calibration": calibration}
+
+
+def calibration_text(train: str) -> str:
+    """The first documents of the training text that are no larger than those of the held-out text, plain like it."""
+    chosen: list[str] = []
+    for document in train.split(DOCUMENT_END):
+        if sum(map(len, chosen)) >= CALIBRATION_BYTES:
+            break
+        if len(document) <= MAX_SPLIT_DOCUMENT_BYTES:
+            chosen.append(document)
+    return "\n".join(chosen)
 
 
 def main(out: Path) -> None:
@@ -304,7 +318,8 @@ def main(out: Path) -> None:
     for name, text in texts(parts).items():
         data = text.encode()
         (out / f"{name}.txt").write_bytes(data)
-        record[name] = {"documents": len(parts[name]), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        counted = {"documents": len(parts[name])} if name in parts else {}
+        record[name] = {**counted, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     record["heldout_documents"] = [document.name for document in parts["heldout"]]
     (out / "prepare.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))

@@ -14,7 +14,17 @@ from builder.architectures.weights import Parameter
 from builder.core.errors import UserError
 
 FAMILIES: dict[str, str] = {  # model_type in config.json -> module
+    "gpt_neox": "builder.architectures.gpt_neox",
     "llama": "builder.architectures.llama",
+    "qwen2": "builder.architectures.qwen2",
+    "qwen3": "builder.architectures.qwen3",
+    "olmo2": "builder.architectures.olmo2",
+    "mistral": "builder.architectures.mistral",
+    "mixtral": "builder.architectures.mixtral",
+    "qwen3_moe": "builder.architectures.qwen3_moe",
+    "phi3": "builder.architectures.phi3",
+    "gemma2": "builder.architectures.gemma2",
+    "gemma3_text": "builder.architectures.gemma3_text",
 }
 
 

@@ -7,7 +7,7 @@ the quantization scheme's business and is not written here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import prod
@@ -18,7 +18,7 @@ from builder.core.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-KINDS = ("embedding", "linear", "head", "norm", "bias")
+KINDS = ("embedding", "linear", "head", "norm", "bias", "router")
 WEIGHT_DTYPES = ("F16", "BF16", "F32", "F64")  # safetensors names
 
 
@@ -58,6 +58,22 @@ def copy(parameter: Parameter, tensor: str) -> Entry:
 def stack(parameter: Parameter, tensors: Sequence[tuple[str, int]]) -> Entry:
     """The parameter is whole tensors, given as (name, rows), one under the other."""
     return Entry(parameter, "stack", tuple(whole(name, (rows, *parameter.shape[1:])) for name, rows in tensors))
+
+
+def norm(name: str, width: int) -> Entry:
+    """A norm's vector, under its own name."""
+    return copy(Parameter(name, (width,), "norm"), name)
+
+
+def linear(name: str, inputs: int, sources: Sequence[tuple[str, int]], bias: bool) -> Iterator[Entry]:
+    """A matrix and perhaps its bias; ``sources`` are (module, outputs), stacked on the output axis."""
+    outputs = sum(rows for _, rows in sources)
+    tables = [("weight", Parameter(f"{name}.weight", (outputs, inputs), "linear"))]
+    if bias:
+        tables.append(("bias", Parameter(f"{name}.bias", (outputs,), "bias")))
+    for suffix, parameter in tables:
+        named = [(f"{module}.{suffix}", rows) for module, rows in sources]
+        yield copy(parameter, named[0][0]) if len(named) == 1 else stack(parameter, named)
 
 
 def whole(tensor: str, shape: tuple[int, ...]) -> Slice:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.core.errors import UserError
+from builder.formats.chattemplate import Template, Translation
 from builder.formats.checkpoint import TOKENIZER_FILES
 
 VERSION = "0.1.0"
@@ -17,6 +18,7 @@ SAMPLING = {  # the format's defaults; the checkpoint's generation_config.json m
     "repetition_penalty": 1.0,
     "top_p": 1.0,
 }
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 SHARED_TEMPLATE: dict[str, Any] = {
     "system_template": "{system_message}",
@@ -64,9 +66,10 @@ def chat_config(
     model_config: Mapping[str, Any],
     texts: Texts,
     files: Sequence[str],
-    conv_template: str,
+    conv_template: str | Translation,
 ) -> dict[str, Any]:
-    """The whole file as a dict. ``files`` are the checkpoint's small files; ``conv_template`` a key of CONV_TEMPLATES.
+    """The whole file as a dict. ``files`` are the checkpoint's small files; ``conv_template`` a key of CONV_TEMPLATES,
+    or the checkpoint's own template, translated.
 
     Token ids that the checkpoint does not give are left out, so the reader's own defaults hold.
     """
@@ -100,19 +103,51 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _template(name: str, texts: Texts, ids: Mapping[str, Any]) -> dict[str, Any]:
+def _template(name: str | Translation, texts: Texts, ids: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(name, Translation):
+        return _translated(name, texts, ids)
     if name not in CONV_TEMPLATES:
         raise UserError(
             f"model.conv_template: found {name!r}; allowed: {', '.join(CONV_TEMPLATES)}", "model.conv_template=plain"
         )
-    eos = ids["eos_token_id"]
     return {
         "name": name,
         **SHARED_TEMPLATE,
         **CONV_TEMPLATES[name],
         "system_prefix_token_ids": _prefix_ids(texts, ids["bos_token_id"]),
-        "stop_token_ids": [] if eos is None else eos if isinstance(eos, list) else [eos],
+        "stop_token_ids": _ends(ids),
     }
+
+
+def _translated(found: Translation, texts: Texts, ids: Mapping[str, Any]) -> dict[str, Any]:
+    """Token ids for what the template begins with and for what ends an answer, where they are tokens."""
+    added = {token["content"]: token["id"] for token in texts.tokenizer.get("added_tokens", [])}
+    begins = added.get(found.begins, ids["bos_token_id"])
+    stops = [added[text] for text in found.conv["stop_str"] if text in added]
+    return {
+        "name": "checkpoint",
+        **SHARED_TEMPLATE,
+        **found.conv,
+        "system_prefix_token_ids": [begins] if found.begins and begins is not None else [],
+        "stop_token_ids": list(dict.fromkeys([*_ends(ids), *stops])),
+    }
+
+
+def _ends(ids: Mapping[str, Any]) -> list[int]:
+    eos = ids["eos_token_id"]
+    return [] if eos is None else list(eos) if isinstance(eos, list) else [eos]
+
+
+def chat_template(texts: Texts, jinja: str | None) -> Template | None:
+    """The checkpoint's own chat template: from its file, or from tokenizer_config.json (where there may be many)."""
+    source = jinja or texts.tokenizer_config.get("chat_template")
+    if isinstance(source, list):
+        source = {entry.get("name"): entry.get("template") for entry in source}.get("default")
+    if not isinstance(source, str):
+        return None
+    named = {key: texts.tokenizer_config.get(key) for key in SPECIAL_TOKENS}
+    tokens = {key: value.get("content") if isinstance(value, Mapping) else value for key, value in named.items()}
+    return Template(source, {key: value for key, value in tokens.items() if isinstance(value, str)})
 
 
 def _prefix_ids(texts: Texts, bos: int | None) -> list[int]:

@@ -78,6 +78,7 @@ def code_passes(target: CpuTarget) -> list[Pass]:
         ("matched buffers", s_tir.transform.LowerMatchBuffer()),
         ("blocks", s_tir.transform.LowerOpaqueBlock()),
         ("flat buffers", tirx.transform.FlattenBuffer()),
+        ("bfloat16 values", tirx.transform.BF16ComputeLegalize()),
         ("index types", tirx.transform.NarrowDataType(32)),
         ("vectors", tirx.transform.VectorizeLoop(True)),
         ("simplification", tirx.transform.StmtSimplify()),
@@ -86,6 +87,7 @@ def code_passes(target: CpuTarget) -> list[Pass]:
         ("entry", tirx.transform.AnnotateEntryFunc()),
         ("host and device", tirx.transform.SplitHostDevice()),
         ("calling convention", tirx.transform.MakePackedAPI()),
+        ("bfloat16 as integers", tirx.transform.BF16StorageLegalize()),
         ("runtime calls", tirx.transform.LowerTVMBuiltin()),
         ("intrinsics", tirx.transform.LowerIntrin()),
     ]

@@ -13,7 +13,17 @@ from typing import Any
 from builder.core.errors import UserError
 
 FAMILIES: dict[str, str] = {  # family -> module
+    "gpt_neox": "builder.models.gpt_neox",
     "llama": "builder.models.llama",
+    "qwen2": "builder.models.qwen2",
+    "qwen3": "builder.models.qwen3",
+    "olmo2": "builder.models.olmo2",
+    "mistral": "builder.models.mistral",
+    "mixtral": "builder.models.mixtral",
+    "qwen3_moe": "builder.models.qwen3_moe",
+    "phi3": "builder.models.phi3",
+    "gemma2": "builder.models.gemma2",
+    "gemma3_text": "builder.models.gemma3_text",
 }
 
 

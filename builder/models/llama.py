@@ -1,8 +1,7 @@
 """The Llama graph: pre-norm decoder layers, grouped-query attention with rotary embeddings, gated SiLU.
 
 Touvron et al. 2023 (arXiv:2302.13971, arXiv:2307.09288). Module names are those of transformers, with q, k, v and gate,
-up fused. Axes: M rows (tokens of all sequences in one call), H hidden, A attention heads, D head, B sequences, V
-vocabulary.
+up fused. Axes: M rows (tokens of all sequences in one call), H hidden, A attention heads, D head.
 """
 
 # mypy: disable-error-code="misc"
@@ -15,8 +14,10 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
 from builder.architectures.llama import Config
-from builder.models.common.kv_cache import CacheLayout, attention, create, rope_frequencies
-from builder.models.common.ops import RMSNorm, last_row, silu_mul, take_rows
+from builder.models.common.functions import Functions
+from builder.models.common.kv_cache import CacheLayout, attention
+from builder.models.common.ops import RMSNorm, silu_mul
+from builder.models.common.rope import frequencies
 from builder.quant.layout import Scheme
 from builder.quant.relax import Embedding, Linear
 
@@ -78,13 +79,9 @@ class Decoder(nn.Module):
         return x_MH
 
 
-class Model(nn.Module):
-    """The functions of the library; names and signatures are those that MLC's runtimes and WebLLM call."""
-
+class Model(Functions):
     def __init__(self, config: Config, scheme: Scheme, metadata: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.metadata, self.cache = dict(metadata), cache_layout(config)
-        self.hidden, self.vocab = config.hidden_size, config.vocab_size
+        super().__init__(config.vocab_size, config.hidden_size, cache_layout(config), metadata)
         self.model = Decoder(config, scheme)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Linear(self.vocab, self.hidden, scheme, quantize=scheme.quantize_head)
@@ -92,70 +89,12 @@ class Model(nn.Module):
     def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
         return self.model.embed_tokens(input_ids)
 
-    def logits(self, x_MH: nn.Tensor, shape: tuple[Any, ...]) -> nn.Tensor:
-        normed_MH = self.model.norm(x_MH)
+    def layers(self, x_MH: nn.Tensor, cache: PagedKVCache) -> nn.Tensor:
+        return self.model(x_MH, cache)
+
+    def head(self, x_MH: nn.Tensor) -> nn.Tensor:
         head = self.model.embed_tokens.head if self.lm_head is None else self.lm_head
-        return nn.op.reshape(head(normed_MH), shape)
-
-    def rows(self, input_embed: nn.Tensor, count: Any, cache: PagedKVCache) -> nn.Tensor:
-        return self.model(nn.op.reshape(input_embed, (count, self.hidden)), cache)
-
-    def prefill(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> tuple[nn.Tensor, PagedKVCache]:
-        x_MH = self.rows(input_embed, input_embed.shape[1], paged_kv_cache)
-        return self.logits(last_row(x_MH, self.hidden), (1, 1, self.vocab)), paged_kv_cache
-
-    def decode(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> tuple[nn.Tensor, PagedKVCache]:
-        return self.logits(self.rows(input_embed, 1, paged_kv_cache), (1, 1, self.vocab)), paged_kv_cache
-
-    def batch_prefill(
-        self, input_embeds: nn.Tensor, logit_positions: nn.Tensor, paged_kv_cache: PagedKVCache
-    ) -> tuple[nn.Tensor, PagedKVCache]:
-        x_MH = self.rows(input_embeds, input_embeds.shape[1], paged_kv_cache)
-        last_BH = take_rows(x_MH, logit_positions, self.hidden)
-        return self.logits(last_BH, (1, logit_positions.shape[0], self.vocab)), paged_kv_cache
-
-    def batch_decode(self, input_embeds: nn.Tensor, paged_kv_cache: PagedKVCache) -> tuple[nn.Tensor, PagedKVCache]:
-        batch = input_embeds.shape[0]
-        return self.logits(self.rows(input_embeds, batch, paged_kv_cache), (batch, 1, self.vocab)), paged_kv_cache
-
-    def batch_verify(self, input_embeds: nn.Tensor, paged_kv_cache: PagedKVCache) -> tuple[nn.Tensor, PagedKVCache]:
-        length = input_embeds.shape[1]
-        return self.logits(self.rows(input_embeds, length, paged_kv_cache), (1, length, self.vocab)), paged_kv_cache
-
-    def create_tir_paged_kv_cache(
-        self,
-        max_batch_size: Any,
-        max_total_seq_len: Any,
-        prefill_chunk_size: Any,
-        page_size: Any,
-        support_sliding_window: Any,
-    ) -> PagedKVCache:
-        sizes = (max_batch_size, max_total_seq_len, prefill_chunk_size, page_size, support_sliding_window)
-        return create(self.cache, sizes)
-
-    def functions(self) -> dict[str, Any]:
-        """Names, argument shapes and parameter passing of what ``export_tvm`` exports."""
-        cache, packed = nn.spec.Object(object_type=PagedKVCache), {"param_mode": "packed", "effect_mode": "none"}
-
-        def embeds(*shape: Any) -> Any:
-            return nn.spec.Tensor([*shape, self.hidden], "float32")
-
-        sizes = ("max_batch_size", "max_total_seq_len", "prefill_chunk_size", "page_size", "support_sliding_window")
-        return {
-            "embed": {"input_ids": nn.spec.Tensor(["seq_len"], "int32"), "$": packed},
-            "prefill": {"input_embed": embeds(1, "seq_len"), "paged_kv_cache": cache, "$": packed},
-            "decode": {"input_embed": embeds(1, 1), "paged_kv_cache": cache, "$": packed},
-            "batch_prefill": {
-                "input_embeds": embeds(1, "seq_len"),
-                "logit_positions": nn.spec.Tensor(["batch_size"], "int32"),
-                "paged_kv_cache": cache,
-                "$": packed,
-            },
-            "batch_decode": {"input_embeds": embeds("batch_size", 1), "paged_kv_cache": cache, "$": packed},
-            "batch_verify": {"input_embeds": embeds(1, "seq_len"), "paged_kv_cache": cache, "$": packed},
-            "create_tir_paged_kv_cache": dict.fromkeys(sizes, int)
-            | {"$": {"param_mode": "none", "effect_mode": "none"}},
-        }
+        return head(self.model.norm(x_MH))
 
 
 def cache_layout(config: Config) -> CacheLayout:
@@ -165,5 +104,5 @@ def cache_layout(config: Config) -> CacheLayout:
         key_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
         rotary_dim=config.head_dim,
-        inv_freq=rope_frequencies(config.rope_theta, config.head_dim),
+        inv_freq=frequencies(config.rope_theta, config.head_dim, config.rope_scaling),
     )

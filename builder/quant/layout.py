@@ -1,23 +1,58 @@
 """What a quantization scheme is, and the packed tensors it makes of a parameter.
 
-Group layout "NK" (MLC's ``_1`` schemes): a matrix (out, in) is cut along its input axis into groups of ``group_size``;
-each group has one scale and is stored in whole words, ``per_word`` = 32 // bits values per uint32, lowest bits first.
-A group that runs past the input width, or that does not fill its last word, is filled up with zero weights.
+A matrix (out, in) is cut along its input axis into groups of ``group_size``; each group has one scale and is stored in
+whole words, ``per_word`` = 32 // bits values per uint32, lowest bits first. A group that runs past the input width, or
+that does not fill its last word, is filled up with zero weights.
+
+- layout "NK" (MLC's ``_1`` and ``_2`` schemes): words (out, words of a row), scales (out, groups).
+- layout "KN" (MLC's ``_0`` schemes): the same words and scales, transposed, of linear layers and heads; an embedding
+  is read row by row and stays NK (``linear_weight_layout`` and ``output_transpose`` in mlc-ai/mlc-llm,
+  python/mlc_llm/quantization/group_quantization.py).
+- kinds "e4m3", "e5m2": 8-bit floats (OCP 8-bit Floating Point Specification, rev. 1.0), four in a word. A
+  ``group_size`` of 0 is one scale for the whole row: a float carries its own exponent, so smaller groups only cost
+  bits, while one scale per tensor (mlc-llm's per_tensor_quantization.py) gives the rows of fused projections one range.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
 
 from builder.architectures.weights import Parameter
 from builder.core.errors import UserError
 
-DTYPE_BYTES = {"float16": 2, "float32": 4, "uint32": 4}
+DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "uint32": 4}
 WORD_BITS = 32
+FLOAT8_LARGEST = {"e4m3": 448.0, "e5m2": 57344.0}  # finite
+FLOAT8_MANTISSA_BITS = {"e4m3": 3, "e5m2": 2}
+FLOAT8_SMALLEST = {"e4m3": -6, "e5m2": -14}  # exponent of normal numbers; subnormals share its step
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Parameters that another scheme packs: see quant/rules.py. ``layers`` None: wherever they are."""
+
+    match: tuple[str, ...]
+    layers: tuple[int, ...] | None
+    use: Scheme
+
+    def holds(self, name: str) -> bool:
+        inside = self.layers is None or layer_of(name) in self.layers
+        return inside and any(fnmatchcase(stem_of(name), pattern) for pattern in self.match)
+
+
+def stem_of(name: str) -> str:
+    """A parameter's name as rules match it."""
+    return name.removesuffix(".weight")
+
+
+def layer_of(name: str) -> int | None:
+    """The layer of a parameter: the first number in its name."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +60,18 @@ class Scheme:
     """One conf/quant/*.yaml. ``kind`` "none" keeps every weight, in ``dtype``; its group fields are 0 and ""."""
 
     name: str
-    kind: str  # none | group
+    kind: str  # none | group | e4m3 | e5m2
     bits: int
-    group_size: int  # weights
-    layout: str  # NK: (output, input), groups along the input axis
+    group_size: int  # weights; 0: the whole row
+    layout: str  # NK | KN
     dtype: str  # of scales and of what is not quantized
     storage_dtype: str  # of packed weights
     quantize_embedding: bool
     quantize_head: bool
+    rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in fields(self):
+        for field in fields(self)[:-1]:
             value = getattr(self, field.name)
             if type(value).__name__ != field.type:
                 raise UserError(f"quant.{field.name}: found {value!r}; allowed: a value of type {field.type}")
@@ -46,10 +82,30 @@ class Scheme:
         if self.kind == "group" and not 8 <= self.group_size <= 1024:
             raise UserError(f"quant.group_size: found {self.group_size} in {self.name!r}; allowed: 8 to 1024")
 
+    def of(self, name: str) -> Scheme:
+        """The scheme of one parameter: that of the first rule that holds, else this one, without its rules."""
+        if not self.rules:
+            return self
+        return next((rule.use for rule in self.rules if rule.holds(name)), replace(self, rules=()))
+
+    def at(self, inputs: int) -> Scheme:
+        """The scheme for rows of ``inputs`` weights: a group_size of 0 becomes their width."""
+        return self if self.group_size or self.kind == "none" else replace(self, group_size=inputs)
+
     @property
     def max_int(self) -> int:
-        """The largest stored magnitude, and the stored value of a zero weight: 7 for 4 bits."""
+        """The largest stored magnitude of integers, and the stored value of a zero weight: 7 for 4 bits."""
         return int((1 << (self.bits - 1)) - 1)
+
+    @property
+    def zero(self) -> int:
+        """How a zero weight is stored."""
+        return 0 if self.kind in FLOAT8_LARGEST else self.max_int
+
+    @property
+    def largest(self) -> float:
+        """The stored magnitude that the largest weight of a group gets."""
+        return FLOAT8_LARGEST.get(self.kind, self.max_int)
 
     @property
     def per_word(self) -> int:
@@ -61,9 +117,14 @@ class Scheme:
 
 
 def _allowed(kind: str) -> dict[str, tuple[Any, ...]]:
-    table: dict[str, tuple[Any, ...]] = {"kind": ("none", "group"), "dtype": ("float16", "float32")}
+    table: dict[str, tuple[Any, ...]] = {
+        "kind": ("none", "group", *FLOAT8_LARGEST),
+        "dtype": ("float16", "bfloat16", "float32"),
+    }
     if kind == "group":
-        return {**table, "bits": tuple(range(2, 9)), "layout": ("NK",), "storage_dtype": ("uint32",)}
+        return {**table, "bits": tuple(range(2, 9)), "layout": ("NK", "KN"), "storage_dtype": ("uint32",)}
+    if kind in FLOAT8_LARGEST:
+        return {**table, "bits": (8,), "layout": ("NK",), "storage_dtype": ("uint32",)}
     return {**table, "bits": (0,), "group_size": (0,), "layout": ("",), "storage_dtype": ("",)}
 
 
@@ -75,9 +136,15 @@ def scheme(table: Mapping[str, Any]) -> Scheme:
             near = get_close_matches(key, known, n=1) or known
             raise UserError(f"quant.{key} is not a key of a scheme; did you mean {', '.join(near)}?")
     for key in known:
-        if key not in table:
+        if key not in table and key != "rules":
             raise UserError(f"quant.{key} is missing; a scheme has: {', '.join(known)}")
-    return Scheme(**table)
+    rules = tuple(_rule(rule) for rule in table.get("rules", ()))
+    return Scheme(**{**table, "rules": rules})
+
+
+def _rule(table: Mapping[str, Any]) -> Rule:
+    layers = table["layers"]
+    return Rule(tuple(table["match"]), None if layers is None else tuple(layers), scheme(table["use"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +163,7 @@ class Piece:
 
 def is_quantized(parameter: Parameter, scheme: Scheme) -> bool:
     """Whether the scheme packs this kind of parameter; norms and biases always stay."""
+    scheme = scheme.of(parameter.name)
     if scheme.kind == "none":
         return False
     return {
@@ -104,6 +172,7 @@ def is_quantized(parameter: Parameter, scheme: Scheme) -> bool:
         "head": scheme.quantize_head,
         "norm": False,
         "bias": False,
+        "router": False,
     }[parameter.kind]
 
 
@@ -114,6 +183,7 @@ def grid(parameter: Parameter, scheme: Scheme) -> tuple[int, int]:
             f"{scheme.name} packs matrices; {parameter.name} has shape {list(parameter.shape)}", "try quant=q0f16"
         )
     inputs = parameter.shape[1]
+    scheme = scheme.at(inputs)
     if inputs < scheme.group_size:
         raise UserError(
             f"{scheme.name} has groups of {scheme.group_size} weights; {parameter.name} is only {inputs} wide",
@@ -125,13 +195,25 @@ def grid(parameter: Parameter, scheme: Scheme) -> tuple[int, int]:
 
 def packed(parameter: Parameter, scheme: Scheme) -> list[Piece]:
     """The stored tensors of a parameter: q_weight and q_scale if the scheme packs it, else itself, in its dtype."""
+    scheme = scheme.of(parameter.name)
     if not is_quantized(parameter, scheme):
         return [Piece(parameter.name, parameter.shape, scheme.dtype, "plain")]
+    return pieces(parameter, scheme)
+
+
+def pieces(parameter: Parameter, scheme: Scheme) -> list[Piece]:
+    """q_weight and q_scale of a parameter that the scheme packs."""
     groups, words = grid(parameter, scheme)
     outputs = parameter.shape[0]
     stem, suffix = parameter.name.rsplit(".", 1)
     assert suffix == "weight", parameter
+    turned = is_transposed(parameter, scheme)
     return [
-        Piece(f"{stem}.q_weight", (outputs, words), scheme.storage_dtype, "weight"),
-        Piece(f"{stem}.q_scale", (outputs, groups), scheme.dtype, "scale"),
+        Piece(f"{stem}.q_weight", (words, outputs) if turned else (outputs, words), scheme.storage_dtype, "weight"),
+        Piece(f"{stem}.q_scale", (groups, outputs) if turned else (outputs, groups), scheme.dtype, "scale"),
     ]
+
+
+def is_transposed(parameter: Parameter, scheme: Scheme) -> bool:
+    """Whether words and scales are stored with their axes swapped."""
+    return scheme.layout == "KN" and parameter.kind != "embedding"

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from builder.quant import float8, storage
 from builder.quant.layout import Scheme
+from builder.quant.methods import Method
 
 assert sys.byteorder == "little", "the artifact's files are little-endian and are written as memory holds them"
 
@@ -23,6 +25,7 @@ RAW: Mapping[str, np.dtype] = {  # safetensors dtype -> how its bytes are held; 
     "F32": np.dtype(np.uint32),
     "F64": np.dtype(np.float64),
 }
+SOURCE_DTYPE = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 INFINITY_BITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7F800000}
 WIDER = {np.dtype(np.uint16): (np.uint32, 16), np.dtype(np.uint32): (np.uint64, 32)}
 
@@ -79,8 +82,10 @@ def widen_exactly(raw: np.ndarray, source: str, out: np.ndarray) -> None:
 class Packer:
     """Quantizes blocks of up to ``rows`` rows of one matrix; holds the scratch memory."""
 
-    def __init__(self, rows: int, inputs: int, source: str, scheme: Scheme) -> None:
-        self.scheme, self.source, self.inputs = scheme, source, inputs
+    def __init__(self, rows: int, inputs: int, source: str, scheme: Scheme, method: Method | None = None) -> None:
+        """``method``: how scales and integers are chosen (quant/methods); None is rounding to nearest."""
+        self.scheme, self.source, self.inputs, self.method = scheme.at(inputs), source, inputs, method
+        scheme = self.scheme
         self.groups = -(-inputs // scheme.group_size)
         padded = self.groups * scheme.group_size
         sixteen = RAW[source].itemsize == 2
@@ -88,13 +93,12 @@ class Packer:
         self.magnitudes_RP = np.zeros((rows, padded), np.uint16 if sixteen else np.uint32)  # zero past the input width
         self.sign_mask = np.uint16(0x7FFF) if sixteen else np.uint32(0x7FFFFFFF)
         slots = scheme.words_per_group * scheme.per_word
-        self.levels_GS = np.full((rows * self.groups, slots), scheme.max_int, np.uint8)
+        self.levels_GS = np.full((rows * self.groups, slots), scheme.zero, np.uint8)
 
     def scales(self, raw_RI: np.ndarray, scales_RG: np.ndarray) -> Counts:
         """Only the scales of a block, for a shard that holds them apart from their words."""
-        rows = raw_RI.shape[0]
-        _, counts = self._load(raw_RI)
-        scales_RG[:] = self._scales(rows, counts).reshape(rows, self.groups)
+        _, scales, counts = self._choose(raw_RI)
+        scales_RG[:] = scales.reshape(scales_RG.shape)
         return counts
 
     def pack(self, raw_RI: np.ndarray, words_RW: np.ndarray, scales_RG: np.ndarray) -> Counts:
@@ -103,22 +107,32 @@ class Packer:
         Args:
             raw_RI: R <= rows rows of the source, held as ``RAW[source]``.
             words_RW: uint32, written; C-contiguous.
-            scales_RG: the scheme's dtype, written.
+            scales_RG: the scheme's dtype as ``storage`` holds it, written.
         """
         rows = raw_RI.shape[0]
-        weights_RP, counts = self._load(raw_RI)
-        scales = self._scales(rows, counts)
+        weights_RP, scales, counts = self._choose(raw_RI)
         scales_RG[:] = scales.reshape(rows, self.groups)
-        steps = scales.astype(np.float32)
+        steps = storage.widened(scales, self.scheme.dtype)
         weights_GS = weights_RP.reshape(rows * self.groups, self.scheme.group_size)
         if counts.nonfinite:
             weights_GS[np.isnan(weights_GS)] = 0
+        if not steps.all():
             weights_GS[steps == 0] = 0
-        steps[steps == 0] = 1  # weights there are so small that they become M, the stored zero
+            steps[steps == 0] = 1
         with np.errstate(over="ignore", under="ignore"):
             np.divide(weights_GS, steps[:, None], out=weights_GS)
         self._store(weights_GS, words_RW)
         return counts
+
+    def _choose(self, raw_RI: np.ndarray) -> tuple[np.ndarray, np.ndarray, Counts]:
+        """The weights to round (R, padded width), the scales of all their groups, flat, and what was met."""
+        weights_RP, counts = self._load(raw_RI)
+        scales = self._scales(len(raw_RI), counts)
+        if self.method is not None:
+            if counts.nonfinite:
+                weights_RP[~np.isfinite(weights_RP)] = 0
+            scales = self.method(weights_RP, scales)
+        return weights_RP, scales, counts
 
     def _load(self, raw_RI: np.ndarray) -> tuple[np.ndarray, Counts]:
         """Fill weights_RP and magnitudes_RP (bit patterns without their sign, which order as the weights do)."""
@@ -140,23 +154,22 @@ class Packer:
         bits = _largest(self.magnitudes_RP[:rows].reshape(-1), self.scheme.group_size)
         largest = np.empty(bits.size, np.float32)
         widen(bits, "F32" if bits.dtype == np.uint32 else self.source, largest)
-        largest /= np.float32(self.scheme.max_int)
-        if self.scheme.dtype == "float32":
-            return largest
-        with np.errstate(over="ignore", under="ignore"):
-            scales = largest.astype(self.scheme.dtype)
-        infinite = np.isinf(scales)
-        counts.saturated = int(np.count_nonzero(infinite))
-        scales[infinite] = np.finfo(self.scheme.dtype).max
+        largest /= np.float32(self.scheme.largest)
+        scales, counts.saturated = storage.scales(largest, self.scheme.dtype)
         return scales
 
     def _store(self, ratios_GS: np.ndarray, words_RW: np.ndarray) -> None:
-        middle = self.scheme.max_int
-        np.add(ratios_GS, np.float32(middle), out=ratios_GS)
-        np.clip(ratios_GS, np.float32(0), np.float32(2 * middle), out=ratios_GS)
-        np.rint(ratios_GS, out=ratios_GS)
         levels_GS = self.levels_GS[: ratios_GS.shape[0]]
-        np.copyto(levels_GS[:, : self.scheme.group_size], ratios_GS, casting="unsafe")
+        inside_GS = levels_GS[:, : self.scheme.group_size]
+        if self.scheme.kind == "group":
+            middle = self.scheme.max_int
+            top = 2 * middle if self.method is None else (1 << self.scheme.bits) - 1
+            np.add(ratios_GS, np.float32(middle), out=ratios_GS)
+            np.clip(ratios_GS, np.float32(0), np.float32(top), out=ratios_GS)
+            np.rint(ratios_GS, out=ratios_GS)
+            np.copyto(inside_GS, ratios_GS, casting="unsafe")
+        else:
+            float8.encode(ratios_GS, self.scheme.kind, inside_GS)
         words_RW.reshape(-1)[:] = _combine(levels_GS.reshape(-1), self.scheme)
 
 
@@ -193,24 +206,24 @@ def _combine(levels: np.ndarray, scheme: Scheme) -> np.ndarray:
     return words
 
 
-def cast(raw: np.ndarray, source: str, out: np.ndarray) -> Counts:
-    """Store a block unquantized: weights held as ``RAW[source]`` -> ``out`` (float16 or float32, the same shape).
+def cast(raw: np.ndarray, source: str, out: np.ndarray, dtype: str) -> Counts:
+    """Store a block unquantized: weights held as ``RAW[source]`` -> ``out``, ``dtype`` as ``storage`` holds it.
 
     Widening is exact, narrowing rounds half to even. NaN and infinity stay what they are, overflow becomes infinity;
     both are counted, and refused by quantize unless they are allowed.
     """
-    counts = Counts()
-    if source == "F16" and out.dtype == np.float16:
-        np.copyto(out, raw.view(np.float16))
-    elif out.dtype == np.float32:
+    counts, held_dtype = Counts(), SOURCE_DTYPE[dtype]
+    if source == held_dtype:
+        np.copyto(out.view(RAW[source]), raw)
+    elif dtype == "float32":
         exactly = source == "F16" and _has_nonfinite(raw, source)
         (widen_exactly if exactly else widen)(raw, source, out)
     else:
         wide = np.empty(raw.shape, np.float32)
-        widen(raw, source, wide)
-        with np.errstate(over="ignore", under="ignore"):
-            np.copyto(out, wide, casting="same_kind")
-    held, held_dtype = (out.view(np.uint16), "F16") if out.dtype == np.float16 else (out.view(np.uint32), "F32")
+        exactly = source == "F16" and _has_nonfinite(raw, source)
+        (widen_exactly if exactly else widen)(raw, source, wide)
+        out[:] = storage.narrow(wide, dtype)
+    held = out.view(RAW[held_dtype])
     if _has_nonfinite(held, held_dtype):
         counts.nonfinite = _count_nonfinite(raw, source)
         counts.overflowed = _count_nonfinite(held, held_dtype) - counts.nonfinite

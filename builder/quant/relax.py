@@ -6,32 +6,53 @@ Axes: M rows (tokens), N outputs, K inputs, W words of a packed row, G groups of
 # mypy: disable-error-code="misc"
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tvm import te, tirx
 from tvm.relax.frontend import nn
 
+from builder.architectures.weights import Parameter
+from builder.core.errors import UserError
 from builder.lowering import op
-from builder.quant.layout import Scheme
+from builder.quant.layout import FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST, Scheme, is_quantized, is_transposed, pieces
 
 COMPUTE = "float32"
 
 
-def dequantized(fields: Mapping[str, Any], q_weight_NW: Any, q_scale_NG: Any, n: Any, k: Any) -> Any:
-    """The weight (n, k) of a packed matrix: (stored - max_int) * scale, in float32 (see builder/quant/layout.py)."""
+def dequantized(fields: Mapping[str, Any], q_weight: Any, q_scale: Any, n: Any, k: Any) -> Any:
+    """The weight (n, k) of a packed matrix, in float32 (see builder/quant/reference.py)."""
     bits, per_word, group_words = fields["bits"], fields["per_word"], fields["words_per_group"]
     group = k // fields["group_size"]
     place = k % fields["group_size"]
-    word = q_weight_NW[n, group * group_words + place // per_word]
+    row = group * group_words + place // per_word
+    turned = fields["layout"] == "KN"
+    word = q_weight[row, n] if turned else q_weight[n, row]
     shift = tirx.Cast("uint32", place % per_word * bits)
     stored = tirx.bitwise_and(tirx.shift_right(word, shift), tirx.const((1 << bits) - 1, "uint32"))
-    value = tirx.Cast(COMPUTE, stored) - tirx.const(fields["max_int"], COMPUTE)
-    return value * tirx.Cast(COMPUTE, q_scale_NG[n, group])
+    if fields["kind"] == "group":
+        value = tirx.Cast(COMPUTE, stored) - tirx.const(fields["max_int"], COMPUTE)
+    else:
+        value = float8(stored, fields["kind"])
+    return value * tirx.Cast(COMPUTE, q_scale[group, n] if turned else q_scale[n, group])
+
+
+def float8(code: Any, kind: str) -> Any:
+    """An 8-bit float (uint32) as float32. No subnormal number is computed with: a GPU may take those for zero."""
+    mantissa, smallest = FLOAT8_MANTISSA_BITS[kind], FLOAT8_SMALLEST[kind]
+
+    def const(value: int) -> Any:
+        return tirx.const(value, "uint32")
+
+    magnitude = tirx.bitwise_and(code, const(0x7F))
+    normal = tirx.shift_left(magnitude, const(23 - mantissa)) + const((smallest - 1 + 127) << 23)
+    steps = tirx.Cast(COMPUTE, magnitude) * tirx.const(2.0 ** (smallest - mantissa), COMPUTE)
+    value = tirx.Select(magnitude < const(1 << mantissa), steps, tirx.reinterpret(COMPUTE, normal))
+    return tirx.Select(code < const(0x80), value, -value)
 
 
 def _weight(fields: Mapping[str, Any], tensors: tuple[Any, ...], n: Any, k: Any) -> Any:
-    if fields["kind"] == "group":
+    if fields["kind"] != "none":
         return dequantized(fields, tensors[0], tensors[1], n, k)
     return tirx.Cast(COMPUTE, tensors[0][n, k])
 
@@ -65,26 +86,38 @@ def _embedding(fields: Mapping[str, Any], ids_M: Any, *tensors: Any) -> Any:
 class Weight(nn.Module):
     """A matrix (outputs, inputs), as the scheme stores it: ``q_weight`` and ``q_scale``, or ``weight``."""
 
+    role = "linear"  # as in architectures.weights.KINDS; a head is stored as a linear layer
+
     def __init__(self, outputs: int, inputs: int, scheme: Scheme, quantize: bool) -> None:
         super().__init__()
-        self.fields: dict[str, Any] = {"n": outputs, "k": inputs, "kind": "none", "dtype": scheme.dtype}
-        if quantize and scheme.kind == "group":
-            groups = -(-inputs // scheme.group_size)
-            self.q_weight = nn.Parameter((outputs, groups * scheme.words_per_group), scheme.storage_dtype)
-            self.q_scale = nn.Parameter((outputs, groups), scheme.dtype)
-            self.fields |= {
-                "kind": scheme.kind,
-                "bits": scheme.bits,
-                "group_size": scheme.group_size,
-                "per_word": scheme.per_word,
-                "words_per_group": scheme.words_per_group,
-                "max_int": scheme.max_int,
-            }
-        else:
-            self.weight = nn.Parameter((outputs, inputs), scheme.dtype)
+        self.outputs, self.inputs = outputs, inputs
+        self.store(scheme, quantize)
+
+    def store(self, scheme: Scheme, quantize: bool) -> None:
+        """Hold the matrix as ``scheme`` does, instead of how it was held before."""
+        for name in ("weight", "q_weight", "q_scale"):
+            self.__dict__.pop(name, None)
+        self.fields: dict[str, Any] = {"n": self.outputs, "k": self.inputs, "kind": "none", "dtype": scheme.dtype}
+        if not quantize or scheme.kind == "none":
+            self.weight = nn.Parameter((self.outputs, self.inputs), scheme.dtype)
+            return
+        parameter = Parameter("it.weight", (self.outputs, self.inputs), self.role)
+        words, scales = pieces(parameter, scheme)
+        self.q_weight = nn.Parameter(words.shape, words.dtype)
+        self.q_scale = nn.Parameter(scales.shape, scales.dtype)
+        fitted = scheme.at(self.inputs)
+        self.fields |= {
+            "kind": scheme.kind,
+            "layout": "KN" if is_transposed(parameter, scheme) else "NK",
+            "bits": scheme.bits,
+            "group_size": fitted.group_size,
+            "per_word": fitted.per_word,
+            "words_per_group": fitted.words_per_group,
+            "max_int": scheme.max_int,
+        }
 
     def stored(self) -> list[nn.Tensor]:
-        return [self.q_weight, self.q_scale] if self.fields["kind"] == "group" else [self.weight]
+        return [self.weight] if self.fields["kind"] == "none" else [self.q_weight, self.q_scale]
 
 
 class Linear(Weight):
@@ -101,12 +134,39 @@ class Linear(Weight):
 class Embedding(Weight):
     """Rows of a table: ids (M,) int32 -> (M, K) float32. A tied head uses the same table as a matrix."""
 
+    role = "embedding"
+
     def forward(self, ids_M: nn.Tensor) -> nn.Tensor:
         shape = (ids_M.shape[0], self.fields["k"])
         return op.emit("embedding", _embedding, self.fields, [ids_M], self.stored(), shape)
 
     def head(self, x_MK: nn.Tensor) -> nn.Tensor:
         return project(self, x_MK, None, None)
+
+
+def apply_rules(model: nn.Module, parameters: Iterable[Parameter], scheme: Scheme) -> None:
+    """Hold each weight of a model, built with the scheme, as the rules of the scheme say.
+
+    Raises:
+        UserError: a rule holds for a weight that the family's graph keeps in a module of another kind.
+    """
+    modules = {f"{name}.weight": module for name, module in weights_of(model, "")}
+    for parameter in parameters:
+        if parameter.name in modules:
+            modules[parameter.name].store(scheme.of(parameter.name), is_quantized(parameter, scheme))
+        elif len(parameter.shape) > 1 and any(rule.holds(parameter.name) for rule in scheme.rules):
+            raise UserError(f"quant.rules: {parameter.name} cannot have a scheme of its own", "change the rule's match")
+
+
+def weights_of(module: Any, name: str) -> Iterator[tuple[str, Weight]]:
+    """Every Weight below a module, with its name."""
+    if isinstance(module, Weight):
+        yield name, module
+        return
+    inside = enumerate(module) if isinstance(module, nn.ModuleList) else module.__dict__.items()
+    for key, item in inside:
+        if isinstance(item, nn.Module):
+            yield from weights_of(item, f"{name}.{key}" if name else str(key))
 
 
 def project(weight: Weight, x_MK: nn.Tensor, bias: nn.Tensor | None, residual_MN: nn.Tensor | None) -> nn.Tensor:

@@ -97,7 +97,9 @@ def tensor(shard: np.ndarray[Any, np.dtype[np.uint8]], stored: Stored, name: str
         array = (part.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     else:
         aligned = part.ctypes.data % ALIGNMENT_BYTES == 0
-        array = (part if aligned else part.copy()).view(np.dtype(stored.dtype))
+        held = "uint16" if stored.dtype == "bfloat16" else stored.dtype
+        array = (part if aligned else part.copy()).view(np.dtype(held))
     runtime = import_tvm(runtime_only=True).runtime
     array = array.reshape(stored.shape)
-    return runtime.from_dlpack(array) if array.ctypes.data % ALIGNMENT_BYTES == 0 else runtime.tensor(array)
+    made = runtime.from_dlpack(array) if array.ctypes.data % ALIGNMENT_BYTES == 0 else runtime.tensor(array)
+    return made if stored.dtype == made.dtype else made._create_view(array.shape, stored.dtype)

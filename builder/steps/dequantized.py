@@ -16,7 +16,8 @@ import numpy as np
 from builder.architectures.weights import Parameter, to_source
 from builder.core.step import File, InputFiles, Json, Out
 from builder.quant import reference as packing
-from builder.quant.layout import Scheme, packed, scheme
+from builder.quant.layout import Scheme, is_transposed, packed, scheme
+from builder.quant.storage import HELD, widened
 from builder.steps.ports import group, one
 from builder.steps.reference import prepare, write
 from builder.verification import reconstruction, source_model
@@ -30,7 +31,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """Write logits.npy, tokens.npy and reference.json as verify.reference does, and reconstruction.json.
 
     Args:
-        params: those of verify.reference, and "scheme".
+        params: those of verify.reference, "scheme" and "method", the name of how its integers were chosen.
         inputs: those of verify.reference, and "shards" {"<item>/params_shard_<i>.bin"}, "weight_map", "parameters".
         out: its context holds "text", the path of the text.
 
@@ -46,7 +47,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 
     @lru_cache(maxsize=1)  # q, k and v are asked for one after another, and are one parameter
     def parameter(index: int) -> np.ndarray:
-        weight, found[entries[index]["name"]] = _dequantize(entries[index], rule, stored, source)
+        weight, found[entries[index]["name"]] = _dequantize(entries[index], rule, params["method"], stored, source)
         return weight
 
     def fetch(name: str) -> source_model.Tensor:
@@ -64,27 +65,34 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 
 
 def _dequantize(
-    entry: Mapping[str, Json], rule: Scheme, stored: Read, source: Read
+    entry: Mapping[str, Json], rule: Scheme, method: str, stored: Read, source: Read
 ) -> tuple[np.ndarray, reconstruction.Reconstruction]:
     """A parameter in float32 as its stored pieces give it, and how it compares with its source."""
-    pieces = packed(Parameter(entry["name"], tuple(entry["shape"]), entry["kind"]), rule)
-    arrays = {piece.role: stored(piece.name) for piece in pieces}
+    shape, rule = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"]), rule.of(entry["name"])
+    arrays = {piece.role: stored(piece.name) for piece in packed(shape, rule)}
     original = assemble(entry, source)
     if "plain" in arrays:
-        weight = arrays["plain"].astype(np.float32)
+        weight = widened(arrays["plain"], rule.dtype)
         return weight, reconstruction.plain(original, weight, rule)
+    if is_transposed(shape, rule):
+        arrays = {role: array.T for role, array in arrays.items()}
+    if rule.kind != "group":
+        method = "rtn"
+    if method == "gptq" and entry["kind"] not in ("linear", "head"):
+        method = "mse"  # it has no inputs
     outputs, width = entry["shape"]
     weight = np.empty((outputs, width), np.float32)
     rows = max(1, BLOCK_BYTES // (4 * width))
     for start in range(0, outputs, rows):
         some = slice(start, start + rows)
         weight[some] = packing.dequantize(arrays["weight"][some], arrays["scale"][some], width, rule)
-    return weight, reconstruction.grouped(original, weight, arrays["scale"], rule)
+    return weight, reconstruction.grouped(original, weight, arrays["scale"], rule, method)
 
 
 def assemble(entry: Mapping[str, Json], source: Read) -> np.ndarray:
     """A parameter from the checkpoint's tensors, in float32, as its weight map entry says."""
-    parts = [source(part["tensor"])[part["rows"][0] : part["rows"][1]] for part in entry["sources"]]
+    tensors = {name: source(name) for name in dict.fromkeys(part["tensor"] for part in entry["sources"])}
+    parts = [tensors[part["tensor"]][part["rows"][0] : part["rows"][1]] for part in entry["sources"]]
     if entry["op"] == "transpose":
         return parts[0].T
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -99,7 +107,7 @@ def _stored(table: list[dict[str, Json]], shards: Mapping[str, File]) -> Read:
         place = places[name]
         file = files[f"params_shard_{place['shard']}.bin"]
         data = np.fromfile(file.path, np.uint8, place["nbytes"], offset=file.offset + place["offset"])
-        return data.view(place["dtype"]).reshape(place["shape"])
+        return data.view(HELD[place["dtype"]]).reshape(place["shape"])
 
     return read
 

@@ -19,11 +19,14 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     from builder.lowering import (
         pipeline,
     )  # needs tvm; imported by name, so that its code is part of the step's identity
+    from builder.quant.relax import apply_rules
 
     out.progress(0, 0, "passes", "building the graph")
     config = architectures.load(params["family"]).from_architecture(params["architecture"])
     scheme = layout.scheme(params["scheme"])
     model = models.load(params["family"]).Model(config, scheme, params["metadata"])
+    if scheme.rules:
+        apply_rules(model, architectures.load(params["family"]).parameters(config), scheme)
     module, _ = model.export_tvm(spec=model.functions())
     target = pipeline.cpu_target(params["target"])
     passes = pipeline.graph_passes(target, model, params["family"], scheme.name)

@@ -9,7 +9,8 @@ from typing import Any
 
 from builder import architectures
 from builder.core.step import File, InputFiles, Json, Out
-from builder.formats.chatconfig import Texts, chat_config
+from builder.formats.chatconfig import Texts, chat_config, chat_template
+from builder.formats.chattemplate import CannotExpress, Translation, translate
 from builder.formats.checkpoint import TOKENIZER_FILES, read_json
 from builder.formats.tensorcache import tensor_cache
 
@@ -65,10 +66,6 @@ def _chat_config(params: Mapping[str, Json], files: Mapping[str, Path], out: Out
     texts = Texts(
         text("config.json"), text("generation_config.json"), text("tokenizer.json"), text("tokenizer_config.json")
     )
-    if params["conv_template"] is None and (
-        "chat_template" in texts.tokenizer_config or "chat_template.jinja" in files
-    ):
-        out.warn("the checkpoint has a chat template; it is not translated: the artifact completes plain text")
     family = architectures.load(params["family"])
     config = family.from_architecture(params["architecture"])
     return chat_config(
@@ -77,8 +74,26 @@ def _chat_config(params: Mapping[str, Json], files: Mapping[str, Path], out: Out
         model_config=family.model_config(config, params["metadata"]),
         texts=texts,
         files=list(files),
-        conv_template=params["conv_template"] or "plain",
+        conv_template=params["conv_template"] or _own_template(texts, files, out),
     )
+
+
+def _own_template(texts: Texts, files: Mapping[str, Path], out: Out) -> str | Translation:
+    """The checkpoint's chat template in the artifact's format; plain text where it has none or cannot be expressed."""
+    jinja = files["chat_template.jinja"].read_text("utf-8") if "chat_template.jinja" in files else None
+    template = chat_template(texts, jinja)
+    if template is None:
+        return "plain"
+    try:
+        found = translate(template)
+    except CannotExpress as error:
+        out.warn(
+            f"the checkpoint's chat template has no counterpart in MLC's format ({error}); it completes plain text"
+        )
+        return "plain"
+    for note in found.notes:
+        out.warn(f"chat template: {note}")
+    return found
 
 
 def _write_json(path: Path, value: Json) -> None:

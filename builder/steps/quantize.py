@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,23 +16,29 @@ from typing import Any
 
 import numpy as np
 
+from builder.architectures.weights import Parameter
 from builder.core.digest import canonical
 from builder.core.errors import StepError, UserError
 from builder.core.step import File, InputFiles, Json, Out
 from builder.quant import pack
-from builder.quant.layout import Scheme, scheme
+from builder.quant.layout import Scheme, is_transposed, scheme
+from builder.quant.methods import METHODS, Method, prepare
+from builder.quant.storage import HELD
+from builder.steps.ports import one
 
 HASH_BYTES = 1 << 20
 SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 PROGRESS_BYTES = 8 << 20
+BLOCKS_AT_ONCE = {"gptq": 32}  # whose loop over the inputs pays once for all rows of a block
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """Quantize one shard.
 
     Args:
-        params: {"index", "scheme", "parameters": weight map entries with "pieces", "nbytes", "allow_nonfinite"}.
-        inputs: {source tensor: File}.
+        params: {"index", "parameters": weight map entries with "scheme" and "pieces", "nbytes", "allow_nonfinite",
+            "method": {"name": a method of quant/methods or rtn, "damping": of gptq}}.
+        inputs: {source tensor: File}, and for gptq {"moments/<parameter>": File of calibrate}.
         out: gets params_shard_<index>.bin and records.json, its entry for tensor-cache.json.
 
     Raises:
@@ -40,11 +47,15 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     name = f"params_shard_{params['index']}.bin"
     path = out.path(name)
     met: dict[str, pack.Counts] = {}
-    quantization, progress = scheme(params["scheme"]), Progress(out, params["parameters"])
+    progress = Progress(out, params["parameters"])
     with path.open("w+b", buffering=0) as file:
         file.truncate(params["nbytes"])
         for parameter in params["parameters"]:
-            met[parameter["name"]] = _write(parameter, inputs, quantization, file.fileno(), progress)
+            quantization = scheme(parameter["scheme"])
+            method = _method(parameter, params["method"], inputs, quantization)
+            at_once = pack.block_rows(parameter["shape"][-1]) * BLOCKS_AT_ONCE.get(params["method"]["name"], 1)
+            writer = _writer(parameter, quantization, method, at_once)
+            met[parameter["name"]] = _write(parameter, inputs, writer, at_once, file.fileno(), progress)
             _start_writeback(file.fileno())
         _report(met, params["allow_nonfinite"], out)
         digest = _md5(file.fileno())
@@ -58,7 +69,21 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     out.path("records.json").write_bytes(canonical(record))
 
 
-def _blocks(parameter: Mapping[str, Any], inputs: InputFiles) -> Iterator[tuple[int, str, np.ndarray]]:
+def _method(
+    parameter: Mapping[str, Any], chosen: Mapping[str, Json], inputs: InputFiles, quantization: Scheme
+) -> Method | None:
+    """How this parameter is rounded; None is to nearest. The method's module is loaded by its name."""
+    if chosen["name"] not in METHODS or all(piece["role"] == "plain" for piece in parameter["pieces"]):
+        return None
+    if quantization.kind != "group":  # a rule's; methods choose integers
+        return None
+    moment, fitted = None, quantization.at(parameter["shape"][-1])
+    if f"moments/{parameter['name']}" in inputs:
+        moment = np.load(one(inputs[f"moments/{parameter['name']}"]).path)
+    return prepare(chosen["name"], fitted, moment, chosen.get("damping", 0.0))
+
+
+def _blocks(parameter: Mapping[str, Any], inputs: InputFiles, at_once: int) -> Iterator[tuple[int, str, np.ndarray]]:
     """A parameter's rows, in order: (first row, dtype, block), block (R, width) as ``pack.RAW`` holds it.
 
     A block is valid until the next one is asked for.
@@ -68,17 +93,17 @@ def _blocks(parameter: Mapping[str, Any], inputs: InputFiles) -> Iterator[tuple[
         file = inputs[source["tensor"]]
         assert isinstance(file, File)
         if parameter["op"] == "transpose":
-            yield from _columns(parameter, source, file)
+            yield from _columns(parameter, source, file, at_once)
             return
         with _opened(file) as handle:
-            for block in _rows(handle, file.offset, source, width):
+            for block in _rows(handle, file.offset, source, width, at_once):
                 yield row, source["dtype"], block
                 row += block.shape[0]
 
 
-def _rows(handle: int, offset: int, source: Mapping[str, Any], width: int) -> Iterator[np.ndarray]:
+def _rows(handle: int, offset: int, source: Mapping[str, Any], width: int, rows: int) -> Iterator[np.ndarray]:
     start, stop = source["rows"]
-    raw, rows = pack.RAW[source["dtype"]], pack.block_rows(width)
+    raw = pack.RAW[source["dtype"]]
     buffer = np.empty((min(rows, stop - start), width), raw)
     for first in range(start, stop, rows):
         block = buffer[: min(rows, stop - first)]
@@ -87,11 +112,11 @@ def _rows(handle: int, offset: int, source: Mapping[str, Any], width: int) -> It
 
 
 def _columns(
-    parameter: Mapping[str, Any], source: Mapping[str, Any], file: File
+    parameter: Mapping[str, Any], source: Mapping[str, Any], file: File, rows: int
 ) -> Iterator[tuple[int, str, np.ndarray]]:
     """The source is stored (input, output): its columns are the rows that are wanted."""
     outputs, inputs = parameter["shape"]
-    raw, rows = pack.RAW[source["dtype"]], pack.block_rows(inputs)
+    raw = pack.RAW[source["dtype"]]
     whole = np.memmap(file.path, np.uint8, "r", file.offset, (inputs, outputs * raw.itemsize))
     for start in range(0, outputs, rows):
         stop = min(outputs, start + rows)
@@ -135,14 +160,23 @@ class Progress:
             self.said = self.done
 
 
-def _write(
-    parameter: Mapping[str, Any], inputs: InputFiles, quantization: Scheme, handle: int, progress: Progress
-) -> pack.Counts:
+def _writer(parameter: Mapping[str, Any], quantization: Scheme, method: Method | None, at_once: int) -> Plain | Packed:
+    """``at_once``: rows of a block, at most."""
     pieces = {piece["role"]: piece for piece in parameter["pieces"]}
     rows, width = parameter["shape"][0], prod(parameter["shape"][1:])
-    writer = Plain(pieces["plain"], rows, width) if "plain" in pieces else Packed(pieces, rows, width, quantization)
+    if "plain" in pieces:
+        return Plain(pieces["plain"], min(rows, at_once), width)
+    shape = Parameter(parameter["name"], (rows, width), parameter["kind"])
+    transposed = is_transposed(shape, quantization)
+    return Packed(pieces, min(rows, at_once), width, quantization, transposed, method)
+
+
+def _write(
+    parameter: Mapping[str, Any], inputs: InputFiles, writer: Plain | Packed, at_once: int, handle: int,
+    progress: Progress,
+) -> pack.Counts:  # fmt: skip
     counts = pack.Counts()
-    for row, dtype, block in _blocks(parameter, inputs):
+    for row, dtype, block in _blocks(parameter, inputs, at_once):
         counts.add(writer.write(handle, row, dtype, block))
         progress.add(block.nbytes, parameter["name"])
     return counts
@@ -153,11 +187,12 @@ class Plain:
 
     def __init__(self, piece: Mapping[str, Any], rows: int, width: int) -> None:
         self.offset = piece["offset"]
-        self.out = np.empty((min(rows, pack.block_rows(width)), width), piece["dtype"])
+        self.dtype = piece["dtype"]
+        self.out = np.empty((rows, width), HELD[self.dtype])
 
     def write(self, handle: int, row: int, dtype: str, block: np.ndarray) -> pack.Counts:
         out = self.out[: block.shape[0]]
-        counts = pack.cast(block, dtype, out)
+        counts = pack.cast(block, dtype, out, self.dtype)
         _store(handle, out, self.offset + row * out.shape[1] * out.itemsize)
         return counts
 
@@ -165,22 +200,28 @@ class Plain:
 class Packed:
     """Writes the words and scales of a parameter, or those of the two that this shard holds."""
 
-    def __init__(self, pieces: Mapping[str, Mapping[str, Any]], rows: int, width: int, quantization: Scheme) -> None:
-        self.pieces, self.scheme, self.width = pieces, quantization, width
-        self.rows = min(rows, pack.block_rows(width))
-        groups = -(-width // quantization.group_size)
-        self.words = np.empty((self.rows, groups * quantization.words_per_group), quantization.storage_dtype)
-        self.scales = np.empty((self.rows, groups), quantization.dtype)
+    def __init__(
+        self, pieces: Mapping[str, Mapping[str, Any]], rows: int, width: int, quantization: Scheme, transposed: bool,
+        method: Method | None,
+    ) -> None:  # fmt: skip
+        self.pieces, self.scheme, self.width, self.transposed = pieces, quantization, width, transposed
+        self.rows, self.method = rows, method
+        fitted = quantization.at(width)
+        groups = -(-width // fitted.group_size)
+        self.words = np.empty((self.rows, groups * fitted.words_per_group), HELD[quantization.storage_dtype])
+        self.scales = np.empty((self.rows, groups), HELD[quantization.dtype])
         self.packers: dict[str, pack.Packer] = {}
 
     def write(self, handle: int, row: int, dtype: str, block: np.ndarray) -> pack.Counts:
         if dtype not in self.packers:  # stacked tensors may differ in dtype
-            self.packers[dtype] = pack.Packer(self.rows, self.width, dtype, self.scheme)
+            self.packers[dtype] = pack.Packer(self.rows, self.width, dtype, self.scheme, self.method)
         packer = self.packers[dtype]
         words, scales = self.words[: block.shape[0]], self.scales[: block.shape[0]]
         counts = packer.pack(block, words, scales) if "weight" in self.pieces else packer.scales(block, scales)
         for role, array in (("weight", words), ("scale", scales)):
-            if role in self.pieces:
+            if role in self.pieces and self.transposed:
+                _store_columns(handle, array, self.pieces[role], row)
+            elif role in self.pieces:
                 _store(handle, array, self.pieces[role]["offset"] + row * array.shape[1] * array.itemsize)
         return counts
 
@@ -190,6 +231,14 @@ def _store(handle: int, array: np.ndarray, offset: int) -> None:
     while view:
         count = os.pwrite(handle, view, offset)
         view, offset = view[count:], offset + count
+
+
+def _store_columns(handle: int, array: np.ndarray, piece: Mapping[str, Any], column: int) -> None:
+    """Rows of ``array`` become columns of the piece, through a mapping of the file: they are a few bytes each."""
+    with mmap.mmap(handle, 0) as mapped:
+        whole = np.frombuffer(mapped, array.dtype, piece["nbytes"] // array.itemsize, piece["offset"])
+        whole.reshape(piece["shape"])[:, column : column + array.shape[0]] = array.T
+        del whole  # the mapping cannot be closed while it is looked at
 
 
 def _start_writeback(handle: int) -> None:

@@ -3,20 +3,25 @@
 Parameters are placed in the model's order, each with its scales beside it, into the open shard while they fit. A
 parameter that holds a tensor larger than a shard gets a shard of its own; one whose tensors fit alone but not together
 is split over two shards (the runtime's limit is per file), and both read its source.
+
+With rules, a parameter takes the room that it would have unpacked, whatever packs it: so another rule changes the bytes
+of the shards that hold its parameters, and moves nothing from one shard to another. Shards are then smaller than the
+limit. (Only a tensor that is larger than a shard when unpacked, and is split when packed, can change their number.)
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import Any
 
 from builder.architectures.weights import Parameter, parameter_count
 from builder.core.digest import canonical
 from builder.core.errors import UserError
 from builder.core.step import File, InputFiles, Json, Out
-from builder.quant.layout import Piece, Scheme, packed, scheme
+from builder.quant.layout import DTYPE_BYTES, Piece, Scheme, packed, scheme
 
 
 @dataclass(slots=True)
@@ -25,21 +30,24 @@ class Shard:
 
     placed: list[tuple[dict[str, Any], Piece, int]] = field(default_factory=list)
     nbytes: int = 0
+    room: int = 0  # bytes that count against the limit
 
-    def place(self, entry: dict[str, Any], pieces: list[Piece]) -> None:
+    def place(self, entry: dict[str, Any], pieces: list[Piece], room: int) -> None:
+        self.room += room
         for piece in pieces:
             self.placed.append((entry, piece, self.nbytes))
             self.nbytes += piece.nbytes
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
-    """``params``: {"scheme", "max_shard_bytes"}; ``inputs``: {"weight_map"}; output: shards.json, parameters.json."""
+    """``params``: {"scheme", "max_shard_bytes", "moments": whether items read what calibrate wrote};
+    ``inputs``: {"weight_map"}; output: shards.json, parameters.json."""
     map_file = inputs["weight_map"]
     assert isinstance(map_file, File)
     weight_map = json.loads(map_file.path.read_bytes())
     quantization = scheme(params["scheme"])
     shards = lay_out(weight_map, quantization, params["max_shard_bytes"])
-    items = [_item(index, shard, params["scheme"]) for index, shard in enumerate(shards)]
+    items = [_item(index, shard, quantization, params["moments"]) for index, shard in enumerate(shards)]
     out.path("shards.json").write_bytes(canonical({"items": items}))
     table = {"parameters": _table(shards), "total_parameters": parameter_count(weight_map)}
     out.path("parameters.json").write_bytes(canonical(table))
@@ -58,17 +66,21 @@ def lay_out(weight_map: Mapping[str, Any], quantization: Scheme, max_shard_bytes
         together = sum(piece.nbytes for piece in pieces)
         apart = together > max_shard_bytes and all(piece.nbytes <= max_shard_bytes for piece in pieces)
         for group in [[piece] for piece in pieces] if apart else [pieces]:
-            size = sum(piece.nbytes for piece in group)
-            if shards[-1].placed and shards[-1].nbytes + size > max_shard_bytes:
+            room = sum(piece.nbytes for piece in group)
+            if quantization.rules:
+                room = max(room, prod(parameter.shape) * DTYPE_BYTES[quantization.dtype])
+            if shards[-1].placed and shards[-1].room + room > max_shard_bytes:
                 shards.append(Shard())
-            shards[-1].place(entry, group)
+            shards[-1].place(entry, group, room)
     return shards
 
 
-def _item(index: int, shard: Shard, scheme_table: Json) -> dict[str, Any]:
+def _item(index: int, shard: Shard, quantization: Scheme, moments: bool) -> dict[str, Any]:
     jobs: dict[str, dict[str, Any]] = {}
     for entry, piece, offset in shard.placed:
-        job = jobs.setdefault(entry["name"], {**entry, "pieces": []})
+        job = jobs.setdefault(
+            entry["name"], {**entry, "scheme": _table_of(quantization.of(entry["name"])), "pieces": []}
+        )
         shape = list(piece.shape)
         job["pieces"].append(
             {"name": piece.name, "shape": shape, "dtype": piece.dtype, "role": piece.role}
@@ -77,9 +89,24 @@ def _item(index: int, shard: Shard, scheme_table: Json) -> dict[str, Any]:
     tensors = sorted({source["tensor"] for job in jobs.values() for source in job["sources"]})
     return {
         "name": str(index),
-        "params": {"index": index, "scheme": scheme_table, "parameters": list(jobs.values()), "nbytes": shard.nbytes},
-        "inputs": {tensor: ["tensors", f"tensor/{tensor}"] for tensor in tensors},
+        "params": {"index": index, "parameters": list(jobs.values()), "nbytes": shard.nbytes},
+        "inputs": {tensor: ["tensors", f"tensor/{tensor}"] for tensor in tensors}
+        | {moment: ["moments", moment] for moment in (_moments(jobs) if moments else ())},
     }
+
+
+def _moments(jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The outputs of calibrate that belong to the packed matrices among these parameters."""
+    return sorted(
+        f"moments/{name}"
+        for name, job in jobs.items()
+        if job["kind"] in ("linear", "head") and any(piece["role"] != "plain" for piece in job["pieces"])
+    )
+
+
+def _table_of(quantization: Scheme) -> dict[str, Any]:
+    """The format alone: what it is called, and who else follows rules, changes no byte."""
+    return {**asdict(quantization), "name": "", "rules": []}
 
 
 def _table(shards: list[Shard]) -> list[dict[str, Any]]:

@@ -17,7 +17,9 @@ LEAST_WINDOW_TOKENS = 16
 SEED = 20
 
 
-def windows(params: Mapping[str, Json], text: Path, tokenizer: File | None, config: Mapping[str, Json]) -> np.ndarray:
+def windows(
+    params: Mapping[str, Json], text: Path, tokenizer: File | None, config: Mapping[str, Json], key: str = "verify"
+) -> np.ndarray:
     """Token ids of the held-out text.
 
     Args:
@@ -26,6 +28,7 @@ def windows(params: Mapping[str, Json], text: Path, tokenizer: File | None, conf
         text: UTF-8 text; its first 4 MB are used.
         tokenizer: the checkpoint's tokenizer.json; None gives seeded random ids.
         config: the checkpoint's config.json.
+        key: the recipe's section that gave the params, for messages.
 
     Returns:
         int32 [N, W], N >= 2 (interleaved sequences need two), spread evenly over the text, each with the tokenizer's
@@ -39,12 +42,13 @@ def windows(params: Mapping[str, Json], text: Path, tokenizer: File | None, conf
     window = min(params["window"], positions, tokens // 2)
     if window < LEAST_WINDOW_TOKENS:
         raise UserError(
-            f"verify has {tokens} tokens in windows of {window}; it needs two windows of {LEAST_WINDOW_TOKENS} or more",
-            "raise verify.tokens, verify.window or verify.logits_bytes, or build with verify=off",
+            f"{key} has {tokens} tokens in windows of {window}; it needs two windows of {LEAST_WINDOW_TOKENS} or more",
+            f"raise {key}.tokens or {key}.window"
+            + (", or verify.logits_bytes, or build with verify=off" if key == "verify" else ""),
         )
     if tokenizer is None:
         return np.random.default_rng(SEED).integers(0, vocab_size, (tokens // window, window), dtype=np.int32)
-    ids, prefix = encode(read_text(text, params["text"]["digest"]), tokenizer.path)
+    ids, prefix = encode(read_text(text, params["text"]["digest"], key), tokenizer.path)
     if (largest := max(*ids, *prefix, 0)) >= vocab_size:
         raise UserError(
             f"tokenizer.json gives id {largest}; config.json has vocab_size {vocab_size}",
@@ -54,27 +58,27 @@ def windows(params: Mapping[str, Json], text: Path, tokenizer: File | None, conf
     count = min(tokens // window, len(ids) // body)
     if count < 2:
         raise UserError(
-            f"verify.text: {params['text']['name']} has {len(ids)} tokens; two windows of {window} are needed",
-            "a longer text, or a smaller verify.window",
+            f"{key}.text: {params['text']['name']} has {len(ids)} tokens; two windows of {window} are needed",
+            f"a longer text, or a smaller {key}.window",
         )
     starts = [i * (len(ids) - body) // (count - 1) for i in range(count)]
     return np.array([prefix + ids[start : start + body] for start in starts], dtype=np.int32)
 
 
-def read_text(path: Path, digest: str) -> str:
+def read_text(path: Path, digest: str, key: str) -> str:
     """The start of a UTF-8 file; ``digest`` is "sha256:<hex>" of all of it, as it was planned with."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"verify.text: cannot read {path}: {error.strerror}", "verify.text=/path/to/a.txt") from error
+        raise UserError(f"{key}.text: cannot read {path}: {error.strerror}", f"{key}.text=/path/to/a.txt") from error
     if "sha256:" + sha256(data).hexdigest() != digest:
-        raise UserError(f"verify.text: {path} was changed while the build ran", "run the same command again")
+        raise UserError(f"{key}.text: {path} was changed while the build ran", "run the same command again")
     try:
         return data[:READ_BYTES].decode("utf-8")
     except UnicodeDecodeError as error:
         if error.start > READ_BYTES - 4:  # the cut went through a character
             return data[: error.start].decode("utf-8")
-        raise UserError(f"verify.text: {path} is not UTF-8 (byte {error.start})", "give a plain text file") from error
+        raise UserError(f"{key}.text: {path} is not UTF-8 (byte {error.start})", "give a plain text file") from error
 
 
 def encode(text: str, tokenizer_json: Path) -> tuple[list[int], list[int]]:

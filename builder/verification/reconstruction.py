@@ -1,11 +1,16 @@
 """Dequantized weights against their source, weight by weight: is each where rounding to nearest puts it?
 
 This catches what no limit on logits can, one wrong scale among thousands. Rounding to nearest in groups (see
-quant/reference.py, M = max_int) means, for every group:
+quant/reference.py, M = the largest stored magnitude) means, for every group:
 
 - its scale is max |w| / M, to half a unit in the last place of the scale's dtype;
-- every weight is within half a step (a step is the scale), or as far off as clipping the group's largest weight to M
-  steps explains, where the scale was rounded down (that is more than half a step only for subnormal scales).
+- every weight is within half a step (a step is the scale, for 8-bit floats times the distance of neighbours there), or
+  as far off as clipping the group's largest weight to M steps explains, where the scale was rounded down (that is more
+  than half a step only for subnormal scales).
+
+Another method (quant/methods) has another rule. mse: the scale is one that is tried, so max |w| lies where STEPS says,
+and every weight is within half a step of its source or clipped. gptq moves weights on purpose, so no weight can be
+judged alone: what holds it is the exact check, which runs over these very weights, and the limits.
 
 What is not quantized must be the source rounded to the scheme's dtype, bit for bit.
 """
@@ -18,7 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from builder.core.step import Json
-from builder.quant.layout import Scheme
+from builder.quant.layout import FLOAT8_LARGEST, FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST, Scheme
+from builder.quant.methods.mse import STEPS
+from builder.quant.storage import LARGEST, narrow, scales, widened
 
 STEP_SLACK = 1e-5  # w / scale + M is rounded in float32, at magnitudes up to 2 M
 BLOCK_BYTES = 1 << 20  # of float32 compared at a time, so that it stays in the cache
@@ -47,15 +54,19 @@ class Reconstruction:
 def plain(source: np.ndarray, stored: np.ndarray, scheme: Scheme) -> Reconstruction:
     """A parameter that the scheme only casts; both float32."""
     with np.errstate(over="ignore"):
-        wrong = source.astype(scheme.dtype).astype(np.float32) != stored
+        wrong = widened(narrow(source, scheme.dtype), scheme.dtype) != stored
     size = np.sqrt(np.mean(np.square(source, dtype=np.float64)))
     error = np.sqrt(np.mean(np.square(source - stored, dtype=np.float64)))
     row = int(np.argwhere(wrong)[0][0]) if wrong.any() else 0
     return Reconstruction(float(error / size) if size else float(error), float(wrong.sum()), 0.0, row)
 
 
-def grouped(source: np.ndarray, weight: np.ndarray, scale: np.ndarray, scheme: Scheme) -> Reconstruction:
+def grouped(
+    source: np.ndarray, weight: np.ndarray, scale: np.ndarray, scheme: Scheme, method: str = "rtn"
+) -> Reconstruction:
     """A packed parameter: source and dequantized weight, float32 (out, in); scale (out, groups) as it is stored."""
+    distances = RULES[method if scheme.kind == "group" else "rtn"]
+    scheme = scheme.at(source.shape[1])
     rows = max(1, BLOCK_BYTES // (4 * source.shape[1]))
     error, size, steps, ulps, row = 0.0, 0.0, 0.0, 0.0, 0
     for start in range(0, len(source), rows):
@@ -63,7 +74,7 @@ def grouped(source: np.ndarray, weight: np.ndarray, scale: np.ndarray, scheme: S
         difference = block - weight[start : start + rows]
         error += float(np.vdot(difference, difference))
         size += float(np.vdot(block, block))
-        steps_R, ulps_R = _distances(block, difference, scale[start : start + rows], scheme)
+        steps_R, ulps_R = distances(block, difference, scale[start : start + rows], scheme)
         worse = np.maximum(steps_R, ulps_R)
         if worse.max() > max(steps, ulps):
             row = start + int(worse.argmax())
@@ -75,15 +86,60 @@ def _distances(
     source: np.ndarray, difference: np.ndarray, scale: np.ndarray, scheme: Scheme
 ) -> tuple[np.ndarray, np.ndarray]:
     """Per row: the largest distance of a weight in steps, of a scale in units of its last place."""
-    step_RG = scale.astype(np.float32)
+    step_RG = widened(scale, scheme.dtype)
+    limit = np.float32(scheme.largest)
     peak_RG = _largest(source, scheme.group_size)
     error_RG = _largest(difference, scheme.group_size)
-    error_RG[error_RG <= peak_RG - np.float32(scheme.max_int) * step_RG] = 0  # clipping explains it
-    saturated_RG = np.minimum(peak_RG / np.float32(scheme.max_int), np.float32(np.finfo(scheme.dtype).max))
+    saturated_RG = np.minimum(peak_RG / limit, np.float32(LARGEST[scheme.dtype]))
+    place = np.spacing(step_RG) * np.float32(1 << 16) if scheme.dtype == "bfloat16" else np.spacing(scale)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ulps_RG = np.abs(saturated_RG - step_RG) / np.spacing(scale).astype(np.float32)
-        steps_RG = np.where(error_RG == 0, 0, error_RG / step_RG)
+        ulps_RG = np.abs(saturated_RG - step_RG) / place.astype(np.float32)
+        if scheme.kind in FLOAT8_LARGEST:
+            steps_RG = _float8_steps(source, difference, step_RG, scheme)
+        else:
+            error_RG[error_RG <= peak_RG - limit * step_RG] = 0  # clipping explains it
+            steps_RG = np.where(error_RG == 0, 0, error_RG / step_RG)
     return steps_RG.max(axis=1), ulps_RG.max(axis=1)
+
+
+def _chosen_distances(
+    source: np.ndarray, difference: np.ndarray, scale: np.ndarray, scheme: Scheme
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same for mse; a scale's distance is from the range of those that are tried."""
+    step_RG = np.abs(widened(scale, scheme.dtype))
+    step_RI = np.repeat(step_RG, scheme.group_size, axis=1)[:, : source.shape[1]]
+    peak_RG = _largest(source, scheme.group_size)
+    low_RG, high_RG = (
+        widened(scales(peak_RG / np.float32(scheme.max_int + steps), scheme.dtype)[0], scheme.dtype)
+        for steps in (STEPS[-1], STEPS[0])
+    )
+    error_RI = np.abs(difference)
+    error_RI[error_RI <= np.abs(source) - np.float32(scheme.max_int) * step_RI] = 0  # clipping explains it
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps_RI = np.where(error_RI == 0, 0, error_RI / step_RI)
+        outside_RG = np.maximum(np.maximum(low_RG - step_RG, step_RG - high_RG), 0) / np.spacing(high_RG)
+    return steps_RI.max(axis=1), outside_RG.max(axis=1)
+
+
+def _free_distances(
+    source: np.ndarray, difference: np.ndarray, scale: np.ndarray, scheme: Scheme
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same for gptq, which has no rule for a weight."""
+    return np.zeros(len(source), np.float32), np.zeros(len(source), np.float32)
+
+
+RULES = {"rtn": _distances, "mse": _chosen_distances, "gptq": _free_distances}
+
+
+def _float8_steps(source: np.ndarray, difference: np.ndarray, scale_RG: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """The largest distance of each group in steps of its own weight: neighbours are 2^(exponent - mantissa bits) apart,
+    subnormals as far as the smallest normal numbers."""
+    scale_RI = np.repeat(scale_RG, scheme.group_size, axis=1)[:, : source.shape[1]]
+    _, exponent = np.frexp(source / np.where(scale_RI == 0, 1, scale_RI))
+    binade = np.maximum(exponent - 1, FLOAT8_SMALLEST[scheme.kind])
+    step_RI = np.ldexp(scale_RI, binade - FLOAT8_MANTISSA_BITS[scheme.kind])
+    clipped = np.abs(difference) <= np.abs(source) - np.float32(scheme.largest) * scale_RI
+    return _largest(np.where(clipped | (difference == 0), 0, difference / step_RI), scheme.group_size)
 
 
 def _largest(values_RI: np.ndarray, group_size: int) -> np.ndarray:

@@ -50,7 +50,15 @@ def as_tensor(array: np.ndarray) -> Tensor:
 
 
 def load(config: Mapping[str, Json], shapes: Mapping[str, list[int]], fetch: Fetch, tick: Tick) -> Any:
-    """A transformers model for ``config`` that takes its weights from ``fetch``, tensor by tensor, as it runs.
+    """A transformers model for ``config`` that takes its weights from ``fetch``, tensor by tensor, as it runs."""
+    return load_named(config, shapes, fetch, tick)[0]
+
+
+def load_named(
+    config: Mapping[str, Json], shapes: Mapping[str, list[int]], fetch: Fetch, tick: Tick
+) -> tuple[Any, dict[str, str]]:
+    """The model of ``load``, and {parameter as transformers names it: checkpoint tensor}, empty if it had to be loaded
+    whole.
 
     Args:
         config: config.json.
@@ -69,10 +77,10 @@ def load(config: Mapping[str, Json], shapes: Mapping[str, list[int]], fetch: Fet
     for name, parameter in model.named_parameters(remove_duplicate=False):
         source = _source(parameter, names, shapes)
         if source is None:
-            return _instantiate(config, {name: fetch(name) for name in names})
+            return _instantiate(config, {name: fetch(name) for name in names}), {}
         sources[name] = source
     _stream(model, sources, fetch, tick)
-    return model
+    return model, sources
 
 
 def _source(parameter: Any, names: list[str], shapes: Mapping[str, list[int]]) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from builder import architectures, resolve
+from builder import architectures, schemes
 from builder.core.step import File
 from builder.recipe import Quant
 from builder.steps import dequantized, lower, package, reference, verify
@@ -46,7 +46,7 @@ def sample(text: Path = HELDOUT, tokens: int = 128, window: int = 64) -> dict[st
 
 
 def scheme_of(name: str) -> dict[str, Any]:
-    return resolve.scheme_of(Quant(**yaml.safe_load((ROOT / "conf" / "quant" / f"{name}.yaml").read_text())))
+    return schemes.scheme_of(Quant(**yaml.safe_load((ROOT / "conf" / "quant" / f"{name}.yaml").read_text())))
 
 
 def architecture_of(checkpoint: Path) -> tuple[str, dict[str, Any]]:
@@ -105,7 +105,9 @@ class Line:
         """Both references of the weights as they are now."""
         original, stored = self.out("reference"), self.out("dequantized")
         reference.run(sample(**changes), self.reference_inputs(), original)
-        dequantized.run({**sample(**changes), "scheme": self.scheme}, self.dequantized_inputs(), stored)
+        dequantized.run(
+            {**sample(**changes), "scheme": self.scheme, "method": "rtn"}, self.dequantized_inputs(), stored
+        )
         return {"reference": original.outputs(), "dequantized": stored.outputs()}
 
     def verify(self, files: dict[str, File], references: dict[str, dict[str, File]], name: str = "verify") -> FolderOut:

@@ -86,6 +86,24 @@ def test_download_is_pinned_and_goes_on_without_the_hub(hub, demo: Shell, tmp_pa
     assert shell.ran(*words) == set()
 
 
+def test_a_repository_with_nothing_but_one_pickle(hub, demo: Shell, tmp_path: Path):
+    import torch
+    from safetensors.torch import load_file
+
+    remote = tmp_path / "remote"
+    tensors = {}
+    for file in sorted(remote.glob("*.safetensors")):
+        tensors |= load_file(file)
+        file.unlink()
+    (remote / "model.safetensors.index.json").unlink()
+    torch.save(tensors, remote / "pytorch_model.bin")
+    (tmp_path / "work").mkdir()
+    shell = Shell(tmp_path / "work", demo.store)
+    words = ("model=llama", "model.source=hf://org/demo", "verify=off")
+    assert "lower" not in shell.ran(*words)
+    assert shell.ran(*words) == set()
+
+
 def test_offline_says_so_and_points_at_a_folder(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

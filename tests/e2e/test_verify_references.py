@@ -26,7 +26,7 @@ def q4(tmp_path_factory: pytest.TempPathFactory) -> Line:
 
 def run_dequantized(made: Line, name: str) -> FolderOut:
     out = made.out(name)
-    dequantized.run({**sample(), "scheme": made.scheme}, made.dequantized_inputs(), out)
+    dequantized.run({**sample(), "scheme": made.scheme, "method": "rtn"}, made.dequantized_inputs(), out)
     return out
 
 

@@ -30,7 +30,7 @@ from builder.recipe import Model, Pins, Quant, Target
             Quant,
             {"kind": "grup"},
             "quant",
-            "quant.kind: 'grup' is not possible; allowed: none, group; did you mean group?",
+            "quant.kind: 'grup' is not possible; allowed: none, group, e4m3, e5m2; did you mean group?",
         ),
         (Target, {"features": "avx"}, "target", "target.features: expected a list, got 'avx'"),
         (Target, {"features": [1]}, "target", "target.features[0]: expected text, got 1"),

@@ -27,6 +27,7 @@ BASE = {
     "vocab_size": 203,
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
+    "rope_scaling": None,
     "max_position_embeddings": 128,
     "tie_word_embeddings": False,
     "attention_bias": False,
@@ -61,8 +62,8 @@ def transformers_model(architecture: Mapping[str, Any], seed: int = 0) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     fields = dict(architecture)
-    theta = fields.pop("rope_theta")
-    config = LlamaConfig(**fields, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    rope = {"rope_theta": fields.pop("rope_theta"), **(fields.pop("rope_scaling") or {"rope_type": "default"})}
+    config = LlamaConfig(**fields, rope_parameters=rope)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():

@@ -106,6 +106,15 @@ def test_heldout_text_is_the_one_in_the_card():
     assert hashlib.sha256(data).hexdigest() in CARD
 
 
+def test_calibration_text_is_the_one_in_the_card_and_shares_nothing_with_the_heldout_text():
+    data = (DEMO / "calibration.txt").read_bytes()
+    assert f"{len(data):,}" in CARD
+    assert hashlib.sha256(data).hexdigest() in CARD
+    runs = {run for paragraph in data.decode().split("\n") for run in runs_of(paragraph)}
+    assert runs
+    assert not [paragraph for paragraph in HELDOUT.split("\n") if not runs.isdisjoint(runs_of(paragraph))]
+
+
 def test_heldout_perplexity_is_the_number_in_the_card(model, tokenizer):
     ids = torch.tensor(tokenizer(HELDOUT, add_special_tokens=False, verbose=False).input_ids)
     nats = 0.0
@@ -144,6 +153,7 @@ def test_training_text_shares_no_long_run_of_words_with_the_heldout_text(tmp_pat
     assert not shared
     if hashlib.sha256(train.encode()).hexdigest() in CARD:
         assert (tmp_path / "heldout.txt").read_text(encoding="utf-8") == HELDOUT
+        assert (tmp_path / "calibration.txt").read_bytes() == (DEMO / "calibration.txt").read_bytes()
 
 
 def runs_of(paragraph: str) -> list[str]:

@@ -27,7 +27,7 @@ def test_a_scheme_is_its_dict() -> None:
         ({"bits": 1}, "quant.bits: found 1 in 'q4f16_1'; allowed: 2, 3"),
         ({"bits": "4"}, "quant.bits: found '4'; allowed: a value of type int"),
         ({"group_size": 0}, "quant.group_size: found 0"),
-        ({"layout": "KN"}, "quant.layout: found 'KN'"),
+        ({"layout": "KM"}, "quant.layout: found 'KM'"),
         ({"dtype": "int8"}, "quant.dtype: found 'int8'"),
         ({"kind": "magic"}, "quant.kind: found 'magic'"),
         ({"kind": "none"}, "quant.bits: found 4"),

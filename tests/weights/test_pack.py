@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder.quant import pack, reference
-from builder.quant.layout import Scheme
+from builder.quant import float8, pack, reference, storage
+from builder.quant.layout import FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST, Scheme
+from builder.quant.storage import HELD
 from tests.weights.weights_line import group_scheme
 
 Q4F16 = group_scheme("q4f16_1")
@@ -23,6 +25,10 @@ SCHEMES = [
     group_scheme("q5g64", bits=5, group_size=64),
     group_scheme("q6g8", bits=6, group_size=8),
     group_scheme("q7g33", bits=7, group_size=33),
+    group_scheme("q4bf16_1", dtype="bfloat16"),
+    group_scheme("e4m3_f16", kind="e4m3", bits=8, group_size=0),
+    group_scheme("e5m2_f16", kind="e5m2", bits=8, group_size=0),
+    group_scheme("e4m3g32", kind="e4m3", bits=8, group_size=32, dtype="bfloat16"),
 ]
 NAMES = [scheme.name for scheme in SCHEMES]
 
@@ -45,8 +51,8 @@ def packed(weight: np.ndarray, source: str, scheme: Scheme) -> tuple[np.ndarray,
     raw, _ = as_held(weight, source)
     rows, inputs = raw.shape
     packer = pack.Packer(rows, inputs, source, scheme)
-    words = np.full((rows, packer.groups * scheme.words_per_group), 0xDEADBEEF, np.uint32)
-    scales = np.full((rows, packer.groups), 9, scheme.dtype)
+    words = np.full((rows, packer.groups * packer.scheme.words_per_group), 0xDEADBEEF, np.uint32)
+    scales = np.full((rows, packer.groups), 9, HELD[scheme.dtype])
     counts = packer.pack(raw, words, scales)
     return words, scales, counts
 
@@ -55,7 +61,7 @@ def assert_equal(weight: np.ndarray, source: str, scheme: Scheme) -> None:
     words, scales, _ = packed(weight, source, scheme)
     _, values = as_held(weight, source)
     expected_words, expected_scales = reference.quantize(values, scheme)
-    bits = np.uint16 if scheme.dtype == "float16" else np.uint32
+    bits = np.uint32 if scheme.dtype == "float32" else np.uint16
     np.testing.assert_array_equal(scales.view(bits), expected_scales.view(bits))
     np.testing.assert_array_equal(words, expected_words)
 
@@ -88,7 +94,7 @@ HARD: dict[str, list[float]] = {
 
 @pytest.mark.parametrize("case", HARD)
 @pytest.mark.parametrize("source", ["F16", "BF16", "F32", "F64"])
-@pytest.mark.parametrize("scheme", [Q4F16, Q4F32, SCHEMES[2], SCHEMES[3]], ids=["q4f16", "q4f32", "q3f16", "q8f16"])
+@pytest.mark.parametrize("scheme", [*SCHEMES[:4], *SCHEMES[9:]], ids=[*NAMES[:4], *NAMES[9:]])
 def test_hard_weights(case: str, source: str, scheme: Scheme) -> None:
     values = HARD[case]
     limit = 65504.0 if source == "F16" else 3.4e38
@@ -143,7 +149,12 @@ def test_dequantized_is_within_half_a_step(scheme: Scheme) -> None:
     weight = (np.random.default_rng(3).standard_normal((4, 130)) * 0.1).astype(np.float32)
     words, scales, _ = packed(weight, "F32", scheme)
     back = reference.dequantize(words, scales, 130, scheme)
-    steps = np.repeat(scales.astype(np.float32), scheme.group_size, axis=1)[:, :130]
+    scheme = scheme.at(130)
+    steps = np.repeat(storage.widened(scales, scheme.dtype), scheme.group_size, axis=1)[:, :130]
+    if scheme.kind != "group":
+        mantissa, smallest = FLOAT8_MANTISSA_BITS[scheme.kind], FLOAT8_SMALLEST[scheme.kind]
+        binade = np.maximum(np.floor(np.log2(np.abs(weight / steps))), smallest)
+        steps = steps * 2.0 ** (binade - mantissa)
     assert np.all(np.abs(back - weight) <= steps * (0.5 + 2.0**-8))
     assert not np.array_equal(back, weight)
 
@@ -175,7 +186,7 @@ def test_every_half_widens_exactly() -> None:
     finite, out = np.isfinite(expected), np.empty(65536, np.float32)
     pack.widen(raw, "F16", out)
     np.testing.assert_array_equal(out.view(np.uint32)[finite], expected.view(np.uint32)[finite])
-    assert pack.cast(raw, "F16", out).nonfinite == 2 * 1024
+    assert pack.cast(raw, "F16", out, "float32").nonfinite == 2 * 1024
     np.testing.assert_array_equal(out.view(np.uint32), expected.view(np.uint32))
 
 
@@ -183,7 +194,58 @@ def test_every_half_widens_exactly() -> None:
 def test_cast_to_half_counts_what_it_cannot_hold(source: str, bad: int) -> None:
     raw, values = as_held(np.array([[1.0, -65504.0, 1e6, -1e30, np.nan, 1e-9]]), source)
     out = np.empty((1, 6), np.float16)
-    counts = pack.cast(raw, source, out)
+    counts = pack.cast(raw, source, out, "float16")
     assert (counts.nonfinite, counts.overflowed) == (bad, 3 if source == "BF16" and values[0, 1] < -65520 else 2)
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(out, values.astype(np.float16))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 0xFFFFFFFF), min_size=1, max_size=40))
+def test_bfloat16_is_rounded_as_ml_dtypes_does(bits: list[int]) -> None:
+    values = np.array([*bits, 0x7F7F8000, 0xFF7FFFFF, 0x7FC00001, 1, 0x8000], np.uint32).view(np.float32)
+    with np.errstate(invalid="ignore"):
+        expected = values.astype(ml_dtypes.bfloat16)
+    found = storage.widened(storage.narrow(values, "bfloat16"), "bfloat16")
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("e4m3", ml_dtypes.float8_e4m3fn), ("e5m2", ml_dtypes.float8_e5m2)])
+def test_8_bit_floats_are_those_of_ml_dtypes(kind: str, dtype: type) -> None:
+    """Every code back; there, every value half way between two codes, those beside it, and those past the largest."""
+    codes = np.arange(256, dtype=np.uint8)
+    values = reference.float8_values(kind)
+    np.testing.assert_array_equal(values, codes.view(dtype).astype(np.float32))
+    finite = np.unique(values[np.isfinite(values)])
+    middles = (finite[1:] + finite[:-1]) / 2
+    tried = np.concatenate(
+        [finite, middles, np.nextafter(middles, np.float32(np.inf)), np.nextafter(middles, -finite[-1])]
+    )
+    found = np.empty(tried.size, np.uint8)
+    float8.encode(tried.astype(np.float32), kind, found)
+    np.testing.assert_array_equal(values[found], tried.astype(dtype).astype(np.float32))
+    np.testing.assert_array_equal(np.signbit(values[found]), np.signbit(tried))
+    past = np.array([1e6, -1e6, np.inf, -np.inf], np.float32)
+    float8.encode(past, kind, found[:4])
+    np.testing.assert_array_equal(values[found[:4]], finite[[-1, 0, -1, 0]])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=NAMES)
+def test_error_is_no_larger_than_with_rounding_in_float64(scheme: Scheme) -> None:
+    """The same format, everything in float64 up to the stored scale."""
+    weight = (np.random.default_rng(8).standard_normal((8, 640)) * 0.03).astype(np.float32)
+    words, scales, _ = packed(weight, "F32", scheme)
+    back = reference.dequantize(words, scales, 640, scheme)
+    fitted = scheme.at(640)
+    wide = np.zeros((8, -(-640 // fitted.group_size) * fitted.group_size))
+    wide[:, :640] = weight
+    groups = wide.reshape(8, -1, fitted.group_size)
+    largest = np.abs(groups).max(axis=2) / scheme.largest
+    steps = storage.widened(storage.narrow(largest.astype(np.float32), scheme.dtype), scheme.dtype)[:, :, None]
+    if scheme.kind == "group":
+        exact = np.clip(np.rint(groups / steps), -scheme.max_int, scheme.max_int) * steps
+    else:
+        kind = ml_dtypes.float8_e4m3fn if scheme.kind == "e4m3" else ml_dtypes.float8_e5m2
+        exact = np.clip(groups / steps, -scheme.largest, scheme.largest).astype(kind).astype(np.float64) * steps
+    best = np.sqrt(np.mean((exact.reshape(8, -1)[:, :640] - weight) ** 2))
+    assert np.sqrt(np.mean((back - weight.astype(np.float64)) ** 2)) <= best * (1 + 1e-6)

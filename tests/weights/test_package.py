@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from builder.core.errors import UserError
-from builder.formats.chatconfig import Texts, chat_config, tokenizer_info
+from builder.formats.chatconfig import Texts, chat_config, chat_template, tokenizer_info
+from builder.formats.chattemplate import translate
 from tests.weights.weights_line import (
     ARCHITECTURE,
+    METADATA,
     group_scheme,
     run_package,
     run_weights,
@@ -92,7 +94,7 @@ def test_chat_config(packaged: Any) -> None:
     template = config["conv_template"]
     assert (template["name"], template["system_prefix_token_ids"], template["stop_token_ids"]) == ("plain", [2], [3, 1])
     assert template["role_templates"]["user"] == "{user_message}"
-    assert "chat template; it is not translated" in packaged.package.warnings[0]
+    assert "chat template has no counterpart in MLC's format" in packaged.package.warnings[0]
 
 
 def test_the_card(packaged: Any) -> None:
@@ -117,6 +119,27 @@ def test_tokenizer_info() -> None:
     assert tokenizer_info(SENTENCE_PIECE) == {
         "token_postproc_method": "byte_fallback", "prepend_space_in_encode": True, "strip_space_in_decode": True,
     }  # fmt: skip
+
+
+def test_the_checkpoints_chat_template_is_translated() -> None:
+    added = [{"id": 7, "content": "<s>"}, {"id": 8, "content": "<|im_end|>"}]
+    chatml = (
+        "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    named = {"chat_template": [{"name": "default", "template": chatml}], "bos_token": {"content": "<s>"}}
+    texts = Texts({}, {"eos_token_id": 3}, {**BYTE_LEVEL, "added_tokens": added}, named)
+    template = chat_template(texts, None)
+    assert template is not None
+    common = {"family": "llama", "quantization": "q0f32", "texts": texts, "files": []}
+    config = chat_config(
+        model_config={**METADATA, "vocab_size": 9, "pipeline_parallel_stages": 1},
+        conv_template=translate(template),
+        **common,
+    )
+    conv = config["conv_template"]
+    assert (conv["name"], conv["system_prefix_token_ids"], conv["stop_token_ids"]) == ("checkpoint", [7], [3, 8])
+    assert conv["roles"] == {"user": "<|im_start|>user\n", "assistant": "<|im_start|>assistant\n"}
 
 
 def test_conv_templates() -> None:

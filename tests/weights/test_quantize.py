@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from builder.core.errors import UserError
 from builder.core.step import File
 from builder.quant import reference
 from builder.quant.layout import Scheme
+from builder.quant.storage import narrow
 from builder.steps import quantize, shard
 from tests.weights.weights_line import (
     ARCHITECTURE,
@@ -29,6 +31,11 @@ from tests.weights.weights_line import (
 
 Q4 = group_scheme("q4f16_1")
 SCHEMES = [Q4, group_scheme("q4f32_1", dtype="float32"), group_scheme("q3", bits=3, group_size=40)]
+SCHEMES += [
+    group_scheme("q4bf16_1", dtype="bfloat16"),
+    group_scheme("q3f16_0", bits=3, group_size=40, layout="KN"),
+    group_scheme("e4m3_f16", kind="e4m3", bits=8, group_size=0),
+]
 
 
 def build(tmp_path: Path, name: str, scheme: Scheme, dtype: str = "F16", **options: Any) -> Built:
@@ -55,9 +62,11 @@ def test_every_tensor_is_the_reference(tmp_path: Path, scheme: Scheme, dtype: st
         f"{stem}.mlp.down_proj": source[f"{stem}.mlp.down_proj.weight"],
     }.items():
         words, scales = reference.quantize(weight, scheme)
+        if scheme.layout == "KN" and name != "model.embed_tokens":
+            words, scales = words.T, scales.T
         np.testing.assert_array_equal(stored[f"{name}.q_weight"], words)
         np.testing.assert_array_equal(stored[f"{name}.q_scale"], scales)
-    np.testing.assert_array_equal(stored["model.norm.weight"], source["model.norm.weight"].astype(scheme.dtype))
+    np.testing.assert_array_equal(stored["model.norm.weight"], narrow(source["model.norm.weight"], scheme.dtype))
     assert "model.norm.q_weight" not in stored
 
 
@@ -72,6 +81,9 @@ def test_plain_schemes(tmp_path: Path) -> None:
     source = source_tensors("F16")
     exact = build(tmp_path, "x", plain_scheme("q0f32", "float32")).arrays()
     np.testing.assert_array_equal(exact["lm_head.weight"], source["lm_head.weight"][1].astype(np.float32))
+    brain = build(tmp_path, "b", plain_scheme("q0bf16", "bfloat16")).arrays()
+    expected = source["lm_head.weight"][1].astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(brain["lm_head.weight"], expected.view(np.uint16))
     same = build(tmp_path, "y", plain_scheme("q0f16", "float16")).arrays()
     np.testing.assert_array_equal(same["lm_head.weight"], source["lm_head.weight"][1])
     singles = source_tensors("F32")
@@ -191,9 +203,9 @@ def test_a_transposed_source(tmp_path: Path) -> None:
     source = {"tensor": "w", "dtype": "F16", "shape": [96, 40], "rows": [0, 96]}
     entry = {"name": "w.weight", "shape": [40, 96], "kind": "linear", "op": "transpose", "sources": [source]}
     (found,) = shard.lay_out({"parameters": [entry]}, Q4, 1 << 20)
-    item = shard._item(0, found, asdict(Q4))
+    item = shard._item(0, found, Q4, False)
     out = FolderOut(tmp_path / "out")
     file = File(tmp_path / "x", "", weight.nbytes, size - weight.nbytes)
-    quantize.run({"allow_nonfinite": False, **item["params"]}, {"w": file}, out)
+    quantize.run({"allow_nonfinite": False, "method": {"name": "rtn"}, **item["params"]}, {"w": file}, out)
     words, scales = reference.quantize(weight.T.astype(np.float32), Q4)
     assert (out.folder / "params_shard_0.bin").read_bytes() == words.tobytes() + scales.tobytes()

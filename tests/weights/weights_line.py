@@ -13,6 +13,7 @@ import numpy as np
 from builder.core.step import File
 from builder.formats import checkpoint, safetensors
 from builder.quant.layout import Scheme
+from builder.quant.storage import HELD
 from builder.steps import convert, fetch, package, quantize, shard
 
 NUMPY = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "BF16": np.uint16}
@@ -90,7 +91,7 @@ class Built:
             assert len(data) == shard_entry["nbytes"]
             for record in shard_entry["records"]:
                 part = data[record["byteOffset"] : record["byteOffset"] + record["nbytes"]]
-                found[record["name"]] = np.frombuffer(part, record["dtype"]).reshape(record["shape"])
+                found[record["name"]] = np.frombuffer(part, HELD[record["dtype"]]).reshape(record["shape"])
         return found
 
 
@@ -104,7 +105,7 @@ def run_fetch(folder: Path, work: Path, threads: int = 2) -> FolderOut:
 
 def run_weights(
     folder: Path, work: Path, architecture: dict[str, Any], scheme: dict[str, Any], *, family: str = "llama",
-    max_shard_bytes: int = 32 << 20, allow_nonfinite: bool = False,
+    max_shard_bytes: int = 32 << 20, allow_nonfinite: bool = False, method: str = "rtn",
 ) -> Built:  # fmt: skip
     """fetch, convert, shard and every quantize item."""
     fetched = run_fetch(folder, work)
@@ -114,7 +115,7 @@ def run_weights(
     )
     sharded = FolderOut(work / "shard")
     shard.run(
-        {"scheme": scheme, "max_shard_bytes": max_shard_bytes},
+        {"scheme": scheme, "max_shard_bytes": max_shard_bytes, "moments": False},
         {"weight_map": converted.outputs()["weight_map.json"]},
         sharded,
     )
@@ -122,7 +123,8 @@ def run_weights(
     for item in sharded.json("shards.json")["items"]:
         out = FolderOut(work / f"quantize-{item['name']}")
         ports = {port: fetched.files[output] for port, (_, output) in item["inputs"].items()}
-        quantize.run({"allow_nonfinite": allow_nonfinite, **item["params"]}, ports, out)
+        params = {"allow_nonfinite": allow_nonfinite, "method": {"name": method}, **item["params"]}
+        quantize.run(params, ports, out)
         items.append(out)
     return Built(fetched, converted, sharded, items)
 
@@ -171,6 +173,7 @@ def write_tensors(path: Path, tensors: Mapping[str, tuple[str, np.ndarray]]) -> 
 ARCHITECTURE: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 88, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 96, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "rope_scaling": None,
     "max_position_embeddings": 64, "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False,
 }  # fmt: skip
 

@@ -16,7 +16,13 @@ CREATE = "llm_build.create_paged_kv_cache"  # replaced by a pass; no runtime kno
 
 @dataclass(frozen=True, slots=True)
 class CacheLayout:
-    """What a cache holds per token; ``inv_freq`` are the rotary frequencies in radians per token, one per pair."""
+    """What a cache holds per token, and what its kernels do with it.
+
+    ``inv_freq``: rotary frequencies in radians per token, one per pair of the first ``rotary_dim`` features (none:
+    the graph rotates by itself); ``rotary_scale`` multiplies sine and cosine. ``window`` (tokens, 0: off): in layers
+    that say so, a token sees the first ``sinks`` tokens and as many of the last ones as make up the window, itself
+    included. ``soft_cap`` (0: off): a score s becomes soft_cap * tanh(s / soft_cap).
+    """
 
     layers: int
     query_heads: int
@@ -25,11 +31,22 @@ class CacheLayout:
     rotary_dim: int
     inv_freq: tuple[float, ...]
     dtype: str = "float32"
+    rotary_scale: float = 1.0
+    window: int = 0
+    sinks: int = 0
+    soft_cap: float = 0.0
 
 
-def attention(cache: PagedKVCache, layer: int, qkv_MHD: nn.Tensor, query_heads: int, scale: float) -> nn.Tensor:
-    """Rotate, append, attend: qkv (M, query + 2 * key heads, D) -> (M, query heads, D); rows as begin_forward said."""
+def attention(
+    cache: PagedKVCache, layer: int, qkv_MHD: nn.Tensor, query_heads: int, scale: float, windowed: bool = False
+) -> nn.Tensor:
+    """Rotate, append, attend: qkv (M, query + 2 * key heads, D) -> (M, query heads, D); rows as begin_forward said.
+
+    ``windowed``: this layer looks through the cache's window. TVM's runtime hands its kernels nothing else of a layer
+    than the scale, so the sign of it says this.
+    """
     rows, _, head_dim = qkv_MHD.shape
+    scale = -scale if windowed else scale
     call = relax.call_dps_packed(
         "vm.builtin.attention_kv_cache_attention_with_fused_qkv",
         [cache._expr, relax.prim_value(layer), relax.prim_value(scale), qkv_MHD._expr],

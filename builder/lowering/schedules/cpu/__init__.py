@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import linear, pointwise
+from builder.lowering.schedules.cpu import experts, gemma, linear, norms, pointwise
 from builder.lowering.schedules.cpu.vector import Isa
 
 Schedule = Callable[[Mapping[str, Any], Isa], tirx.PrimFunc | None]
@@ -15,8 +15,17 @@ Schedule = Callable[[Mapping[str, Any], Isa], tirx.PrimFunc | None]
 SCHEDULES: dict[str, Schedule] = {
     "linear": linear.linear,
     "embedding": pointwise.embedding,
-    "rms_norm": pointwise.rms_norm,
+    "rms_norm": norms.rms_norm,
+    "qk_norm": norms.qk_norm,
+    "layer_norm": norms.layer_norm,
+    "gelu": pointwise.gelu,
     "silu_mul": pointwise.silu_mul,
     "last_row": pointwise.last_row,
     "take_rows": pointwise.take_rows,
+    "gemma_norm": gemma.norm,
+    "gelu_mul": gemma.gelu_mul,
+    "scaled": gemma.scaled,
+    "soft_cap": gemma.soft_cap,
+    "expert_linear": experts.linear,
+    "head_norm_rotary": gemma.head_norm_rotary,
 }

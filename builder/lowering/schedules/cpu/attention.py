@@ -19,6 +19,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import vector as v
+from builder.lowering.schedules.cpu import window
 from builder.lowering.schedules.cpu.cache import PAGE, key_base, pages_arg, value_base
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa, Scalar
 from builder.models.common.kv_cache import CacheLayout
@@ -31,7 +32,8 @@ ROTARY = (Scalar("rotary_mode", "int32"), Scalar("rope_scale", "float32"), Scala
 class Keys:
     """Where the keys and values of one head are. ``turned(page)``: start of its (D, PAGE) keys in ``keys``;
     ``value(page)``: start of its values in ``values``, one token every ``stride``; ``pages``, ``tokens``: how many;
-    ``most_pages``: at most so many in any sequence, known when the kernel starts (TVM moves allocations to its top)."""
+    ``most_pages``: at most so many in any sequence, known when the kernel starts (TVM moves allocations to its top).
+    ``place(page)``: the first token of a page; pages are numbered from 0, but some may be left out (window.py)."""
 
     keys: Buffer
     values: Buffer
@@ -41,30 +43,35 @@ class Keys:
     pages: Expr
     tokens: Expr
     most_pages: Expr
+    place: Callable[[Expr], Expr] = lambda page: page * PAGE
 
 
 @dataclass(frozen=True, slots=True)
 class Queries:
     """ROWS rows: the start of each in q (and in the output), its place in lse, how many tokens it sees, and whether it
-    is real (a row past the end repeats the last one)."""
+    is real (a row past the end repeats the last one). With a window a row sees the first ``sinks`` tokens and those
+    from ``low`` on."""
 
     starts: Sequence[Expr]
     places: Sequence[Expr]
     seen: Sequence[Expr]
     real: Sequence[Expr | None]
+    low: Sequence[Expr] | None = None
+    sinks: Expr | None = None
 
 
 def attend(
-    isa: Isa, width: int, q: Buffer, queries: Queries, keys: Keys, out: Buffer, lse: Buffer, scale: Expr
+    isa: Isa, layout: CacheLayout, q: Buffer, queries: Queries, keys: Keys, out: Buffer, lse: Buffer, scale: Expr
 ) -> None:
     """out = softmax(q k * scale) v for the rows; lse = log2 of the sum of 2^(score * log2 e). No token seen: 0 and a
     very small lse."""
-    rows = len(queries.starts)
+    rows, width = len(queries.starts), layout.head_dim
     length = T.Bind(keys.pages * PAGE)
     scores = v.scratch(keys.most_pages * (PAGE * rows))
-    factor = T.Bind(scale * tirx.const(v.LOG2_E, "float32"))
+    positive = T.max(scale, -scale) if layout.window else scale
+    factor = T.Bind(positive * tirx.const(1.0 / layout.soft_cap if layout.soft_cap else v.LOG2_E, "float32"))
     with v.loop(keys.pages) as page:
-        page_scores(isa, width, q, queries, keys, page, scores, length, factor)
+        page_scores(isa, layout, q, queries, keys, page, scores, length, factor)
     sums = v.scratch(rows)
     for r in range(rows):
         top, weights = softmax_row(isa, scores, T.Bind(length * r), length)
@@ -82,7 +89,7 @@ def guarded(condition: Expr | None) -> AbstractContextManager[None]:
 
 def page_scores(
     isa: Isa,
-    width: int,
+    layout: CacheLayout,
     q: Buffer,
     queries: Queries,
     keys: Keys,
@@ -97,8 +104,8 @@ def page_scores(
     acc = v.scratch(rows * PAGE)
     for place in range(rows * parts):
         v.store(acc, place * lanes, v.splat(0.0, lanes), lanes)
-    base = T.Bind(keys.turned(page))
-    with v.loop(width) as d:
+    base, place = T.Bind(keys.turned(page)), T.Bind(keys.place(page))
+    with v.loop(layout.head_dim) as d:
         columns = [T.Bind(v.load(keys.keys, base + d * PAGE + part * lanes, lanes)) for part in range(parts)]
         for r in range(rows):
             value = T.Bind(v.load(q, queries.starts[r] + d))
@@ -106,11 +113,12 @@ def page_scores(
                 at = (r * parts + part) * lanes
                 v.store(acc, at, v.load(acc, at, lanes) + v.splat(value, lanes) * columns[part], lanes)
     for r in range(rows):
-        left = T.Bind(tirx.Cast("int32", queries.seen[r] - page * PAGE))
+        visible = window.visibility(queries, r, place, lanes)
         for part in range(parts):
-            inside = tirx.Ramp(tirx.const(part * lanes, "int32"), 1, lanes) if lanes > 1 else part
             score = v.load(acc, (r * parts + part) * lanes, lanes) * v.splat(factor, lanes)
-            masked = tirx.Select(inside < v.splat(left, lanes), score, v.splat(v.MINUS_INFINITY, lanes))
+            if layout.soft_cap:
+                score = v.tanh(score, lanes) * v.splat(layout.soft_cap * v.LOG2_E, lanes)
+            masked = tirx.Select(visible(part * lanes), score, v.splat(v.MINUS_INFINITY, lanes))
             v.store(scores, length * r + page * PAGE + part * lanes, masked, lanes)
 
 
@@ -148,7 +156,7 @@ def sum_values(
             v.store(acc, at, v.splat(0.0, lanes), lanes)
         with v.loop(keys.pages) as page:
             base = T.Bind(keys.value(page))
-            with v.loop(T.min(keys.tokens - page * PAGE, tirx.const(PAGE, "int64"))) as token:
+            with v.loop(T.min(keys.tokens - keys.place(page), tirx.const(PAGE, "int64"))) as token:
                 at_token = T.Bind(base + token * keys.stride)
                 values = {part: T.Bind(v.load(keys.values, at_token + part * lanes, lanes)) for part in parts}
                 weights = [T.Bind(v.load(scores, length * r + page * PAGE + token)) for r in range(rows)]
@@ -203,7 +211,7 @@ def decode(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
     rows = min(ROWS, shared)
     blocks = -(-shared // rows)
 
-    def body(q: Buffer, pages: Buffer, indptr: Buffer, table: Buffer, last: Buffer, _k: Buffer, _q: Buffer,
+    def body(q: Buffer, pages: Buffer, indptr: Buffer, table: Buffer, last: Buffer, k_start: Buffer, position: Buffer,
              out: Buffer, lse: Buffer, _mode: Expr, _scale: Expr, _theta: Expr, scale: Expr) -> None:  # fmt: skip
         paged = Paged(layout, pages, indptr, table, last)
 
@@ -213,7 +221,10 @@ def decode(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
             first = T.Bind(head * shared + T.min(index % blocks * rows, shared - rows))
             places = [T.Bind(sequence * heads + first + r) for r in range(rows)]
             queries = Queries([place * width for place in places], places, [keys.tokens] * rows, [None] * rows)
-            attend(isa, width, q, queries, keys, out, lse, scale)
+            if layout.window:
+                view = window.View(layout, scale, v.load(k_start, sequence))
+                queries, keys = view.narrowed(queries, keys, [v.load(position, sequence)] * rows)
+            attend(isa, layout, q, queries, keys, out, lse, scale)
 
         tasks = batch * (layout.key_heads * blocks)
         size = paged.table.shape[0] * (PAGE * heads * width)
@@ -247,11 +258,11 @@ def alone(tasks: Expr, task: Callable[[Expr], None]) -> None:
 
 
 def token_blocks(
-    layout: CacheLayout, q_indptr: Buffer, sequence: Expr, head: Expr, block: Callable[[Queries, Expr], None],
-    seen: Callable[[Expr, Expr], Expr],
+    layout: CacheLayout, q_indptr: Buffer, sequence: Expr, head: Expr,
+    block: Callable[[Queries, Expr, list[Expr]], None], seen: Callable[[Expr, Expr], Expr],
 ) -> None:  # fmt: skip
-    """block(queries, tokens the last row sees) for ROWS query tokens of one head at a time;
-    ``seen(token, tokens of the sequence)`` is how many keys a query token sees."""
+    """block(queries, tokens the last row sees, the rows' places among all query tokens) for ROWS query tokens of one
+    head at a time; ``seen(token, tokens of the sequence)`` is how many keys a query token sees."""
     first = T.Bind(tirx.Cast("int64", v.load(q_indptr, sequence)))
     count = T.Bind(tirx.Cast("int64", v.load(q_indptr, sequence + 1)) - first)
     with v.loop(tirx.floordiv(count + (ROWS - 1), ROWS)) as step:
@@ -259,7 +270,8 @@ def token_blocks(
         places = [T.Bind((first + token) * layout.query_heads + head) for token in tokens]
         visible = [T.Bind(seen(token, count)) for token in tokens]
         real = [step * ROWS + r < count for r in range(ROWS)]
-        block(Queries([place * layout.head_dim for place in places], places, visible, real), visible[-1])
+        queries = Queries([place * layout.head_dim for place in places], places, visible, real)
+        block(queries, visible[-1], [first + token for token in tokens])
 
 
 def prefill_paged(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
@@ -267,16 +279,20 @@ def prefill_paged(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
     batch, total = v.size("batch"), v.size("total")
     shared, heads = layout.query_heads // layout.key_heads, layout.query_heads
 
-    def body(q: Buffer, q_indptr: Buffer, pages: Buffer, indptr: Buffer, table: Buffer, last: Buffer, _k: Buffer,
-             _q: Buffer, out: Buffer, lse: Buffer, _causal: Expr, _mode: Expr, _scale: Expr, _theta: Expr,
+    def body(q: Buffer, q_indptr: Buffer, pages: Buffer, indptr: Buffer, table: Buffer, last: Buffer, k_start: Buffer,
+             position: Buffer, out: Buffer, lse: Buffer, _causal: Expr, _mode: Expr, _scale: Expr, _theta: Expr,
              scale: Expr) -> None:  # fmt: skip
         paged = Paged(layout, pages, indptr, table, last)
         with v.loop(batch * heads, parallel=True) as index:
             sequence, head = T.Bind(index // heads), T.Bind(index % heads)
             keys = paged.keys(sequence, T.Bind(tirx.floordiv(head, shared)))
 
-            def block(queries: Queries, _last: Expr) -> None:
-                attend(isa, layout.head_dim, q, queries, keys, out, lse, scale)
+            def block(queries: Queries, _last: Expr, rows: list[Expr]) -> None:
+                some = keys
+                if layout.window:
+                    view = window.View(layout, scale, v.load(k_start, sequence))
+                    queries, some = view.narrowed(queries, keys, [v.load(position, row) for row in rows])
+                attend(isa, layout, q, queries, some, out, lse, scale)
 
             token_blocks(layout, q_indptr, sequence, head, block, lambda _token, _count: keys.tokens)
 
@@ -304,7 +320,7 @@ def prefill_ragged(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
     q_total, k_total, batch = v.size("q_total"), v.size("k_total"), v.size("batch")
     shared, heads, width = layout.query_heads // layout.key_heads, layout.query_heads, layout.head_dim
 
-    def body(q: Buffer, q_indptr: Buffer, k: Buffer, value: Buffer, k_indptr: Buffer, _q: Buffer, _k: Buffer,
+    def body(q: Buffer, q_indptr: Buffer, k: Buffer, value: Buffer, k_indptr: Buffer, position: Buffer, k_start: Buffer,
              out: Buffer, lse: Buffer, causal: Expr, _mode: Expr, _scale: Expr, _theta: Expr,
              scale: Expr) -> None:  # fmt: skip
         with v.loop(batch * heads, parallel=True) as index:
@@ -314,9 +330,12 @@ def prefill_ragged(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
             def seen(token: Expr, count: Expr) -> Expr:
                 return tirx.if_then_else(causal > 0, all_keys.tokens - count + token + 1, all_keys.tokens)
 
-            def block(queries: Queries, last: Expr) -> None:
+            def block(queries: Queries, last: Expr, rows: list[Expr]) -> None:
                 some = replace(all_keys, pages=T.Bind(tirx.floordiv(last + (PAGE - 1), PAGE)), tokens=last)
-                attend(isa, width, q, queries, some, out, lse, scale)
+                if layout.window:
+                    view = window.View(layout, scale, v.load(k_start, sequence))
+                    queries, some = view.narrowed(queries, some, [v.load(position, row) for row in rows])
+                attend(isa, layout, q, queries, some, out, lse, scale)
 
             token_blocks(layout, q_indptr, sequence, head, block, seen)
 

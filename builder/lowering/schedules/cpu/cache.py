@@ -40,9 +40,10 @@ def split_rotary(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
 
     def body(qkv: Buffer, positions: Buffer, q: Buffer, k: Buffer, value: Buffer, apply_rope: Expr) -> None:
         def one(row: Expr) -> None:
-            sine, cosine = v.scratch(half), v.scratch(half)
+            sine, cosine = v.scratch(max(half, 1)), v.scratch(max(half, 1))
             angle = T.Bind(tirx.Cast("float32", tirx.if_then_else(apply_rope > 0, v.load(positions, row), 0)))
-            angles(layout, isa, angle, sine, cosine)
+            if half:
+                angles(layout, isa, angle, sine, cosine)
             for out, first, count in ((q, 0, queries), (k, queries, keys)):
                 with v.loop(count) as head:
                     source, target = (row * heads + first + head) * width, (row * count + head) * width
@@ -65,7 +66,7 @@ def split_rotary(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
 
 
 def angles(layout: CacheLayout, isa: Isa, position: Expr, sine: Buffer, cosine: Buffer) -> None:
-    """sin and cos of position * inv_freq; the frequencies are constants of the library."""
+    """sin and cos of position * inv_freq, scaled; the frequencies are constants of the library."""
     half = layout.rotary_dim // 2
     lanes = isa.fitting(half)
     frequency = v.scratch(half)
@@ -73,9 +74,9 @@ def angles(layout: CacheLayout, isa: Isa, position: Expr, sine: Buffer, cosine: 
         v.store(frequency, index, tirx.const(value, "float32"))
     with v.loop(half // lanes) as step:
         turned = T.Bind(v.load(frequency, step * lanes, lanes) * v.splat(position, lanes))
-        sin, cos = v.sin_cos(turned, lanes)
-        v.store(sine, step * lanes, sin, lanes)
-        v.store(cosine, step * lanes, cos, lanes)
+        for table, value in zip((sine, cosine), v.sin_cos(turned, lanes), strict=True):
+            scaled = value if layout.rotary_scale == 1.0 else value * v.splat(layout.rotary_scale, lanes)
+            v.store(table, step * lanes, scaled, lanes)
 
 
 def rotate(

@@ -4,7 +4,7 @@ Few rows: every output is a dot product along the packed row (vectors of words, 
 the scale applied once per vector). Many rows: a panel of the weight, 2 vectors of outputs wide and BLOCK inputs deep,
 is dequantized once and multiplied with all rows, ROWS x 2 vectors of sums in registers.
 
-Axes: M rows, N outputs, K inputs, W words of a packed row, E values per word, L lanes.
+Axes: M rows, N outputs, K inputs, L lanes. How a stored weight is read is in weights.py.
 """
 
 from __future__ import annotations
@@ -18,238 +18,13 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from builder.lowering.schedules.cpu.weights import OUTPUTS, STRIPS, Grouped, Plain, Transposed, Weight, weight_of
 
 FEW = 3  # rows that are multiplied one by one
 ROWS = 6  # rows of sums in registers
-OUTPUTS = 4  # outputs that share the loads of x in a dot product
-BLOCK = 128  # inputs of a panel, about
 ROW_BLOCK = 240  # rows whose slice of x, BLOCK wide, a core keeps close (120 KiB)
 PANELS = 8  # of one task, at most
 BALANCE = 16  # tasks of a product, at least, if there are so many panels: for several threads
-
-
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """A weight (N, K) kept as it is. A vector covers L inputs."""
-
-    n: int
-    k: int
-    dtype: str
-    isa: Isa
-
-    @property
-    def args(self) -> list[Arg]:
-        return [Arg("weight", (self.n, self.k), self.dtype)]
-
-    @property
-    def lanes(self) -> int:
-        lanes = self.isa.lanes
-        while lanes > self.k:
-            lanes //= 2
-        return lanes
-
-    @property
-    def vectors(self) -> int:
-        return -(-self.k // self.lanes)
-
-    @property
-    def block(self) -> int:
-        return min(BLOCK, self.k)
-
-    def prepare(self, x: Buffer, row: Expr) -> tuple[Buffer, ...]:
-        """x in the order that ``dot`` reads it: the last vector starts early, with zeros where it overlaps."""
-        lanes = self.lanes
-        ready = v.scratch(self.vectors * lanes)
-        with v.loop(self.vectors) as step, v.loop(lanes) as lane:
-            k = T.Bind(T.min(step * lanes, self.k - lanes) + lane)
-            fresh = tirx.if_then_else(k >= step * lanes, v.load(x, row * self.k + k), tirx.const(0.0, "float32"))
-            v.store(ready, step * lanes + lane, fresh)
-        return (ready,)
-
-    def dot(self, stored: tuple[Buffer, ...], ready: tuple[Buffer, ...], n: Expr, step: Expr, acc: Buffer) -> None:
-        """Add vector ``step`` of the products of outputs n .. n + OUTPUTS to ``acc``."""
-        lanes = self.lanes
-        start = T.Bind(T.min(step * lanes, self.k - lanes))
-        x = T.Bind(v.load(ready[0], step * lanes, lanes))
-        for r in range(min(OUTPUTS, self.n)):
-            raw = v.load(stored[0], (n + r) * self.k + start, lanes)
-            weight = v.to_float32(raw, self.dtype, lanes, self.isa)
-            v.store(acc, r * lanes, v.load(acc, r * lanes, lanes) + weight * x, lanes)
-
-    def panel(
-        self, stored: tuple[Buffer, ...], n: Expr, start: Expr, depth: Expr, out: Buffer, lanes: int, count: int
-    ) -> None:
-        """out[k, 0 .. count * lanes] = weight[n .., start + k].T for k < depth: squares are turned in registers, what
-        is left of the depth is gathered."""
-        width = lanes * count
-
-        def read(raw: Expr) -> Expr:
-            return T.Bind(v.to_float32(raw, self.dtype, lanes, self.isa))
-
-        for part in range(0, width, lanes):
-            whole = T.Bind(tirx.floordiv(depth, lanes))
-            with v.loop(whole) as step:
-                sources = [(n + part + r) * self.k + start + step * lanes for r in range(lanes)]
-                rows = [read(v.load(stored[0], source, lanes)) for source in sources]
-                for k, column in enumerate(v.transposed(rows)):
-                    v.store(out, (step * lanes + k) * width + part, column, lanes)
-            with v.loop(depth - whole * lanes) as rest:
-                k = whole * lanes + rest
-                column = read(v.gather(stored[0], (n + part) * self.k + start + k, self.k, lanes))
-                v.store(out, k * width + part, column, lanes)
-
-
-@dataclass(frozen=True, slots=True)
-class Grouped:
-    """A packed weight: ``words`` (N, W) and ``scales`` (N, groups). A vector covers L words."""
-
-    n: int
-    k: int
-    bits: int
-    group_size: int
-    per_word: int
-    group_words: int
-    max_int: int
-    dtype: str
-    isa: Isa
-
-    @property
-    def groups(self) -> int:
-        return -(-self.k // self.group_size)
-
-    @property
-    def words(self) -> int:
-        return self.groups * self.group_words
-
-    @property
-    def args(self) -> list[Arg]:
-        return [Arg("q_weight", (self.n, self.words), "uint32"), Arg("q_scale", (self.n, self.groups), self.dtype)]
-
-    @property
-    def lanes(self) -> int:
-        """Words in a vector: whole groups, or a whole part of one; 0 if neither fits."""
-        lanes = self.isa.lanes
-        while lanes and (lanes > self.words or (lanes % self.group_words and self.group_words % lanes)):
-            lanes //= 2
-        return lanes
-
-    @property
-    def vectors(self) -> int:
-        return -(-self.words // self.lanes)
-
-    @property
-    def block(self) -> int:
-        return max(1, BLOCK // self.group_size) * self.group_size
-
-    def prepare(self, x: Buffer, row: Expr) -> tuple[Buffer, ...]:
-        """x turned so that value e of each word is a vector, and -max_int times the sum of x over each word.
-
-        The last vector starts early, with zeros where it overlaps; so do inputs that only pad a group.
-        """
-        lanes, per_word = self.lanes, self.per_word
-        turned, sums = v.scratch(self.vectors * per_word * lanes), v.scratch(self.vectors * lanes)
-        padded = self.group_words * per_word != self.group_size
-        with v.loop(self.vectors) as step, v.loop(lanes) as lane:
-            word = T.Bind(T.min(step * lanes, self.words - lanes) + lane)
-            x_sum = v.scratch(1)
-            v.store(x_sum, 0, tirx.const(0.0, "float32"))
-            for e in range(per_word):
-                place = word % self.group_words * per_word + e
-                k = T.Bind(word // self.group_words * self.group_size + place if padded else word * per_word + e)
-                real = tirx.And(word >= step * lanes, k < self.k)
-                if padded:
-                    real = tirx.And(real, place < self.group_size)
-                value = T.Bind(tirx.if_then_else(real, v.load(x, row * self.k + k), tirx.const(0.0, "float32")))
-                v.store(turned, (step * per_word + e) * lanes + lane, value)
-                v.store(x_sum, 0, v.load(x_sum, 0) + value)
-            v.store(sums, step * lanes + lane, v.load(x_sum, 0) * tirx.const(-float(self.max_int), "float32"))
-        return turned, sums
-
-    def dot(self, stored: tuple[Buffer, ...], ready: tuple[Buffer, ...], n: Expr, step: Expr, acc: Buffer) -> None:
-        """Add vector ``step`` of the products of outputs n .. n + OUTPUTS to ``acc``:
-        scale * (sum of stored * x - max_int * sum of x), which is the sum of weight * x."""
-        lanes, per_word = self.lanes, self.per_word
-        turned, sums = ready
-        start = T.Bind(T.min(step * lanes, self.words - lanes))
-        outputs = range(min(OUTPUTS, self.n))
-        words = [T.Bind(v.load(stored[0], (n + r) * self.words + start, lanes)) for r in outputs]
-        parts = [v.load(sums, step * lanes, lanes) for _ in outputs]
-        for e in range(per_word):
-            x = T.Bind(v.load(turned, (step * per_word + e) * lanes, lanes))
-            parts = [T.Bind(part + self.value(word, e, lanes) * x) for part, word in zip(parts, words, strict=True)]
-        for r, part in zip(outputs, parts, strict=True):
-            scale = self.scale_of_vector(stored[1], n + r, start)
-            v.store(acc, r * lanes, v.load(acc, r * lanes, lanes) + part * scale, lanes)
-
-    def value(self, word: Expr, e: int, lanes: int) -> Expr:
-        """Value ``e`` of each word, as float32."""
-        shifted = word if e == 0 else word >> v.splat(e * self.bits, lanes, "uint32")
-        if (e + 1) * self.bits < 32:
-            shifted = shifted & v.splat((1 << self.bits) - 1, lanes, "uint32")
-        return v.cast(v.bits(shifted, "int32", lanes), "float32", lanes)
-
-    def scale_of_vector(self, scales: Buffer, n: Expr, start: Expr) -> Expr:
-        """The scale of each word's group."""
-        lanes = self.lanes
-        first = n * self.groups + tirx.floordiv(start, self.group_words)
-        count = max(1, lanes // self.group_words)
-        loaded = v.to_float32(v.load(scales, first, count), self.dtype, count, self.isa)
-        if count == 1:
-            return v.splat(loaded, lanes)
-        if count == lanes:
-            return loaded
-        return v.shuffle(T.Bind(loaded), count, [lane // self.group_words for lane in range(lanes)])
-
-    def panel(
-        self, stored: tuple[Buffer, ...], n: Expr, start: Expr, depth: Expr, out: Buffer, lanes: int, count: int
-    ) -> None:
-        """out[k, 0 .. count * lanes] = weight[n .., start + k].T for k < depth rounded up to whole groups."""
-        size, per_word = self.group_size, self.per_word
-        with v.loop(tirx.floordiv(depth + (size - 1), size)) as step:
-            group = T.Bind(tirx.floordiv(start, size) + step)
-            for part in range(count):
-                row = T.Bind(n + part * lanes)
-                raw = v.gather(stored[1], row * self.groups + group, self.groups, lanes)
-                scale = T.Bind(v.to_float32(raw, self.dtype, lanes, self.isa))
-                with v.loop(self.group_words) as place:
-                    at = row * self.words + group * self.group_words + place
-                    word = T.Bind(v.gather(stored[0], at, self.words, lanes))
-                    for e in range(per_word):
-                        weight = (self.value(word, e, lanes) - v.splat(float(self.max_int), lanes)) * scale
-                        self._store(out, step * size, place, e, part, lanes, count, weight)
-
-    def _store(
-        self, out: Buffer, base: Expr, place: Expr, e: int, part: int, lanes: int, count: int, weight: Expr
-    ) -> None:
-        inside = place * self.per_word + e
-        at = (base + inside) * (count * lanes) + part * lanes
-        if self.group_words * self.per_word == self.group_size:
-            v.store(out, at, weight, lanes)
-            return
-        with v.when(inside < self.group_size):
-            v.store(out, at, weight, lanes)
-
-
-Weight = Plain | Grouped
-
-
-def weight_of(fields: Mapping[str, Any], isa: Isa) -> Weight | None:
-    """How the weight is stored, or None if no kernel here reads it."""
-    n, k, dtype = fields["n"], fields["k"], fields["dtype"]
-    if fields["kind"] == "none":
-        return Plain(n, k, dtype, isa)
-    packed = Grouped(
-        n,
-        k,
-        fields["bits"],
-        fields["group_size"],
-        fields["per_word"],
-        fields["words_per_group"],
-        fields["max_int"],
-        dtype,
-        isa,
-    )
-    return packed if packed.lanes else None
 
 
 def linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
@@ -269,7 +44,7 @@ def linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
         stored = tuple(rest)
         v.either(
             rows <= tirx.const(FEW, "int64"),
-            lambda: few_rows(weight, stored, x, start, y, rows),
+            lambda: few(weight, stored, x, start, y, rows),
             lambda: many_rows(weight, stored, x, start, y, rows),
         )
 
@@ -295,7 +70,35 @@ class Start:
         return value
 
 
-def few_rows(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, start: Start, y: Buffer, rows: Expr) -> None:
+def few(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, start: Start, y: Buffer, rows: Expr) -> None:
+    if isinstance(weight, Transposed):
+        few_rows_transposed(weight, stored, x, start, y, rows)
+    else:
+        few_rows(weight, stored, x, start, y, rows)
+
+
+def few_rows_transposed(
+    weight: Transposed, stored: tuple[Buffer, ...], x: Buffer, start: Start, y: Buffer, rows: Expr
+) -> None:
+    """STRIPS vectors of outputs at a time, down the groups; the last ones overlap the ones before."""
+    lanes = weight.lanes
+    width = STRIPS * lanes
+    with v.loop(rows) as row:
+        ready = weight.prepare(x, row)
+        with v.loop(-(-weight.n // width), parallel=weight.n * weight.k >= v.PARALLEL_MACS) as block:
+            n = T.Bind(T.min(block * width, weight.n - width))
+            acc = v.scratch(width)
+            for part in range(0, width, lanes):
+                v.store(acc, part, start.at(row, n + part, lanes), lanes)
+            with v.loop(weight.groups) as group:
+                weight.dot(stored, ready, n, group, acc)
+            for part in range(0, width, lanes):
+                v.store(y, row * weight.n + n + part, v.load(acc, part, lanes), lanes)
+
+
+def few_rows(
+    weight: Plain | Grouped, stored: tuple[Buffer, ...], x: Buffer, start: Start, y: Buffer, rows: Expr
+) -> None:
     """Dot products, OUTPUTS at a time; the last ones overlap the ones before, writing the same values."""
     lanes, outputs = weight.lanes, OUTPUTS
     with v.loop(rows) as row:

@@ -1,4 +1,4 @@
-"""Norms, gates and row lookups on the CPU. Axes: M rows, H features."""
+"""Gates, activations and row lookups on the CPU. Axes: M rows, H features."""
 
 from __future__ import annotations
 
@@ -9,48 +9,11 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.linear import Grouped, Plain, weight_of
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from builder.lowering.schedules.cpu.weights import Grouped, Plain, weight_of
+from builder.models.common.ops import ERFC, ERFC_P, TANH_GELU
 
 COSTLY = 8  # multiply-adds that an exponential or a division is worth
-
-
-def rms_norm(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
-    """x / sqrt(mean(x^2) + eps) * weight."""
-    width, lanes, dtype, rows = fields["width"], isa.lanes, fields["dtype"], v.size("rows")
-
-    def body(x: Buffer, weight: Buffer, y: Buffer) -> None:
-        def one(row: Expr) -> None:
-            scale = T.Bind(inverse_rms(x, row * width, width, fields["eps"], lanes))
-
-            def scaled(start: Expr, count: int) -> None:
-                at = row * width + start
-                gain = v.to_float32(v.load(weight, start, count), dtype, count, isa)
-                v.store(y, at, v.load(x, at, count) * v.splat(scale, count) * gain, count)
-
-            v.strips(width, lanes, scaled)
-
-        v.for_rows(rows, width * 2, one)
-
-    return v.kernel([Arg("x", (rows, width)), Arg("weight", (width,), dtype), Arg("y", (rows, width))], body)
-
-
-def inverse_rms(x: Buffer, start: Expr, width: int, eps: float, lanes: int) -> Expr:
-    """1 / sqrt(mean of squares + eps) of ``width`` values from ``start``."""
-    vector_sum, single_sum = v.scratch(lanes), v.scratch(1)
-    v.store(vector_sum, 0, v.splat(0.0, lanes), lanes)
-    v.store(single_sum, 0, tirx.const(0.0, "float32"))
-
-    def square(at: Expr, count: int) -> None:
-        value = T.Bind(v.load(x, start + at, count))
-        into = vector_sum if count == lanes else single_sum
-        v.store(into, 0, v.load(into, 0, count) + value * value, count)
-
-    v.strips(width, lanes, square)
-    squares = v.total(v.load(vector_sum, 0, lanes), lanes) + v.load(single_sum, 0)
-    mean = squares / tirx.const(float(width), "float32") + tirx.const(eps, "float32")
-    root = T.call_llvm_pure_intrin("float32", "llvm.sqrt", mean)
-    return tirx.const(1.0, "float32") / root
 
 
 def silu_mul(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
@@ -70,6 +33,40 @@ def silu_mul(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
         v.for_rows(rows, width * COSTLY, one)
 
     return v.kernel([Arg("gate_up", (rows, 2 * width)), Arg("y", (rows, width))], body)
+
+
+def gelu(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+    """x * Phi(x), or its tanh form x / (1 + exp(-2u))."""
+    width, rows = fields["width"], v.size("rows")
+    activated = {"gelu": exact_gelu, "gelu_tanh": tanh_gelu}[fields["kind"]]
+
+    def body(x: Buffer, y: Buffer) -> None:
+        def one(row: Expr) -> None:
+            def strip(start: Expr, count: int) -> None:
+                at = row * width + start
+                v.store(y, at, activated(T.Bind(v.load(x, at, count)), count), count)
+
+            v.strips(width, isa.lanes, strip)
+
+        v.for_rows(rows, width * COSTLY, one)
+
+    return v.kernel([Arg("x", (rows, width)), Arg("y", (rows, width))], body)
+
+
+def exact_gelu(x: Expr, lanes: int) -> Expr:
+    """max(x, 0) - |x| * erfc(|x| / sqrt(2)) / 2."""
+    one, zero = v.splat(1.0, lanes), v.splat(0.0, lanes)
+    size = T.Bind(T.max(x, zero - x))
+    t = T.Bind(one / (one + size * v.splat(ERFC_P * 0.5**0.5, lanes)))
+    series = v.horner(t, [0.5 * term for term in ERFC], lanes)
+    decay = v.exp2(x * x * v.splat(-0.5 * v.LOG2_E, lanes), lanes)
+    return T.max(x, zero) - size * series * t * decay
+
+
+def tanh_gelu(x: Expr, lanes: int) -> Expr:
+    scale, cubic = TANH_GELU
+    inner = x * v.splat(-scale * v.LOG2_E, lanes) * (v.splat(1.0, lanes) + x * x * v.splat(cubic, lanes))
+    return x / (v.splat(1.0, lanes) + v.exp2(inner, lanes))
 
 
 def last_row(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
@@ -101,7 +98,7 @@ def copy_row(x: Buffer, source: Expr, y: Buffer, target: Expr, width: int, isa: 
 def embedding(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
     """Rows of a table, as float32. Ids are not checked here: the runtime does."""
     table, rows = weight_of(fields, isa), v.size("rows")
-    if table is None:
+    if not isinstance(table, Plain | Grouped):
         return None
 
     def body(ids: Buffer, *rest: Buffer) -> None:
@@ -132,11 +129,10 @@ def packed_row(table: Grouped, stored: tuple[Buffer, ...], place: Expr, y: Buffe
     with v.loop(table.groups) as group:
         raw = v.load(stored[1], place * table.groups + group)
         scale = T.Bind(v.to_float32(raw, table.dtype, 1, table.isa))
-        with v.loop(table.group_size) as inside:
-            k = T.Bind(group * table.group_size + inside)
-            with v.when(k < table.k):
-                at = place * table.words + group * table.group_words + tirx.floordiv(inside, table.per_word)
-                shift = tirx.Cast("uint32", tirx.floormod(inside, table.per_word) * table.bits)
-                value = (v.load(stored[0], at) >> shift) & tirx.const((1 << table.bits) - 1, "uint32")
-                signed = tirx.Cast("float32", tirx.Cast("int32", value)) - tirx.const(float(table.max_int), "float32")
-                v.store(y, row * table.k + k, signed * scale)
+        with v.loop(table.group_words) as inside:
+            word = T.Bind(group * table.group_words + inside)
+            bits = T.Bind(v.load(stored[0], place * table.words + word))
+            for e in range(table.per_word):
+                k, real = table.input_of(word, e)
+                with v.when(real):
+                    v.store(y, row * table.k + k, table.weight(bits, e, scale, 1))

@@ -84,7 +84,8 @@ def flat(arg: Arg | Scalar, buffer: Any) -> Any:
     count: Any = 1
     for extent in arg.shape:
         count = count * extent
-    return T.decl_buffer((count,), arg.dtype, data=buffer.data, elem_offset=buffer.elem_offset)
+    dtype = "uint16" if arg.dtype == "bfloat16" else arg.dtype  # LLVM gets no bfloat16: see to_float32
+    return T.decl_buffer((count,), dtype, data=buffer.data, elem_offset=buffer.elem_offset)
 
 
 def scratch(count: Any, dtype: str = "float32") -> Buffer:
@@ -127,6 +128,8 @@ def to_float32(value: Expr, dtype: str, lanes: int, isa: Isa) -> Expr:
     and the exponent's bias is multiplied away, exact for every finite float16, subnormals included."""
     if dtype == "float32":
         return value
+    if dtype == "bfloat16":
+        return bits(cast(value, "uint32", lanes) << splat(16, lanes, "uint32"), "float32", lanes)
     if dtype != "float16" or isa.f16c:
         return cast(value, "float32", lanes)
     half = T.Bind(cast(bits(value, "uint16", lanes), "uint32", lanes))
@@ -197,6 +200,12 @@ def exp2(x: Expr, lanes: int) -> Expr:
     series = [math.log(2) ** k / math.factorial(k) for k in range(8)]  # of 2^x on [-1/2, 1/2]: remainder 5e-9
     exponent = (cast(whole, "int32", lanes) + splat(127, lanes, "int32")) << splat(23, lanes, "int32")
     return horner(rest, series, lanes) * bits(exponent, "float32", lanes)
+
+
+def tanh(x: Expr, lanes: int) -> Expr:
+    """tanh to 2e-7: 1 - 2 / (e^2x + 1)."""
+    power = exp2(x * splat(2 * LOG2_E, lanes), lanes)
+    return splat(1.0, lanes) - splat(2.0, lanes) / (power + splat(1.0, lanes))
 
 
 def log2(x: Expr) -> Expr:

@@ -1,0 +1,140 @@
+"""What each scheme and method costs in quality: held-out perplexity, KL from the original in float32, bits per weight.
+
+    python benchmarks/quality.py [--quant q3f16_1 q4f16_1] [--model demo] [--set KEY=VALUE ...] [--work FOLDER]
+
+Every scheme of conf/quant (or those named), with every method it takes, is quantized by the real engine, dequantized,
+and run by transformers in float32 over the whole held-out text: the numbers are those of the stored weights, not of a
+library.
+Bits per weight count every stored byte, scales and unquantized tensors included. The share is KL over that of rtn.
+Ends with exit code 1 if mse is no better than rtn somewhere, or gptq keeps more than 60% of what rtn loses at 3 or 4
+bits on the demo model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from builder import compose, graph, resolve  # noqa: E402
+from builder.core.events import Event, Finished  # noqa: E402
+from builder.core.filestore import FileStore, open_store  # noqa: E402
+from builder.core.plan import Goal, Plan  # noqa: E402
+from builder.core.record import Record  # noqa: E402
+from builder.core.run import run  # noqa: E402
+from builder.executors.local import LocalExecutor  # noqa: E402
+from builder.quant.methods import METHODS  # noqa: E402
+from builder.recipe import Recipe  # noqa: E402
+from builder.verification.measure import divergence, nll, perplexity  # noqa: E402
+
+ALL_TEXT = ["verify.tokens=10000000", "verify.window=256", "verify.logits_bytes=1000000000"]
+LEFT_OUT = ("lower", "package", "verify")
+SHARE_OF_GPTQ = 0.6
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scheme with one method. ``kl`` in nats."""
+
+    scheme: str
+    method: str
+    bits: int  # of the scheme's integers; 0: none
+    bits_per_weight: float
+    perplexity: float
+    kl: float
+
+
+def recipes(schemes: list[str], words: list[str]) -> Iterable[Recipe]:
+    """Every scheme, with every method if it has groups to choose integers for."""
+    folders = compose.find_folders()
+    for scheme in schemes or sorted(compose.choices_of("quant", folders)):
+        for method in ("rtn", *METHODS):
+            job = [f"quant={scheme}", *words, *ALL_TEXT]
+            recipe = resolve.resolve(compose.compose(job, None), folders)
+            if method != "rtn":
+                if recipe.quant.kind != "group":
+                    break
+                recipe = resolve.resolve(compose.compose([*job, f"quant.method={method}"], None), folders)
+            yield recipe
+
+
+def fail(event: Event) -> None:
+    if isinstance(event, Finished) and event.error:
+        raise SystemExit(f"{event.name}: {event.error.message}")
+
+
+def measure(recipe: Recipe, store: FileStore, executor: LocalExecutor) -> tuple[Row, float]:
+    """The row, and the perplexity of the original."""
+    whole = graph.build_plan([recipe])
+    kept = {id_: step for id_, step in whole.steps.items() if step.name not in LEFT_OUT}
+    outcome = run(Plan(kept, (Goal(recipe.name, tuple(kept), ""),)), store, executor, fail)
+    named = {step.name: outcome.records[id_] for id_, step in outcome.plan.steps.items() if id_ in outcome.records}
+
+    def path(record: Record, output: str) -> Path:
+        return store.path(record.outputs[output].digest)
+
+    table = json.loads(path(named["shard"], "parameters.json").read_bytes())
+    stored_bits = 8 * sum(place["nbytes"] for place in table["parameters"])
+    original, built = (np.load(path(named[f"verify.{n}"], "logits.npy")) for n in ("reference", "dequantized"))
+    tokens = np.load(path(named["verify.reference"], "tokens.npy"))
+    flat = (-1, original.shape[-1])
+    kl = divergence(original.reshape(flat), built.reshape(flat)).kl
+    path(named["verify.dequantized"], "logits.npy").unlink()  # hundreds of megabytes; the store is this benchmark's own
+    quant, found = recipe.quant, perplexity(nll(built, tokens))
+    bits_per_weight = stored_bits / table["total_parameters"]
+    return Row(quant.name, quant.method, quant.bits, bits_per_weight, found, kl), perplexity(nll(original, tokens))
+
+
+def show(row: Row, nearest: Row) -> None:
+    share = f"{row.kl / nearest.kl:5.2f}" if row.method != "rtn" else ""
+    columns = (row.scheme, row.method, f"{row.bits_per_weight:.2f}", f"{row.perplexity:.2f}", f"{row.kl:.2g}", share)
+    print("| " + " | ".join(columns) + " |", flush=True)
+
+
+def complaints(rows: list[Row], demo: bool) -> list[str]:
+    """What is not as it should be."""
+    nearest = {row.scheme: row for row in rows if row.method == "rtn"}
+    found = []
+    for row in rows:
+        share = row.kl / nearest[row.scheme].kl if row.method != "rtn" else 0.0
+        limit = SHARE_OF_GPTQ if row.method == "gptq" and row.bits in (3, 4) and demo else 1.0
+        if share >= limit:
+            found.append(f"{row.scheme} {row.method} loses {share:.2f} of what rtn loses; at most {limit} is allowed")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quant", nargs="*", default=[], help="schemes of conf/quant; all of them")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more overrides of the recipe")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "llm-build-quality")
+    arguments = parser.parse_args()
+    shutil.rmtree(arguments.work, ignore_errors=True)
+    store, rows = open_store(arguments.work), []
+    print("| scheme | method | bits per weight | perplexity | KL, nats | share of rtn's |\n" + "| --- " * 6 + "|")
+    try:
+        with LocalExecutor(store) as executor:
+            for recipe in recipes(arguments.quant, [f"model={arguments.model}", *arguments.set]):
+                row, original = measure(recipe, store, executor)
+                rows.append(row)
+                show(row, next(r for r in rows if (r.scheme, r.method) == (row.scheme, "rtn")))
+    finally:
+        shutil.rmtree(arguments.work, ignore_errors=True)
+    print(f"original in float32: perplexity {original:.2f}")
+    wrong = complaints(rows, arguments.model == "demo")
+    sys.exit("\n".join(wrong) if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""What every family does with config.json and with the architecture dict made from it: read fields, hold them to their
+types, and refuse by name what would change the computation.
+
+``model`` is the family's name for messages; ``Config`` a frozen dataclass whose fields are the architecture's keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from difflib import get_close_matches
+from typing import Any, NoReturn, TypeVar
+
+from builder.core.errors import UserError
+
+T = TypeVar("T")
+
+HARMLESS: dict[str, tuple[Any, ...]] = {  # fields that would change any decoder, and the values that do not
+    "use_sliding_window": (None, False),
+    "add_cross_attention": (None, False),
+    "is_encoder_decoder": (None, False),
+    "quantization_config": (None,),
+}
+SILU: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu", "swish")}
+WHOLE_HEADS: dict[str, tuple[Any, ...]] = {"partial_rotary_factor": (None, 1.0)}
+NO_WINDOW: dict[str, tuple[Any, ...]] = {"sliding_window": (None,)}
+
+
+def refuse(name: str, found: Any, allowed: str) -> NoReturn:
+    raise UserError(f"architecture.{name}: found {found!r}; allowed: {allowed}", "compare with the model's config.json")
+
+
+def unsupported(model: str, name: str, found: Any, allowed: str) -> NoReturn:
+    raise UserError(
+        f"config.json: {name} is {found!r}, which changes the computation and is not implemented for {model}; "
+        f"allowed: {allowed}",
+        "nothing was built, as it would have been built wrongly",
+    )
+
+
+def check_types(config: Any) -> None:
+    """Every field of a Config: ints of at least 1, floats finite and above 0, bools. For its ``__post_init__``."""
+    for field in fields(config):
+        check_type(field.name, getattr(config, field.name), str(field.type))
+
+
+def check_type(name: str, value: Any, kind: str) -> None:
+    if kind == "bool" and not isinstance(value, bool):
+        refuse(name, value, "true or false")
+    if kind == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        refuse(name, value, "a whole number of at least 1")
+    if kind == "float" and not (isinstance(value, float) and math.isfinite(value) and value > 0):
+        refuse(name, value, "a finite number above 0")
+
+
+def check_heads(query_heads: int, key_heads: int, head_dim: int) -> None:
+    if query_heads % key_heads:
+        refuse("num_key_value_heads", key_heads, f"a divisor of num_attention_heads ({query_heads})")
+    if head_dim % 2:
+        refuse("head_dim", head_dim, "an even number (rotary embeddings turn pairs)")
+
+
+def strict(cls: type[T], model: str, architecture: Mapping[str, Any]) -> T:
+    """The canonical dict -> Config; the inverse of ``dataclasses.asdict``. Unknown and missing keys are UserErrors."""
+    kinds = {field.name: str(field.type) for field in fields(cls)}  # type: ignore[arg-type]
+    for key in architecture:
+        if key not in kinds:
+            near = get_close_matches(key, kinds, n=1) or kinds
+            raise UserError(f"architecture.{key} is not a key of {a(model)}; did you mean {', '.join(near)}?")
+    for key in kinds:
+        if key not in architecture:
+            raise UserError(f"architecture.{key} is missing; {a(model)} has: {', '.join(kinds)}")
+    return cls(**{key: number(architecture[key], kind) for key, kind in kinds.items()})
+
+
+def a(model: str) -> str:
+    return f"{'an' if model[0] in 'aeiou' else 'a'} {model}"
+
+
+def number(value: Any, kind: str) -> Any:
+    """JSON and YAML write 10000 for 10000.0."""
+    return float(value) if kind == "float" and isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def merge(config: T, model: str, overrides: Mapping[str, Any], free: Sequence[str]) -> T:
+    """The recipe's values over the checkpoint's: free ones win, the others must agree with the weights."""
+    merged = strict(type(config), model, {**asdict(config), **overrides})  # type: ignore[call-overload]
+    for field in fields(config):  # type: ignore[arg-type]
+        before, after = getattr(config, field.name), getattr(merged, field.name)
+        if before != after and field.name not in free:
+            raise UserError(
+                f"architecture.{field.name}: the recipe says {after!r} and the checkpoint says {before!r}; "
+                f"its weights fix this. A recipe may change: {', '.join(free)}",
+                f"drop {field.name} from the recipe",
+            )
+    return merged
+
+
+def required(config_json: Mapping[str, Any], key: str, model: str) -> Any:
+    if config_json.get(key) is None:
+        raise UserError(f"config.json has no {key}, which {a(model)} needs", "is config.json complete?")
+    return config_json[key]
+
+
+def optional(config_json: Mapping[str, Any], key: str, default: Any) -> Any:
+    """transformers writes null for "the default"."""
+    value = config_json.get(key)
+    return default if value is None else value
+
+
+def head_dim(config_json: Mapping[str, Any]) -> Any:
+    """``head_dim``, or hidden_size / num_attention_heads where it is not given."""
+    if config_json.get("head_dim") is not None:
+        return config_json["head_dim"]
+    hidden_size, heads = config_json["hidden_size"], config_json["num_attention_heads"]
+    check_type("hidden_size", hidden_size, "int")
+    check_type("num_attention_heads", heads, "int")
+    if hidden_size % heads:
+        refuse("num_attention_heads", heads, f"a divisor of hidden_size ({hidden_size}), as head_dim is not given")
+    return hidden_size // heads
+
+
+def check_maths(model: str, config_json: Mapping[str, Any], *harmless: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises UserError for a field outside the tables of harmless values, and for layers without full attention."""
+    for table in (HARMLESS, *harmless):
+        for name, allowed in table.items():
+            if name in config_json and config_json[name] not in allowed:
+                unsupported(model, name, config_json[name], " or ".join(repr(value) for value in allowed))
+    layer_types = config_json.get("layer_types")
+    if layer_types is not None and set(layer_types) != {"full_attention"}:
+        unsupported(model, "layer_types", sorted(set(layer_types)), "'full_attention' in every layer")
+
+
+def agreed(name: str, found: Mapping[str, Any], default: Any) -> Any:
+    """One value that config.json may give in several places: {place: value, or None where it does not}."""
+    given = {place: value for place, value in found.items() if value is not None}
+    first = next(iter(given.values()), default)
+    if any(value is not first and value != first for value in given.values()):
+        raise UserError(
+            f"config.json gives {name} twice with different values: {given}",
+            "keep the one that the model was trained with",
+        )
+    return first
+
+
+def run_time_sizes(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of mlc-chat-config.json's ``model_config`` that is the same for every family."""
+    keys = (
+        "context_window_size",
+        "sliding_window_size",
+        "prefill_chunk_size",
+        "attention_sink_size",
+        "max_batch_size",
+        "tensor_parallel_shards",
+    )
+    return {**{key: metadata[key] for key in keys}, "pipeline_parallel_stages": 1}

@@ -1,0 +1,160 @@
+"""Qwen3 with a mixture of experts in every layer, without sliding windows.
+
+Field names and defaults follow transformers' ``Qwen3MoeConfig``; tensor names are those of published checkpoints, which
+transformers 5 writes too (mlp.experts.<e>.gate_proj, ...). Here all experts of a layer are one matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from builder.architectures import config_json as read
+from builder.architectures import rope, weights
+from builder.architectures.weights import Entry, Parameter
+
+MODEL = "qwen3_moe"
+FREE = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
+
+EXPERTS = ("num_experts", "num_local_experts")  # as transformers 4 and 5 write it
+HARMLESS: dict[str, tuple[Any, ...]] = {"decoder_sparse_step": (None, 1), "mlp_only_layers": (None, [])}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Sizes in elements; each token goes to ``num_experts_per_tok`` of ``num_experts``, whose shares add up to 1 where
+    ``norm_topk_prob`` says so."""
+
+    hidden_size: int
+    moe_intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: Mapping[str, Any] | None
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    attention_bias: bool
+    num_experts: int
+    num_experts_per_tok: int
+    norm_topk_prob: bool
+
+    def __post_init__(self) -> None:
+        read.check_types(self)
+        read.check_heads(self.num_attention_heads, self.num_key_value_heads, self.head_dim)
+        rope.check_scaling(self.rope_scaling)
+        if self.num_experts_per_tok > self.num_experts:
+            read.refuse("num_experts_per_tok", self.num_experts_per_tok, f"1 to {self.num_experts}, all experts")
+
+
+def from_architecture(architecture: Mapping[str, Any]) -> Config:
+    """The canonical dict -> Config; the inverse of ``dataclasses.asdict``. Unknown and missing keys are UserErrors."""
+    return read.strict(Config, MODEL, architecture)
+
+
+def from_hf(config_json: Mapping[str, Any]) -> Config:
+    """Read config.json as transformers 4 or 5 writes it.
+
+    Raises:
+        UserError: a field is missing or of the wrong type, or it changes the maths in a way that is not implemented.
+    """
+    read.check_maths(MODEL, config_json, read.SILU, read.WHOLE_HEADS, HARMLESS)
+    rope.check_whole_heads(config_json, MODEL)
+    hidden_size = read.required(config_json, "hidden_size", MODEL)
+    heads = read.required(config_json, "num_attention_heads", MODEL)
+    return from_architecture(
+        {
+            "hidden_size": hidden_size,
+            "moe_intermediate_size": read.required(config_json, "moe_intermediate_size", MODEL),
+            "num_hidden_layers": read.required(config_json, "num_hidden_layers", MODEL),
+            "num_attention_heads": heads,
+            "num_key_value_heads": read.optional(config_json, "num_key_value_heads", 4),
+            "head_dim": read.head_dim(config_json),
+            "vocab_size": read.required(config_json, "vocab_size", MODEL),
+            "rms_norm_eps": read.optional(config_json, "rms_norm_eps", 1e-6),
+            "rope_theta": rope.theta(config_json),
+            "rope_scaling": rope.scaling(config_json, MODEL),
+            "max_position_embeddings": read.optional(config_json, "max_position_embeddings", 32768),
+            "tie_word_embeddings": read.optional(config_json, "tie_word_embeddings", False),
+            "attention_bias": read.optional(config_json, "attention_bias", False),
+            "num_experts": read.agreed("num_experts", {name: config_json.get(name) for name in EXPERTS}, 128),
+            "num_experts_per_tok": read.optional(config_json, "num_experts_per_tok", 8),
+            "norm_topk_prob": read.optional(config_json, "norm_topk_prob", False),
+        }
+    )
+
+
+def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """The recipe's values over the checkpoint's: FREE ones win, the others must agree with the weights."""
+    return read.merge(config, MODEL, overrides, FREE)
+
+
+def parameters(config: Config) -> tuple[Parameter, ...]:
+    """The compiled model's parameters in the artifact's order; matrices are (output, input)."""
+    return tuple(entry.parameter for entry in _entries(config))
+
+
+def weight_map(config: Config, layout: Mapping[str, Any]) -> dict[str, Any]:
+    """The weight map of this model over a checkpoint's layout, as JSON; see :func:`weights.weight_map`."""
+    return weights.weight_map(list(_entries(config)), _droppable(config), layout)
+
+
+def _entries(config: Config) -> Iterator[Entry]:
+    hidden, vocab = config.hidden_size, config.vocab_size
+    name = "model.embed_tokens.weight"
+    yield weights.copy(Parameter(name, (vocab, hidden), "embedding"), name)
+    for layer in range(config.num_hidden_layers):
+        yield from _layer_entries(config, f"model.layers.{layer}")
+    yield weights.norm("model.norm.weight", hidden)
+    if not config.tie_word_embeddings:
+        yield weights.copy(Parameter("lm_head.weight", (vocab, hidden), "head"), "lm_head.weight")
+
+
+def _layer_entries(config: Config, layer: str) -> Iterator[Entry]:
+    hidden, inner = config.hidden_size, config.moe_intermediate_size
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    attention, mlp, bias = f"{layer}.self_attn", f"{layer}.mlp", config.attention_bias
+    yield weights.norm(f"{layer}.input_layernorm.weight", hidden)
+    heads = [(f"{attention}.q_proj", queries), (f"{attention}.k_proj", keys), (f"{attention}.v_proj", keys)]
+    yield from weights.linear(f"{attention}.qkv_proj", hidden, heads, bias)
+    yield weights.norm(f"{attention}.q_norm.weight", config.head_dim)
+    yield weights.norm(f"{attention}.k_norm.weight", config.head_dim)
+    yield from weights.linear(f"{attention}.o_proj", queries, [(f"{attention}.o_proj", hidden)], bias)
+    yield weights.norm(f"{layer}.post_attention_layernorm.weight", hidden)
+    experts, gate = [f"{mlp}.experts.{e}" for e in range(config.num_experts)], f"{mlp}.gate.weight"
+    yield weights.copy(Parameter(gate, (config.num_experts, hidden), "router"), gate)
+    gates = [(f"{expert}.{part}", inner) for expert in experts for part in ("gate_proj", "up_proj")]
+    yield from weights.linear(f"{mlp}.gate_up_proj", hidden, gates, bias=False)
+    downs = [(f"{expert}.down_proj", hidden) for expert in experts]
+    yield from weights.linear(f"{mlp}.down_proj", inner, downs, bias=False)
+
+
+def _droppable(config: Config) -> Iterator[str]:
+    """A tied head, which is the embedding."""
+    if config.tie_word_embeddings:
+        yield "lm_head.weight"
+
+
+def model_config(config: Config, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``model_config`` block of mlc-chat-config.json: MLC's names for the architecture and the run-time sizes."""
+    return {
+        "hidden_size": config.hidden_size,
+        "moe_intermediate_size": config.moe_intermediate_size,
+        "num_experts": config.num_experts,
+        "num_experts_per_tok": config.num_experts_per_tok,
+        "norm_topk_prob": config.norm_topk_prob,
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.rms_norm_eps,
+        "position_embedding_base": config.rope_theta,
+        "rope_scaling": config.rope_scaling,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        **read.run_time_sizes(metadata),
+    }

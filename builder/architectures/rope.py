@@ -1,0 +1,104 @@
+"""Rotary embeddings as config.json describes them: the base of the angles, and how it stretches them.
+
+transformers 4 writes ``rope_theta`` at the top level and ``rope_scaling`` (with ``type`` or ``rope_type``);
+transformers 5 writes both into ``rope_parameters``. The canonical scaling is null, or one of
+
+    {"rope_type": "linear", "factor"}
+    {"rope_type": "llama3", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from builder.architectures.config_json import agreed, unsupported
+from builder.core.errors import UserError
+
+Scaling = Mapping[str, Any]
+
+SCALINGS: dict[str, tuple[str, ...]] = {  # rope_type -> its fields, all of them numbers above 0
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+ANY_BLOCK = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+REPEATED = "original_max_position_embeddings"  # transformers 5 writes it beside types that do not read it
+
+
+def theta(config_json: Mapping[str, Any], spellings: tuple[str, ...] = ("rope_theta",), default: float = 1e4) -> Any:
+    """The base of the angles; ``spellings`` are its names at the top level."""
+    found = {place: block.get("rope_theta") for place, block in _blocks(config_json).items()}
+    return agreed("rope_theta", {**found, **{name: config_json.get(name) for name in spellings}}, default)
+
+
+def partial_factor(config_json: Mapping[str, Any], spellings: tuple[str, ...], default: float) -> Any:
+    """The share of a head that is rotated."""
+    found = {place: block.get("partial_rotary_factor") for place, block in _blocks(config_json).items()}
+    names = {name: config_json.get(name) for name in spellings}
+    return agreed("partial_rotary_factor", {**found, **names}, default)
+
+
+def scaling(config_json: Mapping[str, Any], model: str) -> dict[str, Any] | None:
+    """The canonical scaling; UserError that names a type or a field that is not implemented."""
+    found = {place: _read(place, block, model) for place, block in _blocks(config_json).items()}
+    chosen: dict[str, Any] | None = agreed("rope_scaling", found, None)
+    return chosen
+
+
+def check_whole_heads(config_json: Mapping[str, Any], model: str) -> None:
+    """For families that rotate every feature of a head."""
+    for place, block in _blocks(config_json).items():
+        if block.get("partial_rotary_factor") not in (None, 1.0):
+            unsupported(model, f"{place}.partial_rotary_factor", block["partial_rotary_factor"], "1.0")
+
+
+def _blocks(config_json: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    blocks: dict[str, Mapping[str, Any]] = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        block = config_json.get(name)
+        if block is None:
+            continue
+        if not isinstance(block, Mapping):
+            raise UserError(f"config.json: {name} is {block!r}; allowed: null or an object")
+        blocks[name] = block
+    return blocks
+
+
+def _read(place: str, block: Mapping[str, Any], model: str) -> dict[str, Any] | None:
+    for key in ("rope_type", "type"):
+        if block.get(key) not in (None, "default", *SCALINGS):
+            unsupported(model, f"{place}.{key}", block[key], f"default, {', '.join(SCALINGS)}")
+    kind = agreed(f"{place}.rope_type", {key: block.get(key) for key in ("rope_type", "type")}, "default")
+    known = SCALINGS.get(kind, ())
+    for key in block:
+        if key not in (*ANY_BLOCK, *known, REPEATED):
+            unsupported(model, f"{place}.{key}", block[key], f"no such field with rope_type {kind!r}")
+    if kind == "default":
+        return None
+    for key in known:
+        if block.get(key) is None:
+            raise UserError(f"config.json: {place} has no {key}, which rope_type {kind!r} needs")
+    found = {"rope_type": kind, **{key: block[key] for key in known}}
+    check_scaling(found)
+    return found
+
+
+def check_scaling(found: Any) -> None:
+    """For a Config's ``__post_init__``: null, or a canonical scaling with numbers that make sense."""
+    if found is None:
+        return
+    kind = found.get("rope_type") if isinstance(found, Mapping) else None
+    if kind not in SCALINGS or set(found) != {"rope_type", *SCALINGS[kind]}:
+        shapes = "; ".join(f"rope_type {name} with {', '.join(keys)}" for name, keys in SCALINGS.items())
+        raise UserError(f"architecture.rope_scaling: found {found!r}; allowed: null; {shapes}")
+    for key in SCALINGS[kind]:
+        value = found[key]
+        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+        if not good:
+            raise UserError(f"architecture.rope_scaling.{key}: found {value!r}; allowed: a finite number above 0")
+    if kind == "llama3" and not found["low_freq_factor"] < found["high_freq_factor"]:
+        raise UserError(
+            f"architecture.rope_scaling: low_freq_factor {found['low_freq_factor']} must be below high_freq_factor "
+            f"{found['high_freq_factor']}"
+        )

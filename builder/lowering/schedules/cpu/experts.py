@@ -1,0 +1,59 @@
+"""Matrices of experts on the CPU: a pair of token and expert reads the rows of its expert, and no others.
+
+Axes: P pairs (token and slot), N outputs, K inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from builder.lowering.schedules.cpu import vector as v
+from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from builder.lowering.schedules.cpu.weights import OUTPUTS, Transposed, weight_of
+
+MANY = 16  # pairs; from here on each thread takes pairs, below they share the outputs of one
+
+
+def linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
+    """The kernel of an "expert_linear" (see builder/models/common/experts.py)."""
+    weight, top, outputs = weight_of(fields, isa), fields["top"], fields["outputs"]
+    if weight is None or isinstance(weight, Transposed) or outputs < OUTPUTS:
+        return None
+    rows, tokens = v.size("rows"), v.size("tokens")
+    pairs = rows * top if fields["shared"] else rows
+
+    def body(x: Buffer, routes: Buffer, *rest: Buffer) -> None:
+        stored, y = rest[:-1], rest[-1]
+
+        def pair(p: Expr, parallel: bool) -> None:
+            number = v.load(routes, p // top * (2 * top) + p % top)
+            first = T.Bind(tirx.Cast("int64", number) * outputs)
+            ready = weight.prepare(x, T.Bind(p // top if fields["shared"] else p))
+            with v.loop(-(-outputs // OUTPUTS), parallel=parallel) as block:
+                n = T.Bind(T.min(block * OUTPUTS, outputs - OUTPUTS))
+                acc = v.scratch(OUTPUTS * weight.lanes)
+                for r in range(OUTPUTS):
+                    v.store(acc, r * weight.lanes, v.splat(0.0, weight.lanes), weight.lanes)
+                with v.loop(weight.vectors) as step:
+                    weight.dot(stored, ready, first + n, step, acc)
+                for r in range(OUTPUTS):
+                    dot = v.total(v.load(acc, r * weight.lanes, weight.lanes), weight.lanes)
+                    v.store(y, p * outputs + n + r, dot)
+
+        def spread() -> None:
+            with v.loop(pairs, parallel=True) as p:
+                pair(p, False)
+
+        def alone() -> None:
+            with v.loop(pairs) as p:
+                pair(p, outputs * weight.k >= v.PARALLEL_MACS)
+
+        v.either(pairs >= tirx.const(MANY, "int64"), spread, alone)
+
+    shape = (rows, 2 * top) if fields["shared"] else (tokens, 2 * top)
+    args = [Arg("x", (rows, weight.k)), Arg("routes", shape), *weight.args, Arg("y", (pairs, outputs))]
+    return v.kernel(args, body)

@@ -1,0 +1,137 @@
+"""Gemma's norms, gates and caps on the CPU. Axes: M rows, H features, D features of a head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from builder.lowering.schedules.cpu import cache
+from builder.lowering.schedules.cpu import vector as v
+from builder.lowering.schedules.cpu.norms import inverse_rms
+from builder.lowering.schedules.cpu.pointwise import COSTLY, tanh_gelu
+from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from builder.models.common.kv_cache import CacheLayout, rope_frequencies
+
+
+def norm(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+    """x / sqrt(mean(x^2) + eps) * (1 + weight) (+ residual)."""
+    width, dtype, rows = fields["width"], fields["dtype"], v.size("rows")
+    residual = [Arg("residual", (rows, width))] if fields["residual"] else []
+
+    def body(x: Buffer, *rest: Buffer) -> None:
+        weight, y = rest[-2:]
+
+        def one(row: Expr) -> None:
+            scale = T.Bind(inverse_rms(x, row * width, width, fields["eps"], isa.lanes))
+
+            def scaled(start: Expr, count: int) -> None:
+                at = row * width + start
+                gain = v.splat(1.0, count) + v.to_float32(v.load(weight, start, count), dtype, count, isa)
+                value = v.load(x, at, count) * v.splat(scale, count) * gain
+                v.store(y, at, value + v.load(rest[0], at, count) if residual else value, count)
+
+            v.strips(width, isa.lanes, scaled)
+
+        v.for_rows(rows, width * 2, one)
+
+    args = [Arg("x", (rows, width)), *residual, Arg("weight", (width,), dtype), Arg("y", (rows, width))]
+    return v.kernel(args, body)
+
+
+def gelu_mul(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+    """gelu(gate) * up, gelu in its tanh form; the gates are the first half of each row."""
+    width, rows = fields["width"], v.size("rows")
+
+    def body(gate_up: Buffer, y: Buffer) -> None:
+        def one(row: Expr) -> None:
+            def gated(start: Expr, count: int) -> None:
+                at = row * (2 * width) + start
+                gate, up = T.Bind(v.load(gate_up, at, count)), v.load(gate_up, at + width, count)
+                v.store(y, row * width + start, tanh_gelu(gate, count) * up, count)
+
+            v.strips(width, isa.lanes, gated)
+
+        v.for_rows(rows, width * COSTLY, one)
+
+    return v.kernel([Arg("gate_up", (rows, 2 * width)), Arg("y", (rows, width))], body)
+
+
+def scaled(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+    """x * factor."""
+
+    def value(x: Expr, count: int) -> Expr:
+        return x * v.splat(float(fields["factor"]), count)
+
+    return each(fields["width"], 1, value, isa)
+
+
+def soft_cap(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+    """cap * tanh(x / cap)."""
+
+    def value(x: Expr, count: int) -> Expr:
+        return v.tanh(x * v.splat(1.0 / fields["cap"], count), count) * v.splat(float(fields["cap"]), count)
+
+    return each(fields["width"], COSTLY, value, isa)
+
+
+def each(width: int, cost: int, value: Any, isa: Isa) -> tirx.PrimFunc:
+    """y = value(x, lanes), element by element."""
+    rows = v.size("rows")
+
+    def body(x: Buffer, y: Buffer) -> None:
+        def one(row: Expr) -> None:
+            def some(start: Expr, count: int) -> None:
+                at = row * width + start
+                v.store(y, at, value(T.Bind(v.load(x, at, count)), count), count)
+
+            v.strips(width, isa.lanes, some)
+
+        v.for_rows(rows, width * cost, one)
+
+    return v.kernel([Arg("x", (rows, width)), Arg("y", (rows, width))], body)
+
+
+def head_norm_rotary(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+    """Queries and keys normed per head and rotated to their positions; values copied."""
+    width, queries, keys = fields["width"], fields["query_heads"], fields["key_heads"]
+    rows, heads, dtype = v.size("rows"), queries + 2 * keys, fields["dtype"]
+    plain = rope_frequencies(fields["theta"], width)
+    stretched = tuple(frequency / fields["factor"] for frequency in plain)
+    layout = CacheLayout(1, queries, keys, width, width, stretched)
+
+    def body(qkv: Buffer, positions: Buffer, q_weight: Buffer, k_weight: Buffer, y: Buffer) -> None:
+        def one(row: Expr) -> None:
+            sine, cosine, normed = v.scratch(width // 2), v.scratch(width // 2), v.scratch(width)
+            cache.angles(layout, isa, T.Bind(tirx.Cast("float32", v.load(positions, row))), sine, cosine)
+            for weight, first, count in ((q_weight, 0, queries), (k_weight, queries, keys)):
+                with v.loop(count) as head:
+                    at = T.Bind((row * heads + first + head) * width)
+                    scale = T.Bind(inverse_rms(qkv, at, width, fields["eps"], isa.lanes))
+                    norm_head(qkv, at, scale, weight, normed)
+                    cache.rotate(layout, isa, normed, tirx.const(0, "int64"), y, at, sine, cosine)
+            values = T.Bind((row * heads + queries + keys) * width)
+            cache.copy(qkv, values, y, values, keys * width, isa)
+
+        def norm_head(x: Buffer, at: Expr, scale: Expr, weight: Buffer, out: Buffer) -> None:
+            def some(start: Expr, count: int) -> None:
+                gain = v.splat(1.0, count) + v.to_float32(v.load(weight, start, count), dtype, count, isa)
+                v.store(out, start, v.load(x, at + start, count) * v.splat(scale, count) * gain, count)
+
+            v.strips(width, isa.lanes, some)
+
+        v.for_rows(rows, heads * width * 4, one)
+
+    whole = (rows, heads, width)
+    return v.kernel(
+        [
+            Arg("qkv", whole),
+            Arg("positions", (rows,), "int32", offset=True),
+            Arg("q_weight", (width,), dtype),
+            Arg("k_weight", (width,), dtype),
+            Arg("y", whole),
+        ],
+        body,
+    )

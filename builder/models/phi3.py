@@ -1,0 +1,117 @@
+"""The Phi-3 graph: a Llama's, with LongRoPE, perhaps partial rotary embeddings and a sliding window.
+
+Abdin et al. 2024 (arXiv:2404.14219). Module names are those of transformers. Axes: M rows (tokens
+of all sequences in one call), H hidden, A attention heads, D head.
+"""
+
+# mypy: disable-error-code="misc"
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
+
+from builder.architectures.phi3 import Config
+from builder.models.common.functions import Functions
+from builder.models.common.kv_cache import CacheLayout, attention, rope_frequencies
+from builder.models.common.ops import RMSNorm, silu_mul
+from builder.quant.layout import Scheme
+from builder.quant.relax import Embedding, Linear
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config, scheme: Scheme, windowed: bool) -> None:
+        super().__init__()
+        self.query_heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim, self.windowed = config.head_dim, windowed
+        self.heads = self.query_heads + 2 * self.key_heads
+        self.qkv_proj = Linear(self.heads * self.head_dim, config.hidden_size, scheme)
+        self.o_proj = Linear(config.hidden_size, self.query_heads * self.head_dim, scheme)
+
+    def forward(self, x_MH: nn.Tensor, residual_MH: nn.Tensor, cache: PagedKVCache, layer: int) -> nn.Tensor:
+        rows = x_MH.shape[0]
+        qkv_MAD = nn.op.reshape(self.qkv_proj(x_MH), (rows, self.heads, self.head_dim))
+        mixed_MAD = attention(cache, layer, qkv_MAD, self.query_heads, self.head_dim**-0.5, self.windowed)
+        return self.o_proj(nn.op.reshape(mixed_MAD, (rows, self.query_heads * self.head_dim)), residual_MH)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Config, scheme: Scheme) -> None:
+        super().__init__()
+        self.width = config.intermediate_size
+        self.gate_up_proj = Linear(2 * self.width, config.hidden_size, scheme)
+        self.down_proj = Linear(config.hidden_size, self.width, scheme)
+
+    def forward(self, x_MH: nn.Tensor, residual_MH: nn.Tensor) -> nn.Tensor:
+        return self.down_proj(silu_mul(self.gate_up_proj(x_MH), self.width), residual_MH)
+
+
+class Layer(nn.Module):
+    def __init__(self, config: Config, scheme: Scheme, windowed: bool) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, scheme.dtype)
+        self.self_attn = Attention(config, scheme, windowed)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, scheme.dtype)
+        self.mlp = MLP(config, scheme)
+
+    def forward(self, x_MH: nn.Tensor, cache: PagedKVCache, layer: int) -> nn.Tensor:
+        x_MH = self.self_attn(self.input_layernorm(x_MH), x_MH, cache, layer)
+        return self.mlp(self.post_attention_layernorm(x_MH), x_MH)
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: Config, scheme: Scheme, windowed: bool) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, scheme, scheme.quantize_embedding)
+        self.layers = nn.ModuleList([Layer(config, scheme, windowed) for _ in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, scheme.dtype)
+
+    def forward(self, x_MH: nn.Tensor, cache: PagedKVCache) -> nn.Tensor:
+        for index, layer in enumerate(self.layers):
+            x_MH = layer(x_MH, cache, index)
+        return x_MH
+
+
+class Model(Functions):
+    def __init__(self, config: Config, scheme: Scheme, metadata: Mapping[str, Any]) -> None:
+        super().__init__(config.vocab_size, config.hidden_size, cache_layout(config, metadata), metadata)
+        self.model = Decoder(config, scheme, self.cache.window > 0)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else Linear(self.vocab, self.hidden, scheme, quantize=scheme.quantize_head)
+
+    def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
+        return self.model.embed_tokens(input_ids)
+
+    def layers(self, x_MH: nn.Tensor, cache: PagedKVCache) -> nn.Tensor:
+        return self.model(x_MH, cache)
+
+    def head(self, x_MH: nn.Tensor) -> nn.Tensor:
+        head = self.model.embed_tokens.head if self.lm_head is None else self.lm_head
+        return head(self.model.norm(x_MH))
+
+
+def cache_layout(config: Config, metadata: Mapping[str, Any]) -> CacheLayout:
+    scaling = config.rope_scaling
+    return CacheLayout(
+        layers=config.num_hidden_layers,
+        query_heads=config.num_attention_heads,
+        key_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        rotary_dim=config.rotary_dim,
+        inv_freq=frequencies(config, metadata["context_window_size"]),
+        rotary_scale=1.0 if scaling is None else scaling["attention_factor"],
+        window=max(metadata["sliding_window_size"], 0),
+        sinks=metadata["attention_sink_size"],
+    )
+
+
+def frequencies(config: Config, context_tokens: int) -> tuple[float, ...]:
+    """Every pair's frequency over its factor: the long ones for a context beyond the one the model began with."""
+    plain = rope_frequencies(config.rope_theta, config.rotary_dim)
+    if config.rope_scaling is None:
+        return plain
+    long = context_tokens > config.original_max_position_embeddings
+    factors = config.rope_scaling["long_factor" if long else "short_factor"]
+    return tuple(frequency / factor for frequency, factor in zip(plain, factors, strict=True))

@@ -1,0 +1,115 @@
+"""The Qwen3 mixture-of-experts graph: a Qwen3's, with a mixture of experts in place of the MLP.
+
+Qwen3 technical report (arXiv:2505.09388). Module names are those of transformers, with q, k, v and gate, up fused.
+Axes: M rows (tokens of all sequences in one call), H hidden, A attention heads, D head, P pairs of token and expert.
+"""
+
+# mypy: disable-error-code="misc"
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
+
+from builder.architectures.qwen3_moe import Config
+from builder.models.common.experts import ExpertLinear, Router, expert_sum
+from builder.models.common.functions import Functions
+from builder.models.common.kv_cache import CacheLayout, attention
+from builder.models.common.ops import RMSNorm, qk_norm, silu_mul
+from builder.models.common.rope import frequencies
+from builder.quant.layout import Scheme
+from builder.quant.relax import Embedding, Linear
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config, scheme: Scheme) -> None:
+        super().__init__()
+        self.query_heads, self.key_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        self.heads = self.query_heads + 2 * self.key_heads
+        bias = config.attention_bias
+        self.qkv_proj = Linear(self.heads * self.head_dim, config.hidden_size, scheme, bias)
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps, scheme.dtype)
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps, scheme.dtype)
+        self.o_proj = Linear(config.hidden_size, self.query_heads * self.head_dim, scheme, bias)
+
+    def forward(self, x_MH: nn.Tensor, residual_MH: nn.Tensor, cache: PagedKVCache, layer: int) -> nn.Tensor:
+        rows = x_MH.shape[0]
+        qkv_MF = qk_norm(self.qkv_proj(x_MH), self.q_norm, self.query_heads, self.k_norm, self.key_heads)
+        qkv_MAD = nn.op.reshape(qkv_MF, (rows, self.heads, self.head_dim))
+        mixed_MAD = attention(cache, layer, qkv_MAD, self.query_heads, self.head_dim**-0.5)
+        return self.o_proj(nn.op.reshape(mixed_MAD, (rows, self.query_heads * self.head_dim)), residual_MH)
+
+
+class Experts(Router):
+    def __init__(self, config: Config, scheme: Scheme) -> None:
+        experts, top, hidden = config.num_experts, config.num_experts_per_tok, config.hidden_size
+        super().__init__(experts, top, hidden, scheme, config.norm_topk_prob)
+        self.width, self.top = config.moe_intermediate_size, top
+        self.gate_up_proj = ExpertLinear(experts, 2 * self.width, hidden, top, True, scheme)
+        self.down_proj = ExpertLinear(experts, hidden, self.width, top, False, scheme)
+
+    def forward(self, x_MH: nn.Tensor, residual_MH: nn.Tensor) -> nn.Tensor:
+        routes = self.routes(x_MH)
+        inner_PI = silu_mul(self.gate_up_proj(x_MH, routes), self.width)
+        return expert_sum(self.down_proj(inner_PI, routes), routes, residual_MH, self.top)
+
+
+class Layer(nn.Module):
+    def __init__(self, config: Config, scheme: Scheme) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, scheme.dtype)
+        self.self_attn = Attention(config, scheme)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, scheme.dtype)
+        self.mlp = Experts(config, scheme)
+
+    def forward(self, x_MH: nn.Tensor, cache: PagedKVCache, layer: int) -> nn.Tensor:
+        x_MH = self.self_attn(self.input_layernorm(x_MH), x_MH, cache, layer)
+        return self.mlp(self.post_attention_layernorm(x_MH), x_MH)
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: Config, scheme: Scheme) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, scheme, scheme.quantize_embedding)
+        self.layers = nn.ModuleList([Layer(config, scheme) for _ in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, scheme.dtype)
+
+    def forward(self, x_MH: nn.Tensor, cache: PagedKVCache) -> nn.Tensor:
+        for index, layer in enumerate(self.layers):
+            x_MH = layer(x_MH, cache, index)
+        return x_MH
+
+
+class Model(Functions):
+    def __init__(self, config: Config, scheme: Scheme, metadata: Mapping[str, Any]) -> None:
+        super().__init__(config.vocab_size, config.hidden_size, cache_layout(config), metadata)
+        self.model = Decoder(config, scheme)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else Linear(self.vocab, self.hidden, scheme, quantize=scheme.quantize_head)
+
+    def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
+        return self.model.embed_tokens(input_ids)
+
+    def layers(self, x_MH: nn.Tensor, cache: PagedKVCache) -> nn.Tensor:
+        return self.model(x_MH, cache)
+
+    def head(self, x_MH: nn.Tensor) -> nn.Tensor:
+        head = self.model.embed_tokens.head if self.lm_head is None else self.lm_head
+        return head(self.model.norm(x_MH))
+
+
+def cache_layout(config: Config) -> CacheLayout:
+    return CacheLayout(
+        layers=config.num_hidden_layers,
+        query_heads=config.num_attention_heads,
+        key_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        rotary_dim=config.head_dim,
+        inv_freq=frequencies(config.rope_theta, config.head_dim, config.rope_scaling),
+    )

@@ -1,0 +1,96 @@
+"""Mixed precision: the ``rules`` of a recipe's scheme, made into rules that need nothing but themselves.
+
+    rules:
+      - match: "*.down_proj"          # fnmatch on the parameter's name without .weight; or a list, see below
+        layers: first_last_eighth     # all (the default), first_last_eighth, or a list: [0, 1, [28, 31]]
+        use: q8f16_1                  # another choice of conf/quant
+
+A pattern that matches nothing is refused. A list of patterns is for the names of several families, some of which a
+model does not have (a tied head is no parameter), so it may match nothing.
+
+The first rule that matches a parameter decides. An eighth is rounded up, so that small models have one; the first and
+the last eighth of the layers are those that llama.cpp gives more bits in its K mixtures (``use_more_bits`` in
+ggml-org/llama.cpp, src/llama-quant.cpp), which also adds every third layer between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+from builder.core.errors import UserError
+from builder.quant.layout import layer_of, stem_of
+
+KEYS = ("match", "layers", "use")
+LAYERS = "all, first_last_eighth, or a list of layers and [first, last] pairs"
+
+
+def resolve(
+    rules: Sequence[Mapping[str, Any]], names: Sequence[str], dtype: str, load: Callable[[str], dict[str, Any]]
+) -> tuple[dict[str, Any], ...]:
+    """Rules as a recipe writes them -> as ``layout.scheme`` reads them.
+
+    Args:
+        rules: of the recipe.
+        names: of the model's parameters.
+        dtype: of the scheme that has the rules; one artifact has one dtype for what it does not pack.
+        load: the name of a scheme -> its dict; UserError if there is none.
+    """
+    count = 1 + max((layer for name in names if (layer := layer_of(name)) is not None), default=-1)
+    return tuple(_resolve(f"quant.rules[{index}]", rule, names, count, dtype, load) for index, rule in enumerate(rules))
+
+
+def _resolve(
+    path: str, rule: Mapping[str, Any], names: Sequence[str], count: int, dtype: str,
+    load: Callable[[str], dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    for key in rule:
+        if key not in KEYS:
+            near = get_close_matches(key, KEYS, n=1) or KEYS
+            raise UserError(f"{path}.{key} is not a key of a rule; did you mean {', '.join(near)}?")
+    match, use = _patterns(f"{path}.match", rule.get("match"), names), rule.get("use")
+    if not isinstance(use, str):
+        raise UserError(f"{path}.use: found {use!r}; allowed: the name of a scheme", "build list quant")
+    scheme = load(use)
+    if scheme.get("rules"):
+        raise UserError(f"{path}.use: {use} has rules itself; allowed: a scheme without", "build list quant")
+    if scheme["dtype"] != dtype:
+        raise UserError(
+            f"{path}.use: {use} has dtype {scheme['dtype']}; the scheme with the rules has {dtype}: a model has one",
+            f"a scheme of conf/quant with dtype: {dtype}",
+        )
+    return {"match": match, "layers": _layers(f"{path}.layers", rule.get("layers", "all"), count), "use": scheme}
+
+
+def _patterns(path: str, given: object, names: Sequence[str]) -> list[str]:
+    patterns = [given] if isinstance(given, str) else given
+    if not isinstance(patterns, list | tuple) or not patterns or not all(isinstance(p, str) for p in patterns):
+        raise UserError(f"{path}: found {given!r}; allowed: a pattern such as '*.down_proj', or a list of patterns")
+    stems = [stem_of(name) for name in names if name.endswith(".weight")]
+    if isinstance(given, str) and not any(fnmatchcase(stem, given) for stem in stems):
+        last = sorted({stem.rpartition(".")[2] for stem in stems})
+        near = get_close_matches(given.rpartition(".")[2], last, n=1)
+        said = f"did you mean '*.{near[0]}'?" if near else f"the model has: {', '.join(last)}"
+        raise UserError(f"{path}: {given} matches no parameter; {said}")
+    return list(patterns)
+
+
+def _layers(path: str, given: object, count: int) -> list[int] | None:
+    """Sorted layer numbers, or None for all parameters, those outside of layers included."""
+    if given == "all":
+        return None
+    if given == "first_last_eighth":
+        eighth = -(-count // 8)
+        return [layer for layer in range(count) if layer < eighth or layer >= count - eighth]
+    if not isinstance(given, list | tuple) or not given:
+        raise UserError(f"{path}: found {given!r}; allowed: {LAYERS}")
+    found: set[int] = set()
+    for part in given:
+        pair = [part, part] if isinstance(part, int) else part
+        good = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(end) is int for end in pair)
+        if not good or not 0 <= pair[0] <= pair[1] < count:
+            raise UserError(f"{path}: found {part!r}; allowed: {LAYERS}, from 0 to {count - 1}")
+        found.update(range(pair[0], pair[1] + 1))
+    return sorted(found)

@@ -1,0 +1,47 @@
+"""How stored dtypes are held in numpy, which has no bfloat16: its bits, as uint16."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+HELD: Mapping[str, np.dtype] = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.uint16),
+    "float32": np.dtype(np.float32),
+    "uint32": np.dtype(np.uint32),
+}
+LARGEST: Mapping[str, float] = {
+    "float16": 65504.0,
+    "bfloat16": float.fromhex("0x1.fep127"),
+    "float32": float(np.finfo(np.float32).max),
+}
+
+
+def narrow(values: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 -> as held; half to even, what is too large becomes infinite, NaN stays NaN."""
+    if dtype != "bfloat16":
+        with np.errstate(over="ignore", under="ignore"):
+            return values.astype(HELD[dtype])
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    if nan.any():  # their bits must not be rounded to infinity
+        rounded[nan] = (bits[nan] >> np.uint32(16)).astype(np.uint16) | np.uint16(0x40)
+    return rounded
+
+
+def widened(held: np.ndarray, dtype: str) -> np.ndarray:
+    """As held -> float32, exactly."""
+    if dtype == "bfloat16":
+        return (held.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return held.astype(np.float32)
+
+
+def scales(largest: np.ndarray, dtype: str) -> tuple[np.ndarray, int]:
+    """float32 scales -> as held, and how many were too large for the dtype: they become its largest finite value."""
+    held = narrow(largest, dtype)
+    infinite = np.isinf(widened(held, dtype))
+    held[infinite] = narrow(np.array(LARGEST[dtype], np.float32), dtype)
+    return held, int(np.count_nonzero(infinite))

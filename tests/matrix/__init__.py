@@ -1,0 +1,1 @@
+"""Every family with every scheme, built, verified and generated from."""

@@ -1,0 +1,75 @@
+"""Builds every cell of families x schemes, verifies it, generates from it, and writes the table into the README.
+
+    python -m tests.matrix [--families llama,qwen2] [--schemes q4f16_1]
+
+About 3 s a cell on two cores. docs/matrix.json keeps what was found; the README's table is made from it alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from builder import architectures
+from builder.compose import choices_of, find_folders
+from tests.conftest import ROOT, Shell
+from tests.matrix.checkpoints import FAMILIES, make
+
+RECORD = ROOT / "docs" / "matrix.json"
+START, END = "<!-- matrix -->\n", "<!-- /matrix -->\n"
+MARK = {"yes": "yes", "refused": "–"}
+
+
+def row(shell: Shell, source: Path, schemes: list[str]) -> dict[str, str]:
+    """Scheme -> "yes" when the artifact was built, verified and gave text, "refused" when the plan says no, else what
+    failed. One sweep builds them all."""
+    words = ("model=auto", f"model.source={source}", f"dist.path={source}.dist")
+    found = {s: "refused" if shell.run("plan", *words, f"quant={s}", code=None).returncode else "" for s in schemes}
+    todo = [scheme for scheme in schemes if not found[scheme]]
+    built = shell.json("-m", *words, f"quant={','.join(todo)}", "-k", code=None)["recipes"] if todo else []
+    for scheme, recipe in zip(todo, built, strict=True):
+        bad = [step["name"] for step in recipe["steps"] if step["status"] == "failed"]
+        found[scheme] = bad[0] if bad else text(shell, *words, f"quant={scheme}")
+    return found
+
+
+def text(shell: Shell, *words: str) -> str:
+    said = shell.json("generate", "The function returns", *words, "--max-tokens", "8")["text"]
+    return "yes" if said else "no text"
+
+
+def table(found: dict[str, dict[str, str]]) -> str:
+    """Markdown; a scheme that no family was tried with has no column."""
+    schemes = sorted({scheme for cells in found.values() for scheme in cells})
+    lines = [f"| model family | {' | '.join(schemes)} |", "| --- |" + " --- |" * len(schemes)]
+    for family, cells in sorted(found.items()):
+        lines.append(f"| {family} | {' | '.join(MARK.get(cells.get(s, ''), cells.get(s, '')) for s in schemes)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_readme(found: dict[str, dict[str, str]]) -> None:
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text().partition(START)
+    readme.write_text(before + START + table(found) + END + rest.partition(END)[2])
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--families", default=",".join(f for f in FAMILIES if f in architectures.FAMILIES))
+    options.add_argument("--schemes", default=",".join(choices_of("quant", find_folders())))
+    given = options.parse_args()
+    found = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    with tempfile.TemporaryDirectory() as name:
+        shell = Shell(Path(name), Path(name) / "store")
+        for family in given.families.split(","):
+            source = make(family, Path(name) / family)
+            found.setdefault(family, {}).update(row(shell, source, given.schemes.split(",")))
+            print(family, found[family], flush=True)
+            RECORD.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    write_readme(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""A diagonal through families x schemes, each at least once; `python -m tests.matrix` builds them all."""
+
+from __future__ import annotations
+
+import json
+from itertools import cycle, islice
+from pathlib import Path
+
+import pytest
+
+from builder import architectures
+from builder.compose import choices_of, find_folders
+from tests.conftest import ROOT, Shell
+from tests.matrix.__main__ import END, RECORD, START, row, table
+from tests.matrix.checkpoints import FAMILIES, make
+
+SUPPORTED = [family for family in FAMILIES if family in architectures.FAMILIES]
+SCHEMES = list(choices_of("quant", find_folders()))
+COUNT = max(len(SUPPORTED), len(SCHEMES))
+DIAGONAL = list(zip(islice(cycle(SUPPORTED), COUNT), islice(cycle(SCHEMES), COUNT), strict=True))
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    folder = tmp_path_factory.mktemp("matrix")
+    return Shell(folder, folder / "store")
+
+
+@pytest.mark.parametrize(("family", "scheme"), DIAGONAL)
+def test_cell(workshop: Shell, family: str, scheme: str):
+    source = workshop.folder / family
+    if not source.exists():
+        make(family, source)
+    assert row(workshop, Path(source), [scheme]) == {scheme: json.loads(RECORD.read_text())[family][scheme]}
+
+
+def test_every_family_and_scheme_is_in_the_record_and_the_readme_shows_it():
+    found = json.loads(RECORD.read_text())
+    assert set(found) == set(SUPPORTED) == set(architectures.FAMILIES)
+    assert all(set(cells) == set(SCHEMES) for cells in found.values())
+    assert START + table(found) + END in (ROOT / "README.md").read_text()

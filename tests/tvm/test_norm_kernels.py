@@ -1,0 +1,83 @@
+"""Norms and GELUs on the CPU, kernels and plain loops, against numpy in float64."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from builder.lowering.op import prim_func
+from builder.lowering.schedules.cpu import SCHEDULES
+from builder.lowering.schedules.cpu.vector import Isa
+from builder.models.common import ops
+from tests.tvm.test_kernels import close, empty, isa, normal, run
+
+__all__ = ["isa"]  # the fixture
+
+
+@pytest.mark.parametrize("width", [256, 50])
+def test_rms_norm(isa: Isa, width: int):
+    x, residual, weight = 3 * normal(5, width), normal(5, width), normal(width).astype(np.float16)
+    fields = {"width": width, "eps": 1e-3, "dtype": "float16"}
+    for found in both("rms_norm", ops._rms_norm, {**fields, "residual": False}, isa, x, weight):
+        close(found, rms_normed(x, weight))
+    for found in both("rms_norm", ops._rms_norm, {**fields, "residual": True}, isa, x, residual, weight):
+        close(found, rms_normed(x, weight) + residual)
+
+
+def rms_normed(x: np.ndarray, weight: np.ndarray, eps: float = 1e-3) -> np.ndarray:
+    wide = x.astype(np.float64)
+    return wide / np.sqrt((wide**2).mean(-1, keepdims=True) + eps) * weight
+
+
+def both(name: str, compute: Any, fields: dict[str, Any], isa: Isa, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Outputs, shaped as the first array, of an operation's kernel and of its plain loops."""
+    signature = tuple((("rows", *a.shape[1:]) if a.ndim == 2 else a.shape, str(a.dtype)) for a in arrays)
+    loops = prim_func(name, compute, json.dumps(fields), signature)
+    kernels = (SCHEDULES[name](fields, isa), loops.without_attr("llm_build.op"))
+    return [run(kernel, isa, *arrays, empty(*arrays[0].shape))[-1] for kernel in kernels]
+
+
+@pytest.mark.parametrize("width", [256, 50])
+def test_layer_norm(isa: Isa, width: int):
+    x, weight, bias = 3 * normal(5, width) + 2, normal(width).astype(np.float16), normal(width).astype(np.float16)
+    wide = x.astype(np.float64)
+    centered = wide - wide.mean(1, keepdims=True)
+    expected = centered / np.sqrt((centered**2).mean(1, keepdims=True) + 1e-3) * weight + bias
+    for found in both(
+        "layer_norm", ops._layer_norm, {"width": width, "eps": 1e-3, "dtype": "float16"}, isa, x, weight, bias
+    ):
+        close(found, expected)
+
+
+@pytest.mark.parametrize(("runs", "widths"), [((5, 2), (18, 18)), ((1, 1), (96, 34))], ids=["heads", "full width"])
+def test_norm_of_queries_and_keys(isa: Isa, runs: tuple[int, int], widths: tuple[int, int]):
+    q_end, k_end = runs[0] * widths[0], runs[0] * widths[0] + runs[1] * widths[1]
+    x, gains = normal(3, k_end + 37), [normal(width).astype(np.float16) for width in widths]
+    fields = {
+        "features": x.shape[1], "q_runs": runs[0], "q_width": widths[0], "k_runs": runs[1], "k_width": widths[1],
+        "eps": 1e-3, "dtype": "float16",
+    }  # fmt: skip
+    parts = ((x[:, :q_end], runs[0], gains[0]), (x[:, q_end:k_end], runs[1], gains[1]))
+    normed = [rms_normed(part.reshape(3, count, -1), gain).reshape(3, -1) for part, count, gain in parts]
+    for found in both("qk_norm", ops._qk_norm, fields, isa, x, *gains):
+        close(found, np.concatenate([*normed, x[:, k_end:]], axis=1))
+
+
+@pytest.mark.parametrize("kind", ["gelu", "gelu_tanh"])
+def test_gelu(isa: Isa, kind: str):
+    x = (
+        np.concatenate([np.linspace(-9, 9, 300), [0.0, -0.0, 100.0, -100.0, 1e-8]])
+        .astype(np.float32)[None]
+        .repeat(2, 0)
+    )
+    wide = x.astype(np.float64)
+    erf = np.vectorize(math.erf)(wide * 0.5**0.5)
+    inner = np.tanh((2 / np.pi) ** 0.5 * (wide + 0.044715 * wide**3))
+    expected = 0.5 * wide * (1 + (erf if kind == "gelu" else inner))
+    for found in both("gelu", ops._gelu, {"width": x.shape[1], "kind": kind}, isa, x):
+        assert np.abs(found - expected).max() < 1e-6
+        assert np.array_equal(found[:, -3], [100, 100])
