@@ -39,7 +39,7 @@ def make(model_type: str, folder: Path) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **SIZES, **FAMILIES[model_type])
+    config = AutoConfig.for_model(model_type, **{**SIZES, **FAMILIES[model_type]})
     model = AutoModelForCausalLM.from_config(config).to(torch.float16)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
