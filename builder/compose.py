@@ -85,7 +85,7 @@ def describe(file: Path) -> str:
 
 
 def normalise(overrides: Sequence[str]) -> list[str]:
-    """Overrides as Hydra gets them: values may also be new keys (our parser judges keys), ``.yaml`` is dropped."""
+    """Overrides as Hydra gets them: values may also be new keys (our parser judges keys)."""
     done = []
     for text in overrides:
         if "=" not in text and not text.startswith("~"):
@@ -137,9 +137,14 @@ def cache_key(overrides: Sequence[str], folders: Folders) -> str:
     """Names the overrides and the state (path, size, times) of every configuration file within reach."""
     from importlib.metadata import version
 
-    state: list[Any] = [version("hydra-core"), version("omegaconf"), list(overrides)]
+    state: list[Any] = [
+        version("hydra-core"),
+        version("omegaconf"),
+        list(overrides),
+        (HERE / "hydra_plugins.py").stat().st_mtime_ns,
+    ]
     for root in (*folders.conf, *folders.recipes):
-        state += [str(root), *stat_tree(root), (HERE / "hydra_plugins.py").stat().st_mtime_ns]
+        state += [str(root), *stat_tree(root)]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 

@@ -41,7 +41,7 @@ def job_of(arguments: Arguments) -> Job:
     return merge([composed], folders_of(arguments))
 
 
-def merge(jobs: Sequence[compose.Composed], folders: compose.Folders, download: bool = False) -> Job:
+def merge(jobs: Sequence[compose.Composed], folders: compose.Folders) -> Job:
     """Many composed jobs as one. The store and dist folder are those of the first."""
     recipes = [resolve.resolve(composed, folders) for composed in distinct(jobs)]
     check_pins(recipes)

@@ -13,6 +13,7 @@ from builder.formats.chatconfig import Texts, chat_config, chat_template
 from builder.formats.chattemplate import CannotExpress, Translation, translate
 from builder.formats.checkpoint import TOKENIZER_FILES, read_json
 from builder.formats.tensorcache import tensor_cache
+from builder.steps.ports import group, one
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
@@ -24,18 +25,16 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         inputs: {"shards": {"<i>/params_shard_<i>.bin", "<i>/records.json"}, "library", "files": {"file/<name>"},
             "parameters": parameters.json}.
     """
-    library, parameters = inputs["library"], inputs["parameters"]
-    assert isinstance(library, File)
-    assert isinstance(parameters, File)
-    files = {name.removeprefix("file/"): file.path for name, file in _group(inputs, "files").items()}
+    library, parameters = one(inputs["library"]), one(inputs["parameters"])
+    files = {name.removeprefix("file/"): file.path for name, file in group(inputs["files"]).items()}
     total_parameters = json.loads(parameters.path.read_bytes())["total_parameters"]
-    cache = tensor_cache(_link_shards(_group(inputs, "shards"), out), total_parameters)
+    cache = tensor_cache(_link_shards(group(inputs["shards"]), out), total_parameters)
     for name in ("tensor-cache.json", "ndarray-cache.json"):
         _write_json(out.path(name), cache)
     out.link(params["library"], library)
     for name in TOKENIZER_FILES:
         if name in files:
-            out.link(name, _group(inputs, "files")[f"file/{name}"])
+            out.link(name, group(inputs["files"])[f"file/{name}"])
     _write_json(out.path("mlc-chat-config.json"), _chat_config(params, files, out))
     card = _card(params, cache["metadata"], total_parameters, library.nbytes)
     out.path("README.md").write_text(card, "utf-8")
@@ -43,17 +42,11 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     out.fact("bits_per_parameter", round(cache["metadata"]["BitsPerParam"], 4))
 
 
-def _group(inputs: InputFiles, port: str) -> Mapping[str, File]:
-    group = inputs[port]
-    assert not isinstance(group, File)
-    return group
-
-
-def _link_shards(group: Mapping[str, File], out: Out) -> list[Json]:
+def _link_shards(files: Mapping[str, File], out: Out) -> list[Json]:
     """Link params_shard_<i>.bin in numeric order and return their tensor-cache entries."""
-    shards = [json.loads(file.path.read_bytes()) for name, file in group.items() if name.endswith("/records.json")]
+    shards = [json.loads(file.path.read_bytes()) for name, file in files.items() if name.endswith("/records.json")]
     shards.sort(key=lambda shard: int(shard["dataPath"].removeprefix("params_shard_").removesuffix(".bin")))
-    by_name = {name.rsplit("/", 1)[-1]: file for name, file in group.items()}
+    by_name = {name.rsplit("/", 1)[-1]: file for name, file in files.items()}
     for shard in shards:
         out.link(shard["dataPath"], by_name[shard["dataPath"]])
     return shards
