@@ -16,6 +16,7 @@ from builder.commands.jobs import Job, folders_of, job_of, merge
 from builder.compose import Composed
 from builder.core.errors import BuildError
 from builder.core.examine import examine
+from builder.core.plan import Plan
 from builder.core.run import Outcome
 from builder.preflight import check_checkpoint, check_folder, refused
 from builder.recipe import Recipe
@@ -74,7 +75,10 @@ def bring_up_to_date(arguments: Arguments, job: Job, stream: TextIO) -> Result:
 
 def early_errors(job: Job) -> dict[str, BuildError]:
     """What cannot work, known before any step runs, by step id: bad checkpoints, no linker."""
-    verdicts = examine(job.plan, job.store)
+    first = {
+        id_: step for id_, step in job.plan.steps.items() if step.name in ("fetch", "lower")
+    }  # they have no inputs
+    verdicts = examine(Plan(first, ()), job.store)
     errors: dict[str, BuildError] = {}
     for goal, recipe in zip(job.plan.goals, job.recipes, strict=True):
         ids = {job.plan.steps[id_].name: id_ for id_ in goal.steps}
