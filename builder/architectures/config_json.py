@@ -12,6 +12,7 @@ from dataclasses import asdict, fields
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar
 
+from builder.architectures.foreign import FOREIGN
 from builder.core.errors import UserError
 
 T = TypeVar("T")
@@ -121,9 +122,18 @@ def head_dim(config_json: Mapping[str, Any]) -> Any:
     return hidden_size // heads
 
 
-def check_maths(model: str, config_json: Mapping[str, Any], *harmless: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raises UserError for a field outside the tables of harmless values, and for layers without full attention."""
-    for table in (HARMLESS, *harmless):
+def check_maths(
+    model: str,
+    config_json: Mapping[str, Any],
+    *harmless: Mapping[str, tuple[Any, ...]],
+    reads: Sequence[str] = (),
+) -> None:
+    """Raises UserError for a field outside the tables of harmless values, and for layers without full attention.
+
+    ``reads``: fields of ``foreign.FOREIGN`` that are this family's own.
+    """
+    foreign = {name: allowed for name, allowed in FOREIGN.items() if name not in reads}
+    for table in (HARMLESS, foreign, *harmless):
         for name, allowed in table.items():
             if name in config_json and config_json[name] not in allowed:
                 unsupported(model, name, config_json[name], " or ".join(repr(value) for value in allowed))

@@ -18,9 +18,9 @@ MODEL = "gemma2"
 FREE = ("rope_theta", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
 FULL_EVERY = 2  # transformers' default where config.json has no layer_types
 
+OWN = ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar")
 HARMLESS: dict[str, tuple[Any, ...]] = {
     "hidden_activation": ("gelu_pytorch_tanh",),
-    "use_bidirectional_attention": (None, False),
     "attention_bias": (None, False),
 }
 
@@ -67,7 +67,7 @@ def from_hf(config_json: Mapping[str, Any]) -> Config:
     Raises:
         UserError: a field is missing or of the wrong type, or it changes the maths in a way that is not implemented.
     """
-    read.check_maths(MODEL, {**config_json, "layer_types": None}, HARMLESS, read.WHOLE_HEADS)
+    read.check_maths(MODEL, {**config_json, "layer_types": None}, HARMLESS, read.WHOLE_HEADS, reads=OWN)
     rope.check_whole_heads(config_json, MODEL)
     if (scaling := rope.scaling(config_json, MODEL)) is not None:
         read.unsupported(MODEL, "rope_scaling", scaling, "null")

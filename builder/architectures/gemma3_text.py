@@ -19,12 +19,10 @@ MODEL = "gemma3_text"
 FREE = ("rope_theta", "rope_local_base_freq", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
 FULL_EVERY = 6  # transformers' default where config.json has no layer_types
 
+OWN = ("query_pre_attn_scalar", "rope_local_base_freq")
 HARMLESS: dict[str, tuple[Any, ...]] = {
     "hidden_activation": ("gelu_pytorch_tanh",),
-    "use_bidirectional_attention": (None, False),
     "attention_bias": (None, False),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
 }
 
 
@@ -67,7 +65,7 @@ def from_hf(config_json: Mapping[str, Any]) -> Config:
     Raises:
         UserError: a field is missing or of the wrong type, or it changes the maths in a way that is not implemented.
     """
-    read.check_maths(MODEL, {**config_json, "layer_types": None}, HARMLESS, read.WHOLE_HEADS)
+    read.check_maths(MODEL, {**config_json, "layer_types": None}, HARMLESS, read.WHOLE_HEADS, reads=OWN)
     local, everywhere = split_rope(config_json)
     for part in (local, everywhere):
         rope.check_whole_heads(part, MODEL)

@@ -66,7 +66,7 @@ def from_hf(config_json: Mapping[str, Any]) -> Config:
     Raises:
         UserError: a field is missing or of the wrong type, or it changes the maths in a way that is not implemented.
     """
-    read.check_maths(MODEL, config_json, {"hidden_act": tuple(ACTIVATIONS)})
+    read.check_maths(MODEL, config_json, {"hidden_act": tuple(ACTIVATIONS)}, reads=("use_parallel_residual",))
     hidden_size = read.required(config_json, "hidden_size", MODEL)
     read.required(config_json, "num_attention_heads", MODEL)
     head_dim = read.head_dim({**config_json, "head_dim": None})

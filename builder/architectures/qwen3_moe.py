@@ -62,7 +62,7 @@ def from_hf(config_json: Mapping[str, Any]) -> Config:
     Raises:
         UserError: a field is missing or of the wrong type, or it changes the maths in a way that is not implemented.
     """
-    read.check_maths(MODEL, config_json, read.SILU, read.WHOLE_HEADS, HARMLESS)
+    read.check_maths(MODEL, config_json, read.SILU, read.WHOLE_HEADS, HARMLESS, reads=EXPERTS)
     rope.check_whole_heads(config_json, MODEL)
     hidden_size = read.required(config_json, "hidden_size", MODEL)
     heads = read.required(config_json, "num_attention_heads", MODEL)

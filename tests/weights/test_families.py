@@ -11,6 +11,7 @@ import pytest
 
 from builder import architectures
 from builder.architectures import gpt_neox, llama, qwen2, weights
+from builder.architectures.foreign import FOREIGN
 from builder.core.errors import UserError
 
 LLAMA3 = {
@@ -95,7 +96,19 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [  # checkpoint, the field that
     ("Qwen3-0.6B", "quantization_config", {"quantization_config": {"quant_method": "fp8"}}),
     ("OLMo-2-0425-1B", "sliding_window", {"sliding_window": 4096}),
     ("OLMo-2-0425-1B", "rope_parameters.partial_rotary_factor", {"rope_parameters": {"partial_rotary_factor": 0.5}}),
+    ("Llama-3.2-1B", "embedding_multiplier", {"embedding_multiplier": 12.0}),
+    ("Llama-3.2-1B", "final_logit_softcapping", {"final_logit_softcapping": 30.0}),
+    ("Llama-3.2-1B", "num_experts", {"num_experts": 8}),
+    ("Qwen3-0.6B", "attention_chunk_size", {"attention_chunk_size": 8192}),
+    ("OLMo-2-0425-1B", "clip_qkv", {"clip_qkv": 8.0}),
+    ("pythia-160m", "alibi", {"alibi": True}),
 ]
+
+
+@pytest.mark.parametrize("field", sorted(FOREIGN))
+def test_a_foreign_field_that_is_switched_off_is_harmless(field: str) -> None:
+    for value in FOREIGN[field]:
+        assert architectures.load("llama").from_hf(known("Llama-3.2-1B", **{field: value}))
 
 
 @pytest.mark.parametrize(("name", "field", "change"), REFUSED, ids=[f"{name} {field}" for name, field, _ in REFUSED])
