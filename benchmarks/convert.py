@@ -1,11 +1,16 @@
 """How fast weights go from a checkpoint to packed shards, beside the plain reading and writing of the same bytes.
 
-    python benchmarks/convert.py [--quant q4f16_1] [--jobs 2] [--rounds 3] [--work FOLDER]
+    python benchmarks/convert.py [--quant q4f16_1,q8f16_1 | all] [--method rtn] [--shape 1.1b | 7b] [--jobs 2]
+                                 [--rounds 3] [--work FOLDER]
 
-The checkpoint is a 1.1B-parameter float16 Llama with random weights, made once by transformers in --work. Each round
-builds it with the real engine in a new store: fetch (hashing), then convert + shard + quantize, with the page cache
-warm. Memory is the proportional set size (shared pages counted once) of the whole process tree, sampled from
-/proc/*/smaps_rollup. The floor reads the source and writes as many bytes as the result has, in as many processes.
+The checkpoint is a float16 Llama with random weights, made once in --work: 1.1B parameters by transformers, or 7B
+(13 GB) a few layers at a time. Each round builds it with the real engine in a new store: fetch (hashing), then convert
++ shard + quantize, with the page cache warm as far as memory allows. The floor reads the source and writes as many
+bytes as the result has, in as many processes.
+
+CPU seconds are those of the whole process tree, per GB of source; "idle cores" is the rate that --jobs cores with
+nothing else to do would give if the disk kept up. Memory is the proportional set size (shared pages counted once) of
+the process tree, sampled from /proc/*/smaps_rollup in a round of its own that is not timed.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -21,26 +27,29 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from builder import architectures  # noqa: E402
+from builder import compose, graph, resolve  # noqa: E402
 from builder.core.events import Event, Finished  # noqa: E402
 from builder.core.filestore import open_store  # noqa: E402
 from builder.core.plan import Goal, Plan  # noqa: E402
 from builder.core.run import run  # noqa: E402
-from builder.core.step import Input, Resources, Step  # noqa: E402
+from builder.core.step import Resources, Step  # noqa: E402
 from builder.executors.local import LocalExecutor  # noqa: E402
-from builder.formats import checkpoint  # noqa: E402
-from builder.quant.methods import METHODS  # noqa: E402
+from builder.schemes import quantizing  # noqa: E402
 
-SHAPE = {
-    "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
-    "num_key_value_heads": 4, "vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": False,
+SHAPES = {
+    "1.1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_key_value_heads": 4},
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_key_value_heads": 32},
+}
+SHARED = {
+    "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": False,
 }  # fmt: skip
 MAKE = """
 import sys, json, torch, transformers
@@ -49,56 +58,72 @@ torch.set_default_dtype(torch.float16)
 model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**json.loads(sys.argv[1])))
 model.save_pretrained(sys.argv[2], max_shard_size="1GB")
 """
+POOL_WEIGHTS = 1 << 24
 SAMPLE_S = 0.05
 CHUNK_BYTES = 1 << 20
 MB = 1e6
 
 
-def make_checkpoint(work: Path) -> Path:
-    folder = work / "llama-1.1b-float16"
+def make_checkpoint(work: Path, shape: str) -> Path:
+    folder, config = work / f"llama-{shape}-float16", {**SHARED, **SHAPES[shape]}
     if not (folder / "config.json").is_file():
         print("making the checkpoint (once)", file=sys.stderr)
         temporary = work / "making"
         shutil.rmtree(temporary, ignore_errors=True)
-        subprocess.run([sys.executable, "-c", MAKE, json.dumps(SHAPE), str(temporary)], check=True)
+        if shape == "1.1b":
+            subprocess.run([sys.executable, "-c", MAKE, json.dumps(config), str(temporary)], check=True)
+        else:
+            write_checkpoint(temporary, {"model_type": "llama", **config})
         temporary.rename(folder)
     return folder
 
 
-def scheme_table(name: str) -> dict[str, Any]:
-    """A scheme of conf/quant, with the defaults of kind none filled in."""
-    import yaml
+def tensors(config: dict[str, object]) -> Iterator[dict[str, tuple[int, ...]]]:
+    """The tensors of a Llama checkpoint, file by file."""
+    hidden, inner, vocabulary = (int(str(config[k])) for k in ("hidden_size", "intermediate_size", "vocab_size"))
+    ends = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    yield {**ends, "lm_head.weight": (vocabulary, hidden)}
+    for layer in range(int(str(config["num_hidden_layers"]))):
+        attention = {f"self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"}
+        up = {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
+        norms = {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
+        table: dict[str, tuple[int, ...]] = {**attention, **up, **norms}
+        yield {f"model.layers.{layer}.{name}.weight": shape for name, shape in table.items()}
 
-    defaults: dict[str, Any] = {
-        "bits": 0, "group_size": 0, "layout": "", "storage_dtype": "", "quantize_embedding": True, "quantize_head": True
-    }  # fmt: skip
-    return {**defaults, **yaml.safe_load((ROOT / "conf" / "quant" / f"{name}.yaml").read_text())}
+
+def write_checkpoint(folder: Path, config: dict[str, object]) -> None:
+    """Random float16 weights; each file is the same long run of them, read from another place."""
+    import numpy as np
+
+    pool = (np.random.default_rng(0).standard_normal(POOL_WEIGHTS, np.float32) * 0.02).astype(np.float16).tobytes()
+    folder.mkdir(parents=True)
+    files = list(tensors(config))
+    weight_map = {}
+    for number, table in enumerate(files):
+        name = f"model-{number + 1:05}-of-{len(files):05}.safetensors"
+        weight_map.update(dict.fromkeys(table, name))
+        header, end = {}, 0
+        for tensor, shape in table.items():
+            start, end = end, end + 2 * int(np.prod(shape))
+            header[tensor] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with (folder / name).open("wb") as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            place = number * 2 * 4099 % len(pool)
+            while end > 0:
+                end -= out.write(pool[place : place + min(end, CHUNK_BYTES)])
+                place = (place + CHUNK_BYTES) % len(pool)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-6, "architectures": []}))
 
 
-def steps(folder: Path, scheme: dict[str, Any], jobs: int, method: str) -> dict[str, Step]:
-    found = checkpoint.find(folder)
-    config = json.loads((folder / "config.json").read_text())
-    family = architectures.recognise(config)
-    architecture = asdict(architectures.load(family).from_hf(config))
-    fetch = Step(
-        "fetch", "fetch", "builder.steps.fetch:run", {"format": found.format, "pin": None},
-        watch={name: str(folder / name) for name in (*found.weights, *found.files)}, resources=Resources(cpu=jobs),
-    )  # fmt: skip
-    convert = Step(
-        "convert", "convert", "builder.steps.convert:run", {"family": family, "architecture": architecture},
-        {"layout": Input("fetch", "layout.json")}, code=(architectures.FAMILIES[family],),
-    )  # fmt: skip
-    shard = Step(
-        "shard", "shard", "builder.steps.shard:run", {"scheme": scheme, "max_shard_bytes": 32 << 20, "moments": False},
-        {"weight_map": Input("convert", "weight_map.json")},
-    )  # fmt: skip
-    quantize = Step(
-        "quantize", "quantize", "builder.steps.quantize:run",
-        {"allow_nonfinite": False, "method": {"name": method}},
-        {"shards": Input("shard", "shards.json"), "tensors": Input("fetch", "tensor/*")}, expand="shards",
-        tools=("numpy",), code=(METHODS[method],) if method in METHODS else (),
-    )  # fmt: skip
-    return {step.id: step for step in (fetch, convert, shard, quantize)}
+def steps(folder: Path, quant: str, jobs: int, method: str) -> dict[str, Step]:
+    """The steps that the weights go through, from the real planner, by name."""
+    words = ["model=auto", f"model.source={folder}", f"quant={quant}", f"quant.method={method}"]
+    recipe = resolve.resolve(compose.compose(words, None), compose.find_folders())
+    return {step.name: step for step in graph.chain_of(recipe, "")}
 
 
 class Memory:
@@ -143,12 +168,17 @@ def pss_bytes(process: int) -> int:
 class Round:
     fetch_s: float
     quantize_s: float
+    cpu_s: float  # of convert + shard + quantize, user and system, coordinator and workers
     result_bytes: int
-    peak_bytes: int
 
 
-def build(folder: Path, scheme: dict[str, Any], jobs: int, method: str, store_path: Path) -> Round:
-    table = steps(folder, scheme, jobs, method)
+def cpu_seconds() -> float:
+    """Of this process and of all its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def build(table: dict[str, Step], jobs: int, store_path: Path) -> Round:
     store = open_store(store_path)
     nbytes = 0
 
@@ -159,18 +189,18 @@ def build(folder: Path, scheme: dict[str, Any], jobs: int, method: str, store_pa
                 raise SystemExit(f"{event.name}: {event.error.message}")
             nbytes += event.nbytes if event.name.startswith("quantize[") else 0
 
-    def timed(*names: str) -> float:
-        plan = Plan({name: table[name] for name in names}, (Goal("bench", names, ""),))
-        started = time.perf_counter()
+    def timed(*names: str) -> tuple[float, float]:
+        chosen = {table[name].id: table[name] for name in names}
+        plan = Plan(chosen, (Goal("bench", tuple(chosen), ""),))
+        started, used = time.perf_counter(), cpu_seconds()
         with LocalExecutor(store, Resources(cpu=jobs, memory_bytes=16 << 30)) as executor:
             run(plan, store, executor, listen)
-        return time.perf_counter() - started
+        return time.perf_counter() - started, cpu_seconds() - used
 
     os.sync()  # what others left to write is not part of this
-    with Memory() as memory:
-        fetch_s = timed("fetch")
-        quantize_s = timed("fetch", "convert", "shard", "quantize")
-    return Round(fetch_s, quantize_s, nbytes, memory.peak_bytes)
+    fetch_s, _ = timed("fetch")
+    quantize_s, cpu_s = timed("fetch", "convert", "shard", "quantize")
+    return Round(fetch_s, quantize_s, cpu_s, nbytes)
 
 
 def read_part(path: Path, start: int, stop: int) -> None:
@@ -208,43 +238,59 @@ def floor(files: list[Path], jobs: int, result_bytes: int, work: Path) -> float:
     return seconds
 
 
+def measure(folder: Path, quant: str, arguments: argparse.Namespace) -> None:
+    """Build one scheme, a round for memory and --rounds for time, and print its line."""
+    files = sorted(folder.glob("*.safetensors"))
+    source_bytes = sum(path.stat().st_size for path in files)
+    table = steps(folder, quant, arguments.jobs, arguments.method)
+    rounds: list[Round] = []
+    floors: list[float] = []
+    for number in range(-1, arguments.rounds):
+        store = arguments.work / f"store-{os.getpid()}-{number}"
+        try:
+            with Memory() if number < 0 else nullcontext() as watched:
+                rounds.append(build(table, arguments.jobs, store))
+        finally:
+            shutil.rmtree(store, ignore_errors=True)
+        if watched is not None:
+            peak_bytes = watched.peak_bytes
+        floors.append(floor(files, arguments.jobs, rounds[-1].result_bytes, arguments.work))
+    timed = rounds[1:] or rounds
+    fetch_s, quantize_s, cpu_s = (
+        statistics.median(getattr(each, name) for each in timed) for name in ("fetch_s", "quantize_s", "cpu_s")
+    )
+    floor_s = statistics.median(floors)
+    rate = source_bytes / MB
+    print(
+        f"{quant:15} {arguments.method:6} {rate:7.0f} {timed[0].result_bytes / MB:7.0f} {rate / fetch_s:7.0f} "
+        f"{rate / quantize_s:8.0f} {quantize_s / floor_s:6.1f} {cpu_s / rate * 1e3:8.2f} "
+        f"{rate / cpu_s * arguments.jobs:11.0f} {peak_bytes / MB:8.0f}",
+        flush=True,
+    )
+
+
+TITLES = """\
+                       source  result   fetch  quantize  times  CPU s of  MB/s of the  peak
+scheme          method     MB      MB    MB/s     MB/s   floor  a GB      idle cores   MB PSS"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quant", default="q4f16_1", help="a scheme of conf/quant")
+    parser.add_argument("--quant", default="q4f16_1", help="schemes of conf/quant, with commas between, or all")
     parser.add_argument("--method", default="rtn", choices=("rtn", "mse"), help="quant.method")
+    parser.add_argument("--shape", default="1.1b", choices=tuple(SHAPES))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "llm-build-benchmark")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    folder = make_checkpoint(arguments.work)
-    files = sorted(folder.glob("*.safetensors"))
-    source_bytes = sum(path.stat().st_size for path in files)
-    for path in files:
+    folder = make_checkpoint(arguments.work, arguments.shape)
+    for path in folder.glob("*.safetensors"):
         read_part(path, 0, path.stat().st_size)
-    rounds: list[Round] = []
-    floors: list[float] = []
-    for number in range(arguments.rounds):
-        store = arguments.work / f"store-{os.getpid()}-{number}"
-        try:
-            rounds.append(build(folder, scheme_table(arguments.quant), arguments.jobs, arguments.method, store))
-        finally:
-            shutil.rmtree(store, ignore_errors=True)
-        floors.append(floor(files, arguments.jobs, rounds[-1].result_bytes, arguments.work))
-    report(arguments.quant, source_bytes, rounds, floors)
-
-
-def report(quant: str, source_bytes: int, rounds: list[Round], floors: list[float]) -> None:
-    fetch_s = statistics.median(each.fetch_s for each in rounds)
-    quantize_s = statistics.median(each.quantize_s for each in rounds)
-    floor_s = statistics.median(floors)
-    result_bytes = rounds[0].result_bytes
-    print(f"{quant}: {source_bytes / MB:.0f} MB of source -> {result_bytes / MB:.0f} MB; median of {len(rounds)}")
-    print(f"  fetch (hashing)            {fetch_s:6.2f} s  {source_bytes / fetch_s / MB:6.0f} MB/s")
-    print(f"  convert + shard + quantize {quantize_s:6.2f} s  {source_bytes / quantize_s / MB:6.0f} MB/s")
-    print(f"  floor (read + write)       {floor_s:6.2f} s  {source_bytes / floor_s / MB:6.0f} MB/s")
-    print(f"  ratio to the floor         {quantize_s / floor_s:6.2f}")
-    print(f"  peak memory of the tree    {max(each.peak_bytes for each in rounds) / MB:6.0f} MB (PSS)")
+    chosen = quantizing(compose.find_folders()) if arguments.quant == "all" else arguments.quant
+    print(TITLES)
+    for quant in chosen.split(",") if isinstance(chosen, str) else chosen:
+        measure(folder, quant, arguments)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ another family leaves its results fresh. Every family module exports the names l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any, Protocol, cast
 
+from builder.architectures.folds import Fold
 from builder.architectures.weights import Parameter
 from builder.core.errors import UserError
 
@@ -47,6 +48,9 @@ class Family(Protocol):
 
     def weight_map(self, config: Any, layout: Mapping[str, Any]) -> dict[str, Any]:
         """Each parameter as slices of the checkpoint's tensors, checked both ways."""
+
+    def folds(self, config: Any) -> Iterator[Fold]:
+        """Where input channels may be scaled, for quant.method=awq."""
 
     def model_config(self, config: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """The ``model_config`` block of mlc-chat-config.json."""

@@ -41,12 +41,15 @@ def unsupported(model: str, name: str, found: Any, allowed: str) -> NoReturn:
 
 
 def check_types(config: Any) -> None:
-    """Every field of a Config: ints of at least 1, floats finite and above 0, bools. For its ``__post_init__``."""
+    """Every field of a Config: ints of at least 1 (None where the type has it), floats finite and above 0, bools. For
+    its ``__post_init__``."""
     for field in fields(config):
         check_type(field.name, getattr(config, field.name), str(field.type))
 
 
 def check_type(name: str, value: Any, kind: str) -> None:
+    if kind == "int | None" and value is not None:
+        kind = "int"
     if kind == "bool" and not isinstance(value, bool):
         refuse(name, value, "true or false")
     if kind == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -140,6 +143,21 @@ def check_maths(
     layer_types = config_json.get("layer_types")
     if layer_types is not None and set(layer_types) != {"full_attention"}:
         unsupported(model, "layer_types", sorted(set(layer_types)), "'full_attention' in every layer")
+
+
+def full_attention_every(model: str, config_json: Mapping[str, Any], layers: int, default: Any) -> Any:
+    """n, where layers n - 1, 2n - 1, ... are the ones with full attention; UserError for any other pattern."""
+    layer_types = config_json.get("layer_types")
+    if layer_types is None:
+        return default
+    for every in (default, *range(1, layers + 2)):
+        if list(layer_types) == ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]:
+            return every
+    raise UserError(
+        f"config.json: layer_types is {list(layer_types)!r}, which is not implemented for {model}; allowed: "
+        "full_attention in every n-th layer and sliding_attention in the others",
+        "nothing was built, as it would have been built wrongly",
+    )
 
 
 def agreed(name: str, found: Mapping[str, Any], default: Any) -> Any:

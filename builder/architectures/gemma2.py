@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.architectures import config_json as read
+from builder.architectures import folds as folding
 from builder.architectures import rope, weights
+from builder.architectures.folds import Fold
 from builder.architectures.weights import Entry, Parameter
-from builder.core.errors import UserError
 
 MODEL = "gemma2"
 FREE = ("rope_theta", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
@@ -87,7 +88,7 @@ def from_hf(config_json: Mapping[str, Any]) -> Config:
             "tie_word_embeddings": read.optional(config_json, "tie_word_embeddings", True),
             "query_pre_attn_scalar": read.number(read.optional(config_json, "query_pre_attn_scalar", 256), "float"),
             "layer_window": read.optional(config_json, "sliding_window", 4096),
-            "full_attention_every": full_attention_every(config_json.get("layer_types"), layers, FULL_EVERY),
+            "full_attention_every": read.full_attention_every(MODEL, config_json, layers, FULL_EVERY),
             "attn_logit_softcapping": cap(config_json, "attn_logit_softcapping", 50.0),
             "final_logit_softcapping": cap(config_json, "final_logit_softcapping", 30.0),
         }
@@ -97,20 +98,6 @@ def from_hf(config_json: Mapping[str, Any]) -> Config:
 def cap(config_json: Mapping[str, Any], key: str, default: float | None) -> Any:
     """A soft cap: missing is the default, null is none."""
     return read.number(config_json[key], "float") if key in config_json else default
-
-
-def full_attention_every(layer_types: Any, layers: int, default: Any) -> Any:
-    """n, where layers n - 1, 2n - 1, ... are the ones with full attention; UserError for any other pattern."""
-    if layer_types is None:
-        return default
-    for every in (default, *range(1, layers + 2)):
-        if list(layer_types) == ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]:
-            return every
-    raise UserError(
-        f"config.json: layer_types is {list(layer_types)!r}, which is not implemented for {MODEL}; allowed: "
-        "full_attention in every n-th layer and sliding_attention in the others",
-        "nothing was built, as it would have been built wrongly",
-    )
 
 
 def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
@@ -153,6 +140,20 @@ def _layer_entries(config: Config, layer: str) -> Iterator[Entry]:
     yield from weights.linear(f"{mlp}.gate_up_proj", hidden, gates, False)
     yield from weights.linear(f"{mlp}.down_proj", inner, [(f"{mlp}.down_proj", hidden)], False)
     yield weights.norm(f"{layer}.post_feedforward_layernorm.weight", hidden)
+
+
+def folds(config: Config) -> Iterator[Fold]:
+    """Where input channels may be scaled; see ``folds``."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    for layer in (f"model.layers.{index}" for index in range(config.num_hidden_layers)):
+        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        yield folding.norm(f"{layer}.input_layernorm", [f"{attention}.qkv_proj.weight"], hidden, offset=1.0)
+        yield folding.values(attention, f"{attention}.o_proj", queries, keys, config.head_dim)
+        yield folding.norm(f"{layer}.pre_feedforward_layernorm", [f"{mlp}.gate_up_proj.weight"], hidden, offset=1.0)
+        yield folding.gated(mlp, inner)
+    if not config.tie_word_embeddings:
+        yield folding.norm("model.norm", ["lm_head.weight"], hidden, offset=1.0)
 
 
 def _droppable(config: Config) -> Iterator[str]:

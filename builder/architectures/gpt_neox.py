@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.architectures import config_json as read
+from builder.architectures import folds as folding
 from builder.architectures import rope, weights
+from builder.architectures.folds import Fold
 from builder.architectures.weights import Entry, Parameter, Slice
 
 MODEL = "gpt_neox"
@@ -152,6 +154,19 @@ def _heads(config: Config, layer: str, suffix: str, inputs: tuple[int, ...], kin
 def _layer_norm(name: str, width: int) -> Iterator[Entry]:
     yield weights.norm(f"{name}.weight", width)
     yield weights.copy(Parameter(f"{name}.bias", (width,), "bias"), f"{name}.bias")
+
+
+def folds(config: Config) -> Iterator[Fold]:
+    """Where input channels may be scaled; see ``folds``. GELU stands between the two matrices of the MLP."""
+    hidden = config.hidden_size
+    for layer in (f"gpt_neox.layers.{index}" for index in range(config.num_hidden_layers)):
+        attention, up = f"{layer}.attention", f"{layer}.mlp.dense_h_to_4h.weight"
+        yield folding.norm(f"{layer}.input_layernorm", [f"{attention}.qkv_proj.weight"], hidden, bias=True)
+        bias = config.attention_bias
+        yield folding.values(attention, f"{attention}.dense", hidden, hidden, config.head_dim, bias=bias)
+        yield folding.norm(f"{layer}.post_attention_layernorm", [up], hidden, bias=True)
+    if not config.tie_word_embeddings:
+        yield folding.norm("gpt_neox.final_layer_norm", ["embed_out.weight"], hidden, bias=True)
 
 
 def _droppable(config: Config) -> Iterator[str]:

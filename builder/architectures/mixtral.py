@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.architectures import config_json as read
+from builder.architectures import folds as folding
 from builder.architectures import rope, weights
+from builder.architectures.folds import Fold
 from builder.architectures.weights import Entry, Parameter
 
 MODEL = "mixtral"
@@ -46,8 +48,6 @@ class Config:
         rope.check_scaling(self.rope_scaling)
         if self.num_experts_per_tok > self.num_local_experts:
             read.refuse("num_experts_per_tok", self.num_experts_per_tok, f"1 to {self.num_local_experts}, all experts")
-        if self.sliding_window is not None:
-            read.check_type("sliding_window", self.sliding_window, "int")
 
 
 def from_architecture(architecture: Mapping[str, Any]) -> Config:
@@ -128,6 +128,21 @@ def _layer_entries(config: Config, layer: str) -> Iterator[Entry]:
     yield from weights.linear(f"{moe}.gate_up_proj", hidden, gates, False)
     downs = [(f"{expert}.w2", hidden) for expert in experts]
     yield from weights.linear(f"{moe}.down_proj", inner, downs, False)
+
+
+def folds(config: Config) -> Iterator[Fold]:
+    """Where input channels may be scaled; see ``folds``."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    for layer in (f"model.layers.{index}" for index in range(config.num_hidden_layers)):
+        attention, mlp = f"{layer}.self_attn", f"{layer}.block_sparse_moe"
+        yield folding.norm(f"{layer}.input_layernorm", [f"{attention}.qkv_proj.weight"], hidden)
+        yield folding.values(attention, f"{attention}.o_proj", queries, keys, config.head_dim)
+        readers = [f"{mlp}.gate.weight", f"{mlp}.gate_up_proj.weight"]
+        yield folding.norm(f"{layer}.post_attention_layernorm", readers, hidden)
+        yield folding.gated(mlp, inner, blocks=config.num_local_experts)
+    if not config.tie_word_embeddings:
+        yield folding.norm("model.norm", ["lm_head.weight"], hidden)
 
 
 def _droppable(config: Config) -> Iterator[str]:

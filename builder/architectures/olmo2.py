@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.architectures import config_json as read
+from builder.architectures import folds as folding
 from builder.architectures import rope, weights
+from builder.architectures.folds import Fold
 from builder.architectures.weights import Entry, Parameter
 
 MODEL = "olmo2"
@@ -115,6 +117,19 @@ def _layer_entries(config: Config, layer: str) -> Iterator[Entry]:
     yield from weights.linear(f"{mlp}.gate_up_proj", hidden, gates, bias=False)
     yield from weights.linear(f"{mlp}.down_proj", inner, [(f"{mlp}.down_proj", hidden)], bias=False)
     yield weights.norm(f"{layer}.post_feedforward_layernorm.weight", hidden)
+
+
+def folds(config: Config) -> Iterator[Fold]:
+    """Where input channels may be scaled; see ``folds``. What reads the residual stream itself has no fold."""
+    inner = config.intermediate_size
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    bias = config.attention_bias
+    for layer in (f"model.layers.{index}" for index in range(config.num_hidden_layers)):
+        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        yield folding.values(attention, f"{attention}.o_proj", queries, keys, config.head_dim, bias=bias)
+        yield folding.gated(mlp, inner)
+    if not config.tie_word_embeddings:
+        yield folding.norm("model.norm", ["lm_head.weight"], config.hidden_size)
 
 
 def _droppable(config: Config) -> Iterator[str]:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.architectures import config_json as read
+from builder.architectures import folds as folding
 from builder.architectures import rope, weights
+from builder.architectures.folds import Fold
 from builder.architectures.weights import Entry, Parameter
 
 MODEL = "qwen3_moe"
@@ -131,6 +133,22 @@ def _layer_entries(config: Config, layer: str) -> Iterator[Entry]:
     yield from weights.linear(f"{mlp}.gate_up_proj", hidden, gates, bias=False)
     downs = [(f"{expert}.down_proj", hidden) for expert in experts]
     yield from weights.linear(f"{mlp}.down_proj", inner, downs, bias=False)
+
+
+def folds(config: Config) -> Iterator[Fold]:
+    """Where input channels may be scaled; see ``folds``."""
+    hidden, inner = config.hidden_size, config.moe_intermediate_size
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    bias = config.attention_bias
+    for layer in (f"model.layers.{index}" for index in range(config.num_hidden_layers)):
+        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        yield folding.norm(f"{layer}.input_layernorm", [f"{attention}.qkv_proj.weight"], hidden)
+        yield folding.values(attention, f"{attention}.o_proj", queries, keys, config.head_dim, bias=bias)
+        readers = [f"{mlp}.gate.weight", f"{mlp}.gate_up_proj.weight"]
+        yield folding.norm(f"{layer}.post_attention_layernorm", readers, hidden)
+        yield folding.gated(mlp, inner, blocks=config.num_experts)
+    if not config.tie_word_embeddings:
+        yield folding.norm("model.norm", ["lm_head.weight"], hidden)
 
 
 def _droppable(config: Config) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 An entry reads: the rows [start, stop) of each source, in this order, stacked on the first axis (``stack``, or ``copy``
 when there is one source), or the one source with its two axes swapped (``transpose``). The cast to the storage dtype is
-the quantization scheme's business and is not written here.
+the quantization scheme's business and is not written here. Where the checkpoint is quantized, a source is a matrix that
+no tensor holds as such; "stored" then names those that do (builder/formats/quantized).
 """
 
 from __future__ import annotations
@@ -163,6 +164,12 @@ def _entry_json(entry: Entry, tensors: Mapping[str, Any]) -> dict[str, Any]:
             for source in entry.sources
         ],
     }
+
+
+def tensors_of(source: Mapping[str, Any]) -> list[str]:
+    """The checkpoint's tensors that a source of a parameter is read from: several where it is quantized."""
+    stored = source.get("stored")
+    return [part["tensor"] for part in stored["tensors"].values()] if stored else [source["tensor"]]
 
 
 def parameter_count(map_json: Mapping[str, Any]) -> int:

@@ -11,25 +11,30 @@ import numpy as np
 from builder.quant.layout import FLOAT8_LARGEST, FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST
 
 
-def encode(values: np.ndarray, kind: str, out: np.ndarray) -> None:
+def encode(values: np.ndarray, kind: str, out: np.ndarray, scratch: np.ndarray) -> None:
     """Round finite float32 ``values`` (overwritten) to bytes ``out`` of the same shape: half to even, saturating.
 
     A value is added to the power of two whose unit in the last place is the step of the value's binade, so the addition
-    rounds it, and the sum's low bits count the steps: Knuth, The Art of Computer Programming 2, 4.2.2.
+    rounds it, and the sum's low bits count the steps: Knuth, The Art of Computer Programming 2, 4.2.2. The low bits of
+    that power hold the steps of all binades below (an even number, so ties go where they should), and those of the sum
+    the code.
+
+    Args:
+        scratch: uint32, three rows, each at least as large as ``values``.
     """
     mantissa, smallest = FLOAT8_MANTISSA_BITS[kind], FLOAT8_SMALLEST[kind]
     bits = values.view(np.uint32)
-    signs = np.right_shift(bits, np.uint32(24))
+    signs, power, below = (row[: bits.size].reshape(bits.shape) for row in scratch)
+    np.right_shift(bits, np.uint32(24), out=signs)
     np.bitwise_and(signs, np.uint32(0x80), out=signs)
     np.bitwise_and(bits, np.uint32(0x7FFFFFFF), out=bits)
-    np.minimum(values, np.float32(FLOAT8_LARGEST[kind]), out=values)
-    power = np.bitwise_and(bits, np.uint32(0x7F800000))  # 2^exponent of each value
-    np.maximum(power, np.uint32((smallest + 127) << 23), out=power)
-    np.add(power, np.uint32((23 - mantissa) << 23), out=power)
+    if values.max(initial=0) > FLOAT8_LARGEST[kind]:
+        np.minimum(values, np.float32(FLOAT8_LARGEST[kind]), out=values)
+    np.bitwise_and(bits, np.uint32(0x7F800000), out=power)  # 2^exponent of each value
+    np.clip(power, np.uint32((smallest + 127) << 23), np.uint32(0x7F800000), out=power)  # faster than maximum
+    np.right_shift(power, np.uint32(23 - mantissa), out=below)
+    np.add(power, below, out=power)
+    np.add(power, np.uint32(((23 - mantissa) << 23) - ((smallest + 127) << mantissa)), out=power)
     np.add(values, power.view(np.float32), out=values)
-    np.subtract(bits, power, out=bits)  # steps: up to 2^(mantissa + 1), a rounded-up binade included
-    np.right_shift(power, np.uint32(23 - mantissa), out=power)
-    np.subtract(power, np.uint32((smallest + 127 + 23 - mantissa) << mantissa), out=power)
-    np.add(bits, power, out=bits)  # the code: steps of the binade, and those of all binades below
     np.bitwise_or(bits, signs, out=bits)
     np.copyto(out, bits, casting="unsafe")

@@ -4,6 +4,10 @@ A matrix (out, in) is cut along its input axis into groups of ``group_size``; ea
 whole words, ``per_word`` = 32 // bits values per uint32, lowest bits first. A group that runs past the input width, or
 that does not fill its last word, is filled up with zero weights.
 
+- ``zero_point``: stored values are 0 .. 2^bits - 1, and each group has the stored value of its zero weight beside its
+  scale: weight = (stored - zero) * scale. The zero points of a row are packed as its weights are, ``per_word`` of them
+  in a uint32, lowest bits first: (out, ceil(groups / per_word)) words. Layout NK only.
+
 - layout "NK" (MLC's ``_1`` and ``_2`` schemes): words (out, words of a row), scales (out, groups).
 - layout "KN" (MLC's ``_0`` schemes): the same words and scales, transposed, of linear layers and heads; an embedding
   is read row by row and stays NK (``linear_weight_layout`` and ``output_transpose`` in mlc-ai/mlc-llm,
@@ -11,6 +15,13 @@ that does not fill its last word, is filled up with zero weights.
 - kinds "e4m3", "e5m2": 8-bit floats (OCP 8-bit Floating Point Specification, rev. 1.0), four in a word. A
   ``group_size`` of 0 is one scale for the whole row: a float carries its own exponent, so smaller groups only cost
   bits, while one scale per tensor (mlc-llm's per_tensor_quantization.py) gives the rows of fused projections one range.
+- kind "int8": two's complement bytes from -127 to 127, four in a word, one scale per row: what dp4a, dot4I8Packed and
+  VPDPBUSD multiply.
+
+``activation`` names what a layer's input is rounded to before it meets the weight ("": it stays float32), token by
+token, with the scale max |x| / M: integers are summed in int32, 8-bit floats in float32, and the two scales are applied
+to the sum. ``scale_per`` "tensor" is one scale for a whole matrix, which is what FP8 hardware multiplies a product
+with. Scales of int8 and those of tensors are float32: they are few.
 """
 
 from __future__ import annotations
@@ -30,6 +41,14 @@ WORD_BITS = 32
 FLOAT8_LARGEST = {"e4m3": 448.0, "e5m2": 57344.0}  # finite
 FLOAT8_MANTISSA_BITS = {"e4m3": 3, "e5m2": 2}
 FLOAT8_SMALLEST = {"e4m3": -6, "e5m2": -14}  # exponent of normal numbers; subnormals share its step
+BYTE_LARGEST = {"int8": 127.0, **FLOAT8_LARGEST}  # of what inputs are rounded to, and the weights they meet
+OPTIONAL: dict[str, Any] = {  # keys of a scheme that are left out where they have their default
+    "rules": (),
+    "activation": "",
+    "activation_scale": "",
+    "scale_per": "group",
+    "zero_point": False,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +79,7 @@ class Scheme:
     """One conf/quant/*.yaml. ``kind`` "none" keeps every weight, in ``dtype``; its group fields are 0 and ""."""
 
     name: str
-    kind: str  # none | group | e4m3 | e5m2
+    kind: str  # none | group | int8 | e4m3 | e5m2
     bits: int
     group_size: int  # weights; 0: the whole row
     layout: str  # NK | KN
@@ -69,18 +88,27 @@ class Scheme:
     quantize_embedding: bool
     quantize_head: bool
     rules: tuple[Rule, ...] = ()
+    activation: str = ""  # int8 | e4m3 | e5m2: of the inputs of packed matrices
+    activation_scale: str = ""  # dynamic: of each token
+    scale_per: str = "group"  # group | tensor
+    zero_point: bool = False  # of groups: a stored value per group that stands for zero
 
     def __post_init__(self) -> None:
-        for field in fields(self)[:-1]:
+        for field in fields(self):
+            if field.name == "rules":
+                continue
             value = getattr(self, field.name)
             if type(value).__name__ != field.type:
                 raise UserError(f"quant.{field.name}: found {value!r}; allowed: a value of type {field.type}")
-        for name, allowed in _allowed(self.kind).items():
+        for name, allowed in _allowed(self.kind, self.zero_point).items():
             if getattr(self, name) not in allowed:
                 shown = ", ".join(repr(value) for value in allowed)
                 raise UserError(f"quant.{name}: found {getattr(self, name)!r} in {self.name!r}; allowed: {shown}")
-        if self.kind == "group" and not 8 <= self.group_size <= 1024:
-            raise UserError(f"quant.group_size: found {self.group_size} in {self.name!r}; allowed: 8 to 1024")
+        if bool(self.activation) != bool(self.activation_scale):
+            raise UserError(
+                f"quant.activation_scale: found {self.activation_scale!r} in {self.name!r} with activation "
+                f"{self.activation!r}; allowed: 'dynamic' with an activation, '' without one"
+            )
 
     def of(self, name: str) -> Scheme:
         """The scheme of one parameter: that of the first rule that holds, else this one, without its rules."""
@@ -99,8 +127,17 @@ class Scheme:
 
     @property
     def zero(self) -> int:
-        """How a zero weight is stored."""
-        return 0 if self.kind in FLOAT8_LARGEST else self.max_int
+        """How a zero weight is stored; with zero points, what fills the end of a word."""
+        return self.max_int if self.kind == "group" and not self.zero_point else 0
+
+    @property
+    def top(self) -> int:
+        """The largest stored value of integers with zero points."""
+        return (1 << self.bits) - 1
+
+    @property
+    def scale_dtype(self) -> str:
+        return "float32" if self.kind == "int8" or self.scale_per == "tensor" else self.dtype
 
     @property
     def largest(self) -> float:
@@ -115,16 +152,31 @@ class Scheme:
     def words_per_group(self) -> int:
         return -(-self.group_size // self.per_word)
 
+    def zero_words(self, groups: int) -> int:
+        """Words that hold the zero points of a row."""
+        return -(-groups // self.per_word)
 
-def _allowed(kind: str) -> dict[str, tuple[Any, ...]]:
+
+def _allowed(kind: str, zero_point: bool) -> dict[str, tuple[Any, ...]]:
     table: dict[str, tuple[Any, ...]] = {
-        "kind": ("none", "group", *FLOAT8_LARGEST),
+        "kind": ("none", "group", *BYTE_LARGEST),
         "dtype": ("float16", "bfloat16", "float32"),
+        "activation": ("",),
+        "activation_scale": ("",),
+        "scale_per": ("group",),
     }
-    if kind == "group":
-        return {**table, "bits": tuple(range(2, 9)), "layout": ("NK", "KN"), "storage_dtype": ("uint32",)}
+    if kind != "group":
+        table["zero_point"] = (False,)
+    if kind in BYTE_LARGEST:
+        table |= {"bits": (8,), "layout": ("NK",), "storage_dtype": ("uint32",)}
+        table |= {"activation": ("", kind), "activation_scale": ("", "dynamic")}
+    if kind == "int8":
+        return table
     if kind in FLOAT8_LARGEST:
-        return {**table, "bits": (8,), "layout": ("NK",), "storage_dtype": ("uint32",)}
+        return {**table, "scale_per": ("group", "tensor")}
+    if kind == "group":
+        layouts = ("NK",) if zero_point else ("NK", "KN")
+        return {**table, "bits": tuple(range(2, 9)), "layout": layouts, "storage_dtype": ("uint32",)}
     return {**table, "bits": (0,), "group_size": (0,), "layout": ("",), "storage_dtype": ("",)}
 
 
@@ -136,10 +188,21 @@ def scheme(table: Mapping[str, Any]) -> Scheme:
             near = get_close_matches(key, known, n=1) or known
             raise UserError(f"quant.{key} is not a key of a scheme; did you mean {', '.join(near)}?")
     for key in known:
-        if key not in table and key != "rules":
+        if key not in table and key not in OPTIONAL:
             raise UserError(f"quant.{key} is missing; a scheme has: {', '.join(known)}")
     rules = tuple(_rule(rule) for rule in table.get("rules", ()))
-    return Scheme(**{**table, "rules": rules})
+    found = Scheme(**{**table, "rules": rules})
+    if found.group_size and (found.kind == "int8" or found.activation or found.scale_per == "tensor"):
+        raise UserError(
+            f"quant.group_size: found {found.group_size} in {found.name!r}; allowed: 0, as one scale serves the whole "
+            "sum of a row (kind int8, an activation, or scale_per tensor)"
+        )
+    if found.kind == "group" and not (8 <= found.group_size <= 1024 or (found.group_size, found.layout) == (0, "NK")):
+        raise UserError(
+            f"quant.group_size: found {found.group_size} in {found.name!r}; allowed: 8 to 1024, or 0 (the whole row) "
+            "in the layout NK"
+        )
+    return found
 
 
 def _rule(table: Mapping[str, Any]) -> Rule:
@@ -149,7 +212,7 @@ def _rule(table: Mapping[str, Any]) -> Rule:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stored tensor. ``role``: weight (packed), scale, or plain (the parameter itself, cast)."""
+    """A stored tensor. ``role``: weight (packed), scale, zero (packed), or plain (the parameter itself, cast)."""
 
     name: str
     shape: tuple[int, ...]
@@ -202,16 +265,21 @@ def packed(parameter: Parameter, scheme: Scheme) -> list[Piece]:
 
 
 def pieces(parameter: Parameter, scheme: Scheme) -> list[Piece]:
-    """q_weight and q_scale of a parameter that the scheme packs."""
+    """q_weight, q_scale, and with zero points q_zero, of a parameter that the scheme packs."""
     groups, words = grid(parameter, scheme)
     outputs = parameter.shape[0]
     stem, suffix = parameter.name.rsplit(".", 1)
     assert suffix == "weight", parameter
     turned = is_transposed(parameter, scheme)
-    return [
+    scales = 1 if scheme.scale_per == "tensor" else outputs
+    found = [
         Piece(f"{stem}.q_weight", (words, outputs) if turned else (outputs, words), scheme.storage_dtype, "weight"),
-        Piece(f"{stem}.q_scale", (groups, outputs) if turned else (outputs, groups), scheme.dtype, "scale"),
+        Piece(f"{stem}.q_scale", (groups, outputs) if turned else (scales, groups), scheme.scale_dtype, "scale"),
     ]
+    if scheme.zero_point:
+        shape = outputs, scheme.zero_words(groups)
+        found.append(Piece(f"{stem}.q_zero", shape, scheme.storage_dtype, "zero"))
+    return found
 
 
 def is_transposed(parameter: Parameter, scheme: Scheme) -> bool:

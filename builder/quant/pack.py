@@ -1,5 +1,8 @@
 """Quantize and cast blocks of rows, fast: blocks that stay in the cache, in-place ufuncs, no large temporaries.
 
+A temporary of a few hundred KiB is a fresh mapping each time, and its page faults cost more than the arithmetic on it:
+so every pass writes into memory that the Packer holds.
+
 Bit for bit equal to ``reference``, whose docstring states the rules. A block is a few hundred KiB of checkpoint rows.
 Legend: R rows of a block, I input width, G groups of a row, S group size, W words of a row.
 """
@@ -27,7 +30,7 @@ RAW: Mapping[str, np.dtype] = {  # safetensors dtype -> how its bytes are held; 
 }
 SOURCE_DTYPE = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 INFINITY_BITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7F800000}
-WIDER = {np.dtype(np.uint16): (np.uint32, 16), np.dtype(np.uint32): (np.uint64, 32)}
+SHORT = 128  # weights; see _largest
 
 
 @dataclass(slots=True)
@@ -94,6 +97,16 @@ class Packer:
         self.sign_mask = np.uint16(0x7FFF) if sixteen else np.uint32(0x7FFFFFFF)
         slots = scheme.words_per_group * scheme.per_word
         self.levels_GS = np.full((rows * self.groups, slots), scheme.zero, np.uint8)
+        self.scratch = np.empty((3, rows * padded), np.uint32)  # of one step at a time
+        self.whole: np.ndarray | None = None  # the scale of the tensor, as held, where it has but one
+
+    def largest(self, raw_RI: np.ndarray) -> np.float32:
+        """The largest magnitude of a block; NaN and infinity take no part."""
+        self._load(raw_RI)
+        bits = self.magnitudes_RP[: len(raw_RI)].max(keepdims=True).reshape(1)
+        found = np.empty(1, np.float32)
+        widen(bits, "F32" if bits.dtype == np.uint32 else self.source, found)
+        return np.float32(found[0])
 
     def scales(self, raw_RI: np.ndarray, scales_RG: np.ndarray) -> Counts:
         """Only the scales of a block, for a shard that holds them apart from their words."""
@@ -112,7 +125,7 @@ class Packer:
         rows = raw_RI.shape[0]
         weights_RP, scales, counts = self._choose(raw_RI)
         scales_RG[:] = scales.reshape(rows, self.groups)
-        steps = storage.widened(scales, self.scheme.dtype)
+        steps = storage.widened(scales, self.scheme.scale_dtype)
         weights_GS = weights_RP.reshape(rows * self.groups, self.scheme.group_size)
         if counts.nonfinite:
             weights_GS[np.isnan(weights_GS)] = 0
@@ -150,12 +163,14 @@ class Packer:
         return weights_RP, counts
 
     def _scales(self, rows: int, counts: Counts) -> np.ndarray:
-        """Scales of all groups of the block, flat, in the scheme's dtype."""
-        bits = _largest(self.magnitudes_RP[:rows].reshape(-1), self.scheme.group_size)
+        """Scales of all groups of the block, flat, in the scheme's scale_dtype."""
+        if self.whole is not None:
+            return np.repeat(self.whole.reshape(1), rows)
+        bits = _largest(self.magnitudes_RP[:rows].reshape(-1), self.scheme.group_size, self.scratch)
         largest = np.empty(bits.size, np.float32)
         widen(bits, "F32" if bits.dtype == np.uint32 else self.source, largest)
         largest /= np.float32(self.scheme.largest)
-        scales, counts.saturated = storage.scales(largest, self.scheme.dtype)
+        scales, counts.saturated = storage.scales(largest, self.scheme.scale_dtype)
         return scales
 
     def _store(self, ratios_GS: np.ndarray, words_RW: np.ndarray) -> None:
@@ -168,36 +183,48 @@ class Packer:
             np.clip(ratios_GS, np.float32(0), np.float32(top), out=ratios_GS)
             np.rint(ratios_GS, out=ratios_GS)
             np.copyto(inside_GS, ratios_GS, casting="unsafe")
+        elif self.scheme.kind == "int8":
+            np.clip(ratios_GS, np.float32(-127), np.float32(127), out=ratios_GS)
+            np.rint(ratios_GS, out=ratios_GS)
+            np.copyto(inside_GS.view(np.int8), ratios_GS, casting="unsafe")
         else:
-            float8.encode(ratios_GS, self.scheme.kind, inside_GS)
-        words_RW.reshape(-1)[:] = _combine(levels_GS.reshape(-1), self.scheme)
+            float8.encode(ratios_GS, self.scheme.kind, inside_GS, self.scratch)
+        words_RW.reshape(-1)[:] = combine(levels_GS.reshape(-1), self.scheme, self.scratch)
 
 
-def _largest(values: np.ndarray, group: int) -> np.ndarray:
-    """Maximum of each run of ``group`` unsigned integers.
+def _largest(values: np.ndarray, group: int, scratch: np.ndarray) -> np.ndarray:
+    """Maximum of each run of ``group`` unsigned integers. ``scratch``: uint32, at least as large as ``values``.
 
-    numpy's own reduction over short rows pays a call per row, so neighbours are halved first: two of them are one
-    integer of twice the width, whose halves are compared in full vectors.
+    numpy's own reduction pays a call per row, so short ones are turned: eight bytes at a time, and each column of them
+    is then reduced in full vectors.
     """
-    wide, width = WIDER[values.dtype]
-    mask = wide((1 << width) - 1)
-    while group % 2 == 0:
-        pairs = values.view(wide)
-        high = pairs >> wide(width)
-        low = pairs & mask
-        np.maximum(low, high, out=low)
-        values, group = low.astype(values.dtype), group // 2
-    return values if group == 1 else values.reshape(-1, group).max(axis=1)
+    found: np.ndarray
+    lanes = 8 // values.itemsize
+    if group > SHORT or group % lanes:
+        found = values.reshape(-1, group).max(axis=1)
+        return found
+    eights = values.view(np.uint64).reshape(-1, group // lanes)
+    turned = scratch.reshape(-1).view(np.uint64)[: eights.size].reshape(eights.shape[::-1])
+    np.copyto(turned, eights.T)
+    found = np.maximum.reduce(turned.view(values.dtype), axis=0)
+    while lanes > 1:
+        found = np.maximum(found[::2], found[1::2])
+        lanes //= 2
+    return found
 
 
-def _combine(levels: np.ndarray, scheme: Scheme) -> np.ndarray:
+def combine(levels: np.ndarray, scheme: Scheme, scratch: np.ndarray) -> np.ndarray:
     """Bytes that hold ``bits`` bits each -> uint32 words, ``per_word`` in each, lowest first."""
     width, count = scheme.bits, scheme.per_word
+    joined, spare = (row.view(np.uint16) for row in scratch[:2])
     while count % 2 == 0 and 2 * width <= 8:  # two neighbours into one byte
         pairs = levels.view(np.uint16)
-        joined = pairs >> np.uint16(8 - width)
-        np.bitwise_or(joined, pairs, out=joined)
-        levels, width, count = joined.astype(np.uint8), 2 * width, count // 2
+        both = joined[: pairs.size]
+        np.right_shift(pairs, np.uint16(8 - width), out=both)
+        np.bitwise_or(both, pairs, out=both)
+        levels = spare.view(np.uint8)[: pairs.size]
+        np.copyto(levels, both, casting="unsafe")
+        width, count = 2 * width, count // 2
     if width == 8 and count == 4:
         return levels.view(np.uint32)
     words = levels[::count].astype(np.uint32)

@@ -5,6 +5,13 @@ All arithmetic is IEEE float32 with round-half-to-even; M = 2^(bits-1) - 1 (7 fo
     scale  = (max |w| of the group) / M, in float32, then rounded to the scheme's dtype
     stored = clip(rint(w / float32(scale) + M), 0, 2 M)            back: (stored - M) * float32(scale)
 
+Integers with zero points, T = 2^bits - 1, low and high the smallest and largest weight of the group, or 0 if that is
+beyond them (so the range includes 0):
+
+    scale  = (high - low) / T, in float32, then rounded to the scheme's dtype
+    zero   = clip(rint(-low / float32(scale)), 0, T)
+    stored = clip(rint(w / float32(scale) + zero), 0, T)           back: (stored - zero) * float32(scale)
+
 8-bit floats, with M = 448 (e4m3) or 57344 (e5m2), their largest finite value:
 
     scale  = as above
@@ -26,6 +33,13 @@ The cases that a rule is needed for:
 - **float64 weights** are rounded to float32 first; what overflows there is an infinity.
 - **a group that runs past the input width, or does not fill its words**: filled with zero weights, so stored M.
 
+With zero points the same holds with the group's zero point where M stands, T for 2 M, and 0 as the zero point of a
+group whose scale is zero; what fills the end of a word is stored as 0.
+
+Integers of kind "int8" are stored without an offset, as two's complement bytes: clip(rint(w / float32(scale)), -127,
+127), back: stored * float32(scale); M is 127, and a zero is stored as 0. With ``scale_per`` "tensor" the group is the
+whole matrix.
+
 8-bit floats follow them with stored +0 where integers store M, and with +-M for 0 and 2 M; a negative zero, and what
 rounds to it, keeps its sign. Their subnormals are used. No stored code is an infinity or NaN (as the saturating
 conversion of the OCP specification, table 3, except that NaN becomes zero), so a kernel need not look for them.
@@ -35,42 +49,77 @@ from __future__ import annotations
 
 import numpy as np
 
-from builder.quant.layout import FLOAT8_LARGEST, Scheme
+from builder.quant.layout import BYTE_LARGEST, FLOAT8_LARGEST, Scheme
 from builder.quant.storage import HELD, LARGEST, narrow, widened
 
 FLOAT8_BITS = {"e4m3": (4, 3, 7), "e5m2": (5, 2, 15)}  # of exponent and mantissa, and the exponent's bias
 
 
-def quantize(weight: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
-    """float32 (out, in) -> uint32 words (out, groups * words_per_group), scales (out, groups).
+def quantize(weight: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, ...]:
+    """float32 (out, in) -> uint32 words (out, groups * words_per_group), scales (out, groups), and with zero points
+    their uint32 words (out, ceil(groups / per_word)).
 
-    Scales are in the scheme's dtype, as ``storage`` holds it. The layout is NK; KN is both, transposed.
+    Scales are in the scheme's scale_dtype, as ``storage`` holds it; one of a tensor is (1, 1). The layout is NK; KN is
+    both, transposed.
     """
     outputs, inputs = weight.shape
     scheme = scheme.at(inputs)
     groups = -(-inputs // scheme.group_size)
     words = np.zeros((outputs, groups * scheme.words_per_group), np.uint32)
-    scales = np.zeros((outputs, groups), HELD[scheme.dtype])
+    scales = np.zeros((outputs, groups), HELD[scheme.scale_dtype])
+    largest = _largest(weight.astype(np.float32).ravel()) if scheme.scale_per == "tensor" else None
+    zeros = np.zeros((outputs, groups), np.uint32)
+    quantize_group = _quantize_shifted if scheme.zero_point else _quantize_group
     for row in range(outputs):
         for group in range(groups):
             values = weight[row, group * scheme.group_size : (group + 1) * scheme.group_size].astype(np.float32)
-            scale, stored = _quantize_group(values, scheme)
+            scale, stored, zeros[row, group] = quantize_group(values, scheme, largest)
             scales[row, group] = scale
             first = group * scheme.words_per_group
             words[row, first : first + scheme.words_per_group] = _words(stored, scheme)
-    return words, scales
+    if not scheme.zero_point:
+        return words, scales if largest is None else scales[:1]
+    return words, scales, np.array([pack_row([int(zero) for zero in row], scheme) for row in zeros], np.uint32)
 
 
-def _quantize_group(values: np.ndarray, scheme: Scheme) -> tuple[np.generic, list[int]]:
-    finite = [abs(value) for value in values if np.isfinite(value)]
-    largest = max(finite, default=np.float32(0))
-    scale = narrow(np.array([largest / np.float32(scheme.largest)], np.float32), scheme.dtype)
-    step = widened(scale, scheme.dtype)[0]
+def _largest(values: np.ndarray) -> np.float32:
+    return max((abs(value) for value in values if np.isfinite(value)), default=np.float32(0))
+
+
+def _quantize_group(
+    values: np.ndarray, scheme: Scheme, largest: np.float32 | None
+) -> tuple[np.generic, list[int], int]:
+    """``largest``: of all that share the scale, if these are not all."""
+    largest = _largest(values) if largest is None else largest
+    scale, step = _scale(largest / np.float32(scheme.largest), scheme)
+    if scheme.kind == "group":
+        return scale, [_stored(value, step, scheme) for value in values], 0
+    return scale, [stored_byte(value, step, scheme.kind) for value in values], 0
+
+
+def _quantize_shifted(values: np.ndarray, scheme: Scheme, _: np.float32 | None) -> tuple[np.generic, list[int], int]:
+    finite = [value for value in values if np.isfinite(value)]
+    low, high = min(finite, default=np.float32(0)), max(finite, default=np.float32(0))
+    low, high, top = min(low, np.float32(0)), max(high, np.float32(0)), np.float32(scheme.top)
+    with np.errstate(over="ignore"):
+        scale, step = _scale((high - low) / top, scheme)
+    if step == 0:
+        return scale, [0] * scheme.group_size, 0
+    with np.errstate(over="ignore", under="ignore"):
+        zero = min(np.rint(-low / step), top)
+        shifted = [zero if np.isnan(value) else np.rint(value / step + zero) for value in values]
+    stored = [int(min(max(level, np.float32(0)), top)) for level in shifted]
+    return scale, stored + [int(zero)] * (scheme.group_size - len(stored)), int(zero)
+
+
+def _scale(value: np.float32, scheme: Scheme) -> tuple[np.generic, np.float32]:
+    """A scale as it is stored, and in float32."""
+    scale = narrow(np.array([value], np.float32), scheme.scale_dtype)
+    step = widened(scale, scheme.scale_dtype)[0]
     if np.isinf(step):
-        step = np.float32(LARGEST[scheme.dtype])
+        step = np.float32(LARGEST[scheme.scale_dtype])
         scale = narrow(np.array([step]), scheme.dtype)
-    store = _stored if scheme.kind == "group" else _stored_float8
-    return scale[0], [store(value, step, scheme) for value in values]
+    return scale[0], step
 
 
 def _stored(value: np.float32, step: np.float32, scheme: Scheme) -> int:
@@ -81,17 +130,27 @@ def _stored(value: np.float32, step: np.float32, scheme: Scheme) -> int:
     return int(min(max(level, np.float32(0)), np.float32(2 * scheme.max_int)))
 
 
-def _stored_float8(value: np.float32, step: np.float32, scheme: Scheme) -> int:
+def stored_byte(value: np.float32, step: np.float32, kind: str) -> int:
+    """The code of a value in units of ``step``: a two's complement byte, or an 8-bit float."""
     if step == 0 or np.isnan(value):
         return 0
     with np.errstate(over="ignore", under="ignore"):
         ratio = value / step
-    magnitudes = float8_values(scheme.kind)[:128].astype(np.float64)
-    finite = magnitudes[magnitudes <= FLOAT8_LARGEST[scheme.kind]]
-    distances = np.abs(finite - min(abs(float(ratio)), FLOAT8_LARGEST[scheme.kind]))
+    if kind == "int8":
+        return int(np.rint(min(max(ratio, np.float32(-127)), np.float32(127)))) & 0xFF
+    magnitudes = float8_values(kind)[:128].astype(np.float64)
+    finite = magnitudes[magnitudes <= FLOAT8_LARGEST[kind]]
+    distances = np.abs(finite - min(abs(float(ratio)), FLOAT8_LARGEST[kind]))
     nearest = np.flatnonzero(distances == distances.min())
     code = next((int(code) for code in nearest if code % 2 == 0), int(nearest[0]))
     return code | (0x80 if np.signbit(ratio) else 0)
+
+
+def byte_values(kind: str) -> np.ndarray:
+    """What each of the 256 codes stands for, in float32."""
+    if kind == "int8":
+        return np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float32)
+    return float8_values(kind)
 
 
 def float8_values(kind: str) -> np.ndarray:
@@ -113,26 +172,54 @@ def float8_values(kind: str) -> np.ndarray:
 
 def _words(stored: list[int], scheme: Scheme) -> list[int]:
     """Lowest bits first; slots without a weight hold the stored zero."""
-    slots = stored + [scheme.zero] * (scheme.words_per_group * scheme.per_word - len(stored))
+    return pack_row(stored + [scheme.zero] * (scheme.words_per_group * scheme.per_word - len(stored)), scheme)
+
+
+def pack_row(values: list[int], scheme: Scheme) -> list[int]:
+    """Values -> words; the last one may be part empty."""
     words = []
-    for first in range(0, len(slots), scheme.per_word):
+    for first in range(0, len(values), scheme.per_word):
         word = 0
-        for place, value in enumerate(slots[first : first + scheme.per_word]):
+        for place, value in enumerate(values[first : first + scheme.per_word]):
             word |= value << (scheme.bits * place)
         words.append(word)
     return words
 
 
-def dequantize(q_weight: np.ndarray, q_scale: np.ndarray, inputs: int, scheme: Scheme) -> np.ndarray:
-    """Words and scales (NK) back to float32 (out, inputs), with one rounding, in float32."""
+def dequantize(
+    q_weight: np.ndarray, q_scale: np.ndarray, inputs: int, scheme: Scheme, q_zero: np.ndarray | None = None
+) -> np.ndarray:
+    """Words and scales (NK), and the words of zero points, back to float32 (out, inputs), with one rounding, in
+    float32."""
     scheme = scheme.at(inputs)
-    outputs, groups = q_scale.shape
-    mask = np.uint32((1 << scheme.bits) - 1)
-    places = [(q_weight >> np.uint32(scheme.bits * place)) & mask for place in range(scheme.per_word)]
-    stored = np.stack(places, axis=-1).reshape(outputs, groups, -1)[:, :, : scheme.group_size]
-    if scheme.kind == "group":
+    outputs, groups = len(q_weight), q_scale.shape[1]
+    stored = _places(q_weight, scheme).reshape(outputs, groups, -1)[:, :, : scheme.group_size]
+    if q_zero is not None:
+        zeros = _places(q_zero, scheme)[:, :groups, None]
+        values = stored.astype(np.float32) - zeros.astype(np.float32)
+    elif scheme.kind == "group":
         values = stored.astype(np.float32) - np.float32(scheme.max_int)
     else:
-        values = float8_values(scheme.kind)[stored]
-    weight = values * widened(q_scale, scheme.dtype)[:, :, None]
+        values = byte_values(scheme.kind)[stored]
+    weight = values * widened(q_scale, scheme.scale_dtype)[:, :, None]
     return np.ascontiguousarray(weight.reshape(outputs, -1)[:, :inputs])
+
+
+def _places(words: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """The values of each row's words, in order: (out, words * per_word)."""
+    mask = np.uint32((1 << scheme.bits) - 1)
+    places = [(words >> np.uint32(scheme.bits * place)) & mask for place in range(scheme.per_word)]
+    return np.stack(places, axis=-1).reshape(len(words), -1)
+
+
+def rounded_input(x: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarray]:
+    """float32 inputs (rows, K) -> (their codes, uint8 (rows, K), float32 scales (rows, 1)).
+
+    scale = max |x| of the row / M; the codes are those of a weight with that scale. What a layer computes of them:
+    (sum of values * stored weights) * scale of the row * scale of the weight.
+    """
+    scales = np.abs(x).max(axis=1, keepdims=True) / np.float32(BYTE_LARGEST[activation])
+    codes = np.empty(x.shape, np.uint8)
+    for place, value in np.ndenumerate(x):
+        codes[place] = stored_byte(value, scales[place[0], 0], activation)
+    return codes, scales

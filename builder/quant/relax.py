@@ -15,13 +15,15 @@ from tvm.relax.frontend import nn
 from builder.architectures.weights import Parameter
 from builder.core.errors import UserError
 from builder.lowering import op
-from builder.quant.layout import FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST, Scheme, is_quantized, is_transposed, pieces
+from builder.quant.inputs import byte_value, code_at, float8, int8, rounded
+from builder.quant.layout import Scheme, is_quantized, is_transposed, pieces
 
 COMPUTE = "float32"
 
 
-def dequantized(fields: Mapping[str, Any], q_weight: Any, q_scale: Any, n: Any, k: Any) -> Any:
+def dequantized(fields: Mapping[str, Any], tensors: tuple[Any, ...], n: Any, k: Any) -> Any:
     """The weight (n, k) of a packed matrix, in float32 (see builder/quant/reference.py)."""
+    q_weight, q_scale = tensors[:2]
     bits, per_word, group_words = fields["bits"], fields["per_word"], fields["words_per_group"]
     group = k // fields["group_size"]
     place = k % fields["group_size"]
@@ -30,44 +32,67 @@ def dequantized(fields: Mapping[str, Any], q_weight: Any, q_scale: Any, n: Any, 
     word = q_weight[row, n] if turned else q_weight[n, row]
     shift = tirx.Cast("uint32", place % per_word * bits)
     stored = tirx.bitwise_and(tirx.shift_right(word, shift), tirx.const((1 << bits) - 1, "uint32"))
-    if fields["kind"] == "group":
+    if fields["zero_point"]:
+        place = tirx.Cast("uint32", group % per_word * bits)
+        zero = tirx.shift_right(tensors[2][n, group // per_word], place)
+        zero = tirx.bitwise_and(zero, tirx.const((1 << bits) - 1, "uint32"))
+        value = tirx.Cast(COMPUTE, stored) - tirx.Cast(COMPUTE, zero)
+    elif fields["kind"] == "group":
         value = tirx.Cast(COMPUTE, stored) - tirx.const(fields["max_int"], COMPUTE)
     else:
-        value = float8(stored, fields["kind"])
-    return value * tirx.Cast(COMPUTE, q_scale[group, n] if turned else q_scale[n, group])
+        value = byte_value(stored, fields["kind"])
+    row = 0 if fields["scale_per"] == "tensor" else n
+    return value * tirx.Cast(COMPUTE, q_scale[group, row] if turned else q_scale[row, group])
 
 
-def float8(code: Any, kind: str) -> Any:
-    """An 8-bit float (uint32) as float32. No subnormal number is computed with: a GPU may take those for zero."""
-    mantissa, smallest = FLOAT8_MANTISSA_BITS[kind], FLOAT8_SMALLEST[kind]
-
-    def const(value: int) -> Any:
-        return tirx.const(value, "uint32")
-
-    magnitude = tirx.bitwise_and(code, const(0x7F))
-    normal = tirx.shift_left(magnitude, const(23 - mantissa)) + const((smallest - 1 + 127) << 23)
-    steps = tirx.Cast(COMPUTE, magnitude) * tirx.const(2.0 ** (smallest - mantissa), COMPUTE)
-    value = tirx.Select(magnitude < const(1 << mantissa), steps, tirx.reinterpret(COMPUTE, normal))
-    return tirx.Select(code < const(0x80), value, -value)
+def activation_of(fields: Mapping[str, Any]) -> str:
+    """What inputs are rounded to before they meet the weight; "": they are not."""
+    return "" if fields["kind"] == "none" else str(fields["activation"])
 
 
 def _weight(fields: Mapping[str, Any], tensors: tuple[Any, ...], n: Any, k: Any) -> Any:
     if fields["kind"] != "none":
-        return dequantized(fields, tensors[0], tensors[1], n, k)
+        return dequantized(fields, tensors, n, k)
     return tirx.Cast(COMPUTE, tensors[0][n, k])
 
 
+def _rounded_product(fields: Mapping[str, Any], codes_MW: Any, scale_M1: Any, q_weight: Any, q_scale: Any) -> Any:
+    """The sum of code * code, in int32 or (8-bit floats) float32, times the row's scale, times the weight's."""
+    kind, outputs = fields["kind"], fields["n"]
+    axis, whole = te.reduce_axis((0, fields["k"]), "k"), fields["scale_per"] == "tensor"
+
+    def value(words: Any, row: Any, k: Any) -> Any:
+        code = code_at(words, row, k)
+        return int8(code) if kind == "int8" else float8(code, kind)
+
+    sum_MN = te.compute(
+        (codes_MW.shape[0], outputs),
+        lambda m, n: te.sum(value(codes_MW, m, axis) * value(q_weight, n, axis), axis=axis),
+        "sum",
+    )
+    return te.compute(
+        sum_MN.shape,
+        lambda m, n: tirx.Cast(COMPUTE, sum_MN[m, n]) * scale_M1[m, 0] * q_scale[0 if whole else n, 0],
+        "product",
+    )
+
+
 def _linear(fields: Mapping[str, Any], x_MK: Any, *tensors: Any) -> Any:
-    """y = x @ weight.T (+ bias) (+ residual); tensors: residual, weight (one or two tensors), bias."""
+    """y = x @ weight.T (+ bias) (+ residual); tensors: residual, weight (one or more tensors), bias. With an activation
+    x is codes, and the first of the tensors the scales of their rows."""
     rest = list(tensors)
+    rounded_by = rest.pop(0) if activation_of(fields) else None
     residual_MN = rest.pop(0) if fields["residual"] else None
     bias_N = rest.pop() if fields["bias"] else None
     rows, inputs, outputs = x_MK.shape[0], fields["k"], fields["n"]
-    axis = te.reduce_axis((0, inputs), "k")
-    weight_NK = te.compute((outputs, inputs), lambda n, k: _weight(fields, tuple(rest), n, k), "weight")
-    product_MN = te.compute(
-        (rows, outputs), lambda m, n: te.sum(x_MK[m, axis] * weight_NK[n, axis], axis=axis), "product"
-    )
+    if rounded_by is not None:
+        product_MN = _rounded_product(fields, x_MK, rounded_by, *rest)
+    else:
+        axis = te.reduce_axis((0, inputs), "k")
+        weight_NK = te.compute((outputs, inputs), lambda n, k: _weight(fields, tuple(rest), n, k), "weight")
+        product_MN = te.compute(
+            (rows, outputs), lambda m, n: te.sum(x_MK[m, axis] * weight_NK[n, axis], axis=axis), "product"
+        )
     if bias_N is None and residual_MN is None:
         return product_MN
 
@@ -95,16 +120,18 @@ class Weight(nn.Module):
 
     def store(self, scheme: Scheme, quantize: bool) -> None:
         """Hold the matrix as ``scheme`` does, instead of how it was held before."""
-        for name in ("weight", "q_weight", "q_scale"):
+        for name in ("weight", "q_weight", "q_scale", "q_zero"):
             self.__dict__.pop(name, None)
         self.fields: dict[str, Any] = {"n": self.outputs, "k": self.inputs, "kind": "none", "dtype": scheme.dtype}
         if not quantize or scheme.kind == "none":
             self.weight = nn.Parameter((self.outputs, self.inputs), scheme.dtype)
             return
         parameter = Parameter("it.weight", (self.outputs, self.inputs), self.role)
-        words, scales = pieces(parameter, scheme)
+        words, scales, *zeros = pieces(parameter, scheme)
         self.q_weight = nn.Parameter(words.shape, words.dtype)
         self.q_scale = nn.Parameter(scales.shape, scales.dtype)
+        for zero in zeros:
+            self.q_zero = nn.Parameter(zero.shape, zero.dtype)
         fitted = scheme.at(self.inputs)
         self.fields |= {
             "kind": scheme.kind,
@@ -114,10 +141,16 @@ class Weight(nn.Module):
             "per_word": fitted.per_word,
             "words_per_group": fitted.words_per_group,
             "max_int": scheme.max_int,
+            "scale_dtype": scheme.scale_dtype,
+            "scale_per": scheme.scale_per,
+            "activation": scheme.activation,
+            "zero_point": scheme.zero_point,
         }
 
     def stored(self) -> list[nn.Tensor]:
-        return [self.weight] if self.fields["kind"] == "none" else [self.q_weight, self.q_scale]
+        if self.fields["kind"] == "none":
+            return [self.weight]
+        return [self.q_weight, self.q_scale, *([self.q_zero] if self.fields["zero_point"] else [])]
 
 
 class Linear(Weight):
@@ -138,7 +171,8 @@ class Embedding(Weight):
 
     def forward(self, ids_M: nn.Tensor) -> nn.Tensor:
         shape = (ids_M.shape[0], self.fields["k"])
-        return op.emit("embedding", _embedding, self.fields, [ids_M], self.stored(), shape)
+        fields = self.fields if self.fields["kind"] == "none" else {**self.fields, "activation": ""}
+        return op.emit("embedding", _embedding, fields, [ids_M], self.stored(), shape)
 
     def head(self, x_MK: nn.Tensor) -> nn.Tensor:
         return project(self, x_MK, None, None)
@@ -172,6 +206,9 @@ def weights_of(module: Any, name: str) -> Iterator[tuple[str, Weight]]:
 def project(weight: Weight, x_MK: nn.Tensor, bias: nn.Tensor | None, residual_MN: nn.Tensor | None) -> nn.Tensor:
     """x @ weight.T with what is added to it, as one operation."""
     fields = {**weight.fields, "bias": bias is not None, "residual": residual_MN is not None}
-    activations = [x_MK] if residual_MN is None else [x_MK, residual_MN]
+    activation = activation_of(fields)
+    activations = rounded(x_MK, fields["k"], activation) if activation else [x_MK]
+    if residual_MN is not None:
+        activations.append(residual_MN)
     stored = weight.stored() if bias is None else [*weight.stored(), bias]
     return op.emit("linear", _linear, fields, activations, stored, (x_MK.shape[0], fields["n"]))

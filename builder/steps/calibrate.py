@@ -1,4 +1,4 @@
-"""calibrate: the second moments of every linear layer's input over a calibration text, for quant.method=gptq.
+"""calibrate: the second moments of every linear layer's input over a calibration text, for quant.method=awq and gptq.
 
 The model is transformers' in float32, as verify.reference runs it: one module's weights in memory at a time, all
 windows in one batch, so that each weight is read once. What a layer sees comes from the original weights of the layers
@@ -7,6 +7,14 @@ scheme, while one calibration of the original serves every scheme, and a shard d
 parameters alone. docs/quality.md has what the choice costs.
 
 The logits are not computed: the head's input is the output of the model below it.
+
+Moments of T tokens say little about more than T directions. So they are mixed with white noise of the same power, I
+tokens of it for I inputs: H = (X^T X + I m 1) / T, m the mean of the diagonal of X^T X / T. docs/quality.md has what
+that does for gptq with few tokens; with many it is nothing.
+
+Experts read different tokens, so each has moments of its own. One that read fewer than LEAST_TOKENS gets zeros, which
+leave awq and gptq nothing to go by: they do what mse does. (transformers fuses the experts of a layer into one tensor,
+so such a model is in memory whole, as for verify.reference.)
 """
 
 from __future__ import annotations
@@ -21,15 +29,20 @@ import torch
 
 from builder.core.errors import StepError
 from builder.core.step import InputFiles, Json, Out
+from builder.quant.layout import layer_of, stem_of
 from builder.steps.ports import group, one
 from builder.verification import heldout, source_model
 
 KEY = "quant.calibration"
 THREADS = 1  # sums do not depend on how many cores there are
+LEAST_TOKENS = 64  # with which gptq is still better than mse: docs/quality.md
+Experts = dict[str, dict[str, str]]  # module of a layer's experts -> {its parameter: ours}
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
-    """Write moments/<parameter>, float32 (in, in) as .npy: X^T X / T, X (T, in) the parameter's input at T tokens.
+    """Write moments/<parameter>, float32 (in, in) as .npy: the H above, X (T, in) the parameter's input at T tokens.
+
+    Of a stack of experts it is (experts, in, in), divided by the tokens of the text, not of the expert.
 
     Args:
         params: "text" {"name", "digest"}, "tokens", "window".
@@ -51,7 +64,10 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     config = json.loads(one(inputs["config"]).path.read_text())
     shapes = {name: entry["shape"] for name, entry in layout.items()}
     model, sources = source_model.load_named(config, shapes, fetch, out.progress)
-    _measure(model, readers(entries, sources), tokens_NW, out)
+    mixed = experts(entries, [name for name, _ in model.named_parameters() if name not in sources])
+    stacked = {name for module in mixed.values() for name in module.values()}
+    plain = readers([entry for entry in entries if entry["name"] not in stacked], sources)
+    _measure(model, plain, mixed, tokens_NW, out)
     out.fact("tokens", int(tokens_NW.size))
 
 
@@ -70,7 +86,7 @@ def readers(entries: Iterable[Mapping[str, Json]], sources: Mapping[str, str]) -
 
     Raises:
         StepError: transformers has no module for a parameter, because it fuses tensors itself, or the parameter is made
-            of several blocks (experts), which read different inputs.
+            of several blocks, which read different inputs.
     """
     modules = {tensor: name.rpartition(".")[0] for name, tensor in sources.items()}
     found: dict[str, list[str]] = {}
@@ -87,15 +103,26 @@ def readers(entries: Iterable[Mapping[str, Json]], sources: Mapping[str, str]) -
     return found
 
 
-def _measure(model: Any, wanted: Mapping[str, list[str]], tokens_NW: np.ndarray, out: Out) -> None:
+def experts(entries: Iterable[Mapping[str, Json]], fused: Iterable[str]) -> Experts:
+    """The modules of transformers that hold all experts of a layer. ``fused``: parameters that it made of several
+    tensors; ours of the same layer that ends in the same name is the same stack."""
+    ours = {(layer_of(e["name"]), stem_of(e["name"]).rpartition(".")[2]): e["name"] for e in entries}
+    found: Experts = {}
+    for name in fused:
+        module, _, last = name.rpartition(".")
+        if module.endswith(".experts") and (layer_of(name), last) in ours:
+            found.setdefault(module, {})[last] = ours[layer_of(name), last]
+    return {module: parts for module, parts in found.items() if set(parts) == {"gate_up_proj", "down_proj"}}
+
+
+def _measure(model: Any, wanted: Mapping[str, list[str]], mixed: Experts, tokens_NW: np.ndarray, out: Out) -> None:
     torch.set_num_threads(THREADS)
     head = model.get_output_embeddings()
+    few: list[int] = []  # experts of each layer with too few tokens
 
     def save(names: list[str], x: torch.Tensor) -> None:
         x_TI = x.reshape(-1, x.shape[-1])
-        moment = (x_TI.T @ x_TI / len(x_TI)).numpy()
-        if not np.isfinite(moment).all():
-            raise StepError(f"calibrate: the input of {names[0]} holds NaN or infinity", "build quant.method=mse")
+        moment = _moment(x_TI, len(x_TI), names[0])
         for name in names:
             with out.path(f"moments/{name}").open("wb") as file:  # np.save would add .npy to a path
                 np.save(file, moment)
@@ -103,8 +130,49 @@ def _measure(model: Any, wanted: Mapping[str, list[str]], tokens_NW: np.ndarray,
     for module_name, module in model.named_modules():
         if module_name in wanted and module is not head:
             module.register_forward_pre_hook(lambda _, x, names=wanted[module_name]: save(names, x[0]))
+        if module_name in mixed:
+            module.register_forward_pre_hook(
+                lambda module, x, names=mixed[module_name]: few.append(_save_experts(module, x[0], x[1], names, out))
+            )
     with torch.inference_mode():
         last = model.base_model(torch.from_numpy(tokens_NW).long(), use_cache=False).last_hidden_state
         for module_name, module in model.named_modules():
             if module_name in wanted and module is head:
                 save(wanted[module_name], last)
+    if sum(few):
+        count = sum(model.get_submodule(module_name).num_experts for module_name in mixed)
+        out.warn(
+            f"{sum(few)} of {count} experts read fewer than {LEAST_TOKENS} of the {tokens_NW.size} calibration tokens: "
+            "their weights are chosen as by mse; quant.calibration.tokens gives them more"
+        )
+
+
+def _save_experts(module: Any, x_TH: torch.Tensor, chosen_TK: torch.Tensor, names: Mapping[str, str], out: Out) -> int:
+    """The moments of a layer's experts, one after the other; returns how many of them read too few tokens."""
+    few, files = 0, {}
+    for part, name in names.items():
+        weights = getattr(module, part)  # (experts, out, in)
+        shape = (len(weights), weights.shape[2], weights.shape[2])
+        files[part] = np.lib.format.open_memmap(out.path(f"moments/{name}"), "w+", np.float32, shape)
+    for expert in range(module.num_experts):
+        x_EH = x_TH[(chosen_TK == expert).any(dim=-1)]
+        if len(x_EH) < LEAST_TOKENS:
+            few += 1
+            continue
+        gate_EI, up_EI = torch.nn.functional.linear(x_EH, module.gate_up_proj[expert]).chunk(2, dim=-1)
+        inputs = {"gate_up_proj": x_EH, "down_proj": module.act_fn(gate_EI) * up_EI}
+        for part, name in names.items():
+            files[part][expert] = _moment(inputs[part], len(x_TH), name)
+    for file in files.values():
+        file.flush()
+    return few
+
+
+def _moment(x_TI: torch.Tensor, tokens: int, name: str) -> np.ndarray:
+    moment: np.ndarray = (x_TI.T @ x_TI / tokens).numpy()
+    moment[np.diag_indices_from(moment)] += np.float32(
+        moment.shape[0] / len(x_TI) * moment.diagonal().mean(dtype=float)
+    )
+    if not np.isfinite(moment).all():
+        raise StepError(f"calibrate: the input of {name} holds NaN or infinity", "build quant.method=mse")
+    return moment

@@ -1,23 +1,32 @@
-"""convert: the weight map of a model over a checkpoint. Moves no weights and reads none."""
+"""convert: the weight map of a model over a checkpoint, and its folds. Moves no weights and reads none."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
 
 from builder import architectures
 from builder.architectures.weights import parameter_count
 from builder.core.digest import canonical
-from builder.core.step import File, InputFiles, Json, Out
+from builder.core.step import InputFiles, Json, Out
+from builder.formats import quantized
+from builder.steps.ports import one
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
-    """``params``: {"family", "architecture"}; ``inputs``: {"layout": layout.json}; output: weight_map.json."""
-    layout = inputs["layout"]
-    assert isinstance(layout, File)
+    """``params``: {"family", "architecture", and "packing" of a checkpoint that is quantized}; ``inputs``: {"layout":
+    layout.json}; output: weight_map.json."""
     family = architectures.load(params["family"])
     config = family.from_architecture(params["architecture"])
-    weight_map = family.weight_map(config, json.loads(layout.path.read_bytes()))
+    read = partial(family.weight_map, config)
+    tensors = json.loads(one(inputs["layout"]).path.read_bytes())
+    if "packing" in params:
+        weight_map = quantized.over(read, quantized.Packing(**params["packing"]), tensors)
+    else:
+        weight_map = read(tensors)
+    weight_map["folds"] = [asdict(fold) for fold in family.folds(config)]
     out.path("weight_map.json").write_bytes(canonical(weight_map))
     out.fact("parameters", parameter_count(weight_map))
     out.fact("tensors_dropped", len(weight_map["dropped"]))

@@ -1,6 +1,8 @@
 """verify.dequantized: transformers in float32 over the weights as the artifact stores them.
 
-A library that computes in float32 must agree with this to float rounding, whatever the scheme costs in accuracy. The
+A library that computes in float32 must agree with this to float rounding, whatever the scheme costs in accuracy. (With
+rounded inputs it cannot: where float rounding takes one to the next step, the layers after it see another input; see
+conf/verify/default.yaml.) The
 config is the checkpoint's own, not the recipe's architecture: a wrong override shows here. Each weight is compared with
 its source on the way (see reconstruction). Memory: see source_model; one parameter is dequantized at a time.
 """
@@ -16,11 +18,13 @@ import numpy as np
 from builder.architectures.weights import Parameter, to_source
 from builder.core.step import File, InputFiles, Json, Out
 from builder.quant import reference as packing
+from builder.quant import scaling
 from builder.quant.layout import Scheme, is_transposed, packed, scheme
 from builder.quant.storage import HELD, widened
 from builder.steps.ports import group, one
 from builder.steps.reference import prepare, write
-from builder.verification import reconstruction, source_model
+from builder.verification import quantized, reconstruction, source_model
+from builder.verification.inputs import round_inputs
 
 Read = Callable[[str], np.ndarray]
 
@@ -32,7 +36,8 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 
     Args:
         params: those of verify.reference, "scheme" and "method", the name of how its integers were chosen.
-        inputs: those of verify.reference, and "shards" {"<item>/params_shard_<i>.bin"}, "weight_map", "parameters".
+        inputs: those of verify.reference, and "shards" {"<item>/params_shard_<i>.bin"}, "weight_map", "parameters", and
+            for awq "scales", what its weights were multiplied with.
         out: its context holds "text", the path of the text.
 
     Raises:
@@ -42,12 +47,17 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     entries = json.loads(one(inputs["weight_map"]).path.read_text())["parameters"]
     rule = scheme(params["scheme"])
     stored = _stored(json.loads(one(inputs["parameters"]).path.read_text())["parameters"], group(inputs["shards"]))
-    source = _source(json.loads(one(inputs["layout"]).path.read_text())["tensors"], group(inputs["tensors"]))
+    config = json.loads(one(inputs["config"]).path.read_text())
+    layout = json.loads(one(inputs["layout"]).path.read_text())["tensors"]
+    _, original_tensor = quantized.opened(config, layout, group(inputs["tensors"]))
+    scales = group(inputs["scales"]) if "scales" in inputs else {}
     found: dict[str, reconstruction.Reconstruction] = {}
 
     @lru_cache(maxsize=1)  # q, k and v are asked for one after another, and are one parameter
     def parameter(index: int) -> np.ndarray:
-        weight, found[entries[index]["name"]] = _dequantize(entries[index], rule, params["method"], stored, source)
+        entry = entries[index]
+        original = scaled(entry, assemble(entry, lambda name: original_tensor(name).numpy()), scales)
+        weight, found[entry["name"]] = _dequantize(entry, rule, params["method"], stored, original)
         return weight
 
     def fetch(name: str) -> source_model.Tensor:
@@ -58,34 +68,37 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 
     tokens, config = prepare(params, inputs, out)
     shapes = {s["tensor"]: s["shape"] for entry in entries for s in entry["sources"]}
-    model = source_model.load(config, shapes, fetch, out.progress)
+    model, sources = source_model.load_named(config, shapes, fetch, out.progress)
+    round_inputs(model, entries, sources, rule)
     write(source_model.logits(model, tokens, out.threads), tokens, params, out)
     assert len(found) == len(entries), "the reference ran without some parameters"
     out.path("reconstruction.json").write_text(json.dumps(reconstruction.report(found), indent=1) + "\n")
 
 
 def _dequantize(
-    entry: Mapping[str, Json], rule: Scheme, method: str, stored: Read, source: Read
+    entry: Mapping[str, Json], rule: Scheme, method: str, stored: Read, original: np.ndarray
 ) -> tuple[np.ndarray, reconstruction.Reconstruction]:
-    """A parameter in float32 as its stored pieces give it, and how it compares with its source."""
+    """A parameter in float32 as its stored pieces give it, and how it compares with what it was made from."""
     shape, rule = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"]), rule.of(entry["name"])
     arrays = {piece.role: stored(piece.name) for piece in packed(shape, rule)}
-    original = assemble(entry, source)
     if "plain" in arrays:
         weight = widened(arrays["plain"], rule.dtype)
         return weight, reconstruction.plain(original, weight, rule)
     if is_transposed(shape, rule):
         arrays = {role: array.T for role, array in arrays.items()}
-    if rule.kind != "group":
+    if (rule.kind != "group" or rule.zero_point) and method != reconstruction.TAKEN:
         method = "rtn"
     if method == "gptq" and entry["kind"] not in ("linear", "head"):
         method = "mse"  # it has no inputs
     outputs, width = entry["shape"]
+    if rule.scale_per == "tensor":
+        arrays["scale"] = np.broadcast_to(arrays["scale"], (outputs, 1))
     weight = np.empty((outputs, width), np.float32)
     rows = max(1, BLOCK_BYTES // (4 * width))
     for start in range(0, outputs, rows):
         some = slice(start, start + rows)
-        weight[some] = packing.dequantize(arrays["weight"][some], arrays["scale"][some], width, rule)
+        zeros = arrays["zero"][some] if "zero" in arrays else None
+        weight[some] = packing.dequantize(arrays["weight"][some], arrays["scale"][some], width, rule, zeros)
     return weight, reconstruction.grouped(original, weight, arrays["scale"], rule, method)
 
 
@@ -98,6 +111,16 @@ def assemble(entry: Mapping[str, Json], source: Read) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
+def scaled(entry: Mapping[str, Json], weight: np.ndarray, scales: Mapping[str, File]) -> np.ndarray:
+    """A parameter as awq scales it before it is rounded."""
+    scaling_of = scaling.read(entry["name"], entry["shape"][0], scales)
+    if scaling_of is None:
+        return weight
+    found = np.array(weight.reshape(entry["shape"][0], -1), np.float32)
+    scaling_of.apply(found, 0)
+    return found.reshape(entry["shape"])
+
+
 def _stored(table: list[dict[str, Json]], shards: Mapping[str, File]) -> Read:
     """Read a packed piece by name, out of the shard that parameters.json says it is in."""
     places = {place["name"]: place for place in table}
@@ -108,14 +131,5 @@ def _stored(table: list[dict[str, Json]], shards: Mapping[str, File]) -> Read:
         file = files[f"params_shard_{place['shard']}.bin"]
         data = np.fromfile(file.path, np.uint8, place["nbytes"], offset=file.offset + place["offset"])
         return data.view(HELD[place["dtype"]]).reshape(place["shape"])
-
-    return read
-
-
-def _source(layout: Mapping[str, Json], tensors: Mapping[str, File]) -> Read:
-    def read(name: str) -> np.ndarray:
-        entry = layout[name]
-        found: np.ndarray = source_model.read(tensors[f"tensor/{name}"], entry["dtype"], entry["shape"]).numpy()
-        return found
 
     return read

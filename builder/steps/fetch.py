@@ -18,6 +18,7 @@ from builder.core.digest import canonical, digest_of_names
 from builder.core.errors import UserError
 from builder.core.step import File, InputFiles, Json, Out
 from builder.formats import checkpoint, safetensors
+from builder.steps.ports import group
 
 READ_BYTES = 1 << 20
 PROGRESS_BYTES = 32 << 20
@@ -36,8 +37,7 @@ class Located:
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """``params``: {"format": "safetensors" | "bin", "pin": the digest it must have, or None}; ``inputs``: {"watch":
     {name: File}}, as checkpoint.find lists."""
-    watch = inputs["watch"]
-    assert not isinstance(watch, File)
+    watch = group(inputs["watch"])
     located = _locate(params["format"], watch, out)
     owners = _owners(located)
     for name in sorted(watch):

@@ -9,10 +9,11 @@ import ctypes
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,11 +21,15 @@ from builder.architectures.weights import Parameter
 from builder.core.digest import canonical
 from builder.core.errors import StepError, UserError
 from builder.core.step import File, InputFiles, Json, Out
-from builder.quant import pack
+from builder.quant import pack, scaling, shifted
 from builder.quant.layout import Scheme, is_transposed, scheme
 from builder.quant.methods import METHODS, Method, prepare
 from builder.quant.storage import HELD
+from builder.quant.storage import scales as narrowed
+from builder.steps import imported
 from builder.steps.ports import one
+
+Methods: TypeAlias = Callable[[int], Method]  # of a row, with which the rows of its block go
 
 HASH_BYTES = 1 << 20
 SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
@@ -38,7 +43,8 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     Args:
         params: {"index", "parameters": weight map entries with "scheme" and "pieces", "nbytes", "allow_nonfinite",
             "method": {"name": a method of quant/methods or rtn, "damping": of gptq}}.
-        inputs: {source tensor: File}, and for gptq {"moments/<parameter>": File of calibrate}.
+        inputs: {source tensor: File}, for gptq {"moments/<parameter>": File of calibrate}, and for awq
+            {"columns/<parameter>", "rows/<parameter>": Files of scales}.
         out: gets params_shard_<index>.bin and records.json, its entry for tensor-cache.json.
 
     Raises:
@@ -51,11 +57,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     with path.open("w+b", buffering=0) as file:
         file.truncate(params["nbytes"])
         for parameter in params["parameters"]:
-            quantization = scheme(parameter["scheme"])
-            method = _method(parameter, params["method"], inputs, quantization)
-            at_once = pack.block_rows(parameter["shape"][-1]) * BLOCKS_AT_ONCE.get(params["method"]["name"], 1)
-            writer = _writer(parameter, quantization, method, at_once)
-            met[parameter["name"]] = _write(parameter, inputs, writer, at_once, file.fileno(), progress)
+            met[parameter["name"]] = _put(parameter, params["method"], inputs, file.fileno(), progress)
             _start_writeback(file.fileno())
         _report(met, params["allow_nonfinite"], out)
         digest = _md5(file.fileno())
@@ -69,18 +71,39 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     out.path("records.json").write_bytes(canonical(record))
 
 
-def _method(
+def _put(
+    parameter: Mapping[str, Any], chosen: Mapping[str, Json], inputs: InputFiles, handle: int, progress: Progress
+) -> pack.Counts:
+    """Write the pieces of one parameter."""
+    quantization = scheme(parameter["scheme"])
+    if imported.is_stored(parameter):
+        _take(parameter, quantization, inputs, handle, progress)
+        return pack.Counts()
+    method = _methods(parameter, chosen, inputs, quantization)
+    at_once = pack.block_rows(parameter["shape"][-1]) * BLOCKS_AT_ONCE.get(chosen["name"], 1)
+    writer = _writer(parameter, quantization, method, at_once)
+    return _write(parameter, inputs, writer, at_once, handle, progress)
+
+
+def _methods(
     parameter: Mapping[str, Any], chosen: Mapping[str, Json], inputs: InputFiles, quantization: Scheme
-) -> Method | None:
+) -> Methods | None:
     """How this parameter is rounded; None is to nearest. The method's module is loaded by its name."""
     if chosen["name"] not in METHODS or all(piece["role"] == "plain" for piece in parameter["pieces"]):
         return None
-    if quantization.kind != "group":  # a rule's; methods choose integers
+    if quantization.kind != "group" or quantization.zero_point:  # a rule's; methods choose integers around a zero
         return None
-    moment, fitted = None, quantization.at(parameter["shape"][-1])
+    moments, fitted = None, quantization.at(parameter["shape"][-1])
     if f"moments/{parameter['name']}" in inputs:
-        moment = np.load(one(inputs[f"moments/{parameter['name']}"]).path)
-    return prepare(chosen["name"], fitted, moment, chosen.get("damping", 0.0))
+        moments = np.load(one(inputs[f"moments/{parameter['name']}"]).path, mmap_mode="r")
+    parts = len(moments) if moments is not None and moments.ndim == 3 else 1  # experts
+
+    @lru_cache(maxsize=1)
+    def part(index: int) -> Method:
+        moment = None if moments is None else np.array(moments[index] if moments.ndim == 3 else moments)
+        return prepare(chosen["name"], fitted, moment, chosen.get("damping", 0.0))
+
+    return lambda row: part(row * parts // parameter["shape"][0])
 
 
 def _blocks(parameter: Mapping[str, Any], inputs: InputFiles, at_once: int) -> Iterator[tuple[int, str, np.ndarray]]:
@@ -160,7 +183,7 @@ class Progress:
             self.said = self.done
 
 
-def _writer(parameter: Mapping[str, Any], quantization: Scheme, method: Method | None, at_once: int) -> Plain | Packed:
+def _writer(parameter: Mapping[str, Any], quantization: Scheme, method: Methods | None, at_once: int) -> Plain | Packed:
     """``at_once``: rows of a block, at most."""
     pieces = {piece["role"]: piece for piece in parameter["pieces"]}
     rows, width = parameter["shape"][0], prod(parameter["shape"][1:])
@@ -175,11 +198,27 @@ def _write(
     parameter: Mapping[str, Any], inputs: InputFiles, writer: Plain | Packed, at_once: int, handle: int,
     progress: Progress,
 ) -> pack.Counts:  # fmt: skip
-    counts = pack.Counts()
-    for row, dtype, block in _blocks(parameter, inputs, at_once):
+    counts, scaled = pack.Counts(), scaling.read(parameter["name"], parameter["shape"][0], inputs)
+
+    def given() -> Iterator[tuple[int, str, np.ndarray, int]]:
+        for row, dtype, block in _blocks(parameter, inputs, at_once):
+            yield row, *((dtype, block) if scaled is None else _scaled(scaled, row, dtype, block)), block.nbytes
+
+    if isinstance(writer, Packed) and writer.whole:
+        for _, dtype, block, _ in given():
+            writer.measure(dtype, block)
+    for row, dtype, block, nbytes in given():
         counts.add(writer.write(handle, row, dtype, block))
-        progress.add(block.nbytes, parameter["name"])
+        progress.add(nbytes, parameter["name"])
     return counts
+
+
+def _scaled(scaled: scaling.Scaling, row: int, dtype: str, block: np.ndarray) -> tuple[str, np.ndarray]:
+    """A block as float32, scaled, with its dtype."""
+    weights = np.empty(block.shape, np.float32)
+    pack.widen_exactly(block, dtype, weights)
+    scaled.apply(weights, row)
+    return "F32", weights.view(pack.RAW["F32"])
 
 
 class Plain:
@@ -198,32 +237,67 @@ class Plain:
 
 
 class Packed:
-    """Writes the words and scales of a parameter, or those of the two that this shard holds."""
+    """Writes the words, scales and zero points of a parameter, or those of them that this shard holds."""
 
     def __init__(
         self, pieces: Mapping[str, Mapping[str, Any]], rows: int, width: int, quantization: Scheme, transposed: bool,
-        method: Method | None,
+        method: Methods | None,
     ) -> None:  # fmt: skip
         self.pieces, self.scheme, self.width, self.transposed = pieces, quantization, width, transposed
         self.rows, self.method = rows, method
         fitted = quantization.at(width)
         groups = -(-width // fitted.group_size)
         self.words = np.empty((self.rows, groups * fitted.words_per_group), HELD[quantization.storage_dtype])
-        self.scales = np.empty((self.rows, groups), HELD[quantization.dtype])
+        self.scales = np.empty((self.rows, groups), HELD[quantization.scale_dtype])
+        self.zeros = np.empty((self.rows, quantization.zero_words(groups)), HELD[quantization.storage_dtype])
         self.packers: dict[str, pack.Packer] = {}
+        self.whole = quantization.scale_per == "tensor"  # one scale: all blocks are measured before one is written
+        self.largest = np.zeros(1, np.float32)  # magnitude that was measured
+
+    def measure(self, dtype: str, block: np.ndarray) -> None:
+        np.maximum(self.largest, self._packer(dtype).largest(block), out=self.largest)
+
+    def _packer(self, dtype: str) -> pack.Packer:
+        if dtype not in self.packers:  # stacked tensors may differ in dtype
+            kind = shifted.Packer if self.scheme.zero_point else pack.Packer
+            self.packers[dtype] = kind(self.rows, self.width, dtype, self.scheme)
+        return self.packers[dtype]
 
     def write(self, handle: int, row: int, dtype: str, block: np.ndarray) -> pack.Counts:
-        if dtype not in self.packers:  # stacked tensors may differ in dtype
-            self.packers[dtype] = pack.Packer(self.rows, self.width, dtype, self.scheme, self.method)
-        packer = self.packers[dtype]
+        packer = self._packer(dtype)
+        packer.method = self.method(row) if self.method else None
+        if self.whole:
+            packer.whole, _ = narrowed(self.largest / np.float32(self.scheme.largest), self.scheme.scale_dtype)
         words, scales = self.words[: block.shape[0]], self.scales[: block.shape[0]]
-        counts = packer.pack(block, words, scales) if "weight" in self.pieces else packer.scales(block, scales)
-        for role, array in (("weight", words), ("scale", scales)):
+        zeros = self.zeros[: block.shape[0]]
+        if isinstance(packer, shifted.Packer):
+            counts = packer.pack(block, words, scales, zeros)
+        else:
+            counts = packer.pack(block, words, scales) if "weight" in self.pieces else packer.scales(block, scales)
+        for role, array in (("weight", words), ("scale", scales), ("zero", zeros)):
             if role in self.pieces and self.transposed:
                 _store_columns(handle, array, self.pieces[role], row)
+            elif role in self.pieces and role == "scale" and self.whole:
+                _store(handle, array[:1], self.pieces[role]["offset"])
             elif role in self.pieces:
                 _store(handle, array, self.pieces[role]["offset"] + row * array.shape[1] * array.itemsize)
         return counts
+
+
+def _take(
+    parameter: Mapping[str, Any], quantization: Scheme, inputs: InputFiles, handle: int, progress: Progress
+) -> None:
+    """Write a parameter that the checkpoint holds quantized, as it is."""
+    pieces = {piece["role"]: piece for piece in parameter["pieces"]}
+
+    def store(role: str, row: int, rows: np.ndarray) -> None:
+        if role in pieces:
+            _store(handle, np.ascontiguousarray(rows), pieces[role]["offset"] + row * rows.shape[1] * rows.itemsize)
+
+    def done(weights: int, dtype: str) -> None:
+        progress.add(weights * pack.RAW[dtype].itemsize, parameter["name"])
+
+    imported.write(parameter, quantization, inputs, store, done)
 
 
 def _store(handle: int, array: np.ndarray, offset: int) -> None:

@@ -1,7 +1,8 @@
 """verify.reference: what the original checkpoint says about the held-out text, by transformers in float32.
 
 The model is the checkpoint's as its own config.json describes it; nothing of the recipe's overrides enters. The weights
-come from the very slices that fetch declared, so what is verified is what was fetched. Memory: see source_model.
+come from the very slices that fetch declared, so what is verified is what was fetched; those of a quantized checkpoint
+are what its integers stand for. Memory: see source_model.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from builder.core.step import InputFiles, Json, Out
 from builder.steps.ports import group, one
-from builder.verification import heldout, source_model
+from builder.verification import heldout, quantized, source_model
 from builder.verification.measure import nll, perplexity
 
 
@@ -35,10 +36,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     tensors = group(inputs["tensors"])
     tokens, config = prepare(params, inputs, out)
 
-    def fetch(name: str) -> source_model.Tensor:
-        return source_model.read(tensors[f"tensor/{name}"], layout[name]["dtype"], layout[name]["shape"])
-
-    shapes = {name: entry["shape"] for name, entry in layout.items()}
+    shapes, fetch = quantized.opened(config, layout, tensors)
     model = source_model.load(config, shapes, fetch, out.progress)
     write(source_model.logits(model, tokens, out.threads), tokens, params, out)
 

@@ -12,12 +12,12 @@ limit. (Only a tensor that is larger than a shard when unpacked, and is split wh
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
-from builder.architectures.weights import Parameter, parameter_count
+from builder.architectures.weights import Parameter, parameter_count, tensors_of
 from builder.core.digest import canonical
 from builder.core.errors import UserError
 from builder.core.step import File, InputFiles, Json, Out
@@ -40,14 +40,16 @@ class Shard:
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
-    """``params``: {"scheme", "max_shard_bytes", "moments": whether items read what calibrate wrote};
+    """``params``: {"scheme", "max_shard_bytes", "moments", "scales": whether items read what calibrate or
+    scales wrote};
     ``inputs``: {"weight_map"}; output: shards.json, parameters.json."""
     map_file = inputs["weight_map"]
     assert isinstance(map_file, File)
     weight_map = json.loads(map_file.path.read_bytes())
     quantization = scheme(params["scheme"])
     shards = lay_out(weight_map, quantization, params["max_shard_bytes"])
-    items = [_item(index, shard, quantization, params["moments"]) for index, shard in enumerate(shards)]
+    folds = weight_map["folds"] if params["scales"] else []
+    items = [_item(index, shard, quantization, params["moments"], folds) for index, shard in enumerate(shards)]
     out.path("shards.json").write_bytes(canonical({"items": items}))
     table = {"parameters": _table(shards), "total_parameters": parameter_count(weight_map)}
     out.path("parameters.json").write_bytes(canonical(table))
@@ -75,7 +77,9 @@ def lay_out(weight_map: Mapping[str, Any], quantization: Scheme, max_shard_bytes
     return shards
 
 
-def _item(index: int, shard: Shard, quantization: Scheme, moments: bool) -> dict[str, Any]:
+def _item(
+    index: int, shard: Shard, quantization: Scheme, moments: bool, folds: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     jobs: dict[str, dict[str, Any]] = {}
     for entry, piece, offset in shard.placed:
         job = jobs.setdefault(
@@ -86,12 +90,13 @@ def _item(index: int, shard: Shard, quantization: Scheme, moments: bool) -> dict
             {"name": piece.name, "shape": shape, "dtype": piece.dtype, "role": piece.role}
             | {"offset": offset, "nbytes": piece.nbytes}
         )
-    tensors = sorted({source["tensor"] for job in jobs.values() for source in job["sources"]})
+    tensors = sorted({tensor for job in jobs.values() for source in job["sources"] for tensor in tensors_of(source)})
     return {
         "name": str(index),
         "params": {"index": index, "parameters": list(jobs.values()), "nbytes": shard.nbytes},
         "inputs": {tensor: ["tensors", f"tensor/{tensor}"] for tensor in tensors}
-        | {moment: ["moments", moment] for moment in (_moments(jobs) if moments else ())},
+        | {moment: ["moments", moment] for moment in (_moments(jobs) if moments else ())}
+        | {scale: ["scales", scale] for scale in _scales(jobs, folds)},
     }
 
 
@@ -104,9 +109,15 @@ def _moments(jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     )
 
 
+def _scales(jobs: Mapping[str, Any], folds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The outputs of scales that belong to these parameters."""
+    columns = {f"columns/{name}" for fold in folds for name in fold["readers"] if name in jobs}
+    return sorted(columns | {f"rows/{name}" for fold in folds for name in fold["writers"] if name in jobs})
+
+
 def _table_of(quantization: Scheme) -> dict[str, Any]:
-    """The format alone: what it is called, and who else follows rules, changes no byte."""
-    return {**asdict(quantization), "name": "", "rules": []}
+    """The format alone: what it is called, who else follows rules, and what inputs are rounded to, change no byte."""
+    return {**asdict(quantization), "name": "", "rules": [], "activation": "", "activation_scale": ""}
 
 
 def _table(shards: list[Shard]) -> list[dict[str, Any]]:

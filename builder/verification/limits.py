@@ -37,3 +37,13 @@ def choose(
         )
     chosen = {name: entry[name] for name in NAMES}
     return chosen | {name: value for name, value in overrides.items() if value is not None} | dict(exact)
+
+
+def is_trained(perplexity: float, vocab_size: int, ratio: float) -> bool:
+    """Whether a model of this perplexity has learnt something: random weights give the vocabulary size, or more."""
+    return vocab_size / perplexity >= ratio
+
+
+def tightened(limits: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
+    """The limits of a trained model; ``shares``: of verify.trained, by the name of the limit."""
+    return {name: limit * shares.get(name, 1.0) for name, limit in limits.items()}

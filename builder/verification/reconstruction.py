@@ -8,9 +8,13 @@ quant/reference.py, M = the largest stored magnitude) means, for every group:
   as far off as clipping the group's largest weight to M steps explains, where the scale was rounded down (that is more
   than half a step only for subnormal scales).
 
+With zero points, low <= 0 <= high the ends of the group and T = 2^bits - 1: the scale is (high - low) / T, and what a
+weight may be off beyond half a step is what the range has beyond T steps.
+
 Another method (quant/methods) has another rule. mse: the scale is one that is tried, so max |w| lies where STEPS says,
-and every weight is within half a step of its source or clipped. gptq moves weights on purpose, so no weight can be
-judged alone: what holds it is the exact check, which runs over these very weights, and the limits.
+and every weight is within half a step of its source or clipped; awq: the same, of its source as it was scaled. gptq
+moves weights on purpose, so no weight can be judged alone: what holds it is the exact check, which runs over these very
+weights, and the limits.
 
 What is not quantized must be the source rounded to the scheme's dtype, bit for bit.
 """
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -65,8 +70,12 @@ def grouped(
     source: np.ndarray, weight: np.ndarray, scale: np.ndarray, scheme: Scheme, method: str = "rtn"
 ) -> Reconstruction:
     """A packed parameter: source and dequantized weight, float32 (out, in); scale (out, groups) as it is stored."""
-    distances = RULES[method if scheme.kind == "group" else "rtn"]
+    distances = RULES[method if scheme.kind == "group" or method == TAKEN else "rtn"]
+    if scheme.zero_point and method == "rtn":
+        distances = _shifted_distances
     scheme = scheme.at(source.shape[1])
+    if scheme.scale_per == "tensor":
+        distances = partial(_distances, peak=np.abs(source).max())
     rows = max(1, BLOCK_BYTES // (4 * source.shape[1]))
     error, size, steps, ulps, row = 0.0, 0.0, 0.0, 0.0, 0
     for start in range(0, len(source), rows):
@@ -83,15 +92,16 @@ def grouped(
 
 
 def _distances(
-    source: np.ndarray, difference: np.ndarray, scale: np.ndarray, scheme: Scheme
+    source: np.ndarray, difference: np.ndarray, scale: np.ndarray, scheme: Scheme, peak: np.float32 | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Per row: the largest distance of a weight in steps, of a scale in units of its last place."""
-    step_RG = widened(scale, scheme.dtype)
+    """Per row: the largest distance of a weight in steps, of a scale in units of its last place. ``peak``: the largest
+    magnitude of the tensor, if that has one scale."""
+    step_RG = widened(scale, scheme.scale_dtype)
     limit = np.float32(scheme.largest)
-    peak_RG = _largest(source, scheme.group_size)
+    peak_RG = _largest(source, scheme.group_size) if peak is None else np.full_like(step_RG, peak)
     error_RG = _largest(difference, scheme.group_size)
-    saturated_RG = np.minimum(peak_RG / limit, np.float32(LARGEST[scheme.dtype]))
-    place = np.spacing(step_RG) * np.float32(1 << 16) if scheme.dtype == "bfloat16" else np.spacing(scale)
+    saturated_RG = np.minimum(peak_RG / limit, np.float32(LARGEST[scheme.scale_dtype]))
+    place = np.spacing(step_RG) * np.float32(1 << 16) if scheme.scale_dtype == "bfloat16" else np.spacing(scale)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ulps_RG = np.abs(saturated_RG - step_RG) / place.astype(np.float32)
         if scheme.kind in FLOAT8_LARGEST:
@@ -100,6 +110,29 @@ def _distances(
             error_RG[error_RG <= peak_RG - limit * step_RG] = 0  # clipping explains it
             steps_RG = np.where(error_RG == 0, 0, error_RG / step_RG)
     return steps_RG.max(axis=1), ulps_RG.max(axis=1)
+
+
+def _shifted_distances(
+    source: np.ndarray, difference: np.ndarray, scale: np.ndarray, scheme: Scheme
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same for groups with zero points."""
+    step_RG = widened(scale, scheme.dtype)
+    range_RG = _largest(np.maximum(source, 0), scheme.group_size) + _largest(np.minimum(source, 0), scheme.group_size)
+    expected_RG = np.minimum(range_RG / np.float32(scheme.top), np.float32(LARGEST[scheme.dtype]))
+    place = np.spacing(step_RG) * np.float32(1 << 16) if scheme.dtype == "bfloat16" else np.spacing(scale)
+    beyond_RG = np.maximum(range_RG - np.float32(scheme.top) * step_RG, 0)
+    error_RG = np.maximum(_largest(difference, scheme.group_size) - beyond_RG, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps_RG = np.where(error_RG == 0, 0, error_RG / step_RG)
+    return steps_RG.max(axis=1), (np.abs(expected_RG - step_RG) / place.astype(np.float32)).max(axis=1)
+
+
+def _same(
+    source: np.ndarray, difference: np.ndarray, scale: np.ndarray, scheme: Scheme
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same for what was taken over from the checkpoint: how many weights of a row are not bit for bit the same."""
+    wrong_R = np.count_nonzero(difference, axis=1).astype(np.float32)
+    return wrong_R, np.zeros(len(source), np.float32)
 
 
 def _chosen_distances(
@@ -128,7 +161,9 @@ def _free_distances(
     return np.zeros(len(source), np.float32), np.zeros(len(source), np.float32)
 
 
-RULES = {"rtn": _distances, "mse": _chosen_distances, "gptq": _free_distances}
+RULES = {"rtn": _distances, "mse": _chosen_distances, "awq": _chosen_distances, "gptq": _free_distances}
+TAKEN = "imported"
+RULES[TAKEN] = _same
 
 
 def _float8_steps(source: np.ndarray, difference: np.ndarray, scale_RG: np.ndarray, scheme: Scheme) -> np.ndarray:

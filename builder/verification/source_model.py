@@ -57,11 +57,11 @@ def load(config: Mapping[str, Json], shapes: Mapping[str, list[int]], fetch: Fet
 def load_named(
     config: Mapping[str, Json], shapes: Mapping[str, list[int]], fetch: Fetch, tick: Tick
 ) -> tuple[Any, dict[str, str]]:
-    """The model of ``load``, and {parameter as transformers names it: checkpoint tensor}, empty if it had to be loaded
-    whole.
+    """The model of ``load``, and {parameter as transformers names it: checkpoint tensor}, without those that are
+    made of several tensors: the model is loaded whole then.
 
     Args:
-        config: config.json.
+        config: config.json; that its weights are quantized is left out, as ``fetch`` gives what they stand for.
         shapes: {checkpoint tensor name: shape}.
         fetch: a tensor's value.
         tick: called after each module.
@@ -76,9 +76,11 @@ def load_named(
     sources = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         source = _source(parameter, names, shapes)
-        if source is None:
-            return _instantiate(config, {name: fetch(name) for name in names}), {}
-        sources[name] = source
+        if source is not None:
+            sources[name] = source
+    if len(sources) < len(list(model.named_parameters(remove_duplicate=False))):
+        del model, parameter  # it has the size of the one that is made now
+        return _instantiate(config, {name: fetch(name) for name in names}), sources
     _stream(model, sources, fetch, tick)
     return model, sources
 
@@ -104,7 +106,7 @@ def _instantiate(config: Mapping[str, Json], tensors: dict[str, torch.Tensor]) -
     logging.getLogger("transformers").setLevel(logging.ERROR)
     model, found = getattr(transformers, name).from_pretrained(
         None,
-        config=CONFIG_MAPPING[kind].from_dict(dict(config)),
+        config=CONFIG_MAPPING[kind].from_dict({k: v for k, v in config.items() if k != "quantization_config"}),
         state_dict=tensors,
         dtype=torch.float32,
         attn_implementation="eager",

@@ -114,11 +114,16 @@ class Line:
         """Verify an artifact with the shipped limits; StepError if it is red."""
         out = FolderOut(self.folder / name)
         table = yaml.safe_load((ROOT / "conf" / "verify" / "default.yaml").read_text())
-        exact = {key: table[key] for key in ("exact_max", "exact_rms")}
+        rounded = [table["exact_rounded"][activation] for activation in schemes.activations_of(self.scheme)]
+        exact = {
+            "exact_max": max([table["exact_max"], *(limits["max_error"] for limits in rounded)]),
+            "exact_rms": max([table["exact_rms"], *(limits["rms_error"] for limits in rounded)]),
+        }
         params = {
             "name": "it",
             "scheme": self.scheme["name"],
             "limits": choose(self.scheme, table["limits"], {}, exact),
+            "trained": table["trained"],
         }
         verify.run(params, {"package": files, **references}, out)
         return out

@@ -141,7 +141,7 @@ def test_a_failed_build_is_a_document_too(built, tmp_path: Path):
     [
         (["model=lama"], "did you mean llama"),
         (["model.contxt=1"], "context_window_size"),
-        (["model.context_window_size=many"], "whole number"),
+        (["model.context_window_size=many"], "'many' is not possible; allowed: 1 or more, or auto"),
         (["model.context_window_size=9999"], "1 to 1024"),
         (["model.prefill_chunk_size=2000"], "1 to 1024"),
         (["model.hidden_size=128"], "hidden_size"),

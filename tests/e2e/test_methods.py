@@ -20,6 +20,9 @@ def test_methods_on_the_demo(demo: Shell, tmp_path: Path) -> None:
     assert shell.ran("quant.method=mse") == weights
     assert shell.ran(*few) == {"calibrate", "shard", *weights}
     assert shell.ran(*few) == set()
-    kl = [facts(shell.json(*words))["kl"] for words in ((), ("quant.method=mse",), few)]
+    scaled = ("quant.method=awq", *few[1:])
+    assert shell.ran(*scaled) == {"scales", "shard", *weights}
+    kl = [facts(shell.json(*words))["kl"] for words in ((), ("quant.method=mse",), scaled, few)]
     assert kl[1] < 0.8 * kl[0]
-    assert kl[2] < 0.6 * kl[0]
+    assert kl[2] < 0.8 * kl[0]
+    assert kl[3] < 0.6 * kl[0]

@@ -11,6 +11,7 @@ import pytest
 from builder.core.errors import StepError
 from builder.core.step import File
 from tests.e2e.chain import DEMO, Line, line, stored_array, whole
+from tests.matrix import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +103,38 @@ def test_a_quantizer_that_did_it_is_red_too(sabotage, good, tmp_path: Path):
     sabotage({file.path.name: file for file in made.shards().values()}, made)
     with pytest.raises(StepError, match=r"not their source rounded to nearest\. model\.layers\.\d\.\S+, row \d+"):
         made.verify(made.package(files["it.so"]), made.references())
+
+
+BIAS = "model.layers.1.self_attn.qkv_proj.bias"
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory: pytest.TempPathFactory) -> tuple[Line, dict[str, File]]:
+    """A small Qwen2 whose biases are not zero, as transformers makes them: its line, its artifact."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = checkpoints.make("qwen2", tmp_path_factory.mktemp("qwen2"))
+    tensors, random = load_file(folder / "model.safetensors"), np.random.default_rng(0)
+    for name in sorted(name for name in tensors if name.endswith(".bias")):
+        tensors[name] = random.normal(0, 0.1, tensors[name].shape).astype(np.float16)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    made = line(folder, "q4f16_1", tmp_path_factory.mktemp("biased"))
+    return made, made.package(made.library("lower"))
+
+
+def test_an_artifact_that_dropped_a_bias_is_red(biased, tmp_path: Path):
+    made, files = biased
+    references = made.references()
+    made.verify(files, references)
+    changed = copy_shards(files, tmp_path / "changed")
+    stored_array(made, BIAS, changed)[:] = 0
+    with pytest.raises(StepError, match=r"same dequantized weights: one shot: max error [01]\.\d+ "):
+        made.verify(changed, references, "verify-dropped")
+
+
+def test_a_quantizer_that_dropped_a_bias_is_red_too(biased):
+    """Runs last: it changes the line's own weights."""
+    made, files = biased
+    stored_array(made, BIAS, {file.path.name: file for file in made.shards().values()})[:] = 0
+    with pytest.raises(StepError, match=rf"{BIAS}.*0\.\d+"):
+        made.verify(made.package(files["it.so"], "package-dropped"), made.references(), "verify-source")

@@ -15,7 +15,7 @@ from builder.core.errors import StepError, UserError
 from builder.steps import verify
 from builder.verification import measure, paths
 from builder.verification.findings import Findings, judge
-from builder.verification.limits import choose
+from builder.verification.limits import choose, is_trained, tightened
 from tests.e2e.chain import ROOT
 from tests.weights.weights_line import FolderOut
 
@@ -256,7 +256,19 @@ def test_limits_by_scheme_and_else_by_bits(name: str, kind: str, bits: int, kl: 
     assert choose(scheme, shipped(), {"kl": 9.0}, {})["kl"] == 9.0
 
 
+def test_a_trained_model_is_held_to_less_error(tmp_path: Path):
+    shares = yaml.safe_load((ROOT / "conf" / "verify" / "default.yaml").read_text())["trained"]
+    assert is_trained(40.9, 3072, shares["ratio"])
+    assert not is_trained(2900.0, 3072, shares["ratio"])
+    tight = tightened(LIMITS, shares)
+    assert tight == LIMITS | {"max_error": 0.5, "rms_error": pytest.approx(0.07)}
+    found = findings(tmp_path, scheme_noise=0.1)
+    judge(found, LIMITS)
+    with pytest.raises(StepError, match=r"rms_error 0\.0.*, limit 0\.07"):
+        judge(found, tight)
+
+
 def test_a_scheme_without_limits_is_refused_at_plan_time():
-    with pytest.raises(UserError, match=r"no entry for the scheme 'w8a8'.*q4f16_1") as error:
-        choose({"name": "w8a8", "kind": "int8", "bits": 8}, shipped(), {}, {})
-    assert "verify.limits.w8a8=" in error.value.hint
+    with pytest.raises(UserError, match=r"no entry for the scheme 't2'.*q4f16_1") as error:
+        choose({"name": "t2", "kind": "ternary", "bits": 2}, shipped(), {}, {})
+    assert "verify.limits.t2=" in error.value.hint

@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 from builder import architectures
-from builder.compose import choices_of, find_folders
+from builder.compose import find_folders
+from builder.schemes import quantizing
 from tests.conftest import ROOT, Shell
 from tests.matrix.checkpoints import FAMILIES, make
 
@@ -58,7 +59,7 @@ def write_readme(found: dict[str, dict[str, str]]) -> None:
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--families", default=",".join(f for f in FAMILIES if f in architectures.FAMILIES))
-    options.add_argument("--schemes", default=",".join(choices_of("quant", find_folders())))
+    options.add_argument("--schemes", default=",".join(quantizing(find_folders())))
     given = options.parse_args()
     found = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     with tempfile.TemporaryDirectory() as name:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from builder import architectures
-from builder.compose import choices_of, find_folders
+from builder.compose import find_folders
+from builder.schemes import quantizing
 from tests.conftest import ROOT, Shell
 from tests.matrix.__main__ import END, RECORD, START, row, table
 from tests.matrix.checkpoints import FAMILIES, make
 
 SUPPORTED = [family for family in FAMILIES if family in architectures.FAMILIES]
-SCHEMES = list(choices_of("quant", find_folders()))
+SCHEMES = quantizing(find_folders())
 COUNT = max(len(SUPPORTED), len(SCHEMES))
 DIAGONAL = list(zip(islice(cycle(SUPPORTED), COUNT), islice(cycle(SCHEMES), COUNT), strict=True))
 

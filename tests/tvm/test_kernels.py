@@ -33,6 +33,9 @@ LINEAR_CASES = [  # outputs, inputs, (bits, group) or stored dtype
     (37, 90, (8, 0, "e5m2", "NK", "float16")),
     (70, 96, (4, 32, "group", "KN", "float16")),
     (37, 90, (3, 40, "group", "KN", "float32")),
+    (37, 250, (4, 32, "group", "zeros", "float16")),
+    (30, 90, (3, 40, "group", "zeros", "float32")),
+    (33, 200, (4, 0, "group", "zeros", "float16")),
 ]
 
 
@@ -71,11 +74,12 @@ def linear_case(n: int, k: int, stored: Any) -> tuple[dict[str, Any], list[np.nd
         return {"n": n, "k": k, "kind": "none", "dtype": stored}, [weight], weight.astype(np.float64)
     bits, group, *rest = stored
     kind, order, dtype = rest or ("group", "NK", "float16")
-    scheme = layout.Scheme("test", kind, bits, group, order, dtype, "uint32", True, True)
-    packed = reference.quantize(normal(n, k), scheme)
+    zeros, order = order == "zeros", "KN" if order == "KN" else "NK"
+    scheme = layout.Scheme("test", kind, bits, group, order, dtype, "uint32", True, True, zero_point=zeros)
+    packed = reference.quantize(normal(n, k) + (0.3 if zeros else 0), scheme)
     fields = Linear(n, k, scheme).fields
     arrays = [np.ascontiguousarray(a.T) if order == "KN" else a for a in packed]
-    return fields, arrays, reference.dequantize(*packed, k, scheme).astype(np.float64)
+    return fields, arrays, reference.dequantize(*packed[:2], k, scheme, *packed[2:]).astype(np.float64)
 
 
 @pytest.mark.parametrize(("n", "k", "stored"), LINEAR_CASES)
@@ -95,7 +99,7 @@ def test_linear_without_a_kernel_keeps_plain_loops():
     assert linear.linear({**fields, "bias": False, "residual": False}, ISAS[0]) is None
 
 
-@pytest.mark.parametrize(("n", "k", "stored"), [LINEAR_CASES[i] for i in (0, 3, 4, 8, 9)])
+@pytest.mark.parametrize(("n", "k", "stored"), [LINEAR_CASES[i] for i in (0, 3, 4, 8, 9, -3)])
 def test_embedding(isa: Isa, n: int, k: int, stored: Any):
     fields, arrays, weight = linear_case(n, k, stored)
     ids = np.array([0, n - 1, 5], np.int32)

@@ -142,7 +142,8 @@ def write_artifact(
 
 def lower_params(architecture: Mapping[str, Any], scheme: Scheme, level: str = "host") -> dict[str, Any]:
     name, features = cpu.resolve(level)
-    target = {"kind": "cpu", "triple": "x86_64-linux-gnu", "cpu": name, "features": list(features)}
+    triple = cpu.triple_of(name, "x86_64-linux-gnu")
+    target = {"kind": "cpu", "triple": triple, "cpu": name, "features": list(features)}
     return {
         "family": "llama", "architecture": dict(architecture), "scheme": asdict(scheme), "target": target,
         "metadata": METADATA,

@@ -13,6 +13,7 @@ from builder.quant.layout import Piece, packed, scheme
 from tests.weights.weights_line import group_scheme, plain_scheme
 
 Q4 = group_scheme("q4f16_1")
+BYTES = {"kind": "int8", "bits": 8, "group_size": 0, "activation": "int8", "activation_scale": "dynamic"}
 MATRIX = Parameter("a.down_proj.weight", (64, 688), "linear")
 
 
@@ -26,13 +27,21 @@ def test_a_scheme_is_its_dict() -> None:
     [
         ({"bits": 1}, "quant.bits: found 1 in 'q4f16_1'; allowed: 2, 3"),
         ({"bits": "4"}, "quant.bits: found '4'; allowed: a value of type int"),
-        ({"group_size": 0}, "quant.group_size: found 0"),
+        ({"group_size": 4}, "quant.group_size: found 4"),
         ({"layout": "KM"}, "quant.layout: found 'KM'"),
         ({"dtype": "int8"}, "quant.dtype: found 'int8'"),
         ({"kind": "magic"}, "quant.kind: found 'magic'"),
         ({"kind": "none"}, "quant.bits: found 4"),
         ({"storage_dtype": "uint8"}, "quant.storage_dtype: found 'uint8'"),
         ({"quantize_head": 1}, "quant.quantize_head: found 1; allowed: a value of type bool"),
+        ({"activation": "int8"}, "quant.activation: found 'int8' in 'q4f16_1'; allowed: ''"),
+        ({"scale_per": "tensor"}, "quant.scale_per: found 'tensor' in 'q4f16_1'; allowed: 'group'"),
+        ({**BYTES, "activation_scale": ""}, "quant.activation_scale: found '' in 'q4f16_1' with activation 'int8'"),
+        ({**BYTES, "activation": ""}, "quant.activation_scale: found 'dynamic' in 'q4f16_1' with activation ''"),
+        ({**BYTES, "activation": "e4m3"}, "quant.activation: found 'e4m3' in 'q4f16_1'; allowed: '', 'int8'"),
+        ({**BYTES, "activation_scale": "static"}, "quant.activation_scale: found 'static' in 'q4f16_1'; allowed: '', "),
+        ({**BYTES, "group_size": 32}, "quant.group_size: found 32 in 'q4f16_1'; allowed: 0, as one scale serves"),
+        ({**BYTES, "bits": 4}, "quant.bits: found 4 in 'q4f16_1'; allowed: 8"),
         ({"groupsize": 32}, "quant.groupsize is not a key of a scheme; did you mean group_size"),
     ],
 )

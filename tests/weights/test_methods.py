@@ -220,7 +220,9 @@ def test_calibrate_measures_what_each_layer_reads(tmp_path: Path) -> None:
     for module, parameter in zip(seen, parameters, strict=True):
         x = seen[module].reshape(256, -1).double().numpy()
         found = np.load(out.folder / f"moments/{parameter}.weight")
-        np.testing.assert_allclose(found, x.T @ x / 256, rtol=1e-3, atol=1e-5 * np.abs(x).max() ** 2)
+        expected = x.T @ x / 256
+        expected += np.eye(len(expected)) * len(expected) / 256 * np.diag(expected).mean()  # as many tokens of noise
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(x).max() ** 2)
     again = run_calibrate(folder, tmp_path / "two")
     assert all((out.folder / name).read_bytes() == (again.folder / name).read_bytes() for name in out.written)
 
@@ -229,7 +231,7 @@ def test_an_item_reads_the_moments_of_its_own_matrices_only(tmp_path: Path) -> N
     folder = write_checkpoint(tmp_path / "source", source_tensors())
     built = run_weights(folder, tmp_path / "x", ARCHITECTURE, asdict(Q4))
     weight_map, out = built.convert.outputs()["weight_map.json"], FolderOut(tmp_path / "shard")
-    params = {"scheme": asdict(Q4), "max_shard_bytes": 6000, "moments": True}
+    params = {"scheme": asdict(Q4), "max_shard_bytes": 6000, "moments": True, "scales": False}
     shard.run(params, {"weight_map": weight_map}, out)
     items = out.json("shards.json")["items"]
     read = [[port for port in item["inputs"] if port.startswith("moments/")] for item in items]

@@ -28,6 +28,9 @@ SCHEMES = [
     group_scheme("q4bf16_1", dtype="bfloat16"),
     group_scheme("e4m3_f16", kind="e4m3", bits=8, group_size=0),
     group_scheme("e5m2_f16", kind="e5m2", bits=8, group_size=0),
+    group_scheme("w8a8", kind="int8", bits=8, group_size=0, activation="int8", activation_scale="dynamic"),
+    group_scheme("e4m3_e4m3_f16", kind="e4m3", bits=8, group_size=0, scale_per="tensor"),
+    group_scheme("e5m2_e5m2_f16", kind="e5m2", bits=8, group_size=0, scale_per="tensor"),
     group_scheme("e4m3g32", kind="e4m3", bits=8, group_size=32, dtype="bfloat16"),
 ]
 NAMES = [scheme.name for scheme in SCHEMES]
@@ -52,16 +55,19 @@ def packed(weight: np.ndarray, source: str, scheme: Scheme) -> tuple[np.ndarray,
     rows, inputs = raw.shape
     packer = pack.Packer(rows, inputs, source, scheme)
     words = np.full((rows, packer.groups * packer.scheme.words_per_group), 0xDEADBEEF, np.uint32)
-    scales = np.full((rows, packer.groups), 9, HELD[scheme.dtype])
+    scales = np.full((rows, packer.groups), 9, HELD[scheme.scale_dtype])
+    if scheme.scale_per == "tensor":
+        largest = packer.largest(raw).reshape(1)
+        packer.whole, _ = storage.scales(largest / np.float32(scheme.largest), scheme.scale_dtype)
     counts = packer.pack(raw, words, scales)
-    return words, scales, counts
+    return words, scales[:1] if scheme.scale_per == "tensor" else scales, counts
 
 
 def assert_equal(weight: np.ndarray, source: str, scheme: Scheme) -> None:
     words, scales, _ = packed(weight, source, scheme)
     _, values = as_held(weight, source)
     expected_words, expected_scales = reference.quantize(values, scheme)
-    bits = np.uint32 if scheme.dtype == "float32" else np.uint16
+    bits = np.uint32 if scheme.scale_dtype == "float32" else np.uint16
     np.testing.assert_array_equal(scales.view(bits), expected_scales.view(bits))
     np.testing.assert_array_equal(words, expected_words)
 
@@ -150,8 +156,8 @@ def test_dequantized_is_within_half_a_step(scheme: Scheme) -> None:
     words, scales, _ = packed(weight, "F32", scheme)
     back = reference.dequantize(words, scales, 130, scheme)
     scheme = scheme.at(130)
-    steps = np.repeat(storage.widened(scales, scheme.dtype), scheme.group_size, axis=1)[:, :130]
-    if scheme.kind != "group":
+    steps = np.repeat(storage.widened(scales, scheme.scale_dtype), scheme.group_size, axis=1)[:, :130]
+    if scheme.kind in FLOAT8_SMALLEST:
         mantissa, smallest = FLOAT8_MANTISSA_BITS[scheme.kind], FLOAT8_SMALLEST[scheme.kind]
         binade = np.maximum(np.floor(np.log2(np.abs(weight / steps))), smallest)
         steps = steps * 2.0 ** (binade - mantissa)
@@ -221,12 +227,12 @@ def test_8_bit_floats_are_those_of_ml_dtypes(kind: str, dtype: type) -> None:
     tried = np.concatenate(
         [finite, middles, np.nextafter(middles, np.float32(np.inf)), np.nextafter(middles, -finite[-1])]
     )
-    found = np.empty(tried.size, np.uint8)
-    float8.encode(tried.astype(np.float32), kind, found)
+    found, scratch = np.empty(tried.size, np.uint8), np.empty((3, tried.size), np.uint32)
+    float8.encode(tried.astype(np.float32), kind, found, scratch)
     np.testing.assert_array_equal(values[found], tried.astype(dtype).astype(np.float32))
     np.testing.assert_array_equal(np.signbit(values[found]), np.signbit(tried))
     past = np.array([1e6, -1e6, np.inf, -np.inf], np.float32)
-    float8.encode(past, kind, found[:4])
+    float8.encode(past, kind, found[:4], scratch)
     np.testing.assert_array_equal(values[found[:4]], finite[[-1, 0, -1, 0]])
 
 
@@ -240,9 +246,10 @@ def test_error_is_no_larger_than_with_rounding_in_float64(scheme: Scheme) -> Non
     wide = np.zeros((8, -(-640 // fitted.group_size) * fitted.group_size))
     wide[:, :640] = weight
     groups = wide.reshape(8, -1, fitted.group_size)
-    largest = np.abs(groups).max(axis=2) / scheme.largest
-    steps = storage.widened(storage.narrow(largest.astype(np.float32), scheme.dtype), scheme.dtype)[:, :, None]
-    if scheme.kind == "group":
+    whole = scheme.scale_per == "tensor"
+    largest = np.abs(groups).max(axis=(0, 2) if whole else 2, keepdims=True) / scheme.largest
+    steps = storage.widened(storage.narrow(largest.astype(np.float32), scheme.scale_dtype), scheme.scale_dtype)
+    if scheme.kind in ("group", "int8"):
         exact = np.clip(np.rint(groups / steps), -scheme.max_int, scheme.max_int) * steps
     else:
         kind = ml_dtypes.float8_e4m3fn if scheme.kind == "e4m3" else ml_dtypes.float8_e5m2

@@ -203,7 +203,7 @@ def test_a_transposed_source(tmp_path: Path) -> None:
     source = {"tensor": "w", "dtype": "F16", "shape": [96, 40], "rows": [0, 96]}
     entry = {"name": "w.weight", "shape": [40, 96], "kind": "linear", "op": "transpose", "sources": [source]}
     (found,) = shard.lay_out({"parameters": [entry]}, Q4, 1 << 20)
-    item = shard._item(0, found, Q4, False)
+    item = shard._item(0, found, Q4, False, [])
     out = FolderOut(tmp_path / "out")
     file = File(tmp_path / "x", "", weight.nbytes, size - weight.nbytes)
     quantize.run({"allow_nonfinite": False, "method": {"name": "rtn"}, **item["params"]}, {"w": file}, out)

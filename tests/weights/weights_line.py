@@ -106,16 +106,20 @@ def run_fetch(folder: Path, work: Path, threads: int = 2) -> FolderOut:
 def run_weights(
     folder: Path, work: Path, architecture: dict[str, Any], scheme: dict[str, Any], *, family: str = "llama",
     max_shard_bytes: int = 32 << 20, allow_nonfinite: bool = False, method: str = "rtn",
+    packing: Mapping[str, Any] | None = None,
 ) -> Built:  # fmt: skip
     """fetch, convert, shard and every quantize item."""
     fetched = run_fetch(folder, work)
     converted = FolderOut(work / "convert")
+    quantized = {"packing": packing} if packing else {}
     convert.run(
-        {"family": family, "architecture": architecture}, {"layout": fetched.outputs()["layout.json"]}, converted
+        {"family": family, "architecture": architecture, **quantized},
+        {"layout": fetched.outputs()["layout.json"]},
+        converted,
     )
     sharded = FolderOut(work / "shard")
     shard.run(
-        {"scheme": scheme, "max_shard_bytes": max_shard_bytes, "moments": False},
+        {"scheme": scheme, "max_shard_bytes": max_shard_bytes, "moments": False, "scales": False},
         {"weight_map": converted.outputs()["weight_map.json"]},
         sharded,
     )

@@ -2,6 +2,8 @@
 
 - ``rtn``: scale = max |w| / M, weights rounded to nearest; what ``pack`` does by itself.
 - ``mse``: the scale of each group that gives the least squared error of its weights.
+- ``awq``: mse over weights whose input channels are scaled, by what the inputs are over a calibration text; undone in
+  what makes the inputs.
 - ``gptq``: as mse, and what rounding loses in one input is made up for in the inputs after it, by the inputs' second
   moments over a calibration text.
 
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
 
 METHODS: Mapping[str, str] = {  # name -> module with ``prepare``; rtn has none
     "mse": "builder.quant.methods.mse",
+    "awq": "builder.quant.methods.awq",
     "gptq": "builder.quant.methods.gptq",
 }
+CALIBRATED = ("awq", "gptq")  # those that need a calibration text
 
 # weights (R, padded width), scales (R * G,) -> scales (R * G,)
 Method: TypeAlias = "Callable[[np.ndarray, np.ndarray], np.ndarray]"

@@ -25,26 +25,35 @@ CHUNK_WEIGHTS = 1 << 16  # 256 KiB in float32; three such arrays stay in the cac
 def prepare(scheme: Scheme, moment: np.ndarray | None, damping: float) -> Method:
     """The method, which needs no data."""
 
+    chunk = max(1, CHUNK_WEIGHTS // scheme.group_size)
+    scratch = np.empty((3, scheme.group_size, chunk), np.float32)
+
     def choose(weights_RP: np.ndarray, scales: np.ndarray) -> np.ndarray:
-        weights_GS = weights_RP.reshape(-1, scheme.group_size)
-        chunk, found = max(1, CHUNK_WEIGHTS // scheme.group_size), np.empty_like(scales)
+        weights_GS, found = weights_RP.reshape(-1, scheme.group_size), np.empty_like(scales)
         for start in range(0, len(scales), chunk):
             some = slice(start, start + chunk)
-            found[some] = best_scales(weights_GS[some].T, scales[some], scheme)
+            found[some] = best_scales(weights_GS[some].T, scales[some], scheme, scratch)
         return found
 
     return choose
 
 
-def best_scales(weights_SG: np.ndarray, scales_G: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """Scales of groups that stand in columns; ``scales_G`` are those of rtn. Both as ``storage`` holds them."""
-    weights_SG = np.ascontiguousarray(weights_SG)
-    largest_G, smallest_G = weights_SG.max(axis=0), weights_SG.min(axis=0)
+def best_scales(
+    weights_SG: np.ndarray, scales_G: np.ndarray, scheme: Scheme, scratch: np.ndarray | None = None
+) -> np.ndarray:
+    """Scales of groups that stand in columns; ``scales_G`` are those of rtn. Both as ``storage`` holds them.
+
+    ``scratch``: float32 (3, S, G or more), for callers with many blocks: fresh memory costs page faults.
+    """
+    if scratch is None:
+        scratch = np.empty((3, *weights_SG.shape), np.float32)
+    turned_SG, work_SG, level_SG = scratch[:, :, : weights_SG.shape[1]]
+    np.copyto(turned_SG, weights_SG)
+    largest_G, smallest_G = turned_SG.max(axis=0), turned_SG.min(axis=0)
     sign_G = np.where(-smallest_G > largest_G, np.float32(-1), np.float32(1))
     peak_G = np.maximum(largest_G, -smallest_G)
     unit_G = np.where(peak_G == 0, np.float32(1), peak_G) * sign_G
-    turned_SG = weights_SG / unit_G  # in units of the largest
-    work_SG, level_SG = np.empty_like(turned_SG), np.empty_like(turned_SG)
+    np.divide(turned_SG, unit_G, out=turned_SG)  # in units of the largest
     best_G, error_G = scales_G.copy(), np.full(len(scales_G), np.inf, np.float32)
     for steps in (None, *STEPS):
         if steps is None:

@@ -7,13 +7,15 @@ from typing import Any
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import experts, gemma, linear, norms, pointwise
+from builder.lowering.schedules.cpu import experts, gemma, inputs, linear, norms, pointwise
 from builder.lowering.schedules.cpu.vector import Isa
 
 Schedule = Callable[[Mapping[str, Any], Isa], tirx.PrimFunc | None]
 
 SCHEDULES: dict[str, Schedule] = {
     "linear": linear.linear,
+    "row_scale": inputs.row_scale,
+    "rounded": inputs.rounded,
     "embedding": pointwise.embedding,
     "rms_norm": norms.rms_norm,
     "qk_norm": norms.qk_norm,

@@ -17,6 +17,7 @@ from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa, Scalar
 from builder.models.common.kv_cache import CacheLayout
 
 PAGE = 16  # tokens
+FREQUENCIES_ARE_PASSED = False  # they are constants of split_rotary
 
 
 def pages_arg(layout: CacheLayout) -> Arg:

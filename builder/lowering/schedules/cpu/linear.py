@@ -1,4 +1,5 @@
-"""y = x @ weight.T (+ bias) (+ residual) on the CPU, the weight read as it is stored.
+"""y = x @ weight.T (+ bias) (+ residual) on the CPU, the weight read as it is stored. Where x is bytes
+and integers.py does not multiply them as they are, they are made float32 again first.
 
 Few rows: every output is a dot product along the packed row (vectors of words, one shift and mask per value in a word,
 the scale applied once per vector). Many rows: a panel of the weight, 2 vectors of outputs wide and BLOCK inputs deep,
@@ -16,6 +17,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from builder.lowering.schedules.cpu import inputs, integers
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.cpu.weights import OUTPUTS, STRIPS, Grouped, Plain, Transposed, Weight, weight_of
@@ -35,13 +37,22 @@ def linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
     rows = v.size("rows")
     bias = [Arg("bias", (weight.n,), fields["dtype"])] if fields["bias"] else []
     residual = [Arg("residual", (rows, weight.n))] if fields["residual"] else []
-    args = [Arg("x", (rows, weight.k)), *residual, *weight.args, *bias, Arg("y", (rows, weight.n))]
+    given = inputs.args(fields, rows)
+    args = [*given, *residual, *weight.args, *bias, Arg("y", (rows, weight.n))]
 
-    def body(x: Buffer, *others: Buffer) -> None:
-        rest = list(others)
+    def body(*buffers: Buffer) -> None:
+        x, rest = buffers[0], list(buffers[len(given) :])
         y, added = rest.pop(), rest.pop(0) if residual else None
         start = Start(weight.n, fields["dtype"], rest.pop() if bias else None, added, isa)
         stored = tuple(rest)
+        if len(given) > 1:
+            lanes = integers.lanes_of(fields, isa)
+            if lanes:
+                words = -(-weight.k // 4)
+                product = integers.Product(weight.n, words, lanes, x, buffers[1], stored[0], stored[1], start, y, rows)
+                integers.linear(product)
+                return
+            x = inputs.widened(x, buffers[1], rows, weight.k, fields["activation"], isa)
         v.either(
             rows <= tirx.const(FEW, "int64"),
             lambda: few(weight, stored, x, start, y, rows),

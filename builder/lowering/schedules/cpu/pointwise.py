@@ -127,12 +127,13 @@ def plain_row(table: Plain, stored: tuple[Buffer, ...], place: Expr, y: Buffer, 
 def packed_row(table: Grouped, stored: tuple[Buffer, ...], place: Expr, y: Buffer, row: Expr) -> None:
     """One value at a time: an embedding reads one row per token."""
     with v.loop(table.groups) as group:
-        raw = v.load(stored[1], place * table.groups + group)
+        raw = v.load(stored[1], table.scale_at(place, group))
         scale = T.Bind(v.to_float32(raw, table.dtype, 1, table.isa))
+        zero = T.Bind(table.zeros_of_rows(stored[2], place, group, 1)) if table.zero_point else None
         with v.loop(table.group_words) as inside:
             word = T.Bind(group * table.group_words + inside)
             bits = T.Bind(v.load(stored[0], place * table.words + word))
             for e in range(table.per_word):
                 k, real = table.input_of(word, e)
                 with v.when(real):
-                    v.store(y, row * table.k + k, table.weight(bits, e, scale, 1))
+                    v.store(y, row * table.k + k, table.weight(bits, e, scale, zero, 1))

@@ -27,10 +27,12 @@ PARALLEL_MACS = 1 << 15  # below this many multiply-adds, waking the other threa
 
 @dataclass(frozen=True, slots=True)
 class Isa:
-    """``lanes``: float32 values in the widest register; ``f16c``: float16 conversion in hardware."""
+    """``lanes``: float32 values in the widest register; ``f16c``: float16 conversion in hardware; ``vnni``: sums of
+    four products of bytes, in registers of that width."""
 
     lanes: int
     f16c: bool
+    vnni: bool = False
 
     def fitting(self, width: int) -> int:
         """The most lanes, at most the register's, that divide ``width``."""

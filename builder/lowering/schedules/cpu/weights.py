@@ -101,14 +101,16 @@ class Packed:
 
     n: int
     k: int
-    kind: str  # group | e4m3 | e5m2
+    kind: str  # group | int8 | e4m3 | e5m2
     bits: int
     group_size: int
     per_word: int
     group_words: int
     max_int: int
-    dtype: str
+    dtype: str  # of scales
+    one_scale: bool  # of the whole matrix
     isa: Isa
+    zero_point: bool = False
 
     @property
     def groups(self) -> int:
@@ -123,13 +125,36 @@ class Packed:
         return self.group_words * self.per_word != self.group_size
 
     @property
+    def zero_words(self) -> int:
+        """Words of a row's zero points; 0 if it has none."""
+        return -(-self.groups // self.per_word) if self.zero_point else 0
+
+    @property
     def integers(self) -> bool:
-        return self.kind == "group"
+        return self.kind in ("group", "int8")
+
+    @property
+    def middle(self) -> float:
+        """What a zero weight is stored as."""
+        return float(self.max_int) if self.kind == "group" else 0.0
+
+    @property
+    def scales(self) -> int:
+        """Rows of scales."""
+        return 1 if self.one_scale else self.n
+
+    def scale_at(self, row: Expr, group: Expr) -> Expr:
+        """Where the scale of a row's group is."""
+        return group if self.one_scale else row * self.groups + group
 
     def value(self, word: Expr, e: int, lanes: int) -> Expr:
         """Value ``e`` of each word, as float32: an integer from 0 to 2 max_int, or an 8-bit float over 2^bias."""
         if not self.integers:
             return self._float8(word, e, lanes)
+        if self.kind == "int8":
+            top = v.bits(word, "int32", lanes)
+            top = top << v.splat(24 - 8 * e, lanes, "int32") if e < 3 else top
+            return v.cast(top >> v.splat(24, lanes, "int32"), "float32", lanes)
         shifted = word if e == 0 else word >> v.splat(e * self.bits, lanes, "uint32")
         if (e + 1) * self.bits < 32:
             shifted = shifted & v.splat((1 << self.bits) - 1, lanes, "uint32")
@@ -144,11 +169,12 @@ class Packed:
         byte = byte & v.splat(FLOAT8_MASK[self.kind] - (1 << 32), lanes, "int32")
         return v.bits(byte, "float32", lanes)
 
-    def weight(self, word: Expr, e: int, scale: Expr, lanes: int) -> Expr:
-        """Weight ``e`` of each word."""
+    def weight(self, word: Expr, e: int, scale: Expr, zero: Expr | None, lanes: int) -> Expr:
+        """Weight ``e`` of each word; ``zero``: the zero points, if there are any."""
         value = self.value(word, e, lanes)
         if self.integers:
-            return (value - v.splat(float(self.max_int), lanes)) * scale
+            zero = v.splat(self.middle, lanes) if zero is None and self.middle else zero
+            return (value if zero is None else value - zero) * scale
         return value * v.splat(2.0 ** FLOAT8_BIAS[self.kind], lanes) * scale
 
     def store(self, out: Buffer, at: Expr, weight: Expr, lanes: int, inside: Expr | None) -> None:
@@ -182,7 +208,9 @@ class Grouped(Packed):
 
     @property
     def args(self) -> list[Arg]:
-        return [Arg("q_weight", (self.n, self.words), "uint32"), Arg("q_scale", (self.n, self.groups), self.dtype)]
+        zeros = [Arg("q_zero", (self.n, self.zero_words), "uint32")] if self.zero_point else []
+        scales = Arg("q_scale", (self.scales, self.groups), self.dtype)
+        return [Arg("q_weight", (self.n, self.words), "uint32"), scales, *zeros]
 
     @property
     def lanes(self) -> int:
@@ -193,7 +221,9 @@ class Grouped(Packed):
         return lanes
 
     def _divides(self, lanes: int) -> bool:
-        return self.groups == 1 or not lanes % self.group_words or not self.group_words % lanes
+        count = max(1, lanes // self.group_words)  # groups in a vector; their zero points must lie in one word
+        whole = not self.zero_point or not (self.groups % count or self.per_word % count)
+        return self.groups == 1 or (whole and not (lanes % self.group_words and self.group_words % lanes))
 
     @property
     def vectors(self) -> int:
@@ -211,7 +241,8 @@ class Grouped(Packed):
         return max(1, BLOCK // self.group_size) * self.group_size
 
     def prepare(self, x: Buffer, row: Expr) -> tuple[Buffer, ...]:
-        """x turned so that value e of each word is a vector, and -max_int times the sum of x over each word.
+        """x turned so that value e of each word is a vector, and -max_int (-1 if there are zero points) times the sum
+        of x over each word.
 
         The last vector starts early, with zeros where it overlaps; so do inputs that only pad a group.
         """
@@ -227,7 +258,7 @@ class Grouped(Packed):
                 value = T.Bind(tirx.if_then_else(real, v.load(x, row * self.k + k), tirx.const(0.0, "float32")))
                 v.store(turned, (step * per_word + e) * lanes + lane, self.unit(value))
                 v.store(x_sum, 0, v.load(x_sum, 0) + value)
-            middle = -float(self.max_int) if self.integers else 0.0
+            middle = -1.0 if self.zero_point else -self.middle
             v.store(sums, step * lanes + lane, v.load(x_sum, 0) * tirx.const(middle, "float32"))
         return turned, sums
 
@@ -240,6 +271,8 @@ class Grouped(Packed):
         outputs = range(min(OUTPUTS, self.n))
         words = [T.Bind(v.load(stored[0], (n + r) * self.words + start, lanes)) for r in outputs]
         parts = [v.load(sums, step * lanes, lanes) for _ in outputs]
+        if self.zero_point:
+            parts = [T.Bind(part * self.zero_of_vector(stored[2], n + r, start)) for r, part in enumerate(parts)]
         for e in range(per_word):
             x = T.Bind(v.load(turned, (step * per_word + e) * lanes, lanes))
             parts = [T.Bind(part + self.value(word, e, lanes) * x) for part, word in zip(parts, words, strict=True)]
@@ -250,7 +283,7 @@ class Grouped(Packed):
     def scale_of_vector(self, scales: Buffer, n: Expr, start: Expr) -> Expr:
         """The scale of each word's group."""
         lanes = self.lanes
-        first = n * self.groups + tirx.floordiv(start, self.group_words)
+        first = self.scale_at(n, tirx.floordiv(start, self.group_words))
         count = max(1, lanes // self.group_words)
         loaded = v.to_float32(v.load(scales, first, count), self.dtype, count, self.isa)
         if count == 1:
@@ -258,6 +291,40 @@ class Grouped(Packed):
         if count == lanes:
             return loaded
         return v.shuffle(T.Bind(loaded), count, [lane // self.group_words for lane in range(lanes)])
+
+    def zero_of_vector(self, zeros: Buffer, n: Expr, start: Expr) -> Expr:
+        """The zero point of each word's group, all out of one word of them."""
+        lanes, count = self.lanes, max(1, self.lanes // self.group_words)
+        first = T.Bind(tirx.floordiv(start, self.group_words))
+        word = T.Bind(v.load(zeros, n * self.zero_words + tirx.floordiv(first, self.per_word)))
+        if count == 1:
+            return v.splat(T.Bind(self.zero_in(word, first, 1)), lanes)
+        values = T.Bind(self.zero_in(word, first, count))
+        if count == lanes:
+            return values
+        return v.shuffle(values, count, [lane // self.group_words for lane in range(lanes)])
+
+    def zero_in(self, word: Expr, group: Expr, count: int) -> Expr:
+        """Zero points of ``count`` groups from ``group`` on, out of the word that holds them."""
+        place = T.Bind(tirx.Cast("uint32", tirx.floormod(group, self.per_word) * self.bits))
+        places = place if count == 1 else tirx.Ramp(place, tirx.const(self.bits, "uint32"), count)
+        stored = (v.splat(word, count) >> places) & v.splat((1 << self.bits) - 1, count, "uint32")
+        return v.cast(v.bits(stored, "int32", count), "float32", count)
+
+    def zeros_of_rows(self, zeros: Buffer, row: Expr, group: Expr, lanes: int) -> Expr:
+        """The zero points of one group in ``lanes`` rows."""
+        at = row * self.zero_words + tirx.floordiv(group, self.per_word)
+        words = v.load(zeros, at) if lanes == 1 else v.gather(zeros, at, self.zero_words, lanes)
+        place = T.Bind(tirx.Cast("uint32", tirx.floormod(group, self.per_word) * self.bits))
+        stored = (words >> v.splat(place, lanes)) & v.splat((1 << self.bits) - 1, lanes, "uint32")
+        return v.cast(v.bits(stored, "int32", lanes), "float32", lanes)
+
+    def scale_of_rows(self, scales: Buffer, row: Expr, group: Expr, lanes: int) -> Expr:
+        """The scales of a group in rows row .. row + lanes."""
+        if self.one_scale:
+            return v.splat(v.to_float32(v.load(scales, group), self.dtype, 1, self.isa), lanes)
+        raw = v.gather(scales, row * self.groups + group, self.groups, lanes)
+        return v.to_float32(raw, self.dtype, lanes, self.isa)
 
     def panel(
         self, stored: tuple[Buffer, ...], n: Expr, start: Expr, depth: Expr, out: Buffer, lanes: int, count: int
@@ -270,15 +337,15 @@ class Grouped(Packed):
             group = tirx.const(0, "int64") if whole else first
             for part in range(count):
                 row = T.Bind(n + part * lanes)
-                raw = v.gather(stored[1], row * self.groups + group, self.groups, lanes)
-                scale = T.Bind(v.to_float32(raw, self.dtype, lanes, self.isa))
+                scale = T.Bind(self.scale_of_rows(stored[1], row, group, lanes))
+                zero = T.Bind(self.zeros_of_rows(stored[2], row, group, lanes)) if self.zero_point else None
                 with v.loop(places) as place:
                     at = row * self.words + first * places + place
                     word = T.Bind(v.gather(stored[0], at, self.words, lanes))
                     for e in range(self.per_word):
                         inside = place * self.per_word + e
                         target = (step * size + inside) * (count * lanes) + part * lanes
-                        weight = self.weight(word, e, scale, lanes)
+                        weight = self.weight(word, e, scale, zero, lanes)
                         self.store(out, target, weight, lanes, inside if self.padded and not whole else None)
 
 
@@ -354,7 +421,7 @@ class Transposed(Packed):
                     for e in range(self.per_word):
                         inside = place * self.per_word + e
                         target = (step * size + inside) * (count * lanes) + part
-                        weight = self.weight(word, e, scale, lanes)
+                        weight = self.weight(word, e, scale, None, lanes)
                         self.store(out, target, weight, lanes, inside if self.padded else None)
 
 
@@ -376,7 +443,9 @@ def weight_of(fields: Mapping[str, Any], isa: Isa) -> Weight | None:
         fields["per_word"],
         fields["words_per_group"],
         fields["max_int"],
-        dtype,
+        fields["scale_dtype"],
+        fields["scale_per"] == "tensor",
         isa,
+        fields["zero_point"],
     )
     return packed if packed.lanes else None

@@ -1,0 +1,95 @@
+"""Inputs rounded to bytes on the CPU: the scales of rows, their codes, and codes read back as float32.
+
+Axes: M rows, K inputs, W words of four codes. What is computed stands in builder/quant/inputs.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from builder.lowering.schedules.cpu import vector as v
+from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from builder.quant.inputs import PER_WORD, byte_of, byte_value
+from builder.quant.layout import BYTE_LARGEST
+from builder.quant.relax import activation_of
+
+
+def args(fields: Mapping[str, Any], rows: Expr) -> list[Arg]:
+    """What a product reads of its inputs: x, or its codes and their scales."""
+    if not activation_of(fields):
+        return [Arg("x", (rows, fields["k"]))]
+    return [Arg("codes", (rows, -(-fields["k"] // PER_WORD)), "uint32"), Arg("scales", (rows, 1))]
+
+
+def row_scale(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+    """x (M, K) -> (M, 1): max |x| of each row over the largest code."""
+    rows, k, lanes = v.size("rows"), fields["k"], isa.lanes
+
+    def body(x: Buffer, y: Buffer) -> None:
+        def one(row: Expr) -> None:
+            most = v.scratch(lanes)
+            v.store(most, 0, v.splat(0.0, lanes), lanes)
+
+            def larger(start: Expr, count: int) -> None:
+                value = v.load(x, row * k + start, count)
+                size = T.call_llvm_pure_intrin(v.typed("float32", count), "llvm.fabs", value)
+                v.store(most, 0, T.max(size, v.load(most, 0, count)), count)
+
+            v.strips(k, lanes, larger)
+            largest = v.largest(v.load(most, 0, lanes), lanes)
+            v.store(y, row, largest / tirx.const(BYTE_LARGEST[fields["activation"]], "float32"))
+
+        v.for_rows(rows, k, one)
+
+    return v.kernel([Arg("x", (rows, k)), Arg("y", (rows, 1))], body)
+
+
+def rounded(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+    """x (M, K), scales (M, 1) -> codes (M, W), written a byte at a time."""
+    rows, k, kind = v.size("rows"), fields["k"], fields["activation"]
+    width = -(-k // PER_WORD) * PER_WORD
+
+    def body(x: Buffer, scales: Buffer, codes: Buffer) -> None:
+        out = T.decl_buffer((rows * width,), "uint8", data=codes.data)
+
+        def one(row: Expr) -> None:
+            scale = T.Bind(v.load(scales, row))
+            dead = scale == tirx.const(0.0, "float32")
+            step = T.Bind(tirx.Select(dead, tirx.const(1.0, "float32"), scale))
+            mask = T.Bind(tirx.Select(dead, tirx.const(0, "uint32"), tirx.const(0xFFFFFFFF, "uint32")))
+
+            def convert(start: Expr, count: int) -> None:
+                alive = v.bits(v.load(x, row * k + start, count), "uint32", count) & v.splat(mask, count)
+                code = byte_of(T.Bind(v.bits(alive, "float32", count) / v.splat(step, count)), kind, count)
+                v.store(out, row * width + start, v.cast(code, "uint8", count), count)
+
+            v.strips(k, isa.lanes, convert)
+            for place in range(k, width):
+                v.store(out, row * width + place, tirx.const(0, "uint8"))
+
+        v.for_rows(rows, k * 4, one)
+
+    return v.kernel([Arg("x", (rows, k)), Arg("scales", (rows, 1)), Arg("codes", (rows, width // 4), "uint32")], body)
+
+
+def widened(codes: Buffer, scales: Buffer, rows: Expr, k: int, kind: str, isa: Isa) -> Buffer:
+    """Codes times the scales of their rows, as float32 (M, K): what a kernel for float32 inputs reads."""
+    x, words = v.scratch(rows * k), -(-k // PER_WORD)
+    each = T.decl_buffer((rows * words * PER_WORD,), "uint8", data=codes.data)
+
+    def one(row: Expr) -> None:
+        scale = T.Bind(v.load(scales, row))
+
+        def convert(start: Expr, count: int) -> None:
+            code = T.Bind(v.cast(v.load(each, row * words * PER_WORD + start, count), "uint32", count))
+            value = byte_value(code, kind, count)
+            v.store(x, row * k + start, value * v.splat(scale, count), count)
+
+        v.strips(k, isa.lanes, convert)
+
+    v.for_rows(rows, k * 2, one)
+    return x

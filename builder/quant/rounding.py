@@ -1,0 +1,31 @@
+"""What a scheme makes of weights: packed and read back, without the bytes in between."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from builder.quant import pack
+from builder.quant.layout import Scheme
+from builder.quant.reference import dequantize
+from builder.quant.storage import HELD
+
+
+def rounded(weight_OI: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """float32 (out, in) -> the float32 values that the packed format, rounded to nearest, holds of it.
+
+    Rows are packed a block at a time, as quantize does it. Their grouping is along the inputs, so a slice of rows comes
+    out as it does within its whole.
+    """
+    outputs, inputs = weight_OI.shape
+    fitted, rows = scheme.at(inputs), pack.block_rows(inputs)
+    groups = -(-inputs // fitted.group_size)
+    packer = pack.Packer(min(rows, outputs), inputs, "F32", scheme)
+    raw_OI, found_OI = np.ascontiguousarray(weight_OI, np.float32).view(np.uint32), np.empty_like(weight_OI, np.float32)
+    for start in range(0, outputs, rows):
+        some = slice(start, min(start + rows, outputs))
+        count = some.stop - start
+        words = np.empty((count, groups * fitted.words_per_group), HELD[scheme.storage_dtype])
+        scales = np.empty((count, groups), HELD[scheme.dtype])
+        packer.pack(raw_OI[some], words, scales)
+        found_OI[some] = dequantize(words, scales, inputs, scheme)
+    return found_OI

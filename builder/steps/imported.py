@@ -1,0 +1,80 @@
+"""Parameters that the checkpoint holds quantized: its integers, scales and zero points, in our words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from builder.core.errors import UserError
+from builder.core.step import InputFiles
+from builder.formats import quantized
+from builder.quant import shifted
+from builder.quant.layout import Scheme
+from builder.quant.storage import narrow, widened
+from builder.steps.ports import one
+
+ROWS = 256  # outputs at a time: words that lie beside each other in the source hold neighbouring outputs
+HELD = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "I32": np.int32, "I8": np.int8, "F8_E4M3": np.uint8}
+
+Store = Callable[[str, int, np.ndarray], None]  # (role, first row, rows)
+Done = Callable[[int, str], None]  # (weights, their dtype in the weight map)
+
+
+def is_stored(parameter: Mapping[str, Any]) -> bool:
+    return any("stored" in source for source in parameter["sources"])
+
+
+def write(parameter: Mapping[str, Any], quantization: Scheme, inputs: InputFiles, store: Store, done: Done) -> None:
+    """Give ``store`` the pieces of a parameter.
+
+    Args:
+        parameter: weight map entry whose sources all have "stored".
+        quantization: that of the parameter, from the same description.
+        done: told of each run of rows.
+
+    Raises:
+        UserError: the content of a tensor is not what config.json says.
+    """
+    row, width = 0, parameter["shape"][1]
+    for source in parameter["sources"]:
+        arrays = {role: _mapped(part, inputs) for role, part in source["stored"]["tensors"].items()}
+        quantized.check(source["stored"], arrays)
+        first, last = source["rows"]
+        for start in range(first, last, ROWS):
+            stop = min(start + ROWS, last)
+            found = quantized.read(source["stored"], arrays, start, stop)
+            for role, rows in _pieces(found, width, quantization, source):
+                store(role, row, rows)
+            row += stop - start
+            done((stop - start) * width, source["dtype"])
+
+
+def _mapped(part: Mapping[str, Any], inputs: InputFiles) -> np.ndarray:
+    file = one(inputs[part["tensor"]])
+    return np.memmap(file.path, HELD[part["dtype"]], "r", file.offset, tuple(part["shape"]))
+
+
+def _pieces(
+    found: quantized.Rows, width: int, scheme: Scheme, source: Mapping[str, Any]
+) -> list[tuple[str, np.ndarray]]:
+    """(role, rows) of a run of rows, as the scheme holds them.
+
+    A symmetric value v stands for (v - 2^(bits - 1)) * s, and ours for (v - (2^(bits - 1) - 1)) * s: with the values
+    turned around, 2^bits - 1 - v, and the sign of the scale, they are the same.
+    """
+    fitted, values, scales = scheme.at(width), found.values[:, :width], found.scales
+    if scheme.kind == "int8":
+        values = values ^ np.uint8(0x80)  # two's complement
+    elif scheme.kind == "group" and not scheme.zero_point:
+        values, scales = np.uint8(fitted.top) - values, -scales
+    held = narrow(scales, scheme.scale_dtype)
+    if not np.isfinite(scales).all() or (widened(held, scheme.scale_dtype) != scales).any():
+        raise UserError(f"{source['tensor']}: a scale is NaN or infinite", "fetch the checkpoint again")
+    rows, groups = scales.shape
+    slots = fitted.words_per_group * fitted.per_word
+    levels = np.full((rows, groups, slots), scheme.zero, np.uint8)
+    levels[:, :, : fitted.group_size] = values.reshape(rows, groups, fitted.group_size)
+    pieces = [("weight", shifted.words_of(levels, fitted).reshape(rows, -1)), ("scale", held)]
+    return pieces if found.zeros is None else [*pieces, ("zero", shifted.pack_zeros(found.zeros, fitted))]
