@@ -63,6 +63,8 @@ def command(name: str):  # type: ignore[no-untyped-def]
             from builder.commands.graph import show
         case "generate":
             from builder.commands.generate import show
+        case "bench":
+            from builder.commands.bench import show
         case "gc":
             from builder.commands.gc import show
         case "doctor":

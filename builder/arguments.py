@@ -16,6 +16,7 @@ COMMANDS = {
     "why": "STEP: the parts of a step's key now and last time",
     "graph": "draw the steps: text here, Mermaid and SVG files in dist/",
     "generate": '"PROMPT": bring the recipe up to date and stream text from it',
+    "bench": "bring the recipe up to date and measure its speed, memory and load time on this machine",
     "gc": "free what nothing refers to any more (dry run unless --yes)",
     "doctor": "tools and devices found, and what each is missing for",
     "list": "every choice with one line",
@@ -48,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("-n", "--dry-run", action="store_true", help="the same as `build plan`")
     run.add_argument("-m", "--multirun", action="store_true", help="a sweep: build every combination of a,b,c values")
+    run.add_argument(
+        "--allow-unsupported", action="store_true", help="a sweep with cells that cannot be built is no failure"
+    )
     show = p.add_argument_group("output")
     show.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
     show.add_argument("--quiet", "-q", action="store_true", help="warnings, errors and the result only")
@@ -59,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
     text.add_argument("--temperature", type=nonnegative, default=0.8, metavar="T", help="0: always the likeliest token")
     text.add_argument("--top-p", type=fraction, default=0.9, metavar="P")
     text.add_argument("--seed", type=int, default=0, metavar="N")
+    bench = p.add_argument_group("bench")
+    bench.add_argument("--again", action="store_true", help="measure what was measured on this machine already")
     gc = p.add_argument_group("gc, doctor, graph")
     gc.add_argument("--max-age", metavar="30d", help="gc: free results that were not used for so long (s, h, d, w)")
     gc.add_argument("--max-size", metavar="20GB", help="gc: free the oldest until the store is this small")

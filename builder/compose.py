@@ -19,9 +19,9 @@ from builder.core.errors import UserError
 from builder.parse import nearest
 
 HERE = Path(__file__).resolve().parent
-GROUPS = ("model", "quant", "target", "verify", "recipe")
-CHOICE = re.compile(r"^(?P<group>model|quant|target|verify|recipe)=(?P<choice>[\w./-]+)$")
-VALUE = re.compile(r"^(?:model|quant|target|verify|store|dist|pins)\.")
+GROUPS = ("model", "quant", "target", "package", "verify", "recipe")
+CHOICE = re.compile(r"^(?P<group>model|quant|target|package|verify|recipe)=(?P<choice>[\w./-]+)$")
+VALUE = re.compile(r"^(?:model|quant|target|package|verify|store|dist|pins)\.")
 IMPURE = re.compile(r"\$\{\s*(oc\.env|oc\.create|now|python_version|random)")
 
 

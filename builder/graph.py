@@ -9,20 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from builder import architectures
-from builder.core.digest import canonical
+from builder.core.digest import canonical, digest_of_tree
 from builder.core.errors import UserError
 from builder.core.plan import Goal, Plan
 from builder.core.step import Input, Resources, Step
-from builder.quant.methods import METHODS
-from builder.recipe import Recipe
-from builder.schemes import scheme_of
-from builder.targets import link
+from builder.formats import quantized
+from builder.quant.methods import CALIBRATED, METHODS
+from builder.recipe import Budget, Recipe, Target
+from builder.schemes import activations_of, scheme_of
+from builder.sizing import memory_of
+from builder.targets import android, apple, cpu, cuda, link, npm, webgpu
+from builder.targets.apps import APPS, library_name
 from builder.verification.limits import choose
 
 DEMO = Path(__file__).resolve().parent / "demo"
 HELDOUT, CALIBRATION = DEMO / "heldout.txt", DEMO / "calibration.txt"
 TORCH_TOOLS = ("torch", "transformers", "tokenizers", "numpy")
+WEB_PAGE = DEMO.parent / "web_page"
 GIB = 1 << 30
+MEMORY = ("memory_bytes", "runtime_bytes", "max_sequences", "refused")  # of a target, and not in its code
+ALL_CORES = 1 << 10  # cut to what there is
+BENCH = {"prompt": 256, "contexts": [8, 512]}  # tokens; decoding is measured near the end of the context too
 
 
 def build_plan(recipes: Sequence[Recipe]) -> Plan:
@@ -42,8 +49,8 @@ def build_plan(recipes: Sequence[Recipe]) -> Plan:
             )
         chain = chain_of(recipe, linker)
         steps |= {step.id: step for step in chain}
-        artifact = next(s.id for s in chain if s.name == "package")
-        goals.append(Goal(recipe.name, tuple(s.id for s in chain), artifact))
+        artifact = next((s.id for s in reversed(chain) if s.name in ("package", "web_page", "app")), "")
+        goals.append(Goal(recipe.name, tuple(s.id for s in chain), artifact, recipe.undecided))
     return Plan(steps, tuple(goals))
 
 
@@ -53,16 +60,27 @@ def asked(recipe: Recipe) -> str:
 
 
 def chain_of(recipe: Recipe, linker: str) -> list[Step]:
-    """The steps of one recipe, in the order they are shown."""
+    """The steps of one recipe, in the order they are shown; up to `allocate` while its rules are not decided."""
     fetch = fetch_step(recipe)
     convert = convert_step(recipe, fetch)
-    calibrate = [calibrate_step(recipe, fetch, convert)] if recipe.quant.method == "gptq" else []
+    start = [fetch, convert, *(budget_steps(recipe, recipe.budget, fetch, convert) if recipe.budget else ())]
+    if recipe.undecided:
+        return start
+    calibrate = [calibrate_step(recipe, fetch, convert)] if recipe.quant.method in CALIBRATED else []
+    scales = [scales_step(recipe, fetch, convert, step) for step in calibrate if recipe.quant.method == "awq"]
     shard = shard_step(recipe, convert)
-    quantize = quantize_step(recipe, fetch, shard, calibrate)
+    quantize = quantize_step(recipe, fetch, shard, scales or calibrate)
     lower = lower_step(recipe, linker)
-    package = package_step(recipe, fetch, shard, quantize, lower)
-    chain = [fetch, convert, *calibrate, shard, quantize, lower, package]
-    return chain + verify_steps(recipe, fetch, convert, shard, quantize, package) if recipe.verify.enabled else chain
+    linked = link_steps(lower) if recipe.target.library == "wasm" else []
+    package = package_step(recipe, fetch, shard, quantize, (linked or [lower])[-1])
+    chain = [*start, *calibrate, *scales, shard, quantize, lower, *linked, package]
+    if recipe.package.kind == "web_page":
+        chain += web_page_steps(recipe, package)
+    if recipe.package.kind in APPS:
+        chain.append(app_step(recipe, package, lower))
+    if recipe.verify.enabled:
+        chain += verify_steps(recipe, fetch, convert, scales, shard, quantize, package)
+    return chain
 
 
 def named(step: Step) -> Step:
@@ -89,10 +107,19 @@ def fetch_step(recipe: Recipe) -> Step:
 def convert_step(recipe: Recipe, fetch: Step) -> Step:
     return named(Step(
         id="", name="convert", function="builder.steps.convert:run",
-        params={"family": recipe.family, "architecture": dict(recipe.architecture)},
+        params={"family": recipe.family, "architecture": dict(recipe.architecture), **packing_of(recipe)},
         inputs={"layout": Input(fetch.id, "layout.json")},
-        code=(architectures.FAMILIES[recipe.family],),
+        code=(architectures.FAMILIES[recipe.family], *format_of(recipe)),
     ))  # fmt: skip
+
+
+def packing_of(recipe: Recipe) -> dict[str, Any]:
+    return {"packing": dict(recipe.quant.packing)} if recipe.quant.packing else {}
+
+
+def format_of(recipe: Recipe) -> tuple[str, ...]:
+    """The module that reads a quantized checkpoint."""
+    return (quantized.METHODS[recipe.quant.packing["method"]],) if recipe.quant.packing else ()
 
 
 def shard_step(recipe: Recipe, convert: Step) -> Step:
@@ -100,32 +127,75 @@ def shard_step(recipe: Recipe, convert: Step) -> Step:
         id="", name="shard", function="builder.steps.shard:run",
         params={
             "scheme": scheme_of(recipe.quant), "max_shard_bytes": recipe.quant.max_shard_bytes,
-            "moments": recipe.quant.method == "gptq",
+            "moments": recipe.quant.method == "gptq", "scales": recipe.quant.method == "awq",
         },
         inputs={"weight_map": Input(convert.id, "weight_map.json")},
     ))  # fmt: skip
 
 
+def budget_steps(recipe: Recipe, budget: Budget, fetch: Step, convert: Step) -> list[Step]:
+    """What measures the candidates, once for all budgets of a model, and what picks the rules."""
+    context, text = calibration_text(recipe)
+    weight_map = Input(convert.id, "weight_map.json")
+    tables = {name: dict(table) for name, table in budget.candidates.items()}
+    sensitivity = named(Step(
+        id="", name="sensitivity", function="builder.steps.sensitivity:run",
+        params={
+            "schemes": tables, "text": text, "tokens": recipe.quant.sensitivity_tokens,
+            "window": recipe.quant.calibration.window,
+        },
+        inputs={**source_inputs(recipe, fetch), "weight_map": weight_map},
+        context=context, tools=TORCH_TOOLS, resources=Resources(cpu=ALL_CORES, memory_bytes=3 * GIB),
+    ))  # fmt: skip
+    allocate = named(Step(
+        id="", name="allocate", function="builder.steps.allocate:run",
+        params={
+            "budget": budget.bits, "scheme": scheme_of(replace(recipe.quant, rules=())), "candidates": tables,
+        },
+        inputs={"weight_map": weight_map, "sensitivity": Input(sensitivity.id, "sensitivity.json")}, tools=("numpy",),
+    ))  # fmt: skip
+    return [sensitivity, allocate]
+
+
+def calibration_text(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where the calibration text is, which is no identity, and what is: its name and content."""
+    given = recipe.quant.calibration.text
+    text = Path(given).expanduser().absolute() if given else CALIBRATION
+    return {"text": str(text)}, {"name": text.name, "digest": text_digest(text, "quant.calibration.text")}
+
+
 def calibrate_step(recipe: Recipe, fetch: Step, convert: Step) -> Step:
     """Reads no scheme: one calibration serves all schemes of a model."""
     given = recipe.quant.calibration
-    text = Path(given.text).expanduser().absolute() if given.text else CALIBRATION
+    context, text = calibration_text(recipe)
     return named(Step(
         id="", name="calibrate", function="builder.steps.calibrate:run",
-        params={
-            "text": {"name": text.name, "digest": text_digest(text, "quant.calibration.text")},
-            "tokens": given.tokens, "window": given.window,
-        },
+        params={"text": text, "tokens": given.tokens, "window": given.window},
         inputs={**source_inputs(recipe, fetch), "weight_map": Input(convert.id, "weight_map.json")},
-        context={"text": str(text)}, tools=TORCH_TOOLS, resources=Resources(cpu=1, memory_bytes=2 * GIB),
+        context=context, tools=TORCH_TOOLS, resources=Resources(cpu=1, memory_bytes=2 * GIB),
     ))  # fmt: skip
 
 
-def quantize_step(recipe: Recipe, fetch: Step, shard: Step, calibrate: Sequence[Step]) -> Step:
+def scales_step(recipe: Recipe, fetch: Step, convert: Step, calibrate: Step) -> Step:
+    return named(Step(
+        id="", name="scales", function="builder.steps.scales:run", params={"scheme": scheme_of(recipe.quant)},
+        inputs={
+            "weight_map": Input(convert.id, "weight_map.json"), "tensors": Input(fetch.id, "tensor/*"),
+            "moments": Input(calibrate.id, "moments/*"),
+        },
+        tools=("numpy",), resources=Resources(cpu=1, memory_bytes=GIB // 2 + 2 * 4 * widest_input(recipe) ** 2),
+    ))  # fmt: skip
+
+
+def quantize_step(recipe: Recipe, fetch: Step, shard: Step, measured: Sequence[Step]) -> Step:
+    """``measured``: scales or calibrate, where the method reads one of them."""
     inputs = {"shards": Input(shard.id, "shards.json"), "tensors": Input(fetch.id, "tensor/*")}
     method: dict[str, Any] = {"name": recipe.quant.method}
     memory_bytes = GIB // 4
-    for step in calibrate:  # none or one
+    for step in measured:  # none or one
+        if recipe.quant.method == "awq":
+            inputs["scales"] = Input(step.id, "*")
+            continue
         inputs["moments"] = Input(step.id, "moments/*")
         method["damping"] = recipe.quant.damping
         memory_bytes += 6 * 8 * widest_input(recipe) ** 2  # the factor of the moments, in float64, with its scratch
@@ -133,7 +203,7 @@ def quantize_step(recipe: Recipe, fetch: Step, shard: Step, calibrate: Sequence[
     return named(Step(
         id="", name="quantize", function="builder.steps.quantize:run",
         params={"allow_nonfinite": recipe.model.allow_nonfinite, "method": method},
-        inputs=inputs, expand="shards", tools=("numpy",), code=(code,) if code else (),
+        inputs=inputs, expand="shards", tools=("numpy",), code=(*((code,) if code else ()), *format_of(recipe)),
         resources=Resources(cpu=1, memory_bytes=memory_bytes),
     ))  # fmt: skip
 
@@ -150,36 +220,103 @@ def lower_step(recipe: Recipe, linker: str) -> Step:
         id="", name="lower", function="builder.steps.lower:run",
         params={
             "family": recipe.family, "architecture": dict(recipe.architecture), "scheme": scheme_of(recipe.quant),
-            "target": target_of(recipe), "metadata": asdict(recipe.metadata), "linker": linker,
+            "target": target_of(recipe), "metadata": asdict(recipe.metadata),
+            **({"linker": linker_of(recipe.target, linker)} if recipe.target.library == "so" else {}),
+            **({"compiler": cuda.identity()} if recipe.target.kind == "cuda" else {}),
+            **({"kernels": apple.identity()} if recipe.target.kind == "metal" else {}),
         },
         tools=("apache-tvm",), code=(architectures.FAMILIES[recipe.family], f"builder.models.{recipe.family}"),
         resources=Resources(cpu=1, memory_bytes=2 * GIB),
     ))  # fmt: skip
 
 
+def linker_of(target: Target, native: str) -> str:
+    if target.kind == "opencl":
+        return f"NDK {android.ndk_version()}"
+    return native if link.is_native(target.triple) else link.identity(target.triple)
+
+
 def target_of(recipe: Recipe) -> dict[str, Any]:
-    target = asdict(recipe.target)
+    """What code is generated from: not how much memory there is."""
+    whole = asdict(recipe.target)
+    if recipe.target.kind == "cpu":
+        kept = ("kind", "triple", "cpu", "features")
+        target = {k: whole[k] for k in (kept if whole["library"] == "so" else (*kept, "library"))}
+    else:
+        target = {k: v for k, v in whole.items() if k not in MEMORY}
     return {**target, "features": list(target["features"] or ())}
 
 
-def package_step(recipe: Recipe, fetch: Step, shard: Step, quantize: Step, lower: Step) -> Step:
+def link_steps(lower: Step) -> list[Step]:
+    """TVM's runtime for browsers, and the model's objects linked with it."""
+    identity = webgpu.identity()
+    runtime = named(Step(
+        id="", name="runtime.wasm", function="builder.steps.runtime:run", params=identity,
+        tools=("apache-tvm", "apache-tvm-ffi"), resources=Resources(cpu=1, memory_bytes=2 * GIB),
+    ))  # fmt: skip
+    linking = named(Step(
+        id="", name="link", function="builder.steps.link:run", params={"emscripten": identity["emscripten"]},
+        inputs={
+            "objects": Input(lower.id, "library.tar"), "metadata": Input(lower.id, "metadata.json"),
+            "runtime": Input(runtime.id, "*"),
+        },
+    ))  # fmt: skip
+    return [runtime, linking]
+
+
+def package_step(recipe: Recipe, fetch: Step, shard: Step, quantize: Step, library: Step) -> Step:
+    """``library``: the step that made it."""
+    ending, metadata = recipe.target.library, asdict(recipe.metadata)
+    if recipe.target.kind == "webgpu":  # WebLLM takes no window beside a context; the kernels have it, whatever it says
+        metadata |= {"sliding_window_size": -1, "attention_sink_size": 0}
     return named(Step(
         id="", name="package", function="builder.steps.package:run",
         params={
-            "name": recipe.name, "library": f"{recipe.name}.so", "family": recipe.family,
+            "name": recipe.name, "library": f"{recipe.name}.{ending}", "family": recipe.family,
             "architecture": dict(recipe.architecture), "scheme": scheme_of(recipe.quant),
-            "metadata": asdict(recipe.metadata), "conv_template": recipe.model.conv_template,
+            "metadata": metadata, "conv_template": recipe.model.conv_template,
         },
         inputs={
-            "shards": Input(quantize.id, "*"), "library": Input(lower.id, "library.so"),
+            "shards": Input(quantize.id, "*"), "library": Input(library.id, f"library.{ending}"),
             "files": Input(fetch.id, "file/*"), "parameters": Input(shard.id, "parameters.json"),
         },
         tools=("jinja2",), code=(architectures.FAMILIES[recipe.family],),
     ))  # fmt: skip
 
 
-def verify_steps(recipe: Recipe, fetch: Step, convert: Step, shard: Step, quantize: Step, package: Step) -> list[Step]:
-    """The two references and the check itself. Nothing of the library reaches the references."""
+def web_page_steps(recipe: Recipe, package: Step) -> list[Step]:
+    """A page around an artifact for browsers."""
+    engine = named(Step(
+        id="", name="web_page.engine", function="builder.steps.web_llm:run", params=asdict(npm.WEB_LLM),
+    ))  # fmt: skip
+    page = named(Step(
+        id="", name="web_page", function="builder.steps.web_page:run",
+        params={
+            "name": recipe.name, "library": f"{recipe.name}.{recipe.target.library}", "family": recipe.family,
+            "scheme": recipe.quant.name, "template": digest_of_tree(WEB_PAGE),
+        },
+        inputs={"package": Input(package.id, "*"), "engine": Input(engine.id, "*")},
+    ))  # fmt: skip
+    return [engine, page]
+
+
+def app_step(recipe: Recipe, package: Step, lower: Step) -> Step:
+    """What an app's project includes."""
+    return named(Step(
+        id="", name="app", function="builder.steps.app:run",
+        params={
+            "name": recipe.name, "kind": recipe.package.kind, "library": f"{recipe.name}.{recipe.target.library}",
+            "model_lib": library_name(lower.params), "memory_bytes": memory_of(recipe).total,
+        },
+        inputs={"package": Input(package.id, "*")},
+    ))  # fmt: skip
+
+
+def verify_steps(
+    recipe: Recipe, fetch: Step, convert: Step, scales: Sequence[Step], shard: Step, quantize: Step, package: Step
+) -> list[Step]:
+    """The two references and the check itself. Nothing of the library reaches the references. A library that cannot run
+    on this machine is not checked: its weights are, under another name."""
     text = Path(recipe.verify.text).expanduser().absolute() if recipe.verify.text else HELDOUT
     sample = {
         "text": {"name": text.name, "digest": text_digest(text, "verify.text")},
@@ -200,26 +337,94 @@ def verify_steps(recipe: Recipe, fetch: Step, convert: Step, shard: Step, quanti
         inputs={
             **source, "shards": Input(quantize.id, "*"), "weight_map": Input(convert.id, "weight_map.json"),
             "parameters": Input(shard.id, "parameters.json"),
+            **({"scales": Input(scales[0].id, "*")} if scales else {}),
         },
         context={"text": str(text)}, tools=TORCH_TOOLS, resources=resources,
     ))  # fmt: skip
-    verify = named(Step(
-        id="", name="verify", function="builder.steps.verify:run",
-        params={"name": recipe.name, "scheme": recipe.quant.name, "limits": limits_of(recipe, scheme)},
-        inputs={
-            "package": Input(package.id, "*"), "reference": Input(reference.id, "*"),
-            "dequantized": Input(dequantized.id, "*"),
-        },
-        tools=("apache-tvm", "numpy"), validation=True, resources=Resources(cpu=1, memory_bytes=GIB),
-    ))  # fmt: skip
+    judged = {
+        "name": recipe.name, "scheme": recipe.quant.name, "limits": limits_of(recipe, scheme),
+        "trained": trained_of(recipe),
+    }  # fmt: skip
+    references = {"reference": Input(reference.id, "*"), "dequantized": Input(dequantized.id, "*")}
+    if runs_here(recipe.target):
+        verify = named(Step(
+            id="", name="verify", function="builder.steps.verify:run", params=judged,
+            inputs={"package": Input(package.id, "*"), **references},
+            tools=("apache-tvm", "numpy"), validation=True, resources=Resources(cpu=1, memory_bytes=GIB),
+        ))  # fmt: skip
+    else:
+        verify = named(Step(
+            id="", name="verify.weights", function="builder.steps.verify_weights:run",
+            params={**judged, "kind": platform_of(recipe.target)}, inputs=references,
+            tools=("numpy",), validation=True, resources=Resources(cpu=1, memory_bytes=GIB),
+        ))  # fmt: skip
     return [reference, dequantized, verify]
+
+
+def bench_plan(recipes: Sequence[tuple[Recipe, Mapping[str, Any]]], plan: Plan) -> Plan:
+    """What measures the artifacts of some recipes of ``plan``, each on the machine beside it, which is this one.
+
+    A build never plans it: an artifact is whole without it, and build.json knows nothing of it. Each has a goal of its
+    own, bench_goal(name)."""
+    goals = {goal.name: goal for goal in plan.goals}
+    steps: dict[str, Step] = {}
+    measured = []
+    for recipe, machine in recipes:
+        package = next(id_ for id_ in goals[recipe.name].steps if plan.steps[id_].name == "package")
+        bench = named(Step(
+            id="", name="bench", function="builder.steps.bench:run", params={"machine": machine, **BENCH},
+            inputs={"package": Input(package, "*")}, tools=("apache-tvm", "numpy"), validation=True,
+            resources=Resources(cpu=ALL_CORES, memory_bytes=2 * GIB, gpu=int(recipe.target.kind != "cpu")),
+        ))  # fmt: skip
+        steps |= {bench.id: bench, **needed_by(bench, plan)}
+        measured.append(Goal(bench_goal(recipe.name), (bench.id,)))
+    return Plan(steps, tuple(measured))
+
+
+def needed_by(step: Step, plan: Plan) -> dict[str, Step]:
+    """All that a step is made from, directly or not."""
+    ids = [source.step for source in step.inputs.values()]
+    for id_ in ids:  # grows while it is walked
+        ids += [source.step for source in plan.steps[id_].inputs.values() if source.step not in ids]
+    return {id_: plan.steps[id_] for id_ in ids}
+
+
+def bench_goal(name: str) -> str:
+    """Under which the store keeps the last measurement of an artifact."""
+    return f"{name} bench"
+
+
+def platform_of(target: Target) -> str:
+    """For people: what a library is for."""
+    return target.cpu if target.kind == "cpu" else target.kind
+
+
+def runs_here(target: Target) -> bool:
+    """Whether a library for the target can be run on this machine, as far as can be seen without loading anything."""
+    if target.kind == "cpu":
+        return target.library == "so" and cpu.runs_here(target.cpu, target.features or ())
+    return target.kind == "cuda" and cuda.runs_here()
 
 
 def limits_of(recipe: Recipe, scheme: Mapping[str, Any]) -> dict[str, float]:
     given = recipe.verify
     over = {k: getattr(given, k) for k in ("max_error", "rms_error", "kl", "top1", "perplexity")}
-    exact = {"exact_max": given.exact_max, "exact_rms": given.exact_rms}
+    rounded = [given.exact_rounded[activation] for activation in activations_of(scheme)]
+    exact = {
+        "exact_max": max(given.exact_max, *(limits.max_error for limits in rounded), 0.0),
+        "exact_rms": max(given.exact_rms, *(limits.rms_error for limits in rounded), 0.0),
+    }
+    if recipe.quant.packing and not recipe.quant.activation:  # the reference has the very same weights
+        scheme = {"name": recipe.quant.method, "kind": "none", "bits": 0}
+    if recipe.budget:  # which may not lose more than a scheme that it could pay everywhere
+        scheme = recipe.budget.candidates[recipe.budget.plain]
     return choose(scheme, {name: asdict(limits) for name, limits in given.limits.items()}, over, exact)
+
+
+def trained_of(recipe: Recipe) -> dict[str, float]:
+    """verify.trained; a limit that the recipe sets itself is not made tighter."""
+    given = recipe.verify
+    return {k: v for k, v in asdict(given.trained).items() if k == "ratio" or getattr(given, k) is None}
 
 
 def source_inputs(recipe: Recipe, fetch: Step) -> dict[str, Input]:

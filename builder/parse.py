@@ -17,40 +17,57 @@ Where = Callable[[str], str]  # dotted path -> " (in conf/model/x.yaml)", or ""
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Allowed numbers, both ends included; None is open."""
+    """Allowed numbers, both ends included; None is open. ``words`` may stand for a number."""
 
     low: float | None = None
     high: float | None = None
+    words: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        said = ", or " + ", ".join(self.words) if self.words else ""
         if self.high is None:
-            return f"{self.low:g} or more"
+            return f"{self.low:g} or more{said}"
         if self.low is None:
-            return f"{self.high:g} or less"
-        return f"{self.low:g} to {self.high:g}"
+            return f"{self.high:g} or less{said}"
+        return f"{self.low:g} to {self.high:g}{said}"
+
+    def holds(self, value: float | str) -> bool:
+        if isinstance(value, str):
+            return value in self.words
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
 
 Allowed = Mapping[str, "Range | Collection[str]"]  # dotted path -> what is allowed there
 
 ALLOWED: Allowed = {
-    "model.context_window_size": Range(1),
-    "model.sliding_window_size": Range(-1),
-    "model.prefill_chunk_size": Range(1),
+    "model.context_window_size": Range(1, words=("auto",)),
+    "model.sliding_window_size": Range(-1, words=("auto",)),
+    "model.prefill_chunk_size": Range(1, words=("auto",)),
     "model.attention_sink_size": Range(0),
-    "model.max_batch_size": Range(1, 4096),
+    "model.max_batch_size": Range(1, 4096, ("auto",)),
     "model.tensor_parallel_shards": Range(1, 1),
-    "quant.kind": ("none", "group", "e4m3", "e5m2"),
+    "quant.kind": ("none", "group", "int8", "e4m3", "e5m2"),
+    "quant.activation": ("", "int8", "e4m3", "e5m2"),
+    "quant.activation_scale": ("", "dynamic"),
+    "quant.scale_per": ("group", "tensor"),
     "quant.dtype": ("float32", "float16", "bfloat16"),
     "quant.bits": Range(0, 8),
     "quant.group_size": Range(0, 4096),
     "quant.layout": ("", "NK", "KN"),
     "quant.storage_dtype": ("", "uint32"),
     "quant.max_shard_bytes": Range(4096),
-    "quant.method": ("rtn", "mse", "gptq"),
+    "quant.method": ("rtn", "mse", "awq", "gptq", "imported"),
     "quant.damping": Range(1e-6, 1),
     "quant.calibration.tokens": Range(32),
     "quant.calibration.window": Range(16),
-    "target.kind": ("cpu",),
+    "quant.budget": Range(1, 32),
+    "quant.sensitivity_tokens": Range(32),
+    "target.kind": ("cpu", "cuda", "webgpu", "metal", "opencl", "vulkan", "rocm"),
+    "target.library": ("so", "wasm", "tar"),
+    "target.memory_bytes": Range(1),
+    "target.runtime_bytes": Range(0),
+    "target.max_sequences": Range(0),
+    "package.kind": ("mlc", "web_page", "ios_app", "android_app"),
     "verify.tokens": Range(2),
 }
 
@@ -106,7 +123,8 @@ def convert(hint: Any, value: object, path: str, where: Where, allowed: Allowed)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        (hint,) = (a for a in args if a is not type(None))
+        kinds = [a for a in args if a is not type(None)]
+        hint = next((kind for kind in kinds if type(value) is kind), kinds[0])
         origin, args = get_origin(hint), get_args(hint)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
@@ -137,7 +155,7 @@ def check_allowed(value: Any, path: str, where: Where, allowed: Allowed) -> Any:
     if rule is None:
         return value
     if isinstance(rule, Range):
-        fits = (rule.low is None or value >= rule.low) and (rule.high is None or value <= rule.high)
+        fits = rule.holds(value)
         said = f"allowed: {rule}"
     else:
         fits = value in rule

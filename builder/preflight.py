@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder import architectures
+from builder import imported
 from builder.core.errors import BuildError, UserError
 from builder.core.events import Finished, Status
 from builder.core.plan import Plan
 from builder.core.run import Outcome
-from builder.formats import safetensors
+from builder.formats.quantized import Packing
 from builder.recipe import Recipe
 
 
@@ -33,11 +33,8 @@ def check_checkpoint(recipe: Recipe) -> None:
     found = recipe.checkpoint
     if found.format != "safetensors":
         return
-    files = [name for name in found.files if name.endswith(".safetensors")]
-    tensors = [tensor for name in files for tensor in safetensors.read_header(found.root / name, name)]
-    layout = {"tensors": {t.name: {"dtype": t.dtype, "shape": list(t.shape)} for t in tensors}}
-    family = architectures.load(recipe.family)
-    family.weight_map(family.from_architecture(recipe.architecture), layout)
+    packing = Packing(**recipe.quant.packing) if recipe.quant.packing else None
+    imported.weight_map(recipe.family, recipe.architecture, packing, imported.layout_of(found))
 
 
 def refused(plan: Plan, errors: Mapping[str, BuildError]) -> Outcome:

@@ -11,15 +11,15 @@ from typing import Any
 @dataclass(frozen=True, slots=True)
 class Model:
     """Where the weights come from and how the compiled model is sized. Lengths are in tokens; null means: decide from
-    the checkpoint."""
+    the checkpoint; "auto": the largest that the target's memory has room for."""
 
     family: str = "auto"
     source: str | None = None
-    context_window_size: int | None = None
-    sliding_window_size: int | None = None
-    prefill_chunk_size: int | None = None
+    context_window_size: int | str | None = None
+    sliding_window_size: int | str | None = None
+    prefill_chunk_size: int | str | None = None
     attention_sink_size: int | None = None
-    max_batch_size: int = 4
+    max_batch_size: int | str = 4
     tensor_parallel_shards: int = 1
     conv_template: str | None = None
     allow_nonfinite: bool = False
@@ -28,7 +28,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The text whose activations quant.method=gptq measures; null: the one that came with the demo model."""
+    """The text whose activations quant.method=awq and gptq measure; null: the one that came with the demo model."""
 
     text: str | None = None
     tokens: int = 16384
@@ -38,7 +38,7 @@ class Calibration:
 @dataclass(frozen=True, slots=True)
 class Quant:
     """A quantization scheme (conf/quant). ``kind`` none stores ``dtype``; ``group`` stores ``bits`` per weight and one
-    scale in ``dtype`` per ``group_size`` weights along the input axis; e4m3 and e5m2 store 8-bit floats and a scale per
+    scale in ``dtype`` per ``group_size`` weights along the input axis; int8, e4m3 and e5m2 store bytes and a scale per
     row. See quant/layout.py."""
 
     name: str = ""
@@ -50,21 +50,63 @@ class Quant:
     storage_dtype: str = ""
     quantize_embedding: bool = True
     quantize_head: bool = True
+    activation: str = ""  # what inputs of packed matrices are rounded to: int8, e4m3, e5m2; "": they are not
+    activation_scale: str = ""  # of those inputs; dynamic: each token has its own
+    scale_per: str = "group"  # group, or tensor: one scale for a matrix of 8-bit floats
+    zero_point: bool = False  # of groups: the stored value that stands for zero, beside each scale
     rules: tuple[Mapping[str, Any], ...] = ()  # which parameters another scheme packs: see quant/rules.py
     max_shard_bytes: int = 32 << 20
     method: str = "rtn"
+    packing: Mapping[str, Any] = field(default_factory=dict)  # method imported: what the checkpoint says of itself
     damping: float = 0.01  # of gptq
     calibration: Calibration = Calibration()
+    budget: float | None = None  # stored bits per weight, for which the rules are picked: see budget.py
+    candidates: tuple[str, ...] = ()  # schemes that the budget picks from
+    sensitivity_tokens: int = 512  # of the calibration text
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """quant.budget with its candidates spelled out. ``plain``: the candidate that the result must not be worse than."""
+
+    bits: float
+    candidates: Mapping[str, Mapping[str, Any]]
+    plain: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLimits:
+    """What kernels must stay below; 0: no limit."""
+
+    max_threads_per_block: int = 0
+    max_shared_memory_bytes: int = 0
+    max_binding_bytes: int = 0  # of one tensor
+    max_storage_buffers: int = 0  # of one kernel
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A platform (conf/target)."""
+    """A platform (conf/target). ``triple``, ``cpu`` and ``features`` are of the host code."""
 
     kind: str = "cpu"
     triple: str = "x86_64-linux-gnu"
     cpu: str = "host"
     features: tuple[str, ...] | None = None  # null: what `cpu` implies
+    arch: tuple[str, ...] = ()  # of cuda: sm_80, sm_90a
+    library: str = "so"  # what the library's file name ends with: so, wasm, tar
+    memory_bytes: int | None = None  # of the device; null: not checked
+    runtime_bytes: int = 0  # what the runtime takes of it before there is a model
+    max_sequences: int = 0  # that its runtimes keep at once; 0: model.max_batch_size
+    supports: tuple[str, ...] = ()  # float16, bfloat16, float8, int8_dot, subgroups
+    limits: DeviceLimits = DeviceLimits()
+    refused: str = ""  # why nothing can be built for this target
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """What the output folder holds (conf/package)."""
+
+    kind: str = "mlc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +149,23 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Exact:
+    """What verify allows between the library and the dequantized weights where inputs are rounded."""
+
+    max_error: float
+    rms_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What verify takes for a trained model, and the shares of the limits on errors that hold for one."""
+
+    ratio: float = 8.0  # vocabulary size / perplexity of the original, at least
+    max_error: float = 0.5
+    rms_error: float = 0.35
+
+
+@dataclass(frozen=True, slots=True)
 class Verify:
     """How the result is checked (conf/verify). The flat limits lie over those of the scheme in ``limits``."""
 
@@ -117,12 +176,14 @@ class Verify:
     logits_bytes: int
     exact_max: float
     exact_rms: float
+    exact_rounded: Mapping[str, Exact]  # by quant.activation
     max_error: float | None
     rms_error: float | None
     kl: float | None
     top1: float | None
     perplexity: float | None
     limits: Mapping[str, Limits]
+    trained: Trained = Trained()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,3 +215,6 @@ class Recipe:
     checkpoint: Checkpoint
     choices: Mapping[str, str]
     overrides: tuple[str, ...]
+    budget: Budget | None = None
+    undecided: bool = False  # the rules of the budget are still to be picked: only the first phase can be planned
+    package: Package = Package()

@@ -8,17 +8,31 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from builder import architectures, schemes, sources
+from builder import architectures, imported, schemes, sizing, sources
 from builder.compose import Composed, Folders, choices_of
-from builder.core.errors import UserError
-from builder.parse import ALLOWED, Where, check_allowed, parse, unknown_key
+from builder.core.errors import Unsupported, UserError
+from builder.parse import ALLOWED, Where, check_allowed, nowhere, parse, unknown_key
 from builder.quant.layout import scheme as check_scheme
-from builder.recipe import Checkpoint, Dist, Metadata, Model, Pins, Quant, Recipe, Store, Target, Verify
+from builder.recipe import (
+    Budget,
+    Checkpoint,
+    Dist,
+    Metadata,
+    Model,
+    Package,
+    Pins,
+    Quant,
+    Recipe,
+    Store,
+    Target,
+    Verify,
+)
 from builder.schemes import scheme_of
+from builder.targets import apps, cuda, link
 from builder.targets.cpu import resolve as resolve_cpu
+from builder.targets.cpu import triple_of
 
-LARGEST_CHUNK_TOKENS = 2048
-SECTIONS = ("name", "model", "quant", "target", "verify", "store", "dist", "pins")
+SECTIONS = ("name", "model", "quant", "target", "package", "verify", "store", "dist", "pins")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,33 +87,94 @@ def resolve(composed: Composed, folders: Folders) -> Recipe:
         if key not in SECTIONS:
             raise unknown_key(str(key), SECTIONS, where)
     quant = parse(Quant, values.get("quant"), "quant", where)
-    target = resolve_target(parse(Target, values.get("target"), "target", where))
+    target = parse(Target, values.get("target"), "target", where)
+    check_library(target, where)
+    target = resolve_target(target)
+    package = parse(Package, values.get("package"), "package", where)
+    check_package(package, target)
     verify = parse(Verify, values.get("verify"), "verify", where)
     pins = parse(Pins, values.get("pins"), "pins", where)
     check_scheme(scheme_of(replace(quant, rules=())))
     check_method(quant, where)
+    check_capabilities(quant, target, composed.choices["target"], folders)
     model, asked = parse_model(values.get("model"), where)
     checkpoint = sources.locate(model.source, composed.choices["model"])
+    imported.check(quant, checkpoint)
     family = family_of(model, checkpoint)
-    architecture = architecture_of(family, checkpoint, asked, where)
-    metadata = decide_metadata(model, architecture, where)
-    check_comparable(architecture, metadata, verify)
-    quant = schemes.with_rules(quant, family, architecture, folders)
+    architecture = architecture_of(family, imported.plain(checkpoint), asked, where)
+    metadata = sizing.decide_metadata(model, architecture, where)
+    if quant.method == imported.METHOD:
+        quant = imported.quant_of(quant, checkpoint, family, architecture)
+        check_capabilities(quant, target, composed.choices["target"], folders)
+    else:
+        quant = schemes.with_rules(quant, family, architecture, folders)
     schemes.check_fits(family, architecture, quant, folders)
-    name = name_of(values.get("name"), composed, where)
+    metadata = sizing.fit(model, metadata, family, architecture, quant, target, composed.choices["target"], folders)
+    check_comparable(architecture, metadata, verify)
+    budget = decide_budget(quant, family, architecture, folders, where)
+    name = name_of(composed, where)
     return Recipe(
         name, replace(model, architecture=asked), quant, target, verify, pins, family, architecture, metadata,
-        checkpoint, composed.choices, composed.overrides,
+        checkpoint, composed.choices, composed.overrides, budget, budget is not None, package,
     )  # fmt: skip
+
+
+def decide_budget(
+    quant: Quant, family: str, architecture: Mapping[str, Any], folders: Folders, where: Where
+) -> Budget | None:
+    """What quant.budget picks its rules from; a recipe without one loads nothing for it."""
+    if quant.budget is None:
+        return None
+    from builder import budget
+
+    return budget.budget_of(quant, family, architecture, folders, where)
+
+
+def check_package(package: Package, target: Target) -> None:
+    """Raises Unsupported when the target's library is not what the package's runtime loads."""
+    if package.kind == "web_page" and target.kind != "webgpu":
+        raise Unsupported(
+            f"package=web_page needs a library for browsers; the target is of kind {target.kind}",
+            "build target=webgpu package=web_page, or target=webgpu-f32 for browsers without shader-f16",
+        )
+    if package.kind in apps.APPS and not apps.fits(package.kind, target.kind, target.triple, target.library):
+        system = apps.APPS[package.kind][1]
+        raise Unsupported(
+            f"package={package.kind} needs objects for {system}; the target is of kind {target.kind}, for "
+            f"{target.triple}, its library of kind {target.library}",
+            f"build target={system} package={package.kind}",
+        )
 
 
 def check_method(quant: Quant, where: Where) -> None:
     """Raises UserError when the scheme leaves the method nothing to choose."""
-    if quant.method != "rtn" and quant.kind != "group":
+    if (quant.method == imported.METHOD) != (quant.name == imported.METHOD):
+        raise UserError(
+            f"quant.method{where('quant.method')}: found {quant.method} with {quant.name}; quant=imported, and nothing "
+            "else, takes a checkpoint's own integers",
+            "build quant=imported",
+        )
+    if quant.zero_point and quant.method != "rtn":
+        raise UserError(
+            f"quant.method{where('quant.method')}: {quant.method} chooses scales around a zero in the middle; "
+            f"{quant.name} has zero points; allowed: rtn",
+            f"build quant={quant.name} quant.method=rtn",
+        )
+    if quant.method not in ("rtn", imported.METHOD) and quant.kind != "group":
         raise UserError(
             f"quant.method{where('quant.method')}: {quant.method} chooses integers of groups; {quant.name} has none",
             f"build quant={quant.name} quant.method=rtn",
         )
+
+
+def check_capabilities(quant: Quant, target: Target, choice: str, folders: Folders) -> None:
+    """Raises Unsupported when the target cannot be built for at all, or cannot compute the scheme."""
+    if target.refused:
+        raise Unsupported(f"target={choice}: {target.refused}", "build list target")
+    if target.kind != "cpu":  # which computes everything
+        from builder import capabilities
+
+        capabilities.check(quant, target, choice, folders)
 
 
 def parse_model(data: object, where: Where) -> tuple[Model, dict[str, Any]]:
@@ -158,38 +233,6 @@ def typed(config: type, asked: Mapping[str, Any], where: Where) -> dict[str, Any
     return {k: convert(hints[k], v, f"model.{k}", where, ALLOWED) for k, v in asked.items()}
 
 
-def decide_metadata(model: Model, architecture: Mapping[str, Any], where: Where) -> Metadata:
-    """Lengths in tokens. Raises UserError for a context longer than the model's positions, a chunk or a window longer
-    than the context."""
-    positions = int(architecture["max_position_embeddings"])
-    context = model.context_window_size or positions
-    window, windows = decide_window(model, architecture, context)
-    chunk = model.prefill_chunk_size or min(context, LARGEST_CHUNK_TOKENS)
-    sink = model.attention_sink_size or 0
-    bounds = {
-        "context_window_size": (context, 1, positions, "the model's max_position_embeddings"),
-        "prefill_chunk_size": (chunk, 1, context, "the context window"),
-        "attention_sink_size": (sink, 0, max(window - 1, 0), "the window less one; 0 while the window is off"),
-        "sliding_window_size": (window, *windows),
-    }
-    for key, (value, low, high, limit) in bounds.items():
-        if not low <= value <= high:
-            at, span = f"model.{key}{where(f'model.{key}')}", f"{low} to {high}" if low < high else f"{low}"
-            raise UserError(f"{at}: {value} is not possible; allowed: {span} ({limit})")
-    return Metadata(context, window, chunk, sink, model.max_batch_size, model.tensor_parallel_shards)
-
-
-def decide_window(model: Model, architecture: Mapping[str, Any], context: int) -> tuple[int, tuple[int, int, str]]:
-    """The window of all layers in tokens (-1: off) and (lowest, highest, why). A family that has one says so with the
-    key sliding_window; null in the recipe means: as the checkpoint says, and off where no context outgrows it."""
-    if "sliding_window" not in architecture:
-        window = -1 if model.sliding_window_size is None else model.sliding_window_size
-        return window, (-1, -1, "-1 is off; this family has no window that a recipe may set")
-    own = architecture["sliding_window"] or context
-    window = (own if own < context else -1) if model.sliding_window_size is None else model.sliding_window_size
-    return window, (-1, -1, "off") if window == -1 else (1, context, "the context window; -1 is off")
-
-
 def check_comparable(architecture: Mapping[str, Any], metadata: Metadata, verify: Verify) -> None:
     """Raises UserError where verify would compare the library with a model that computes something else."""
     if verify.enabled:
@@ -225,16 +268,45 @@ def check_same_window(architecture: Mapping[str, Any], metadata: Metadata, windo
         )
 
 
+LIBRARIES = {  # target.kind: what its library can be
+    "cpu": ("so", "tar"), "cuda": ("so",), "webgpu": ("wasm",), "metal": ("tar",), "opencl": ("tar", "so"),
+}  # fmt: skip
+
+
+def check_library(target: Target, where: Where) -> None:
+    """Raises UserError for a library that nothing here makes, or nothing there loads."""
+    allowed = LIBRARIES.get(target.kind, (target.library,))
+    if target.library not in allowed:
+        raise UserError(
+            f"target.library{where('target.library')}: found {target.library}; a target of kind {target.kind} allows: "
+            f"{', '.join(allowed)}",
+            "build list target",
+        )
+
+
 def resolve_target(target: Target) -> Target:
-    """The target with its CPU and features named: "host" becomes what this machine has."""
-    cpu, features = resolve_cpu(target.cpu, target.features)
-    return replace(target, cpu=cpu, features=features)
+    """The target with its CPU and features named, and the architectures of its GPU: "host" becomes what this machine
+    has. The host code of a GPU's library is for any processor of its triple."""
+    if target.kind == "cpu":
+        cpu, features = resolve_cpu(target.cpu, target.features)
+        triple = triple_of(cpu, target.triple)
+        library = link.library_for(triple) if target.library == "so" else target.library
+        return replace(target, cpu=cpu, features=features, triple=triple, library=library)
+    arch = cuda.resolve(target.arch) if target.kind == "cuda" else target.arch
+    return replace(target, cpu="", features=(), arch=arch)
 
 
-def name_of(given: object, composed: Composed, where: Where) -> str:
+def name_of_choices(choices: Mapping[str, str]) -> str:
+    """<model>-<quant>-<target>, and -<package> unless that is mlc."""
+    chosen = [choices[group].replace("/", "-") for group in ("model", "quant", "target", "package")]
+    return "-".join(chosen[:-1] if chosen[-1] == "mlc" else chosen)
+
+
+def name_of(composed: Composed, where: Where = nowhere) -> str:
     """The name of the output folder and of everything in it that carries a name."""
+    given = composed.values.get("name")
     if given is None:
-        return "-".join(composed.choices[g].replace("/", "-") for g in ("model", "quant", "target"))
+        return name_of_choices(composed.choices)
     text = str(given)
     if not text or text.startswith(".") or any(c in text for c in '/\\\0<>:"|?*') or len(text) > 200:
         raise UserError(f'name{where("name")}: {text!r} cannot name a folder; no / \\ : * ? " < > | or leading dot')

@@ -9,21 +9,39 @@ from typing import Any
 from builder import architectures
 from builder.architectures.weights import Parameter
 from builder.compose import Folders, choices_of, unknown_choice
-from builder.core.errors import UserError
+from builder.core.errors import Unsupported, UserError
 from builder.parse import parse
 from builder.quant import rules
-from builder.quant.layout import Scheme, packed, scheme
+from builder.quant.layout import OPTIONAL, Scheme, packed, scheme
 from builder.recipe import Quant
 
-NOT_SCHEME = ("max_shard_bytes", "method", "damping", "calibration")
+KINDS = {"none": "floats", "group": "integers", "int8": "integers", "e4m3": "8-bit floats", "e5m2": "8-bit floats"}
+IMPORTED = "imported"  # the choice that is no scheme until a quantized checkpoint says which: see imported.py
+NOT_SCHEME = (
+    "max_shard_bytes",
+    "method",
+    "packing",
+    "damping",
+    "calibration",
+    "budget",
+    "candidates",
+    "sensitivity_tokens",
+)
 
 
 def scheme_of(quant: Quant) -> dict[str, Any]:
     """The scheme itself: the packed format. Not the size of the files, nor how the integers are chosen."""
     table = {k: v for k, v in asdict(quant).items() if k not in NOT_SCHEME}
-    if not quant.rules:
-        del table["rules"]
+    for key, value in OPTIONAL.items():
+        if table.get(key) == value:
+            del table[key]
     return table
+
+
+def activations_of(table: Mapping[str, Any]) -> list[str]:
+    """What a scheme and those of its rules round inputs to."""
+    used = [table, *(rule["use"] for rule in table.get("rules", ()))]
+    return sorted({one["activation"] for one in used if one.get("activation")})
 
 
 def shipped(name: str, folders: Folders) -> dict[str, Any]:
@@ -54,34 +72,54 @@ def check_fits(family: str, architecture: Mapping[str, Any], quant: Quant, folde
     """Raises UserError when the scheme cannot hold one of the model's parameters, with the nearest that can."""
     wanted, model = scheme(scheme_of(quant)), parameters(family, architecture)
     try:
-        for parameter in model:
-            packed(parameter, wanted)
+        check_holds(wanted, model)
     except UserError as error:
-        best = nearest(wanted, model, folders)
-        raise UserError(error.message, f"build quant={best}   the nearest scheme that can") from error
+        best = most_alike(wanted, {name: it for name, it in plain_choices(folders).items() if holds(it, model)})
+        raise Unsupported(error.message, f"build quant={best}   the nearest scheme that can") from error
 
 
-def nearest(wanted: Scheme, model: tuple[Parameter, ...], folders: Folders) -> str:
-    """The choice of conf/quant that can hold the model and is most like ``wanted``.
+def quantizing(folders: Folders) -> list[str]:
+    """Every choice of conf/quant that quantizes a checkpoint, or keeps its weights."""
+    return [name for name in choices_of("quant", folders) if name != IMPORTED]
 
-    Kind counts first, then dtype, bits, layout, group size.
+
+def plain_choices(folders: Folders) -> dict[str, Scheme]:
+    """Every choice of conf/quant that has no rules, which ask for a model to be resolved."""
+    tables = {name: shipped(name, folders) for name in quantizing(folders)}
+    return {name: scheme(table) for name, table in tables.items() if not table.get("rules")}
+
+
+def most_alike(wanted: Scheme, candidates: Mapping[str, Scheme]) -> str:
+    """The name of the candidate that is most like ``wanted``, "" without candidates.
+
+    Integers or floats counts first, then activations, dtype, bits, kind, layout, group size.
     """
 
-    def distance(found: Scheme) -> tuple[Any, ...]:
-        other = (found.kind != wanted.kind, found.dtype != wanted.dtype, abs(found.bits - wanted.bits))
-        return *other, found.layout != wanted.layout, abs(found.group_size - wanted.group_size), found.name
+    def distance(name: str) -> tuple[Any, ...]:
+        found = candidates[name]
+        kind = (KINDS[found.kind] != KINDS[wanted.kind], found.activation != wanted.activation)
+        size = (found.dtype != wanted.dtype, abs(found.bits - wanted.bits), found.kind != wanted.kind)
+        return *kind, *size, found.layout != wanted.layout, abs(found.group_size - wanted.group_size), name
 
-    fitting = []
-    for name in choices_of("quant", folders):
-        table = shipped(name, folders)
-        if table.get("rules") or not holds(scheme(table), model):
-            continue
-        fitting.append((distance(scheme(table)), name))
-    return min(fitting)[1]
+    return min(candidates, key=distance, default="")
+
+
+def check_holds(candidate: Scheme, model: tuple[Parameter, ...]) -> None:
+    """Raises UserError for the first parameter that the scheme cannot pack, or whose inputs it cannot round."""
+    mixtures = {parameter.name.split(".gate.")[0] for parameter in model if parameter.kind == "router"}
+    for parameter in model:
+        packed(parameter, candidate)
+        block = parameter.name.rsplit(".", 2)[0]
+        if parameter.kind == "linear" and block in mixtures and candidate.of(parameter.name).activation:
+            raise UserError(
+                f"{candidate.name} rounds the inputs of layers, but not those of experts: {parameter.name}; a rule for "
+                '["*.gate_up_proj", "*.down_proj"] can give them a scheme that does not'
+            )
 
 
 def holds(candidate: Scheme, model: tuple[Parameter, ...]) -> bool:
     try:
-        return bool([packed(parameter, candidate) for parameter in model])
+        check_holds(candidate, model)
     except UserError:
         return False
+    return True

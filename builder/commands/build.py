@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from builder import sources
+from builder import imported, sources
 from builder.arguments import Arguments
-from builder.commands.jobs import Job, folders_of, job_of, merge
+from builder.commands.jobs import Job, decided, folders_of, job_of, merge
 from builder.compose import Composed
 from builder.core.errors import BuildError
 from builder.core.examine import examine
@@ -22,7 +22,7 @@ from builder.preflight import check_checkpoint, check_folder, refused
 from builder.recipe import Recipe
 from builder.report import document
 from builder.report.words import size
-from builder.targets import link
+from builder.targets import android, link
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,13 @@ def events_to(arguments: Arguments) -> TextIO:
 
 def bring_up_to_date(arguments: Arguments, job: Job, stream: TextIO) -> Result:
     """Runs what is stale, then puts the results of every good recipe in its folder."""
+    from builder.commands.phases import run_phases
     from builder.core.export import export
-    from builder.core.run import run
     from builder.executors import local
 
     job = downloaded(job)
-    for folder in job.outputs.values():
-        check_folder(folder)
+    for recipe in job.recipes:
+        check_folder(job.outputs[recipe.name])
     if errors := early_errors(job):
         return Result(refused(job.plan, errors), job)
     options = arguments.options
@@ -65,7 +65,7 @@ def bring_up_to_date(arguments: Arguments, job: Job, stream: TextIO) -> Result:
         listener(stream, options.quiet) as listen,
         local.LocalExecutor(job.store, local.capacity(options.jobs)) as pool,
     ):
-        outcome = run(job.plan, job.store, pool, listen, options.keep_going)
+        outcome, job = run_phases(job, pool, listen, options.keep_going)
     for goal, recipe in zip(job.plan.goals, job.recipes, strict=True):
         if outcome.goal(goal.name) != "failed":
             folder = job.outputs[goal.name]
@@ -74,25 +74,29 @@ def bring_up_to_date(arguments: Arguments, job: Job, stream: TextIO) -> Result:
 
 
 def early_errors(job: Job) -> dict[str, BuildError]:
-    """What cannot work, known before any step runs, by step id: bad checkpoints, no linker."""
-    first = {
-        id_: step for id_, step in job.plan.steps.items() if step.name in ("fetch", "lower")
-    }  # they have no inputs
+    """What cannot work, known before any step runs, by step id: bad checkpoints, tools that are missing."""
+    first = {id_: step for id_, step in job.plan.steps.items() if not step.inputs}
     verdicts = examine(Plan(first, ()), job.store)
     errors: dict[str, BuildError] = {}
     for goal, recipe in zip(job.plan.goals, job.recipes, strict=True):
         ids = {job.plan.steps[id_].name: id_ for id_ in goal.steps}
-        checks: dict[str, Callable[[], object]] = {
-            "fetch": partial(check_checkpoint, recipe),
-            "lower": link.require_linker,
-        }
-        for name, check in checks.items():
-            if verdicts[ids[name]].status != "hit":
+        for name, check in checks_of(recipe).items():
+            id_ = ids.get(name, goal.steps[-1])  # lower is not planned before the rules of a budget are
+            if id_ not in verdicts or verdicts[id_].status != "hit":
                 try:
                     check()
                 except BuildError as error:
-                    errors[ids[name]] = error
+                    errors[id_] = error
     return errors
+
+
+def checks_of(recipe: Recipe) -> dict[str, Callable[[], object]]:
+    """What a step without inputs needs, by its name."""
+    checks: dict[str, Callable[[], object]] = {"fetch": partial(check_checkpoint, recipe)}
+    if recipe.target.library == "so":
+        linker = partial(link.require_linker, recipe.target.triple)
+        checks["lower"] = android.find_clang if recipe.target.kind == "opencl" else linker
+    return checks
 
 
 def downloaded(job: Job) -> Job:
@@ -101,8 +105,8 @@ def downloaded(job: Job) -> Job:
         return job
     from builder import graph
 
-    recipes = tuple(replace(r, checkpoint=sources.complete(r.checkpoint)) for r in job.recipes)
-    return replace(job, recipes=recipes, plan=graph.build_plan(recipes))
+    recipes = tuple(imported.settled(replace(r, checkpoint=sources.complete(r.checkpoint))) for r in job.recipes)
+    return decided(replace(job, recipes=recipes, plan=graph.build_plan(recipes)))
 
 
 def described(recipe: Recipe) -> dict[str, Any]:
@@ -136,7 +140,8 @@ def listener(stream: TextIO, quiet: bool) -> Any:
 
 def finish(arguments: Arguments, result: Result) -> int:
     """The result as a document or as text; returns the exit code."""
-    whole = document.built(result.outcome, result.job.outputs)
+    job = result.job
+    whole = document.with_refused(document.built(result.outcome, job.outputs), job.refused, job.outputs)
     if arguments.options.json:
         json.dump(whole, sys.stdout, indent=1)
         print()
@@ -144,7 +149,12 @@ def finish(arguments: Arguments, result: Result) -> int:
         for recipe in whole["recipes"]:
             print_recipe(recipe, sys.stdout, arguments.options.quiet)
     print_failures(result.outcome, arguments.options.debug)
-    return result.outcome.exit_code
+    return result.outcome.exit_code or refused_code(arguments, job)
+
+
+def refused_code(arguments: Arguments, job: Job) -> int:
+    """2 when a cell of a sweep was refused, unless that was expected: who asked for twenty folders must hear of 19."""
+    return 2 if job.refused and not arguments.options.allow_unsupported else 0
 
 
 def print_recipe(recipe: dict[str, Any], stream: TextIO, quiet: bool) -> None:
@@ -154,18 +164,40 @@ def print_recipe(recipe: dict[str, Any], stream: TextIO, quiet: bool) -> None:
 
         print_steps(recipe, stream)
     folder = Path(recipe["output"])
+    if recipe["status"] == "unsupported":
+        print_unsupported(recipe, stream)
+        return
     if recipe["status"] == "failed":
         bad = [s["name"] for s in recipe["steps"] if s["status"] == "failed"]
         print(f"{recipe['name']}: failed in {', '.join(bad) or 'an earlier step'}", file=stream)
         return
-    facts = {k: v for s in recipe["steps"] if s["name"] == "verify" for k, v in s.get("facts", {}).items()}
+    checks = ("verify", "verify.weights")
+    facts = {k: v for s in recipe["steps"] if s["name"] in checks for k, v in s.get("facts", {}).items()}
     said = ""
     if facts:
         was, kl = facts["perplexity_original"], facts["kl"]
-        said = f"; perplexity {facts['perplexity']:.2f} (original {was:.2f}), KL {kl:.4f}"
+        whose = f"built, not run here ({facts['not_run']}); its weights: " if "not_run" in facts else ""
+        said = f"; {whose}perplexity {facts['perplexity']:.2f} (original {was:.2f}), KL {kl:.4f}"
+    for allocate in (step for step in ran if step["name"] == "allocate"):
+        print_rules(allocate["facts"], stream)
     nbytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     steps = f"{len(ran)} of {len(recipe['steps'])} steps ran" if ran else f"all {len(recipe['steps'])} steps fresh"
     print(f"{recipe['name']}: up to date ({steps}) in {relative(folder)}, {size(nbytes)}{said}", file=stream)
+
+
+def print_rules(found: dict[str, Any], stream: TextIO) -> None:
+    """What a budget picked, as a recipe would write it."""
+    each = ", ".join(f"{pattern} {bits:.2f}" for pattern, bits in found["bits_of"].items())
+    print(f"bits per weight: {found['bits_per_weight']:.2f} in all; {each}", file=stream)
+    print("rules:", file=stream)
+    for rule in found["rules"]:
+        print("  - " + json.dumps(rule).replace('"', ""), file=stream)
+
+
+def print_unsupported(recipe: dict[str, Any], stream: TextIO) -> None:
+    print(f"{recipe['name']}: unsupported: {recipe['reason']}", file=stream)
+    if recipe["hint"]:
+        print(f"  next: {recipe['hint']}", file=stream)
 
 
 def relative(folder: Path) -> str:

@@ -35,7 +35,7 @@ def show(arguments: Arguments) -> int:
     """With --store also every byte of the store is read; returns 1 when something that a build needs is not right."""
     composed = compose(arguments.overrides, composition_cache(), arguments.options.config_dir)
     places = resolve.places(composed)
-    rows = [*packages(), linker(), processor(), memory(), disk(places.store), *gpus()]
+    rows = [*packages(), linker(), arm_linker(), *programs(), processor(), memory(), disk(places.store), *gpus()]
     if arguments.options.store:
         rows += store_rows(open_store(places.store))
     if arguments.options.json:
@@ -77,6 +77,33 @@ def linker() -> Row:
     return row("linker", " ".join(found), "lower")
 
 
+def arm_linker() -> Row:
+    """The linker for libraries of target.cpu=arm64."""
+    from builder.targets.cpu import ARM, LINUX
+    from builder.targets.link import find_linker
+
+    found = find_linker(LINUX[ARM])
+    without = "target.cpu=arm64 builds without it, its library as objects"
+    if found is None:
+        return row("linker for arm64", "none: apt-get install lld, or pip install ziglang", without, "missing")
+    return row("linker for arm64", " ".join(found), "target.cpu=arm64")
+
+
+def programs() -> list[Row]:
+    """What single targets need beside Python packages and a linker."""
+    from builder.targets.tools import OPTIONAL, REQUIRED
+
+    rows = []
+    for tool in (*REQUIRED, *OPTIONAL):
+        found = tool.find()
+        if found is None:
+            said = f"{tool.missing}; {tool.without}"
+            rows.append(row(tool.name, f"none: {tool.install}", said, "missing"))
+        else:
+            rows.append(row(tool.name, f"{tool.version()} {found}".strip(), " ".join(tool.needed) or tool.without))
+    return rows
+
+
 def processor() -> Row:
     from builder.targets.cpu import describe_host
 
@@ -104,11 +131,11 @@ def disk(store: Path) -> Row:
 
 
 def gpus() -> list[Row]:
-    """Devices that no target of today uses; shown so that a report of trouble is complete."""
+    """Devices that libraries run on here."""
     driver = Path("/proc/driver/nvidia/version")
     if not driver.exists():
-        return [row("nvidia driver", "none", "no target of this version uses one", "missing")]
-    return [row("nvidia driver", driver.read_text().splitlines()[0], "no target of this version uses it")]
+        return [row("nvidia driver", "none", "needed to run libraries of target=cuda, not to build them", "missing")]
+    return [row("nvidia driver", driver.read_text().splitlines()[0], "running libraries of target=cuda")]
 
 
 def store_rows(store: FileStore) -> list[Row]:

@@ -7,9 +7,28 @@ import sys
 
 from builder.arguments import Arguments
 from builder.commands.build import bring_up_to_date, finish, print_recipe
-from builder.commands.jobs import job_of
+from builder.commands.jobs import job_of, runnable
 from builder.core.errors import UserError
+from builder.recipe import Recipe
 from builder.report import document
+
+RUNS = ("cpu", "cuda")  # kinds of targets that runtime/device.py knows
+
+
+def check_runs(recipe: Recipe) -> None:
+    """Raises UserError, before anything is built, for what the runtime here does not load."""
+    target, package = recipe.choices["target"], recipe.choices["package"]
+    if recipe.target.kind not in RUNS:
+        way_out = (
+            "build package=web_page   and open it in a browser" if recipe.target.kind == "webgpu" else "target=cpu"
+        )
+        raise UserError(
+            f"generate runs libraries of cpu and cuda here; target={target} is of kind {recipe.target.kind}", way_out
+        )
+    if recipe.package.kind != "mlc":
+        raise UserError(
+            f"generate reads the folder of package=mlc; this one is {package}", "build generate package=mlc"
+        )
 
 
 def show(arguments: Arguments) -> int:
@@ -17,7 +36,10 @@ def show(arguments: Arguments) -> int:
     options = arguments.options
     if options.multirun:
         raise UserError("build generate takes one recipe; -m makes many", "build -m ...   then build generate for one")
-    result = bring_up_to_date(arguments, job_of(arguments), sys.stderr)
+    job = job_of(arguments)
+    for recipe in job.recipes:
+        check_runs(recipe)
+    result = bring_up_to_date(arguments, runnable(job, "generate runs the library"), sys.stderr)
     if result.outcome.exit_code:
         return finish(arguments, result)
     if not options.json and any(step.status == "ran" for step in result.outcome.steps.values()):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from builder.arguments import Arguments
-from builder.commands.jobs import Job, folders_of, job_of, merge
+from builder.commands.jobs import UNDECIDED, Job, folders_of, job_of, merge
 from builder.core.errors import StepError, UserError
 from builder.core.examine import examine
 from builder.report import draw
@@ -24,6 +24,8 @@ def print_graph(arguments: Arguments, job: Job) -> int:
     """Colours and words show what is fresh. Raises UserError when the files cannot be written."""
     status = statuses(job)
     print(draw.text(job.plan, status))
+    if any(recipe.undecided for recipe in job.recipes):
+        print(UNDECIDED)
     name = job.recipes[0].name if len(job.recipes) == 1 else "sweep"
     folder = Path(arguments.options.out or job.dist)
     files = {f"{name}.mmd": draw.mermaid(job.plan, status), f"{name}.svg": draw.svg(job.plan, status)}

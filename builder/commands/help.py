@@ -10,6 +10,7 @@ EXAMPLES = """\
   build                                              the demo in 4 bits on this CPU
   build model=llama2 model.source=/data/llama-2-7b quant=q4f16_1 target=cpu
   build -m model=demo quant=q0f16,q4f16_1            every combination
+  build quant.budget=4.5                             stored bits per weight: rules from measured sensitivity
   build recipe=demo                                  a whole build from recipes/demo.yaml
   build generate "The function returns" quant=q4f32_1
 """

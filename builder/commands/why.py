@@ -6,14 +6,15 @@ import json
 import sys
 
 from builder.arguments import Arguments
-from builder.commands.jobs import job_of
+from builder.commands.jobs import UNDECIDED, Job, job_of
+from builder.core.errors import UserError
 from builder.core.why import Explanation, explain
 
 
 def show(arguments: Arguments) -> int:
     """Raises UserError for a step that the plan has not (with the names it has)."""
     job = job_of(arguments)
-    found = explain(job.plan, job.store, arguments.word)
+    found = found_in(job, arguments.word)
     if arguments.options.json:
         json.dump(plain(found), sys.stdout, indent=1)
         print()
@@ -26,6 +27,20 @@ def show(arguments: Arguments) -> int:
     print("  parts of the key now:")
     print_parts(found.parts, "    ")
     return 0
+
+
+def found_in(job: Job, step: str) -> Explanation:
+    plan = job.plan
+    if step == "bench":  # which is planned by its own command only
+        from builder.commands.bench import plan_of
+
+        plan = plan_of([recipe for recipe in job.recipes if not recipe.undecided], plan)
+    try:
+        return explain(plan, job.store, step)
+    except UserError as error:
+        if not any(recipe.undecided for recipe in job.recipes):
+            raise
+        raise UserError(f"{error.message}; {UNDECIDED}", "build plan") from error
 
 
 def plain(found: Explanation) -> dict[str, object]:

@@ -57,3 +57,9 @@ def sha256_of_file(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             hasher.update(chunk)
     return hasher.hexdigest()
+
+
+def digest_of_tree(folder: Path) -> str:
+    """Digest of the names and contents of a folder's files, all small."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return digest_of_names({path.relative_to(folder).as_posix(): sha256_hex(path.read_bytes()) for path in files})

@@ -24,6 +24,10 @@ class UserError(BuildError):
     exit_code = 2
 
 
+class Unsupported(UserError):
+    """Asked for correctly, but not possible on the target or on this machine. A sweep goes on without it."""
+
+
 class StepError(BuildError):
     """A step that could not do its work (compiler, disk, verification). Exit code 1."""
 

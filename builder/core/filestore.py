@@ -269,6 +269,11 @@ class FileStore:
         target = Path(f"{self._records}{record.key[:2]}/{record.key}.json")
         self._write(target, encode_record(record), durable=True)
 
+    def forget(self, key: str) -> None:
+        """Drop a result, so that its step runs again; its blobs go with the next gc."""
+        with suppress(FileNotFoundError):
+            os.unlink(f"{self._records}{key[:2]}/{key}.json")
+
     def _write(self, target: Path, data: bytes, durable: bool) -> None:
         folder = self._session or self.root / "tmp"
         temporary = folder / f".{os.getpid()}-{target.name}"

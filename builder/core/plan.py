@@ -9,11 +9,14 @@ from builder.core.step import Step
 
 
 class Goal(NamedTuple):
-    """One recipe: its name, its steps in the order they are shown, and the step whose outputs are the artifact."""
+    """One recipe: its name, its steps in the order they are shown, and the step whose outputs are the artifact.
+
+    ``partial``: more steps will follow when these are done, so what is known of the others is kept."""
 
     name: str
     steps: tuple[str, ...]
     artifact: str = ""
+    partial: bool = False
 
 
 class Plan(NamedTuple):

@@ -330,7 +330,8 @@ class _Build:
         ids = [id_ for id_ in self.walk.ids_of(goal) if id_ in self.walk.records]
         records = {self.walk.steps[id_].name: self.walk.records[id_] for id_ in ids}
         places = {name: Place(record.key, now, record.seconds) for name, record in records.items()}
-        self.store.put_places(goal.name, places, whole=len(ids) == len(self.walk.ids_of(goal)))
+        whole = len(ids) == len(self.walk.ids_of(goal)) and not goal.partial
+        self.store.put_places(goal.name, places, whole)
 
 
 @contextmanager

@@ -55,6 +55,17 @@ def planned(goals: tuple[Goal, ...], verdicts: Mapping[str, Verdict], outputs: M
     return {"recipes": recipes}
 
 
+def with_refused(
+    whole: dict[str, Any], refused: Mapping[str, BuildError], outputs: Mapping[str, Path]
+) -> dict[str, Any]:
+    """The document with the cells of a sweep that were refused; recipes come in the order of ``outputs``."""
+    rows = {row["name"]: row for row in whole["recipes"]}
+    for name, error in refused.items():
+        said = {"status": "unsupported", "reason": error.message, "hint": error.hint}
+        rows[name] = {"name": name, **said, "output": str(outputs[name]), "steps": []}
+    return {**whole, "recipes": [rows[name] for name in outputs]}
+
+
 def goal_verdicts(goal: Goal, verdicts: Mapping[str, Verdict]) -> list[Verdict]:
     """A goal's verdicts in display order; the items of a template stand in its place."""
     found = []

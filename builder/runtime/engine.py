@@ -15,13 +15,14 @@ import numpy as np
 
 from builder.core.errors import UserError
 from builder.runtime import weights
+from builder.runtime.device import Device, device_of
 from builder.targets.cpu import check_runs_here
 from builder.targets.tvm_import import import_tvm
 
 PAGE_TOKENS = 16  # of the KV cache, as the kernels have it
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Ids = np.ndarray[Any, np.dtype[np.int32]]
-STATE = ("add_sequence", "remove_sequence", "begin_forward", "end_forward")  # of the cache, in TVM's runtime
+STATE = ("add_sequence", "remove_sequence", "begin_forward", "end_forward", "popn")  # of the cache, in TVM's runtime
 
 
 class Engine:
@@ -31,22 +32,28 @@ class Engine:
         files: the artifact's files by name.
         sequences: how many sequences may exist at once; at most the library's max_batch_size.
 
+    Tokens and logits are the host's; weights and the KV cache are on the device that the library was built for.
+
     Raises:
-        UserError: a file is missing or damaged, library and weights do not belong together, or this CPU cannot run it.
+        UserError: a file is missing or damaged, library and weights do not belong together, or this machine cannot run
+            it.
     """
 
     def __init__(self, files: Mapping[str, Path], sequences: int | None = None) -> None:
         os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
         library = find_library(files)
-        machine = load_library(library)
+        device = device_of(library)
+        machine = load_library(library, device)
         self.metadata: dict[str, Any] = json.loads(str(machine["_metadata"]()))
         built_for = self.metadata["target"]
-        check_runs_here(built_for["cpu"], built_for["features"], library.name)
+        if built_for["cpu"]:
+            check_runs_here(built_for["cpu"], built_for["features"], library.name)
         self.vocab_size: int = self.metadata["vocab_size"]
         self.context: int = self.metadata["context_window_size"]
         self.chunk: int = self.metadata["prefill_chunk_size"]
         self.sequences = self.metadata["max_batch_size"] if sequences is None else sequences
-        self._call = Calls(machine, weights.load(files, self.metadata["params"]), self.sequences * self.context, self)
+        params = device.put_all(weights.load(files, self.metadata["params"]))
+        self._call = Calls(machine, device, params, self.sequences * self.context, self)
         self._lengths: dict[int, int] = {}
         self._next = 0
 
@@ -77,6 +84,14 @@ class Engine:
     def length(self, seq: int) -> int:
         """Tokens that the sequence holds."""
         return self._length(seq)
+
+    def rewind(self, seq: int, tokens: int) -> None:
+        """Forget the last ``tokens`` tokens of a sequence."""
+        length = self._length(seq)
+        if not 0 <= tokens <= length:
+            raise UserError(f"sequence {seq} has {length} tokens; {tokens} cannot be taken off")
+        self._call.rewind(seq, tokens)
+        self._lengths[seq] = length - tokens
 
     def prefill(self, seq: int, tokens: Sequence[int]) -> Floats:
         """Append tokens; logits [V] after the last one."""
@@ -142,19 +157,18 @@ class Engine:
 class Calls:
     """The library's functions, looked up once, on a KV cache for ``tokens`` tokens."""
 
-    def __init__(self, machine: Any, params: list[Any], tokens: int, engine: Engine) -> None:
+    def __init__(self, machine: Any, device: Device, params: list[Any], tokens: int, engine: Engine) -> None:
         tvm = import_tvm(runtime_only=True)
-        self._shape, self._tensor = tvm.runtime.ShapeTuple, tvm.runtime.tensor
+        self._shape, self._device = tvm.runtime.ShapeTuple, device
         self._params = tvm_array(params)
         names = ("embed", "prefill", "decode", "batch_decode", "batch_verify")
         self._embed, self._prefill, self._decode, self._batch_decode, self._verify = (machine[name] for name in names)
         state = {name: tvm.get_global_func(f"vm.builtin.kv_state_{name}") for name in STATE}
-        self._add, self._remove, self._begin, self._end = (state[name] for name in STATE)
+        self._add, self._remove, self._begin, self._end, self._pop = (state[name] for name in STATE)
         sizes = (engine.sequences, tokens, engine.chunk, PAGE_TOKENS, 0)
         self._cache = machine["create_tir_paged_kv_cache"](*(self._shape([size]) for size in sizes))
-        self._machine = machine  # owns the functions
-        self._one_tensor = tvm.runtime.empty((1,), "int32")
-        self._one = np.from_dlpack(self._one_tensor)  # the same memory
+        self._machine, self._chunk = machine, engine.chunk  # the machine owns the functions
+        self._one = device.slot()
         self._one_length = self._shape([1])
 
     def add(self, seq: int) -> None:
@@ -163,6 +177,9 @@ class Calls:
     def remove(self, seq: int) -> None:
         self._remove(self._cache, seq)
 
+    def rewind(self, seq: int, tokens: int) -> None:
+        self._pop(self._cache, seq, tokens)
+
     def prefill(self, seq: int, ids: Ids) -> Floats:
         return cast(Floats, self._run(self._prefill, self._embedded(ids, 1, ids.size), [seq], [ids.size])[0])
 
@@ -170,11 +187,10 @@ class Calls:
         return self._run(self._verify, self._embedded(ids, 1, ids.size), [seq], [ids.size])
 
     def decode(self, seq: int, token: int) -> Floats:
-        self._one[0] = token
-        embedded = self._embed(self._one_tensor, self._params)
+        embedded = self._embed(self._one.holding(token), self._params)
         rows = embedded._create_view((1, 1, embedded.shape[1]))
         self._begin(self._cache, self._shape([seq]), self._one_length)
-        logits: Any = np.from_dlpack(self._decode(rows, self._cache, self._params)[0])
+        logits = self._device.take(self._decode(rows, self._cache, self._params)[0])
         self._end(self._cache)
         return cast(Floats, logits.reshape(-1))
 
@@ -182,13 +198,17 @@ class Calls:
         return self._run(self._batch_decode, self._embedded(ids, ids.size, 1), seqs, [1] * ids.size)
 
     def _embedded(self, ids: Ids, batch: int, length: int) -> Any:
-        embedded = self._embed(self._tensor(ids), self._params)
+        """(batch, length, hidden). TVM's memory pool keeps a buffer of every size it ever made, and prompts are of all
+        lengths: they are filled up to a power of two, or the whole chunk."""
+        filled = np.zeros(min(1 << (ids.size - 1).bit_length(), max(self._chunk, ids.size)), np.int32)
+        filled[: ids.size] = ids
+        embedded = self._embed(self._device.put(filled), self._params)
         return embedded._create_view((batch, length, embedded.shape[1]))
 
     def _run(self, function: Any, rows: Any, seqs: Sequence[int], lengths: Sequence[int]) -> Floats:
         """One forward pass; all its logits, (rows of logits, V)."""
         self._begin(self._cache, self._shape(list(seqs)), self._shape(list(lengths)))
-        logits: Any = np.from_dlpack(function(rows, self._cache, self._params)[0])
+        logits = self._device.take(function(rows, self._cache, self._params)[0])
         self._end(self._cache)
         return cast(Floats, logits.reshape(-1, logits.shape[-1]))
 
@@ -208,16 +228,14 @@ def find_library(files: Mapping[str, Path]) -> Path:
     return files[found[0]]
 
 
-def load_library(path: Path) -> Any:
-    """The library's virtual machine on this CPU."""
+def load_library(path: Path, device: Device) -> Any:
+    """The library's virtual machine on a device."""
     tvm = import_tvm(runtime_only=True)
     from tvm.runtime.vm import VirtualMachine
 
-    if not path.is_file():
-        raise UserError(f"the library {path} does not exist", "build")
     try:
         load = tvm.get_global_func("ffi.Module.load_from_file.so")  # by kind: a blob of the store has no suffix
-        return VirtualMachine(load(str(path.resolve()), "so"), tvm.runtime.cpu())
+        return VirtualMachine(load(str(path.resolve()), "so"), device.tvm)
     except Exception as error:
         raise UserError(
             f"{path.name} cannot be loaded with apache-tvm {tvm.__version__}: {str(error).strip().splitlines()[-1]}",

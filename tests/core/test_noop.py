@@ -53,10 +53,10 @@ def test_a_no_op_imports_nothing_heavy_and_writes_nothing(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(os.environ.get("LLM_BUILD_NO_TIMING") == "1", reason="timings switched off")
-def test_a_thousand_steps_are_examined_in_150_ms() -> None:
+def test_a_thousand_steps_are_examined_in_150_ms_of_cpu() -> None:
     command = [sys.executable, "benchmarks/plan_steps.py", "1000"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found["steps"] == 1000
-    assert found["examine_ms"] < 150
+    assert found["examine_cpu_ms"] < 150

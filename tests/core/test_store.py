@@ -374,6 +374,14 @@ def test_gc_keeps_away_from_a_running_build(store: FileStore) -> None:
     assert store.load(KEY).record
 
 
+def test_a_forgotten_result_is_absent_and_its_blobs_go_with_the_next_gc(store: FileStore) -> None:
+    put(store, KEY, x=b"one")
+    store.forget(KEY)
+    store.forget(KEY)
+    assert store.load(KEY).problem == "absent"
+    assert gc(store).blobs == 1
+
+
 def test_gc_of_nothing(tmp_path: Path) -> None:
     assert gc(FileStore(tmp_path / "none"), max_age_s=0, dry_run=False) == ((), 0, 0, 0, 0)
     assert not (tmp_path / "none").exists()

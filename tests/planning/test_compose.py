@@ -16,7 +16,9 @@ def empty_folder(tmp_path, monkeypatch):
 
 def test_defaults_are_the_demo_in_four_bits_on_this_cpu():
     found = compose.compose([], None)
-    assert found.choices == {"model": "demo", "quant": "q4f16_1", "target": "cpu", "verify": "default"}
+    assert found.choices == {
+        "model": "demo", "quant": "q4f16_1", "target": "cpu", "package": "mlc", "verify": "default"
+    }  # fmt: skip
     assert found.values["model"]["source"] == "demo"
     assert "hydra" not in found.values
 

@@ -74,7 +74,7 @@ def test_two_builds_of_one_name_are_refused():
 
 def test_a_scheme_that_cannot_hold_the_model_is_refused_at_plan_time():
     with pytest.raises(UserError, match="group_size"):
-        plan_of(["quant.group_size=0"])
+        plan_of(["quant.group_size=4"])
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ def counts(plan: Plan) -> dict[str, int]:
 def test_methods_share_the_library() -> None:
     found = counts(plan_of(*[[f"quant.method={name}"] for name in ("rtn", *METHODS)]))
     assert found == {
-        "fetch": 1, "convert": 1, "calibrate": 1, "shard": 2, "quantize": 3, "lower": 1, "package": 3,
-        "verify.reference": 1, "verify.dequantized": 3, "verify": 3,
+        "fetch": 1, "convert": 1, "calibrate": 1, "scales": 1, "shard": 3, "quantize": 4, "lower": 1, "package": 4,
+        "verify.reference": 1, "verify.dequantized": 4, "verify": 4,
     }  # fmt: skip
 
 
@@ -61,6 +61,9 @@ def test_every_key_that_is_no_scheme_is_a_key_of_quant() -> None:
     [
         (["quant.method=mes"], r"quant.method \(on the command line\): 'mes' is not possible; .*did you mean mse\?"),
         (["quant=q0f16", "quant.method=mse"], r"mse chooses integers of groups; q0f16 has none"),
+        (["quant=q4f16_zp128", "quant.method=mse"], r"mse chooses scales around a zero in the middle; q4f16_zp128 has"),
+        (["quant.method=imported"], r"quant=imported, and nothing else, takes a checkpoint's own integers"),
+        (["quant=imported"], r"has no quantization_config: the checkpoint is not quantized"),
         (["quant.method=gptq", "quant.calibration.text=/no/such.txt"], r"quant.calibration.text=/no/such.txt: cannot"),
         (["quant.method=gptq", "quant.damping=0"], r"quant.damping .*: 0.0 is not possible; allowed: 1e-06 to 1"),
         (["quant.calibration.token=5"], r"quant.calibration.token.*: unknown key; did you mean tokens"),

@@ -6,7 +6,8 @@ import pytest
 
 from builder.core.errors import UserError
 from builder.recipe import Metadata, Model, Verify
-from builder.resolve import check_comparable, decide_metadata
+from builder.resolve import check_comparable
+from builder.sizing import decide_metadata
 
 MISTRAL = {"max_position_embeddings": 512, "sliding_window": 128}
 
@@ -55,7 +56,7 @@ def test_a_window_that_cannot_be_is_refused_with_what_can(architecture, fields, 
 
 def verify(enabled: bool, window: int) -> Verify:
     limits = {"max_error": None, "rms_error": None, "kl": None, "top1": None, "perplexity": None}
-    exact = {"exact_max": 1e-4, "exact_rms": 1e-5}
+    exact = {"exact_max": 1e-4, "exact_rms": 1e-5, "exact_rounded": {}}
     return Verify(enabled=enabled, text=None, tokens=64, window=window, logits_bytes=1, limits={}, **exact, **limits)
 
 

@@ -1,0 +1,99 @@
+"""Programs that are not Python packages: which target needs which, where it is on this machine, how to get it.
+
+What a target cannot be built without is checked when a build is planned; what only makes its library better (a Metal
+library instead of Metal source, an Android .so instead of objects) is shown by `build doctor`. Stdlib only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import which
+
+from builder.core.errors import Unsupported
+from builder.targets import apple, cuda, webgpu
+from builder.targets.android import NDK_PLACES, find_ndk, ndk_version
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """``needed``: the kinds of targets and packages whose step ``step`` runs it; ``find``: its path, cheaply;
+    ``version``: what it says of itself, once it was found."""
+
+    name: str
+    needed: tuple[str, ...]
+    step: str
+    find: Callable[[], Path | None]
+    version: Callable[[], str]
+    missing: str  # what was looked for, and where
+    install: str
+    without: str  # what can be built without it
+
+
+def on_path(name: str) -> Callable[[], Path | None]:
+    def find() -> Path | None:
+        found = which(name)
+        return Path(found) if found else None
+
+    return find
+
+
+def find_nvcc() -> Path | None:
+    found = cuda.find_compiler()
+    return found.program if found else None
+
+
+def nvcc_version() -> str:
+    found = cuda.find_compiler()
+    return cuda.version(found) if found else ""
+
+
+def unknown() -> str:
+    """For tools whose version decides nothing here."""
+    return ""
+
+
+EVERY_OTHER = "every other target builds without it"
+REQUIRED = (
+    Tool(
+        "a CUDA compiler", ("cuda",), "lower", find_nvcc, nvcc_version,
+        "no nvcc was found on the path, in /usr/local/cuda or from PyPI",
+        "install the CUDA toolkit 13, or: pip install 'llm-build[cuda]'", EVERY_OTHER,
+    ),
+    Tool(
+        "emscripten", ("webgpu",), "runtime.wasm", webgpu.find_emcc, webgpu.emcc_version,
+        "no emcc was found on the path",
+        "apt-get install emscripten (or https://emscripten.org/docs/getting_started), or: build target=cpu",
+        EVERY_OTHER,
+    ),
+    Tool(
+        "npm", ("web_page",), "web_page.engine", on_path("npm"), unknown, "no npm was found on the path",
+        "apt-get install npm, or: build package=mlc", "package=mlc builds without it",
+    ),
+    Tool(
+        "the Android NDK", ("opencl.so",), "lower", find_ndk, ndk_version, f"none is where {', '.join(NDK_PLACES)} say",
+        "https://developer.android.com/ndk/downloads, or: build target=android", "target=android leaves objects "
+        "without it", 
+    ),
+)  # fmt: skip
+OPTIONAL = (
+    Tool(
+        "xcrun", (), "lower", apple.find_xcrun, unknown, "no xcrun was found on the path", "install Xcode",
+        "target=ios and target=macos build without it, with Metal kernels as source",
+    ),
+)  # fmt: skip
+
+
+def lacking(*kinds: str) -> list[Tool]:
+    """The tools that a target's kind (also with its library: "opencl.so") or a package's kind asks for and that are not
+    here."""
+    return [tool for tool in REQUIRED if set(kinds) & set(tool.needed) and tool.find() is None]
+
+
+def refusal(tool: Tool, asked: str) -> Unsupported:
+    """``asked``: what of the recipe needs it ("target=webgpu")."""
+    return Unsupported(
+        f"{asked} needs {tool.name}, and {tool.missing}; {tool.without}",
+        tool.install,
+    )

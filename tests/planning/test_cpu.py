@@ -1,0 +1,97 @@
+"""CPUs by name: levels of x86-64, arm64, and what their libraries are."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from builder import compose, graph, resolve
+from builder.core.errors import StepError, UserError
+from builder.core.plan import Plan
+from builder.recipe import Recipe
+from builder.targets import cpu, link
+
+
+def recipe_of(*overrides: str) -> Recipe:
+    return resolve.resolve(compose.compose(list(overrides), None), compose.find_folders())
+
+
+def step_of(plan: Plan, name: str):
+    return next(step for step in plan.steps.values() if step.name == name)
+
+
+@pytest.fixture
+def linkers(monkeypatch: pytest.MonkeyPatch):
+    def only(*names: str) -> None:
+        monkeypatch.setattr(link, "which", lambda name: f"/bin/{name}" if name in names else None)
+        monkeypatch.setattr(link, "find_spec", lambda _name: None)
+
+    return only
+
+
+def test_arm64_is_a_library_for_linux_that_is_not_run_here(linkers):
+    linkers("gcc", "ld.lld")
+    recipe = recipe_of("target.cpu=arm64")
+    target = recipe.target
+    assert (target.cpu, target.triple, target.library) == ("arm64", "aarch64-linux-gnu", "so")
+    plan = graph.build_plan([recipe])
+    lower = step_of(plan, "lower").params
+    assert lower["target"] == {"kind": "cpu", "triple": "aarch64-linux-gnu", "cpu": "arm64", "features": []}
+    if os.uname().machine != "aarch64":
+        assert step_of(plan, "verify.weights").params["kind"] == "arm64"
+
+
+def test_objects_where_nothing_links(linkers):
+    linkers("gcc")
+    recipe = recipe_of("target.cpu=arm64")
+    assert recipe.target.library == ("so" if os.uname().machine == "aarch64" else "tar")
+    elsewhere = recipe_of("target.cpu=arm64", "target.triple=arm64-apple-macos14")
+    plan = graph.build_plan([elsewhere])
+    assert step_of(plan, "lower").params["target"]["library"] == "tar"
+    assert "linker" not in step_of(plan, "lower").params
+    assert step_of(plan, "package").params["library"].endswith(".tar")
+
+
+def test_linkers_of_other_machines(linkers):
+    foreign = "x86_64-linux-gnu" if os.uname().machine == "aarch64" else "aarch64-linux-gnu"
+    linkers("gcc", "ld.lld", f"{foreign}-gcc")
+    assert link.find_linker(foreign) == [f"/bin/{foreign}-gcc"]
+    linkers("gcc", "ld.lld")
+    assert link.find_linker(foreign) == ["/bin/ld.lld", "-m", link.EMULATIONS[foreign]]
+    assert link.find_linker() == ["/bin/gcc"]
+    linkers("gcc")
+    with pytest.raises(StepError, match=f"no linker for {foreign} found") as caught:
+        link.require_linker(foreign)
+    assert "apt-get install lld" in caught.value.hint
+
+
+def test_refused():
+    with pytest.raises(UserError, match=r"target\.features: found avx512bf16; arm64 has none to choose"):
+        recipe_of("target.cpu=arm64", "target.features=[avx512bf16]")
+    with pytest.raises(UserError, match=r"target\.triple: found 'arm64-apple-macos14', which is not of x86-64-v3"):
+        recipe_of("target.cpu=x86-64-v3", "target.triple=arm64-apple-macos14")
+    with pytest.raises(UserError, match=r"target\.cpu: found 'arm'; allowed: host, .*, arm64; did you mean arm64\?"):
+        recipe_of("target.cpu=arm")
+
+
+def test_on_an_arm_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu.os, "uname", lambda: SimpleNamespace(machine="aarch64"))
+    assert cpu.describe_host() == {"cpu": "arm64", "features": []}
+    assert cpu.resolve("host") == ("arm64", ())
+    assert cpu.runs_here("arm64", ())
+    assert not cpu.runs_here("x86-64-v2", ())
+    cpu.check_runs_here("arm64", (), "demo.so")
+    with pytest.raises(UserError, match=r"demo\.so was built for x86-64-v3; this machine is aarch64"):
+        cpu.check_runs_here("x86-64-v3", (), "demo.so")
+
+
+def test_on_an_x86_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu.os, "uname", lambda: SimpleNamespace(machine="x86_64"))
+    monkeypatch.setattr(cpu, "host_features", lambda: cpu.implied("x86-64-v3"))
+    assert cpu.runs_here("x86-64-v3", ())
+    assert not cpu.runs_here("x86-64-v4", ())
+    assert not cpu.runs_here("arm64", ())
+    with pytest.raises(UserError, match=r"demo\.so was built for arm64; this machine is x86_64"):
+        cpu.check_runs_here("arm64", (), "demo.so")

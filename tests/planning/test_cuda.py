@@ -1,0 +1,104 @@
+"""CUDA at plan time: names of architectures, where the compiler is looked for, what is checked without a GPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from builder import compose, graph, resolve
+from builder.core.errors import StepError, UserError
+from builder.recipe import Target
+from builder.targets import cuda
+
+
+def test_architectures_are_named_once_oldest_first():
+    assert cuda.resolve(["sm_90a", "sm_80", "sm_90a", "sm_100"]) == ("sm_80", "sm_90a", "sm_100")
+
+
+@pytest.mark.parametrize(
+    ("arch", "said"), [(["sm_61"], "'sm_61' is no arch.*host, or sm_75"), (["90"], "'90'"), ([], "empty")]
+)
+def test_what_is_no_architecture_is_refused(arch: list[str], said: str):
+    with pytest.raises(UserError, match=said) as caught:
+        cuda.resolve(arch)
+    assert caught.value.hint.startswith("build target=")
+
+
+def test_host_is_this_machines_gpus(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cuda, "detect", lambda: ("sm_86", "sm_90a"))
+    assert cuda.resolve(["host"]) == ("sm_86", "sm_90a")
+    monkeypatch.setattr(cuda, "detect", lambda: ())
+    with pytest.raises(UserError, match="nvidia-smi finds no GPU"):
+        cuda.resolve(["host"])
+
+
+def program(path: Path, text: str = "#!/bin/sh\n") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    program(tmp_path / "nvidia-smi", "#!/bin/sh\nprintf '9.0\\n8.6\\n9.0\\n'\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert cuda.detect() == ("sm_86", "sm_90a")
+
+
+def test_the_compiler_is_looked_for_on_the_path_then_in_its_places_then_in_packages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    on_path = program(tmp_path / "bin" / "nvcc", "#!/bin/sh\necho 'release 13.0, V13.0.88'\n")
+    in_place = program(tmp_path / "cuda" / "bin" / "nvcc")
+    in_package = program(tmp_path / "site" / "nvidia" / "cu13" / "bin" / "nvcc")
+    monkeypatch.setattr(cuda, "PLACES", (str(in_place),))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
+    monkeypatch.setenv("PATH", str(on_path.parent))
+    found = cuda.find_compiler()
+    assert found is not None
+    assert found.program == on_path
+    assert cuda.version(found) == "13.0.88"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cuda.find_compiler() == cuda.Compiler(in_place, str(in_place))
+    monkeypatch.setattr(cuda, "PLACES", ())
+    assert cuda.find_compiler() == cuda.Compiler(in_package, "the Python package nvidia-cuda-nvcc")
+    monkeypatch.setattr(sys, "path", [])
+    assert cuda.identity() == "none"
+    with pytest.raises(StepError, match=r"no CUDA compiler found") as caught:
+        cuda.require_compiler()
+    assert "llm-build[cuda]" in caught.value.hint
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    program(tmp_path / "nvcc", "#!/bin/sh\necho 'kernels.cu(3): error: no' >&2\nexit 2\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(StepError, match=r"could not compile the kernels for sm_80: kernels.cu\(3\): error: no"):
+        cuda.compile_kernels("", ["sm_80"])
+
+
+def recipe(*words: str) -> resolve.Recipe:
+    return resolve.resolve(compose.compose(list(words), None), compose.find_folders())
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_what_cannot_run_here_is_not_called_verified(here: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cuda, "runs_here", lambda: here)
+    plan = graph.build_plan([recipe("target=h100")])
+    last = next(step for step in plan.steps.values() if step.validation)
+    assert last.name == ("verify" if here else "verify.weights")
+    assert ("package" in last.inputs) is here
+
+
+def test_the_library_knows_its_compiler_and_no_processor():
+    plan = graph.build_plan([recipe("target=cuda", "target.arch=[sm_90a,sm_80]")])
+    lower = next(step for step in plan.steps.values() if step.name == "lower")
+    assert lower.params["compiler"] == cuda.identity()
+    assert lower.params["target"]["arch"] == ("sm_80", "sm_90a")
+    assert lower.params["target"]["cpu"] == ""
+
+
+def test_only_cpus_and_nvidia_gpus_run_here():
+    assert graph.runs_here(Target(cpu="x86-64-v2"))
+    assert not graph.runs_here(Target(kind="metal"))
