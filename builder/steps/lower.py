@@ -9,16 +9,19 @@ from builder import architectures, models
 from builder.core.errors import StepError
 from builder.core.step import InputFiles, Json, Out
 from builder.quant import layout
+from builder.targets.apps import library_name, symbol_prefix
 from builder.targets.tvm_import import import_tvm
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
-    """params {"family", "architecture", "scheme", "target", "metadata"} -> library.so, metadata.json."""
+    """params {"family", "architecture", "scheme", "target", "metadata"} -> library.so, metadata.json.
+
+    For a target whose library another step or an app links: library.tar, the objects.
+    """
     out.progress(0, 0, "passes", "loading the compiler")
     import_tvm()
-    from builder.lowering import (
-        pipeline,
-    )  # needs tvm; imported by name, so that its code is part of the step's identity
+    from builder.lowering import pipeline
+    from builder.lowering.machine import machine_of
     from builder.quant.relax import apply_rules
 
     out.progress(0, 0, "passes", "building the graph")
@@ -28,16 +31,22 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     if scheme.rules:
         apply_rules(model, architectures.load(params["family"]).parameters(config), scheme)
     module, _ = model.export_tvm(spec=model.functions())
-    target = pipeline.cpu_target(params["target"])
-    passes = pipeline.graph_passes(target, model, params["family"], scheme.name)
+    machine = machine_of(params["target"], symbol_prefix(library_name(params)))
+    passes = pipeline.graph_passes(machine, model, params["family"], scheme.name)
 
     def progress(done: int, total: int, label: str) -> None:
         out.progress(done, total, "passes", label)
 
-    library = out.path("library.so")
-    lowered = pipeline.compile_library(module, passes, target, library, progress)
+    library = out.path("library.so" if machine.library == "so" else "library.tar")
+    lowered = pipeline.compile_library(module, passes, machine, library, progress)
     description = json.loads(str(lowered["_metadata"].body.body.value))
     out.path("metadata.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
     out.fact("kernels", sum(1 for _, f in lowered.functions_items() if type(f).__name__ == "PrimFunc"))
     if not library.stat().st_size:
         raise StepError("the linker wrote an empty library", "build doctor")
+    if machine.kind == "cpu" and library.suffix == ".tar":
+        out.warn(
+            f"nothing on this machine links a library for {params['target']['triple']}: the artifact's .tar holds its "
+            "objects, to be linked as a shared library where it is to run (Linux: tar xf NAME.tar && cc -shared -o "
+            "NAME.so *.o)"
+        )

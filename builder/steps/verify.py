@@ -13,6 +13,7 @@ from builder.runtime.engine import Engine
 from builder.steps.ports import group
 from builder.verification import measure, paths
 from builder.verification.findings import Findings, Found, Place, judge
+from builder.verification.limits import is_trained, tightened
 
 Tick = Callable[[str, int], None]
 
@@ -21,7 +22,8 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """Write verify.json with every figure; facts for the main ones.
 
     Args:
-        params: "name", "scheme" (for messages), "limits" (verification.limits.choose).
+        params: "name", "scheme" (for messages), "limits" (verification.limits.choose), "trained" {"ratio": from which
+            a model counts as trained, limit: its share for such a model}.
         inputs: "package" (the artifact's files), "reference", "dequantized" (tokens.npy, logits.npy, ...).
         out: progress in tokens.
 
@@ -39,9 +41,12 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     pieces = collect(engine, tokens, out)
     weights = json.loads(dequantized["reconstruction.json"].path.read_text())
     findings = compare(params, pieces, {"original": original, "dequantized": exact, "tokens": tokens}, weights)
-    out.path("verify.json").write_text(json.dumps({**findings.json(), "limits": params["limits"]}, indent=1) + "\n")
+    trained = is_trained(findings.perplexity["original"], original.shape[2], params["trained"]["ratio"])
+    limits = tightened(params["limits"], params["trained"]) if trained else params["limits"]
+    whole = {**findings.json(), "limits": limits, "trained": trained}
+    out.path("verify.json").write_text(json.dumps(whole, indent=1) + "\n")
     report(findings, out)
-    judge(findings, params["limits"])
+    judge(findings, limits)
 
 
 def collect(engine: paths.Engine, tokens_NW: np.ndarray, out: Out) -> dict[str, list[paths.Piece]]:

@@ -1,7 +1,8 @@
-"""x86-64 Linux: which instructions a library may use, and whether this machine has them. Stdlib only, for the planner.
+"""CPUs: which instructions a library may use, and whether this machine has them. Stdlib only, for the planner.
 
-The levels are the psABI's (x86-64-v2, -v3, -v4); names of features are LLVM's, so that they pass to the code generator
-as they are. Only features that arithmetic can use are named: identity must not change with what no kernel looks at.
+arm64 is what every 64-bit ARM has: Armv8.0 with its vectors. Levels of x86-64 are the psABI's (x86-64-v2, -v3, -v4);
+names of features are LLVM's, so that they pass to the code generator as they are. Only features that arithmetic can use
+are named: identity must not change with what no kernel looks at.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ LEVELS: dict[str, tuple[str, ...]] = {  # level -> what it adds to the level bef
     "x86-64-v3": ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe"),
     "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
 }
+ARM = "arm64"
+MACHINES = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": ARM, "arm64": ARM}  # first part of a triple, uname -m
+LINUX = {"x86-64": "x86_64-linux-gnu", ARM: "aarch64-linux-gnu"}
 EXTRA = ("avxvnni", "avx512vnni", "avx512bf16", "avx512fp16", "avx512vbmi")  # beyond the levels
 KERNEL_NAMES = {  # /proc/cpuinfo -> LLVM, where they differ
     "pni": "sse3",
@@ -55,13 +59,16 @@ def host_features() -> frozenset[str]:
         if key.strip() == "flags":
             return frozenset(KERNEL_NAMES.get(flag, flag) for flag in value.split())
     raise UserError(
-        f"{CPUINFO} has no x86 flags: this machine is {os.uname().machine}, and target=cpu builds for x86-64",
-        "name a level to build for another machine: target.cpu=x86-64-v3",
+        f"{CPUINFO} has no x86 flags: this machine is {os.uname().machine}",
+        "name what to build for: target.cpu=x86-64-v3, target.cpu=arm64",
     )
 
 
 def implied(cpu: str, features: Iterable[str] = ()) -> frozenset[str]:
-    """Everything a library for this level (and these extra features) may use."""
+    """Everything a library for this level (and these extra features) may use, beyond what each machine of its kind
+    has."""
+    if cpu == ARM:
+        return frozenset(features)
     levels = list(LEVELS)
     reach = levels[: levels.index(cpu) + 1]
     return frozenset(features).union(*(LEVELS[level] for level in reach))
@@ -69,6 +76,8 @@ def implied(cpu: str, features: Iterable[str] = ()) -> frozenset[str]:
 
 def describe_host() -> dict[str, object]:
     """{"cpu": the highest level this machine has, "features": what it has beyond, in a fixed order}."""
+    if kind_of(os.uname().machine) == ARM:
+        return {"cpu": ARM, "features": []}
     found = host_features()
     reached = [level for level in LEVELS if implied(level) <= found]
     if not reached:
@@ -86,7 +95,9 @@ def resolve(cpu: str, features: Sequence[str] | None = None) -> tuple[str, tuple
         UserError: an unknown level or feature; lists the known ones.
     """
     if cpu != HOST:
-        _check_known("target.cpu", cpu, (HOST, *LEVELS))
+        _check_known("target.cpu", cpu, (HOST, *LEVELS, ARM))
+    if cpu == ARM and features:
+        raise UserError(f"target.features: found {', '.join(features)}; arm64 has none to choose", f"target.cpu={ARM}")
     for name in features or ():
         _check_known("target.features", name, EXTRA)
     if cpu != HOST:
@@ -109,8 +120,45 @@ def _check_known(key: str, found: str, allowed: Sequence[str]) -> None:
         raise UserError(f"{key}: found {found!r}; allowed: {', '.join(allowed)}{meant}", "build doctor")
 
 
+def kind_of(machine: str) -> str:
+    """The kind of processor that the first part of a triple, or `uname -m`, names; "" for one without kernels here."""
+    return MACHINES.get(machine.partition("-")[0], "")
+
+
+def triple_of(cpu: str, triple: str) -> str:
+    """The triple of a target: the default one, x86_64 Linux, gives way to the CPU's own.
+
+    Raises:
+        UserError: the triple is of another kind of processor.
+    """
+    kind = ARM if cpu == ARM else "x86-64"
+    if kind_of(triple) == kind:
+        return triple
+    if triple in LINUX.values():
+        return LINUX[kind]
+    raise UserError(
+        f"target.triple: found {triple!r}, which is not of {cpu}; allowed: {LINUX[kind]}, or another system's",
+        f"build target.cpu={cpu} target.triple={LINUX[kind]}",
+    )
+
+
+def runs_here(cpu: str, features: Sequence[str]) -> bool:
+    """Whether this machine has all that a library was built with."""
+    try:
+        if cpu == ARM or kind_of(os.uname().machine) == ARM:
+            return cpu == kind_of(os.uname().machine)
+        return implied(cpu, features) <= host_features()
+    except UserError:
+        return False
+
+
 def check_runs_here(cpu: str, features: Sequence[str], library: str) -> None:
     """UserError if this machine lacks an instruction set that the library was built with."""
+    machine = os.uname().machine
+    if (cpu == ARM) != (kind_of(machine) == ARM):
+        raise UserError(f"{library} was built for {cpu}; this machine is {machine}", "build target.cpu=host")
+    if cpu == ARM:
+        return
     lacking = implied(cpu, features) - host_features()
     if lacking:
         host = describe_host()

@@ -6,6 +6,7 @@ The bytes depend on the objects alone: no build id, no paths, no time stamps, an
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -16,31 +17,68 @@ from builder.core.errors import StepError
 
 DRIVERS = ("cc", "gcc", "clang")  # compilers, which call a linker
 LINKERS = ("ld", "ld.lld")
+EMULATIONS = {"x86_64-linux-gnu": "elf_x86_64", "aarch64-linux-gnu": "aarch64linux"}  # as ld names them
 FLAGS = ("--build-id=none", "--strip-all", "-z", "noexecstack", "-z", "relro", "--hash-style=gnu")
 
 
-def find_linker() -> list[str] | None:
-    """The start of a command line that links shared libraries: the first of DRIVERS, LINKERS, ziglang; or None."""
+def is_native(triple: str) -> bool:
+    """Whether this machine's own linker is for the triple; "" is this machine's."""
+    return triple in ("", f"{platform.machine()}-linux-gnu")
+
+
+def find_linker(triple: str = "") -> list[str] | None:
+    """The start of a command line that links shared libraries; or None. For this machine: the first of DRIVERS,
+    LINKERS, ziglang. For another kind of Linux: its gcc, ld.lld, its ld, ziglang. There is none for other systems."""
+    if not is_native(triple):
+        return find_cross_linker(triple)
     for name in DRIVERS + LINKERS:
         if found := which(name):
             return [found]
-    if find_spec("ziglang") is not None:
-        return [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu"]
-    return None
+    return zig(triple or f"{platform.machine()}-linux-gnu")
 
 
-def identity() -> str:
+def find_cross_linker(triple: str) -> list[str] | None:
+    emulation = EMULATIONS.get(triple)
+    if emulation is None:
+        return None
+    if found := which(f"{triple}-gcc"):
+        return [found]
+    for name in ("ld.lld", f"{triple}-ld"):
+        if found := which(name):
+            return [found, "-m", emulation]
+    return zig(triple)
+
+
+def zig(triple: str) -> list[str] | None:
+    """The compiler of the Python package ziglang, which brings a linker for every Linux."""
+    if find_spec("ziglang") is None:
+        return None
+    return [sys.executable, "-m", "ziglang", "cc", "-target", triple]
+
+
+def identity(triple: str = "") -> str:
     """Which linker it would be, for keys: names and sizes of the programs themselves, not where they lie."""
-    start = find_linker()
+    start = find_linker(triple)
     if start is None:
         return "none"
-    programs = [os.path.realpath(found) for name in (start[0], "ld") if (found := which(name))]
+    names = (start[0], "ld") if is_native(triple) else (start[0],)
+    programs = [os.path.realpath(found) for name in names if (found := which(name))]
     return " ".join(f"{os.path.basename(program)}:{os.path.getsize(program)}" for program in programs)
 
 
-def require_linker() -> list[str]:
+def library_for(triple: str) -> str:
+    """ "so", or "tar" where only objects can be made: for a system that nothing here links for."""
+    return "so" if is_native(triple) or find_linker(triple) else "tar"
+
+
+def require_linker(triple: str = "") -> list[str]:
     """As find_linker; raises StepError when there is none, with how to get one."""
-    start = find_linker()
+    start = find_linker(triple)
+    if start is None and not is_native(triple):
+        raise StepError(
+            f"no linker for {triple} found: looked for {triple}-gcc, ld.lld, {triple}-ld and the package ziglang",
+            f"apt-get install lld, or: apt-get install gcc-{triple}, or: pip install ziglang",
+        )
     if start is None:
         raise StepError(
             f"no linker found: looked for {', '.join(DRIVERS + LINKERS)} and the Python package ziglang",
@@ -49,14 +87,14 @@ def require_linker() -> list[str]:
     return start
 
 
-def link(objects: Sequence[Path], library: Path) -> None:
-    """Write ``library`` from ``objects``.
+def link(objects: Sequence[Path], library: Path, triple: str = "") -> None:
+    """Write ``library`` from ``objects``, which are for ``triple``; "" is this machine's.
 
     Raises:
         StepError: there is no linker, or it failed; says how to get one, or what it printed.
     """
-    start = require_linker()
-    plain = Path(start[0]).name in LINKERS
+    start = require_linker(triple)
+    plain = Path(start[0]).name in (*LINKERS, f"{triple}-ld")
     flags = list(FLAGS) if plain else ["-nostdlib", "-fPIC", *_driver_flags()]
     command = [*start, "-shared", *flags, "-o", library.name, *(str(path.resolve()) for path in objects)]
     import subprocess

@@ -122,6 +122,18 @@ def test_no_more_sequences_than_there_is_room_for(case: Built):
     assert engine.prefill(again, [1] * engine.context).shape == (203,)
 
 
+def test_rewound_tokens_are_forgotten(case: Built):
+    engine = case.engine()
+    sequence = engine.add_sequence()
+    expected = engine.prefill(sequence, [1, 2, 3])
+    engine.prefill(sequence, [9] * 40)
+    engine.rewind(sequence, 41)
+    assert engine.length(sequence) == 2
+    assert np.allclose(engine.decode(sequence, 3), expected, atol=1e-5)
+    with pytest.raises(UserError, match="sequence 0 has 3 tokens; 4 cannot be taken off"):
+        engine.rewind(sequence, 4)
+
+
 def test_logits_belong_to_the_caller(case: Built):
     engine = case.engine()
     sequence = engine.add_sequence()
@@ -136,7 +148,7 @@ def test_python_takes_little_of_a_token(case: Built, monkeypatch: pytest.MonkeyP
     engine = case.engine()
     sequence, calls = engine.add_sequence(), engine._call
     calls.decode(sequence, 1)
-    rows = calls._embed(calls._one_tensor, calls._params)
+    rows = calls._embed(calls._one.holding(0), calls._params)
     monkeypatch.setattr(calls, "_embed", lambda *_: rows)
     result = [engine_module.import_tvm().runtime.empty((1, 1, 203), "float32")]
     monkeypatch.setattr(calls, "_decode", lambda *_: result)

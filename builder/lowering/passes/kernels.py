@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tvm import ir, transform
 
+from builder.core.errors import StepError
 from builder.lowering.op import LABEL, label_of
-from builder.lowering.schedules.cpu import SCHEDULES
-from builder.lowering.schedules.cpu.vector import Isa
 
 
-def with_cpu_schedules(isa: Isa) -> transform.Pass:
-    """Each labelled function gets the kernel of schedules/cpu, or keeps its loops where there is none for its shape."""
+def with_schedules(schedules: Mapping[str, Any], machine: Any) -> transform.Pass:
+    """Each labelled function gets the kernel that ``schedules`` has for it on ``machine``, or keeps its loops where
+    there is none for its shape."""
 
     def schedule(module: ir.IRModule, _context: Any) -> ir.IRModule:
         replaced = {}
@@ -20,12 +21,21 @@ def with_cpu_schedules(isa: Isa) -> transform.Pass:
             label = label_of(function)
             if label is None:
                 continue
-            make = SCHEDULES.get(label.pop("op"))
-            kernel = None if make is None else make(label, isa)
+            make = schedules.get(label.pop("op"))
+            kernel = None if make is None else make(label, machine)
             replaced[variable] = function.without_attr(LABEL) if kernel is None else kernel
         result = ir.IRModule(dict(module.functions_items()), attrs=module.attrs)
         for variable, function in replaced.items():
             result.update_func(variable, function)
         return result
 
-    return transform.module_pass(schedule, opt_level=0, name="CpuSchedules")
+    return transform.module_pass(schedule, opt_level=0, name="Schedules")
+
+
+def check_covered(module: ir.IRModule, schedules: Mapping[str, Any]) -> None:
+    """StepError for an operation without a kernel, for machines on which plain loops do not run. (An error that is
+    raised within a pass comes out of TVM as another.)"""
+    for function in module.functions.values():
+        label = label_of(function)
+        if label is not None and label["op"] not in schedules:
+            raise StepError(f"there is no kernel for {label['op']} on a GPU", "build target=cpu")

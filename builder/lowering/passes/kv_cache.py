@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 from tvm import ir, relax, transform
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from builder.lowering.schedules.cpu import attention, cache
-from builder.lowering.schedules.cpu.vector import Isa
+from builder.lowering.machine import Machine
 from builder.models.common.kv_cache import CREATE, CacheLayout
 
 ATTENTION_KIND_MHA, ROPE_MODE_NORMAL = 0, 1  # as TVM's runtime numbers them
 SLIDING_LAYERS = 1024  # window of single layers: none here has one
 
 
-def with_cpu_kernels(isa: Isa) -> transform.Pass:
-    """Replace the graph's cache creation by TVM's, with the kernels of schedules/cpu."""
+def with_kernels(machine: Machine) -> transform.Pass:
+    """Replace the graph's cache creation by TVM's, with the machine's kernels."""
 
     def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
-        return _Creation(module, isa).run()
+        return _Creation(module, machine).run()
 
-    return transform.module_pass(rewrite, opt_level=0, name="CpuKVCache")
+    return transform.module_pass(rewrite, opt_level=0, name="KVCache")
 
 
 def layout_of(text: str) -> CacheLayout:
@@ -32,9 +32,9 @@ def layout_of(text: str) -> CacheLayout:
 
 @mutator
 class _Creation(PyExprMutator):  # type: ignore[misc]
-    def __init__(self, module: ir.IRModule, isa: Isa) -> None:
+    def __init__(self, module: ir.IRModule, machine: Machine) -> None:
         super().__init__(module)
-        self.isa = isa
+        self.machine = machine
 
     def run(self) -> ir.IRModule:
         for variable, function in list(self.builder_.get().functions_items()):
@@ -49,11 +49,13 @@ class _Creation(PyExprMutator):  # type: ignore[misc]
         return call
 
     def create(self, sizes: Any, layout: CacheLayout) -> Any:
-        def add(name: str, function: Any) -> Any:
-            return self.builder_.add_func(function, name)
+        attention, cache = self.machine.kernels.attention, self.machine.kernels.cache
+
+        def add(name: str, make: Any) -> Any:
+            return self.builder_.add_func(make(layout, self.machine.made_for), name)
 
         def kernel(name: str, make: Any) -> Any:
-            return relax.Tuple([ir.StringImm("tirx"), add(name, make(layout, self.isa))])
+            return relax.Tuple([ir.StringImm("tirx"), add(name, make)])
 
         nothing, number = relax.Tuple([]), relax.prim_value
         return relax.call_pure_packed(
@@ -69,9 +71,9 @@ class _Creation(PyExprMutator):  # type: ignore[misc]
             number(ROPE_MODE_NORMAL),
             number(1),  # rotary scale and base: unused, the frequencies are constants of the kernel
             number(1),
-            number(0),  # no frequency factors
+            self.frequencies(layout),
             relax.const(0.0, layout.dtype),  # the cache's dtype
-            add("kv_append", cache.append(layout, self.isa)),
+            add("kv_append", cache.append),
             number(0),  # no latent attention
             kernel("attention_prefill_ragged", attention.prefill_ragged),
             kernel("attention_prefill_paged", attention.prefill_paged),
@@ -81,10 +83,16 @@ class _Creation(PyExprMutator):  # type: ignore[misc]
             nothing,  # token trees: in the pages, among the new tokens
             nothing,
             nothing,  # latent attention
-            relax.Tuple([add("attention_merge", cache.merge(layout, self.isa))]),
-            add("split_rotary", cache.split_rotary(layout, self.isa)),
-            add("kv_copy_page", cache.copy_single_page(layout, self.isa)),
-            add("kv_debug_get", cache.debug_get(layout, self.isa)),
-            add("kv_compact", cache.compact(layout, self.isa)),
+            relax.Tuple([add("attention_merge", cache.merge)]),
+            add("split_rotary", cache.split_rotary),
+            add("kv_copy_page", cache.copy_single_page),
+            add("kv_debug_get", cache.debug_get),
+            add("kv_compact", cache.compact),
             ty_args=relax.AnyType(),
         )
+
+    def frequencies(self, layout: CacheLayout) -> Any:
+        """What split_rotary gets: the frequencies as a tensor, or a number where they are constants of the kernel."""
+        if not self.machine.kernels.cache.FREQUENCIES_ARE_PASSED or not layout.inv_freq:
+            return relax.prim_value(0)
+        return relax.const(np.asarray(layout.inv_freq, np.float32))

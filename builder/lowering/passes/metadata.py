@@ -92,8 +92,14 @@ def describe(
         "disaggregation": False,
         "model_task": "chat",
         "vocab_size": model.vocab,
-        "target": {"cpu": target["cpu"], "features": list(target["features"]), "triple": target["triple"]},
+        "target": built_for(target),
     }
+
+
+def built_for(target: Mapping[str, Any]) -> dict[str, Any]:
+    """What a runtime must have to run the library."""
+    host = {"cpu": target["cpu"], "features": list(target["features"]), "triple": target["triple"]}
+    return host if target["kind"] == "cpu" else {"kind": target["kind"], "arch": list(target["arch"]), **host}
 
 
 def attach(model: Any, family: str, scheme: str, target: Mapping[str, Any], memory: Memory) -> transform.Pass:

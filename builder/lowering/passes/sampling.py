@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tvm import ir, relax, tirx, transform
 
-from builder.lowering.schedules.cpu import sampling
-from builder.lowering.schedules.cpu.vector import Isa
+from builder.lowering.machine import Machine
 
 Table = tuple[str, tuple[Any, ...], str]  # name, shape (strings are symbolic), dtype
 PROBS: Table = ("probs", ("batch_size", "vocab_size"), "float32")
 TOKENS: Table = ("sorted_indices", ("batch_size", "vocab_size"), "int32")
 SAMPLES: Table = ("sample_indices", ("num_samples",), "int32")
 
-RETURNING: dict[str, tuple[Callable[[Isa], Any], Sequence[Table], Sequence[Table]]] = {  # kernel, arguments, results
-    "argsort_probs": (sampling.argsort, (PROBS,), (PROBS, TOKENS)),
+RETURNING: dict[str, tuple[str, Sequence[Table], Sequence[Table]]] = {  # kernel, arguments, results
+    "argsort_probs": ("argsort", (PROBS,), (PROBS, TOKENS)),
     "sample_with_top_p": (
-        sampling.sample_with_top_p,
+        "sample_with_top_p",
         (
             PROBS,
             TOKENS,
@@ -29,7 +28,7 @@ RETURNING: dict[str, tuple[Callable[[Isa], Any], Sequence[Table], Sequence[Table
         (SAMPLES,),
     ),
     "sampler_take_probs": (
-        sampling.take_probs,
+        "take_probs",
         (
             PROBS,
             TOKENS,
@@ -44,27 +43,29 @@ RETURNING: dict[str, tuple[Callable[[Isa], Any], Sequence[Table], Sequence[Table
         ),
     ),
 }
-IN_PLACE: dict[str, Callable[[Isa], Any]] = {
-    "apply_logit_bias_inplace": sampling.apply_logit_bias,
-    "apply_penalty_inplace": sampling.apply_penalty,
-    "apply_bitmask_inplace": sampling.apply_bitmask,
+IN_PLACE = {
+    "apply_logit_bias_inplace": "apply_logit_bias",
+    "apply_penalty_inplace": "apply_penalty",
+    "apply_bitmask_inplace": "apply_bitmask",
 }
 
 
-def attach(vocab: int, hidden: int, metadata: Mapping[str, int], isa: Isa) -> transform.Pass:
+def attach(vocab: int, hidden: int, metadata: Mapping[str, int], machine: Machine) -> transform.Pass:
     """Add the functions that MLC's runtimes look up beside the model's own."""
+    kernels, made_for = machine.kernels.sampling, machine.made_for
     logits: Table = ("logits", ("batch_size", 1, vocab), "float32")
     temperature: Table = ("temperature", ("batch_size",), "float32")
-    softmax = (lambda isa: sampling.softmax_with_temperature(vocab, isa), (logits, temperature), (logits,))
 
     def add(module: ir.IRModule, _context: Any) -> ir.IRModule:
         builder = relax.BlockBuilder(module)
         embedding_buffer(builder, metadata["prefill_chunk_size"], hidden)
-        for name, (make, arguments, results) in {**RETURNING, "softmax_with_temperature": softmax}.items():
-            returning(builder, name, make(isa), arguments, results)
+        for name, (kernel, arguments, results) in RETURNING.items():
+            returning(builder, name, getattr(kernels, kernel)(made_for), arguments, results)
+        softmax = kernels.softmax_with_temperature(vocab, made_for)
+        returning(builder, "softmax_with_temperature", softmax, (logits, temperature), (logits,))
         result = builder.get()
-        for name, make in IN_PLACE.items():
-            result[name] = make(isa).with_attr("global_symbol", name)
+        for name, kernel in IN_PLACE.items():
+            result[name] = getattr(kernels, kernel)(made_for).with_attr("global_symbol", name)
         return result
 
     return transform.module_pass(add, opt_level=0, name="AttachSampling")

@@ -1,0 +1,312 @@
+"""What GPU kernels are written with: flat buffers, blocks of threads with shared memory, elementary functions.
+
+Kernels are built statement by statement with TVM's IRBuilder: Python loops are unrolled code, ``loop`` stays a loop,
+``launch`` starts blocks on the device; a function may launch several times, with scratch memory between. All indices
+are int32, and nothing is asked of a device but threads, shared memory and a barrier: no shuffles, no block index z, no
+64-bit integers, so that one set of kernels serves CUDA, WebGPU, Metal and OpenCL. A barrier stands only where all
+threads of a block meet: conditions around it hang on block indices, arguments and tensors that the kernel reads only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+Expr = Any
+Buffer = Any
+
+MINUS_INFINITY = -1e30  # finite, so that no difference of two of them is NaN
+LOG2_E = math.log2(math.e)
+THREADS = 256  # of a block
+SHARED_BYTES = 32 << 10  # of a block
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """``threads`` of a block (a power of two, 64 to 256) and its ``shared_bytes`` of memory. ``strips``: rows that a
+    thread takes of a large product, in fours; more than one need more registers, and another kernel."""
+
+    threads: int
+    shared_bytes: int
+    strips: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Arg:
+    """A tensor argument. ``offset``: it may start inside its storage, as the cache's auxiliary arrays do."""
+
+    name: str
+    shape: tuple[Any, ...]
+    dtype: str = "float32"
+    offset: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    name: str
+    dtype: str
+
+
+def kernel(args: Sequence[Arg | Scalar], body: Callable[..., None]) -> tirx.PrimFunc:
+    """A function of ``args``; ``body`` gets each tensor as a flat buffer (row-major) and each scalar as a variable."""
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        T.func_name("kernel")
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        handles = [
+            T.arg(arg.name, T.handle() if isinstance(arg, Arg) else tirx.Var(arg.name, arg.dtype)) for arg in args
+        ]
+        matched = [match(arg, handle) for arg, handle in zip(args, handles, strict=True)]
+        body(*(flat(arg, buffer) for arg, buffer in zip(args, matched, strict=True)))
+    return builder.get()
+
+
+def size(name: str) -> tirx.Var:
+    """A symbolic extent."""
+    return tirx.Var(name, "int32")
+
+
+def match(arg: Arg | Scalar, handle: Any) -> Any:
+    if isinstance(arg, Scalar):
+        return handle
+    offset = tirx.Var(f"{arg.name}_offset", "int32") if arg.offset else None
+    buffer = T.match_buffer(handle, arg.shape, arg.dtype, elem_offset=offset)
+    return named(arg.name, buffer)  # WGSL refuses what TVM calls a nameless one
+
+
+def flat(arg: Arg | Scalar, buffer: Any) -> Any:
+    if isinstance(arg, Scalar):
+        return tirx.Cast("int32", buffer) if arg.dtype == "int64" else buffer
+    count: Any = 1
+    for extent in arg.shape:
+        count = count * extent
+    dtype = "uint16" if arg.dtype == "bfloat16" else arg.dtype
+    return named(arg.name, T.decl_buffer((count,), dtype, data=buffer.data, elem_offset=buffer.elem_offset))
+
+
+@contextmanager
+def launch(threads: int, blocks: Expr, more: Expr | None = None) -> Iterator[tuple[Expr, Expr, Expr]]:
+    """Blocks of threads on the device: (block, second block index, thread)."""
+    with (
+        T.launch_thread("blockIdx.x", whole(blocks)) as block,
+        T.launch_thread("blockIdx.y", whole(more)) as second,
+        T.launch_thread("threadIdx.x", threads) as thread,
+    ):
+        yield block, second, thread
+
+
+def whole(extent: Expr | None) -> Expr:
+    return tirx.const(1 if extent is None else extent, "int32") if isinstance(extent, int | None) else extent
+
+
+def each(device: Device, count: Expr, body: Callable[[Expr], None]) -> None:
+    """body(index) for 0 <= index < count, a thread each."""
+    count = whole(count)
+    with launch(device.threads, up(count, device.threads)) as (block, _, thread):
+        index = block * device.threads + thread
+        with when(index < count):
+            body(index)
+
+
+def up(count: Expr, step: int) -> Expr:
+    """How many steps cover ``count``."""
+    return -(-count // step) if isinstance(count, int) else div(count + (step - 1), step)
+
+
+def named(name: str, buffer: Buffer) -> Buffer:
+    IRBuilder.name(name, buffer)
+    return buffer
+
+
+def shared(count: int, dtype: str = "float32") -> Buffer:
+    """Memory of the running block."""
+    return named("block_memory", T.alloc_buffer((count,), dtype, scope="shared"))
+
+
+def private(count: int, dtype: str = "float32") -> Buffer:
+    """Memory of the running thread: registers, as long as it is only indexed by constants. It cannot be named so:
+    "private" is a keyword of C++ and of OpenCL C."""
+    return named("own", T.alloc_buffer((count,), dtype, scope="local"))
+
+
+def scratch(count: Expr, dtype: str = "float32") -> Buffer:
+    """Memory of the device between two launches of one function."""
+    return named("device_memory", T.alloc_buffer((count,), dtype))
+
+
+def barrier() -> None:
+    """Every thread of the block is here, and sees what the others wrote to shared memory."""
+    T.evaluate(T.tvm_storage_sync("shared"))
+
+
+def div(value: Expr, by: Expr | int) -> Expr:
+    """Rounded down; nothing here is below zero, and saying so spares every kernel language a case."""
+    return tirx.truncdiv(value, integer(by) if isinstance(by, int) else by)
+
+
+def mod(value: Expr, by: Expr | int) -> Expr:
+    return tirx.truncmod(value, integer(by) if isinstance(by, int) else by)
+
+
+def load(buffer: Buffer, index: Expr) -> Expr:
+    return tirx.BufferLoad(buffer, [index])
+
+
+def store(buffer: Buffer, index: Expr, value: Expr) -> None:
+    T.buffer_store(buffer, value, [index])
+
+
+def fetch(source: Buffer, index: Expr, count: int, dtype: str) -> list[Expr]:
+    """``count`` values (1, 2 or 4) that lie beside each other, in one load; ``index`` is a multiple of count."""
+    if count == 1:
+        return [T.Bind(load(source, index))]
+    loaded = private(count, dtype)
+    with T.vectorized(0, count) as lane:
+        store(loaded, lane, load(source, index + lane))
+    return [load(loaded, lane) for lane in range(count)]
+
+
+def number(value: float) -> Expr:
+    return tirx.const(value, "float32")
+
+
+def integer(value: int) -> Expr:
+    return tirx.const(value, "int32")
+
+
+def word(value: int) -> Expr:
+    return tirx.const(value, "uint32")
+
+
+def bits(value: Expr, dtype: str) -> Expr:
+    """The same bits as another type of the same size."""
+    return tirx.reinterpret(dtype, value)
+
+
+def to_float32(value: Expr, dtype: str) -> Expr:
+    """A stored value as float32."""
+    if dtype == "float32":
+        return value
+    if dtype == "bfloat16":
+        return bits(tirx.Cast("uint32", value) << word(16), "float32")
+    return tirx.Cast("float32", value)
+
+
+@contextmanager
+def loop(extent: Any) -> Iterator[Expr]:
+    with T.serial(0, extent) as index:
+        yield index
+
+
+@contextmanager
+def when(condition: Expr) -> Iterator[None]:
+    with T.If(condition), T.Then():
+        yield
+
+
+def either(condition: Expr, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    with T.If(condition):
+        with T.Then():
+            then()
+        with T.Else():
+            otherwise()
+
+
+def strided(thread: Expr, threads: int, count: int | Expr, body: Callable[[Expr], None]) -> None:
+    """body(index) for 0 <= index < count: index thread, thread + threads, ... by each thread of a block."""
+    if isinstance(count, int) and count <= threads:
+        guarded(None if count == threads else thread < count, lambda: body(thread))
+        return
+    with loop(up(count, threads)) as step:
+        index = T.Bind(step * threads + thread)
+        covered = isinstance(count, int) and not count % threads
+        guarded(None if covered else index < count, lambda: body(index))
+
+
+def guarded(condition: Expr | None, body: Callable[[], None]) -> None:
+    if condition is None:
+        body()
+        return
+    with when(condition):
+        body()
+
+
+Combine = Callable[[Expr, Expr], Expr]
+ROOT = 16  # values that one thread combines
+
+
+def combined(value: Expr, thread: Expr, threads: int, combine: Combine, room: Buffer) -> Expr:
+    """One value of all the threads of a block, in each of them; ``room``: 2 * threads values of shared memory.
+
+    Every 16th of the threads' values is combined by a thread, and their results by all.
+    """
+    store(room, thread, value)
+    barrier()
+    parts = threads // ROOT
+    with when(thread < parts):
+        store(room, threads + thread, chain([load(room, thread + parts * i) for i in range(ROOT)], combine))
+    barrier()
+    result = T.Bind(chain([load(room, threads + i) for i in range(parts)], combine))
+    barrier()
+    return result
+
+
+def chain(values: Sequence[Expr], combine: Combine) -> Expr:
+    result = values[0]
+    for value in values[1:]:
+        result = combine(result, value)
+    return result
+
+
+def add(one: Expr, other: Expr) -> Expr:
+    return one + other
+
+
+def largest(one: Expr, other: Expr) -> Expr:
+    return T.max(one, other)
+
+
+def exp(x: Expr) -> Expr:
+    return tirx.exp2(x * number(LOG2_E))
+
+
+def tanh(x: Expr) -> Expr:
+    """1 - 2 / (e^2x + 1); e^88 is the largest that float32 holds."""
+    power = exp(T.min(x * number(2.0), number(80.0)))
+    return number(1.0) - number(2.0) / (power + number(1.0))
+
+
+HALF_PI = (1.5625, 0.0081787109375, 0.00011730194091796875, 3.1391647326017846e-07)
+# pi / 2 in parts; the first three have 7 bits, so that a whole number below 2^17 times one of them is exact
+
+
+def sin_cos(angle: Expr) -> tuple[Expr, Expr]:
+    """sin and cos of float32 angles up to 2e5 radians, to 2e-7: quarter turns go off in parts (Cody and Waite 1980)."""
+    quarters = T.Bind(tirx.floor(angle * number(2 / math.pi) + number(0.5)))
+    rest = angle
+    for part in HALF_PI:
+        rest = T.Bind(rest - quarters * number(part))
+    square = T.Bind(rest * rest)
+    sine = T.Bind(rest * horner(square, [(-1) ** k / math.factorial(2 * k + 1) for k in range(6)]))
+    cosine = T.Bind(horner(square, [(-1) ** k / math.factorial(2 * k) for k in range(7)]))
+    turn = T.Bind(tirx.Cast("int32", quarters))
+
+    def signed(quarter: Expr) -> Expr:
+        value = tirx.Select(tirx.EQ(quarter & integer(1), integer(1)), cosine, sine)
+        return tirx.Select(tirx.EQ(quarter & integer(2), integer(2)), number(0.0) - value, value)
+
+    return signed(turn), signed(turn + integer(1))
+
+
+def horner(x: Expr, coefficients: Sequence[float]) -> Expr:
+    """c[0] + c[1] x + c[2] x^2 + ..."""
+    value = number(coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        value = value * x + number(coefficient)
+    return value

@@ -1,0 +1,61 @@
+"""Inputs rounded to bytes on a GPU: the scales of rows and their codes. What is computed: builder/quant/inputs.py.
+
+Axes: M rows, K inputs, W words of four codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from builder.lowering.schedules.gpu import block as b
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.quant.inputs import PER_WORD, byte_of
+from builder.quant.layout import BYTE_LARGEST
+
+
+def row_scale(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """x (M, K) -> (M, 1): max |x| of each row over the largest code. A block for each row."""
+    rows, k, threads = b.size("rows"), fields["k"], device.threads
+
+    def body(x: Buffer, y: Buffer) -> None:
+        with b.launch(threads, rows) as (row, _, thread):
+            room, most = b.shared(2 * threads), b.private(1)
+            b.store(most, 0, b.number(0.0))
+
+            def larger(inside: Expr) -> None:
+                value = T.Bind(b.load(x, row * k + inside))
+                b.store(most, 0, T.max(b.load(most, 0), T.max(value, -value)))
+
+            b.strided(thread, threads, k, larger)
+            largest = b.combined(b.load(most, 0), thread, threads, b.largest, room)
+            with b.when(tirx.EQ(thread, 0)):
+                b.store(y, row, largest / b.number(BYTE_LARGEST[fields["activation"]]))
+
+    return b.kernel([Arg("x", (rows, k)), Arg("y", (rows, 1))], body)
+
+
+def rounded(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """x (M, K), scales (M, 1) -> codes (M, W): a thread for each word."""
+    rows, k, kind = b.size("rows"), fields["k"], fields["activation"]
+    words = -(-k // PER_WORD)
+
+    def body(x: Buffer, scales: Buffer, codes: Buffer) -> None:
+        def one(index: Expr) -> None:
+            row, first = T.Bind(b.div(index, words)), T.Bind(b.mod(index, words) * PER_WORD)
+            scale = T.Bind(b.load(scales, row))
+            dead = T.Bind(tirx.EQ(scale, b.number(0.0)))
+            word = b.word(0)
+            for e in range(PER_WORD):
+                value = tirx.if_then_else(first + e < k, b.load(x, row * k + first + e), b.number(0.0))
+                ratio = tirx.Select(dead, b.number(0.0), value / tirx.Select(dead, b.number(1.0), scale))
+                word = word | (T.Bind(byte_of(T.Bind(ratio), kind)) << b.word(8 * e))
+            b.store(codes, index, word)
+
+        b.each(device, rows * words, one)
+
+    args = [Arg("x", (rows, k)), Arg("scales", (rows, 1)), Arg("codes", (rows, words), "uint32")]
+    return b.kernel(args, body)

@@ -1,0 +1,193 @@
+"""Norms on a GPU: a block of threads for each row, or for each run of a row. Axes: M rows, H features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from builder.lowering.schedules.gpu import block as b
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.models.common.kv_cache import rope_frequencies
+
+
+def rms_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """x / sqrt(mean(x^2) + eps) * weight (+ residual)."""
+    return scaled_rows(fields, device, lambda weight: weight)
+
+
+def gemma_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """x / sqrt(mean(x^2) + eps) * (1 + weight) (+ residual)."""
+    return scaled_rows(fields, device, lambda weight: weight + b.number(1.0))
+
+
+def scaled_rows(fields: Mapping[str, Any], device: Device, gain: Callable[[Expr], Expr]) -> tirx.PrimFunc:
+    width, dtype, rows, threads = fields["width"], fields["dtype"], b.size("rows"), device.threads
+    residual = [Arg("residual", (rows, width))] if fields["residual"] else []
+
+    def body(x: Buffer, *rest: Buffer) -> None:
+        weight, y = rest[-2:]
+        with b.launch(threads, rows) as (row, _, thread):
+            room = b.shared(2 * threads)
+            scale = inverse_rms(x, row * width, width, fields["eps"], thread, threads, room)
+
+            def one(h: Expr) -> None:
+                at = T.Bind(row * width + h)
+                value = b.load(x, at) * scale * gain(b.to_float32(b.load(weight, h), dtype))
+                b.store(y, at, value + b.load(rest[0], at) if residual else value)
+
+            b.strided(thread, threads, width, one)
+
+    args = [Arg("x", (rows, width)), *residual, Arg("weight", (width,), dtype), Arg("y", (rows, width))]
+    return b.kernel(args, body)
+
+
+def inverse_rms(x: Buffer, start: Expr, width: int, eps: float, thread: Expr, threads: int, room: Buffer) -> Expr:
+    """1 / sqrt(mean of squares + eps) of ``width`` values from ``start``."""
+
+    def square(h: Expr) -> Expr:
+        value = T.Bind(b.load(x, start + h))
+        return value * value
+
+    return inverse_root(summed(square, width, thread, threads, room), width, eps)
+
+
+def inverse_root(squares: Expr, width: int, eps: float) -> Expr:
+    return T.Bind(b.number(1.0) / tirx.sqrt(squares / b.number(float(width)) + b.number(eps)))
+
+
+def summed(term: Callable[[Expr], Expr], width: int, thread: Expr, threads: int, room: Buffer) -> Expr:
+    """The sum of term(h) for h < width, in all threads of a block."""
+    total = b.private(1)
+    b.store(total, 0, b.number(0.0))
+    b.strided(thread, threads, width, lambda h: b.store(total, 0, b.load(total, 0) + term(h)))
+    return b.combined(b.load(total, 0), thread, threads, b.add, room)
+
+
+def layer_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """(x - mean) / sqrt(variance + eps) * weight + bias; the variance is that of the centered values."""
+    width, dtype, rows, threads = fields["width"], fields["dtype"], b.size("rows"), device.threads
+
+    def body(x: Buffer, weight: Buffer, bias: Buffer, y: Buffer) -> None:
+        with b.launch(threads, rows) as (row, _, thread):
+            room = b.shared(2 * threads)
+            start = T.Bind(row * width)
+            total = summed(lambda h: b.load(x, start + h), width, thread, threads, room)
+            mean = T.Bind(total / b.number(float(width)))
+
+            def square(h: Expr) -> Expr:
+                value = T.Bind(b.load(x, start + h) - mean)
+                return value * value
+
+            scale = inverse_root(summed(square, width, thread, threads, room), width, fields["eps"])
+
+            def one(h: Expr) -> None:
+                gain, shift = (b.to_float32(b.load(stored, h), dtype) for stored in (weight, bias))
+                b.store(y, start + h, (b.load(x, start + h) - mean) * scale * gain + shift)
+
+            b.strided(thread, threads, width, one)
+
+    whole, vector = (rows, width), (width,)
+    return b.kernel([Arg("x", whole), Arg("weight", vector, dtype), Arg("bias", vector, dtype), Arg("y", whole)], body)
+
+
+def qk_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """RMS norm of each run of q and of k features; v features are copied."""
+    features, dtype, rows, threads = fields["features"], fields["dtype"], b.size("rows"), device.threads
+    widths, runs = (fields["q_width"], fields["k_width"]), (fields["q_runs"], fields["k_runs"])
+    starts = (0, runs[0] * widths[0], runs[0] * widths[0] + runs[1] * widths[1])
+
+    def body(x: Buffer, q_weight: Buffer, k_weight: Buffer, y: Buffer) -> None:
+        for first, width, count, weight in zip(starts, widths, runs, (q_weight, k_weight), strict=False):
+            norm_runs(x, weight, y, first, width, count)
+        rest = features - starts[2]
+
+        def move(index: Expr) -> None:
+            at = T.Bind(b.div(index, rest) * features + starts[2] + b.mod(index, rest))
+            b.store(y, at, b.load(x, at))
+
+        b.each(device, rows * rest, move)
+
+    def norm_runs(x: Buffer, weight: Buffer, y: Buffer, first: int, width: int, count: int) -> None:
+        with b.launch(threads, rows, b.integer(count)) as (row, run, thread):
+            room = b.shared(2 * threads)
+            start = T.Bind(row * features + first + run * width)
+            scale = inverse_rms(x, start, width, fields["eps"], thread, threads, room)
+
+            def one(h: Expr) -> None:
+                gain = b.to_float32(b.load(weight, h), dtype)
+                b.store(y, start + h, b.load(x, start + h) * scale * gain)
+
+            b.strided(thread, threads, width, one)
+
+    whole = (rows, features)
+    weights = [Arg(name, (width,), dtype) for name, width in zip(("q_weight", "k_weight"), widths, strict=True)]
+    return b.kernel([Arg("x", whole), *weights, Arg("y", whole)], body)
+
+
+def head_norm_rotary(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """Gemma 3: queries and keys normed per head and rotated to their positions; values copied. A block for each row and
+    head; the normed head goes through shared memory."""
+    width, queries, keys, dtype = fields["width"], fields["query_heads"], fields["key_heads"], fields["dtype"]
+    rows, heads, threads, half = b.size("rows"), queries + 2 * keys, device.threads, width // 2
+
+    def body(qkv: Buffer, positions: Buffer, q_weight: Buffer, k_weight: Buffer, y: Buffer) -> None:
+        with b.launch(threads, rows, b.integer(heads)) as (row, head, thread):
+            room, normed, frequency = b.shared(2 * threads), b.shared(width), b.shared(half)
+            for pair, value in enumerate(rope_frequencies(fields["theta"], width)):
+                with b.when(tirx.EQ(thread, pair % threads)):
+                    b.store(frequency, pair, b.number(value / fields["factor"]))
+            start = T.Bind((row * heads + head) * width)
+            scale = inverse_rms(qkv, start, width, fields["eps"], thread, threads, room)
+
+            def norm(d: Expr) -> None:
+                weight = tirx.if_then_else(head < queries, b.load(q_weight, d), b.load(k_weight, d))
+                gain = b.to_float32(weight, dtype) + b.number(1.0)
+                b.store(normed, d, b.load(qkv, start + d) * scale * gain)
+
+            b.strided(thread, threads, width, norm)
+            b.barrier()
+            position = T.Bind(tirx.Cast("float32", b.load(positions, row)))
+
+            def turn(pair: Expr) -> None:
+                sine, cosine = b.sin_cos(T.Bind(position * b.load(frequency, pair)))
+                low, high = b.load(normed, pair), b.load(normed, pair + half)
+                rotated = head < queries + keys
+                for place, value in ((pair, low * cosine - high * sine), (pair + half, high * cosine + low * sine)):
+                    at = T.Bind(start + place)
+                    b.store(y, at, tirx.if_then_else(rotated, value, b.load(qkv, at)))
+
+            b.strided(thread, threads, half, turn)
+
+    whole = (rows, heads, width)
+    return b.kernel(
+        [
+            Arg("qkv", whole),
+            Arg("positions", (rows,), "int32", offset=True),
+            Arg("q_weight", (width,), dtype),
+            Arg("k_weight", (width,), dtype),
+            Arg("y", whole),
+        ],
+        body,
+    )
+
+
+def expert_sum(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """residual + what the experts of each token say, by their shares."""
+    top, pairs, rows, width = fields["top"], b.size("pairs"), b.size("rows"), b.size("width")
+
+    def body(x: Buffer, shares: Buffer, residual: Buffer, y: Buffer) -> None:
+        def one(index: Expr) -> None:
+            row, h = T.Bind(b.div(index, width)), T.Bind(b.mod(index, width))
+            value = b.load(residual, index)
+            for slot in range(top):
+                part = b.load(x, (row * top + slot) * width + h)
+                value = value + part * b.load(shares, row * (2 * top) + top + slot)
+            b.store(y, index, value)
+
+        b.each(device, rows * width, one)
+
+    args = [Arg("x", (pairs, width)), Arg("routes", (rows, 2 * top)), Arg("residual", (rows, width))]
+    return b.kernel([*args, Arg("y", (rows, width))], body)

@@ -1,0 +1,73 @@
+"""What all attention kernels read: the page table, and which keys a query sees with what weight.
+
+Signatures are those that TVM's paged KV cache calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from builder.lowering.schedules.gpu import block as b
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, Scalar
+from builder.lowering.schedules.gpu.cache import PAGE
+from builder.models.common.kv_cache import CacheLayout
+
+ROTARY = (Scalar("rotary_mode", "int32"), Scalar("rope_scale", "float32"), Scalar("rope_theta", "float32"))
+
+
+@dataclass(frozen=True, slots=True)
+class Paged:
+    """The page table as the runtime passes it."""
+
+    layout: CacheLayout
+    pages: Buffer
+    indptr: Buffer
+    table: Buffer
+    last: Buffer
+
+    def tokens(self, sequence: Expr) -> Expr:
+        """How many tokens a sequence has in its pages."""
+        count = T.Bind(b.load(self.indptr, sequence + 1) - b.load(self.indptr, sequence))
+        return T.Bind(tirx.if_then_else(count > 0, (count - 1) * PAGE + b.load(self.last, sequence), b.integer(0)))
+
+    def page(self, sequence: Expr, token: Expr) -> Expr:
+        return T.Bind(b.load(self.table, b.load(self.indptr, sequence) + b.div(token, PAGE)))
+
+
+def table_args(sequences: Any) -> list[Arg]:
+    return [
+        Arg("page_indptr", (b.size("page_indptr_size"),), "int32", offset=True),
+        Arg("page_table", (b.size("page_table_size"),), "int32", offset=True),
+        Arg("last_page_len", (sequences,), "int32", offset=True),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How products of queries and keys become exponents of 2, and which keys a query sees.
+
+    The sign of ``scale`` says whether this layer looks through the cache's window (models/common/kv_cache.py).
+    """
+
+    layout: CacheLayout
+    scale: Expr
+
+    def exponent(self, product: Expr) -> Expr:
+        size = T.max(self.scale, -self.scale) if self.layout.window else self.scale
+        if not self.layout.soft_cap:
+            return product * (size * b.number(b.LOG2_E))
+        capped = b.tanh(product * (size * b.number(1.0 / self.layout.soft_cap)))
+        return capped * b.number(self.layout.soft_cap * b.LOG2_E)
+
+    def visible(self, position: Expr, key: Expr, seen: Expr) -> Expr:
+        """``key`` and ``position`` count from the sequence's start; ``seen``: whether it sees it without a window."""
+        if not self.layout.window:
+            return seen
+        near = position - key < self.layout.window - self.layout.sinks
+        if self.layout.sinks:
+            near = tirx.Or(near, key < self.layout.sinks)
+        return tirx.And(seen, tirx.Or(self.scale > 0, near))

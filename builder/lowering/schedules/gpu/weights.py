@@ -1,0 +1,194 @@
+"""Weights as they are stored, and how a GPU reads them: units of a few values along a row.
+
+A unit is a packed word, or up to four values of a weight that is kept as it is. Slots number the values of a row's
+units, those that only pad a group included. Axes: N outputs, K inputs, U units of a row, E values of a unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from builder.lowering.schedules.gpu import block as b
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr
+from builder.quant.inputs import byte_value
+
+MANTISSA_BITS = 23
+ONE_UNIT = 0x4B000000  # 2^23 as a float32: its last bit is worth 1, so an integer in the mantissa reads as itself
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A weight (N, K) kept as it is."""
+
+    n: int
+    k: int
+    dtype: str
+
+    @property
+    def args(self) -> list[Arg]:
+        return [Arg("weight", (self.n, self.k), self.dtype)]
+
+    @property
+    def per_unit(self) -> int:
+        return 4 if not self.k % 4 else 1
+
+    @property
+    def units(self) -> int:
+        return self.k // self.per_unit
+
+    @property
+    def stacked(self) -> bool:
+        """Whether outputs lie beside each other."""
+        return False
+
+    @property
+    def together(self) -> int:
+        """Units that a thread takes at a time."""
+        return 2 if not self.units % 2 and self.dtype != "float32" else 1
+
+    def units_from(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> list[list[Expr]]:
+        """``together`` units from u, a multiple of that."""
+        return [self.unit(stored, n, u + i) for i in range(self.together)]
+
+    def unit(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> list[Expr]:
+        dtype = "uint16" if self.dtype == "bfloat16" else self.dtype
+        return b.fetch(stored[0], n * self.k + u * self.per_unit, self.per_unit, dtype)
+
+    def raw(self, unit: list[Expr], e: int) -> Expr:
+        return b.to_float32(unit[e], self.dtype)
+
+    def factor(self, e: int) -> float:
+        return 1.0
+
+    def scale(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> Expr | None:
+        return None
+
+    def input_of(self, u: Expr, e: Expr) -> tuple[Expr, Expr | None]:
+        return u * self.per_unit + e, None
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Words of ``per_unit`` values and a scale per group. Layout NK: words (N, U), scales (N, groups); KN: turned."""
+
+    n: int
+    k: int
+    kind: str  # group | int8 | e4m3 | e5m2
+    stacked: bool  # layout KN
+    bits: int
+    group_size: int
+    per_unit: int
+    group_units: int
+    max_int: int
+    scale_dtype: str
+    one_scale: bool  # of the whole matrix
+    zero_point: bool
+
+    @property
+    def groups(self) -> int:
+        return -(-self.k // self.group_size)
+
+    @property
+    def units(self) -> int:
+        return self.groups * self.group_units
+
+    @property
+    def args(self) -> list[Arg]:
+        words, scales = (self.n, self.units), (1 if self.one_scale else self.n, self.groups)
+        if self.stacked:
+            words, scales = words[::-1], scales[::-1]
+        zeros = [Arg("q_zero", (self.n, self.zeros), "uint32")] if self.zero_point else []
+        return [Arg("q_weight", words, "uint32"), Arg("q_scale", scales, self.scale_dtype), *zeros]
+
+    @property
+    def zeros(self) -> int:
+        """Words of a row's zero points."""
+        return -(-self.groups // self.per_unit)
+
+    @property
+    def together(self) -> int:
+        """Units that a thread takes at a time: of one group, with one load."""
+        return 4 if not (self.stacked or self.units % 4 or self.group_units % 4) else 1
+
+    def units_from(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> list[list[Expr]]:
+        """``together`` units from u, a multiple of that."""
+        if self.together == 1:
+            return [self.unit(stored, n, u)]
+        words = b.fetch(stored[0], n * self.units + u, self.together, "uint32")
+        zero = [self.zero(stored, n, u)] if self.zero_point else []
+        return [[word, *zero] for word in words]
+
+    def unit(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> list[Expr]:
+        unit = [T.Bind(b.load(stored[0], u * self.n + n if self.stacked else n * self.units + u))]
+        return [*unit, self.zero(stored, n, u)] if self.zero_point else unit
+
+    def zero(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> Expr:
+        """The stored value that stands for zero, as float32."""
+        group = T.Bind(b.div(u, self.group_units))
+        word = b.load(stored[2], n * self.zeros + b.div(group, self.per_unit))
+        shift = tirx.Cast("uint32", b.mod(group, self.per_unit) * self.bits)
+        return T.Bind(tirx.Cast("float32", (word >> shift) & b.word((1 << self.bits) - 1)))
+
+    def scale(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> Expr | None:
+        group, row = b.div(u, self.group_units), b.integer(0) if self.one_scale else n
+        at = group * self.n + row if self.stacked else row * self.groups + group
+        return T.Bind(b.to_float32(b.load(stored[1], at), self.scale_dtype))
+
+    def place(self, e: int) -> tuple[int, int]:
+        """(where the segment of the word that value e is taken from begins, the value's first bit in it)."""
+        together = MANTISSA_BITS // self.bits
+        return e // together * together * self.bits, e % together * self.bits
+
+    def raw(self, unit: list[Expr], e: int) -> Expr:
+        """Value e of a unit, without scale, over ``factor``: the bits go into a mantissa where they stand."""
+        if self.kind != "group":
+            return byte_value((unit[0] >> b.word(e * self.bits)) & b.word(0xFF), self.kind)
+        start, inner = self.place(e)
+        segment = unit[0] >> b.word(start) if start else unit[0]
+        mantissa = segment & b.word(((1 << self.bits) - 1) << inner)
+        value = b.bits(mantissa | b.word(ONE_UNIT), "float32") - b.number(float((1 << 23) + (self.max_int << inner)))
+        return value - unit[1] * b.number(2.0**inner) if self.zero_point else value
+
+    def factor(self, e: int) -> float:
+        return 0.5 ** self.place(e)[1] if self.kind == "group" else 1.0
+
+    def input_of(self, u: Expr, e: Expr) -> tuple[Expr, Expr | None]:
+        """(the input that value e of a unit belongs to, whether it is one and not padding)."""
+        if self.group_units * self.per_unit == self.group_size:
+            k = u * self.per_unit + e
+            return k, None if self.groups * self.group_size == self.k else k < self.k
+        place = b.mod(u, self.group_units) * self.per_unit + e
+        k = b.div(u, self.group_units) * self.group_size + place
+        return k, tirx.And(place < self.group_size, k < self.k)
+
+
+Weight = Plain | Packed
+
+
+def weight_of(fields: Mapping[str, Any]) -> Weight:
+    """How the weight of a labelled operation is stored."""
+    n, k, dtype = fields["n"], fields["k"], fields["dtype"]
+    if fields["kind"] == "none":
+        return Plain(n, k, dtype)
+    max_int = 0 if fields["zero_point"] else fields["max_int"]
+    return Packed(
+        n, k, fields["kind"], fields["layout"] == "KN", fields["bits"], fields["group_size"], fields["per_word"],
+        fields["words_per_group"], max_int, fields["scale_dtype"], fields["scale_per"] == "tensor",
+        fields["zero_point"],
+    )  # fmt: skip
+
+
+def values(weight: Weight, stored: Sequence[Buffer], n: Expr, u: Expr) -> list[Expr]:
+    """All values of a unit, as float32."""
+    unit, scale = weight.unit(stored, n, u), weight.scale(stored, n, u)
+    result = []
+    for e in range(weight.per_unit):
+        value, factor = weight.raw(unit, e), weight.factor(e)
+        value = value if factor == 1.0 else value * b.number(factor)
+        result.append(value if scale is None else value * scale)
+    return result

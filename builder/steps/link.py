@@ -1,0 +1,29 @@
+"""link: a model's objects and TVM's runtime, as one WebAssembly library."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from builder.core.step import InputFiles, Json, Out
+from builder.steps.ports import group, one
+from builder.targets import webgpu
+
+
+def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
+    """params {"emscripten": its version} (identity only) -> library.wasm.
+
+    inputs: {"objects": library.tar, "runtime": {"<name>.o"}, "metadata": metadata.json}.
+    """
+    parts = group(inputs["runtime"])
+    metadata = json.loads(one(inputs["metadata"]).path.read_bytes())
+    with tempfile.TemporaryDirectory(prefix="llm-build-") as folder, tarfile.open(one(inputs["objects"]).path) as tar:
+        tar.extractall(folder, filter="data")
+        objects = [Path(folder, name) for name in tar.getnames()]
+        memory_bytes = webgpu.initial_memory(metadata, sum(path.stat().st_size for path in objects))
+        runtime = [parts[f"{name}.o"].path for name in webgpu.RUNTIME]
+        webgpu.link(objects, runtime, out.path("library.wasm"), memory_bytes)
+    out.fact("initial_memory_bytes", memory_bytes)

@@ -1,0 +1,17 @@
+"""runtime.wasm: TVM's runtime for browsers, compiled once per version of the wheels and of emscripten."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from builder.core.step import InputFiles, Json, Out
+from builder.targets import webgpu
+
+
+def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
+    """params {"emscripten": its version, "headers": their digest} (identity only) -> <name>.o of each of its parts."""
+    out.progress(0, 0, "", "compiling TVM's runtime")
+    with tempfile.TemporaryDirectory(prefix="llm-build-") as folder:
+        webgpu.compile_runtime({name: out.path(f"{name}.o") for name in webgpu.RUNTIME}, Path(folder) / "tvm")

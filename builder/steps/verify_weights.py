@@ -1,0 +1,46 @@
+"""verify.weights: the packed weights of an artifact that this machine cannot run, against the original checkpoint.
+
+The checkpoint, with the weights that were stored, goes through transformers: what the scheme costs is measured as in
+verify, and judged by the same limits. The library is not run, and nothing here says that it works.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from builder.core.step import InputFiles, Json, Out
+from builder.steps.ports import group
+from builder.steps.verify import compare, report
+from builder.verification import paths
+from builder.verification.findings import judge
+from builder.verification.limits import is_trained, tightened
+
+
+def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
+    """Write verify.json with "ran": false.
+
+    Args:
+        params: as verify's, and "kind" of the target.
+        inputs: "reference", "dequantized" (tokens.npy, logits.npy, ...).
+
+    Raises:
+        StepError: a figure is past its limit.
+    """
+    reference, dequantized = group(inputs["reference"]), group(inputs["dequantized"])
+    original = np.load(reference["logits.npy"].path, mmap_mode="r")
+    stored = np.load(dequantized["logits.npy"].path, mmap_mode="r")
+    weights = json.loads(dequantized["reconstruction.json"].path.read_text())
+    positions = list(range(stored.shape[1]))
+    pieces = [paths.Piece(paths.ONE_SHOT, window, positions, logits) for window, logits in enumerate(stored)]
+    arrays = {"original": original, "dequantized": stored, "tokens": np.load(reference["tokens.npy"].path)}
+    findings = compare(params, {paths.ONE_SHOT: pieces}, arrays, weights)
+    trained = is_trained(findings.perplexity["original"], original.shape[2], params["trained"]["ratio"])
+    limits = tightened(params["limits"], params["trained"]) if trained else params["limits"]
+    whole = {**findings.json(), "limits": limits, "trained": trained, "ran": False}
+    out.path("verify.json").write_text(json.dumps(whole, indent=1) + "\n")
+    report(findings, out)
+    out.fact("not_run", params["kind"])
+    judge(findings, limits)

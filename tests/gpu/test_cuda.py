@@ -1,0 +1,34 @@
+"""CUDA on the real thing. LLM_BUILD_GPU names what tests.gpu.prepare built elsewhere; without it, it is built here.
+
+A machine without a GPU skips all of it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from builder.targets import cuda
+from tests.gpu.cells import CELLS
+
+pytestmark = pytest.mark.skipif(not cuda.runs_here(), reason="no NVIDIA driver on this machine")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if given := os.environ.get("LLM_BUILD_GPU"):
+        return Path(given)
+    from tests.gpu.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("gpu")
+    prepare(folder, list(CELLS), "cuda", 256)
+    return folder
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_library_built_elsewhere(cell: str, built: Path):
+    from tests.gpu.check import check
+
+    check(built / cell)

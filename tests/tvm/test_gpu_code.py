@@ -1,0 +1,193 @@
+"""Libraries for GPUs, made and read here, run nowhere: tests/gpu and tests/browser run them."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tvm
+import yaml
+
+from builder import architectures, models
+from builder.core.errors import StepError, UserError
+from builder.lowering import gpu_code, pipeline
+from builder.lowering.machine import gpu_machine, machine_of
+from builder.lowering.op import label_of
+from builder.lowering.passes.kernels import check_covered, with_schedules
+from builder.lowering.schedules.gpu import SCHEDULES
+from builder.lowering.schedules.gpu.block import SHARED_BYTES, THREADS, Device
+from builder.parse import parse
+from builder.quant import layout
+from builder.recipe import Quant
+from builder.schemes import scheme_of
+from builder.steps import lower
+from builder.targets import cuda
+from tests.conftest import ROOT
+from tests.matrix.checkpoints import FAMILIES, SIZES
+from tests.tvm import tiny
+
+TRIPLES = {
+    "cuda": "x86_64-linux-gnu", "webgpu": "wasm32-unknown-unknown-wasm", "metal": "arm64-apple-macos14",
+    "opencl": "aarch64-linux-android",
+}  # fmt: skip
+METADATA = {**tiny.METADATA, "context_window_size": 256, "sliding_window_size": -1}
+STORAGE_BUFFERS = 10  # of one kernel: what WebLLM asks of a browser
+
+
+def target(kind: str, **others: Any) -> dict[str, Any]:
+    limits = dict.fromkeys(
+        ("max_threads_per_block", "max_shared_memory_bytes", "max_binding_bytes", "max_storage_buffers"), 0
+    )
+    whole = {"kind": kind, "triple": TRIPLES[kind], "cpu": "", "features": [], "arch": [], "limits": limits}
+    return {**whole, "library": "so" if kind == "cuda" else "tar", "supports": [], **others}
+
+
+def params(wanted: dict[str, Any], scheme: str = "q4f16_1") -> dict[str, Any]:
+    found = tiny.lower_params(tiny.BASE, tiny.SCHEMES[scheme])
+    return {**found, "target": wanted}
+
+
+def source(kind: str, monkeypatch: pytest.MonkeyPatch, folder: Path, scheme: str = "q4f16_1") -> dict[str, str]:
+    """The device code of each kernel of a tiny llama, with the declarations before it."""
+    found: list[str] = []
+    build = gpu_code.source_code
+
+    def kept(functions: Any, machine: Any) -> Any:
+        module = build(functions, machine)
+        found.append(str(module.inspect_source()))
+        return module
+
+    monkeypatch.setattr(gpu_code, "source_code", kept)
+    lower.run(params(target(kind), scheme), {}, tiny.FolderOut(folder))
+    start = {"webgpu": r"^// Function: (\w+)", "metal": r"^kernel void (\w+)\(", "opencl": r"^__kernel void (\w+)\("}[
+        kind
+    ]
+    parts = re.split(start, found[0], flags=re.MULTILINE)
+    return {name: body for name, body in zip(parts[1::2], parts[2::2], strict=True) if "{" in body}
+
+
+def test_webgpu_kernels_stay_within_what_browsers_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    kernels = source("webgpu", monkeypatch, tmp_path, "q4f32_1")
+    assert len(kernels) > 25
+    for name, text in kernels.items():
+        (threads,) = re.findall(r"@workgroup_size\((\d+), 1, 1\)", text)
+        assert int(threads) <= THREADS, name
+        assert text.count("var<storage") <= STORAGE_BUFFERS, name
+        assert "f16" not in text, name
+
+
+def test_shared_memory_of_every_kernel_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for name, text in source("metal", monkeypatch, tmp_path).items():
+        arrays = re.findall(r"threadgroup (float|int|uint) \w+\[(\d+)\]", text)
+        assert sum(4 * int(count) for _, count in arrays) <= SHARED_BYTES, name
+        assert len(re.findall(r"\[\[ buffer\(\d+\) \]\]", text)) <= 31, name
+
+
+def test_no_kernel_computes_with_64_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The runtime's own scalars come as such; what is between the braces casts them first."""
+    for name, text in source("opencl", monkeypatch, tmp_path).items():
+        body = text.partition("{")[2].partition("__kernel")[0]
+        assert "long" not in body, name
+        assert "double" not in body, name
+
+
+def test_a_cuda_library_holds_machine_code_for_each_architecture_and_no_source(tmp_path: Path):
+    if cuda.find_compiler() is None:
+        pytest.skip("no CUDA compiler")
+    lower.run(params(target("cuda", arch=["sm_80", "sm_90a"])), {}, tiny.FolderOut(tmp_path))
+    library = (tmp_path / "library.so").read_bytes()
+    assert b"__global__" not in library
+    assert b"\x50\xed\x55\xba" in library  # a fatbin
+    assert library.count(b"\x50\xed\x55\xba") == 1
+
+
+@pytest.mark.parametrize("kind", ["webgpu", "metal"])
+def test_objects_are_the_same_each_time_and_know_no_folder(kind: str, tmp_path: Path):
+    for name in ("one", "two longer"):
+        (tmp_path / name).mkdir()
+        lower.run(params(target(kind)), {}, tiny.FolderOut(tmp_path / name))
+    one, two = ((tmp_path / name / "library.tar").read_bytes() for name in ("one", "two longer"))
+    assert one == two
+    assert str(tmp_path).encode() not in one
+    with tarfile.open(tmp_path / "one" / "library.tar") as archive:
+        assert {member.mtime for member in archive.getmembers()} == {0}
+        assert all(member.name.endswith(".o") for member in archive.getmembers())
+
+
+@pytest.mark.parametrize("family", sorted(models.FAMILIES))
+def test_every_label_of_every_family_has_a_kernel(family: str):
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family]}).to_dict()
+    for name in ("q4f16_1", "w8a8"):
+        scheme = shipped_scheme(name)
+        model = models.load(family).Model(architectures.load(family).from_hf(config), scheme, METADATA)
+        module, _ = model.export_tvm(spec=model.functions())
+        labels = {(label_of(function) or {}).get("op") for function in module.functions.values()} - {None}
+        assert labels <= SCHEDULES.keys()
+        after = with_schedules(SCHEDULES, Device(THREADS, SHARED_BYTES))(module)
+        assert not any(label_of(function) for function in after.functions.values())
+
+
+def shipped_scheme(name: str) -> layout.Scheme:
+    """A choice of conf/quant."""
+    table = yaml.safe_load((ROOT / "conf" / "quant" / f"{name}.yaml").read_text())
+    return layout.scheme(scheme_of(parse(Quant, table, "quant")))
+
+
+def test_an_operation_without_a_kernel_is_named():
+    config = architectures.load("llama").from_architecture({**tiny.BASE, "num_hidden_layers": 1})
+    model = models.load("llama").Model(config, tiny.SCHEMES["q4f16_1"], tiny.METADATA)
+    module, _ = model.export_tvm(spec=model.functions())
+    some = {name: make for name, make in SCHEDULES.items() if name != "silu_mul"}
+    with pytest.raises(StepError, match="there is no kernel for silu_mul on a GPU"):
+        check_covered(module, some)
+
+
+def test_a_device_too_small_is_refused():
+    small = target("webgpu", limits={**target("webgpu")["limits"], "max_shared_memory_bytes": 16384})
+    with pytest.raises(UserError, match=r"32768 bytes of shared memory; found .* 16384"):
+        gpu_machine(small)
+
+
+def test_identical_layers_are_lowered_once(tmp_path: Path):
+    """Twice the layers, the same kernels."""
+    counts = []
+    for layers in (1, 3):
+        config = architectures.load("llama").from_architecture({**tiny.BASE, "num_hidden_layers": layers})
+        model = models.load("llama").Model(config, tiny.SCHEMES["q4f16_1"], tiny.METADATA)
+        module, _ = model.export_tvm(spec=model.functions())
+        machine = machine_of(target("webgpu"))
+        passes = pipeline.graph_passes(machine, model, "llama", "q4f16_1")
+        lowered = pipeline.compile_library(module, passes, machine, tmp_path / "x.tar", lambda *_: None)
+        counts.append(sum(1 for f in lowered.functions.values() if isinstance(f, tvm.tirx.PrimFunc)))
+    assert counts[0] == counts[1]
+
+
+def test_a_7b_llama_is_lowered_in_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Everything but the CUDA compiler: no more than 30 s of CPU time, which runs once for all layers."""
+    sources: list[str] = []
+    real = cuda.compile_kernels
+
+    def compiled(source: str, arch: Any) -> bytes:
+        sources.append(source)
+        return real('extern "C" __global__ void nothing() {}', arch)
+
+    if cuda.find_compiler() is None:
+        pytest.skip("no CUDA compiler")
+    monkeypatch.setattr(cuda, "compile_kernels", compiled)
+    shape = {
+        **tiny.BASE, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "head_dim": 128,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    found = {**params(target("cuda", arch=["sm_90a"])), "architecture": shape}
+    metadata = {**tiny.METADATA, "context_window_size": 4096, "prefill_chunk_size": 2048}
+    started = time.process_time()
+    lower.run({**found, "metadata": metadata}, {}, tiny.FolderOut(tmp_path))
+    assert time.process_time() - started < 30
+    (source,) = sources
+    assert source.count("__launch_bounds__") // 2 < 100  # declared, and defined
