@@ -5,8 +5,9 @@
     python -m benchmarks.decode --artifact dist/demo-q4f16_1-cpu
     python -m benchmarks.decode --peer                   # also torch, float32, the same shape
 
-Medians of several runs. The limit is the speed at which all cores together read a buffer of the weights' size, measured
-in the same run: a token cannot come faster than its weights are read.
+Medians of several runs, measured as `build bench` does (builder/runtime/speed.py). The limit is the speed at which all
+cores together read a buffer of the weights' size, measured in the same run: a token cannot come faster than its weights
+and the cache of the tokens before it are read.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,10 +26,12 @@ import numpy as np
 import yaml
 
 from builder import schemes
-from builder.quant import layout, storage
+from builder.quant import storage
 from builder.recipe import Quant
+from builder.runtime import speed
 from builder.runtime.engine import Engine
-from builder.targets import cpu
+from builder.runtime.measured import active_experts
+from builder.targets import cpu, machine
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = {
@@ -120,55 +122,6 @@ def random_weights(folder: Path, params: list[dict[str, Any]]) -> None:
     (folder / "tensor-cache.json").write_text(json.dumps({"metadata": {}, "records": [shard]}))
 
 
-def weights_read_bytes(metadata: dict[str, Any]) -> int:
-    """Bytes of weights that one token reads: all, but one row of the embedding (unless that is the head)."""
-    total = {p["name"]: layout.DTYPE_BYTES[p["dtype"]] * int(np.prod(p["shape"])) for p in metadata["params"]}
-    tied = not any(name.startswith("lm_head") for name in total)
-    return sum(n for name, n in total.items() if tied or not name.startswith("model.embed_tokens"))
-
-
-def read_bandwidth(nbytes: int, threads: int) -> float:
-    """Bytes per second at which ``threads`` threads read ``nbytes`` over and over."""
-    parts = np.array_split(np.ones(max(nbytes // 4, threads), np.float32), threads)
-    repeat = max(1, (1 << 28) // max(nbytes, 1))
-
-    def read(part: np.ndarray) -> None:
-        for _ in range(repeat):
-            part.max()
-
-    with ThreadPoolExecutor(threads) as pool:
-        return max(nbytes * repeat / timed(lambda: list(pool.map(read, parts))) for _ in range(5))
-
-
-def timed(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def decode_speed(engine: Engine, context: int, tokens: int, runs: int) -> float:
-    """Median tokens per second of ``tokens`` decode steps that start at ``context`` tokens."""
-    random, speeds = np.random.default_rng(1), []
-    sequence = engine.add_sequence()
-    engine.prefill(sequence, random.integers(0, engine.vocab_size, context).tolist())
-    for _ in range(runs):
-        if engine.length(sequence) + tokens > engine.context:
-            break
-        speeds.append(tokens / timed(lambda: [engine.decode(sequence, 1) for _ in range(tokens)]))
-    engine.remove_sequence(sequence)
-    return median(speeds)
-
-
-def prefill_speed(engine: Engine, tokens: int, runs: int) -> float:
-    random, speeds = np.random.default_rng(2), []
-    ids = random.integers(0, engine.vocab_size, tokens).tolist()
-    for _ in range(runs):
-        sequence = engine.add_sequence()
-        speeds.append(tokens / timed(lambda s=sequence: engine.prefill(s, ids)))
-        engine.remove_sequence(sequence)
-    return median(speeds)
-
-
 def torch_speeds(shape: str, prompt: int, tokens: int, runs: int) -> tuple[float, float]:
     """(decode, prefill) tokens per second of transformers in float32 on the same shape."""
     import torch
@@ -185,30 +138,33 @@ def torch_speeds(shape: str, prompt: int, tokens: int, runs: int) -> tuple[float
             cache = model(ids, use_cache=True).past_key_values
             prefills.append(prompt / (time.perf_counter() - started))
             one = ids[:, :1]
-            decodes.append(tokens / timed(lambda c=cache, o=one: [model(o, past_key_values=c) for _ in range(tokens)]))
+            decodes.append(
+                tokens / speed.timed(lambda c=cache, o=one: [model(o, past_key_values=c) for _ in range(tokens)])
+            )
     return median(decodes), median(prefills)
 
 
 def report(folder: Path, runs: int, shape: str, peer: bool) -> None:
-    engine, threads = Engine.from_folder(folder, 2), len(os.sched_getaffinity(0))
-    read = weights_read_bytes(engine.metadata)
-    bandwidth = read_bandwidth(read, threads)
-    big = read_bandwidth(1 << 28, threads)
-    host = cpu.describe_host()
-    print(f"{threads} threads of {host['cpu']} {' '.join(map(str, host['features']))}")  # type: ignore[call-overload]
+    files = {item.name: item for item in folder.iterdir() if item.is_file()}
+    engine, threads = Engine(files, 1), len(os.sched_getaffinity(0))
+    read = speed.weights_read(files, engine.metadata, active_experts(files))
+    bandwidth, big = speed.read_bandwidth(read, threads), speed.read_bandwidth(1 << 28, threads)
+    print(f"{threads} threads of {machine.instructions()}")
     print(f"weights read per token: {read:,} bytes, at {bandwidth / 1e9:.1f} GB/s (256 MiB: {big / 1e9:.1f} GB/s)")
-    limit = bandwidth / read
-    print(f"limit of decode: {limit:,.0f} tokens/s")
-    tokens = 64 if read < 1 << 26 else 16
-    for context in (8, 128, 512, engine.context - runs * tokens):
-        if 0 < context < engine.context - tokens:
-            speed = decode_speed(engine, context, tokens, runs)
-            print(f"decode at context {context:5d}: {speed:9,.1f} tokens/s ({speed / limit:5.1%} of the limit)")
+    for context in (8, 128, 512, engine.context - speed.MOST_TOKENS):
+        if 0 < context <= engine.context - speed.MOST_TOKENS:
+            found, limit = speed.decode_rate(engine, context, runs), bandwidth / (read + cache_of(engine, context))
+            share = found["median"] / limit
+            print(f"decode at context {context:5d}: {found['median']:9,.1f} tokens/s ({share:5.1%} of {limit:,.0f})")
     for length in (32, 256, engine.chunk):
-        print(f"prefill of {length:5d} tokens: {prefill_speed(engine, length, runs):9,.1f} tokens/s")
+        print(f"prefill of {length:5d} tokens: {speed.prefill_rate(engine, length, runs)['median']:9,.1f} tokens/s")
     if peer:
-        decode, prefill = torch_speeds(shape, 256, tokens, max(3, runs // 2))
+        decode, prefill = torch_speeds(shape, 256, speed.MOST_TOKENS, max(3, runs // 2))
         print(f"torch float32: decode at 256 {decode:,.1f} tokens/s, prefill of 256 {prefill:,.1f} tokens/s")
+
+
+def cache_of(engine: Engine, context: int) -> int:
+    return speed.cache_read(engine.metadata, context)
 
 
 def main() -> None:
