@@ -14,20 +14,20 @@ from builder.core.errors import UserError
 from builder.core.plan import Goal, Plan
 from builder.core.step import Input, Resources, Step
 from builder.formats import quantized
+from builder.limits import limits_of, trained_of
+from builder.platforms import linker_of, platform_of, runs_here, target_of
 from builder.quant.methods import CALIBRATED, METHODS
-from builder.recipe import Budget, Recipe, Target
-from builder.schemes import activations_of, scheme_of
+from builder.recipe import Budget, Recipe
+from builder.schemes import scheme_of
 from builder.sizing import memory_of
-from builder.targets import android, apple, cpu, cuda, link, npm, webgpu
+from builder.targets import apple, cuda, link, npm, webgpu
 from builder.targets.apps import APPS, library_name
-from builder.verification.limits import choose
 
 DEMO = Path(__file__).resolve().parent / "demo"
 HELDOUT, CALIBRATION = DEMO / "heldout.txt", DEMO / "calibration.txt"
 TORCH_TOOLS = ("torch", "transformers", "tokenizers", "numpy")
 WEB_PAGE = DEMO.parent / "web_page"
 GIB = 1 << 30
-MEMORY = ("memory_bytes", "runtime_bytes", "max_sequences", "refused")  # of a target, and not in its code
 ALL_CORES = 1 << 10  # cut to what there is
 BENCH = {"prompt": 256, "contexts": [8, 512]}  # tokens; decoding is measured near the end of the context too
 
@@ -220,7 +220,7 @@ def lower_step(recipe: Recipe, linker: str) -> Step:
         id="", name="lower", function="builder.steps.lower:run",
         params={
             "family": recipe.family, "architecture": dict(recipe.architecture), "scheme": scheme_of(recipe.quant),
-            "target": target_of(recipe), "metadata": asdict(recipe.metadata),
+            "target": target_of(recipe.target), "metadata": asdict(recipe.metadata),
             **({"linker": linker_of(recipe.target, linker)} if recipe.target.library == "so" else {}),
             **({"compiler": cuda.identity()} if recipe.target.kind == "cuda" else {}),
             **({"kernels": apple.identity()} if recipe.target.kind == "metal" else {}),
@@ -228,23 +228,6 @@ def lower_step(recipe: Recipe, linker: str) -> Step:
         tools=("apache-tvm",), code=(architectures.FAMILIES[recipe.family], f"builder.models.{recipe.family}"),
         resources=Resources(cpu=1, memory_bytes=2 * GIB),
     ))  # fmt: skip
-
-
-def linker_of(target: Target, native: str) -> str:
-    if target.kind == "opencl":
-        return f"NDK {android.ndk_version()}"
-    return native if link.is_native(target.triple) else link.identity(target.triple)
-
-
-def target_of(recipe: Recipe) -> dict[str, Any]:
-    """What code is generated from: not how much memory there is."""
-    whole = asdict(recipe.target)
-    if recipe.target.kind == "cpu":
-        kept = ("kind", "triple", "cpu", "features")
-        target = {k: whole[k] for k in (kept if whole["library"] == "so" else (*kept, "library"))}
-    else:
-        target = {k: v for k, v in whole.items() if k not in MEMORY}
-    return {**target, "features": list(target["features"] or ())}
 
 
 def link_steps(lower: Step) -> list[Step]:
@@ -392,39 +375,6 @@ def needed_by(step: Step, plan: Plan) -> dict[str, Step]:
 def bench_goal(name: str) -> str:
     """Under which the store keeps the last measurement of an artifact."""
     return f"{name} bench"
-
-
-def platform_of(target: Target) -> str:
-    """For people: what a library is for."""
-    return target.cpu if target.kind == "cpu" else target.kind
-
-
-def runs_here(target: Target) -> bool:
-    """Whether a library for the target can be run on this machine, as far as can be seen without loading anything."""
-    if target.kind == "cpu":
-        return target.library == "so" and cpu.runs_here(target.cpu, target.features or ())
-    return target.kind == "cuda" and cuda.runs_here()
-
-
-def limits_of(recipe: Recipe, scheme: Mapping[str, Any]) -> dict[str, float]:
-    given = recipe.verify
-    over = {k: getattr(given, k) for k in ("max_error", "rms_error", "kl", "top1", "perplexity")}
-    rounded = [given.exact_rounded[activation] for activation in activations_of(scheme)]
-    exact = {
-        "exact_max": max(given.exact_max, *(limits.max_error for limits in rounded), 0.0),
-        "exact_rms": max(given.exact_rms, *(limits.rms_error for limits in rounded), 0.0),
-    }
-    if recipe.quant.packing and not recipe.quant.activation:  # the reference has the very same weights
-        scheme = {"name": recipe.quant.method, "kind": "none", "bits": 0}
-    if recipe.budget:  # which may not lose more than a scheme that it could pay everywhere
-        scheme = recipe.budget.candidates[recipe.budget.plain]
-    return choose(scheme, {name: asdict(limits) for name, limits in given.limits.items()}, over, exact)
-
-
-def trained_of(recipe: Recipe) -> dict[str, float]:
-    """verify.trained; a limit that the recipe sets itself is not made tighter."""
-    given = recipe.verify
-    return {k: v for k, v in asdict(given.trained).items() if k == "ratio" or getattr(given, k) is None}
 
 
 def source_inputs(recipe: Recipe, fetch: Step) -> dict[str, Input]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from builder import compose, graph, resolve
+from builder import compose, graph, platforms, resolve
 from builder.arguments import Arguments
 from builder.core.errors import BuildError, StepError, Unsupported
 from builder.core.examine import examine
@@ -112,9 +112,9 @@ def runnable(job: Job, what: str) -> Job:
     measures"."""
     refused: dict[str, BuildError] = {}
     for recipe in job.recipes:
-        if not graph.runs_here(recipe.target):
+        if not platforms.runs_here(recipe.target):
             refused[recipe.name] = Unsupported(
-                f"{what} on this machine, which cannot run a library for {graph.platform_of(recipe.target)}",
+                f"{what} on this machine, which cannot run a library for {platforms.platform_of(recipe.target)}",
                 "`build`, with the same overrides, builds it here, for one that can",
             )
     if refused and len(job.names) == 1:

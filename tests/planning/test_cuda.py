@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from builder import compose, graph, resolve
+from builder import compose, graph, platforms, resolve
 from builder.core.errors import StepError, UserError
 from builder.recipe import Target
 from builder.targets import cuda
@@ -100,5 +100,5 @@ def test_the_library_knows_its_compiler_and_no_processor():
 
 
 def test_only_cpus_and_nvidia_gpus_run_here():
-    assert graph.runs_here(Target(cpu="x86-64-v2"))
-    assert not graph.runs_here(Target(kind="metal"))
+    assert platforms.runs_here(Target(cpu="x86-64-v2"))
+    assert not platforms.runs_here(Target(kind="metal"))

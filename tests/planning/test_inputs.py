@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from builder import compose, graph, resolve, schemes
+from builder import compose, resolve, schemes
+from builder import limits as limits_of_verify
 from builder.architectures.weights import Parameter
 from builder.core.errors import UserError
 from builder.quant.layout import scheme
@@ -37,16 +38,16 @@ def test_experts_are_refused_by_name(name: str):
 
 def test_the_exact_limits_are_those_of_what_is_rounded():
     """Also when only a rule rounds; never lower than what the recipe asks for."""
-    plain = graph.limits_of(recipe("quant=q8f16_1"), {"name": "q8f16_1", "kind": "group", "bits": 8})
+    plain = limits_of_verify.limits_of(recipe("quant=q8f16_1"), {"name": "q8f16_1", "kind": "group", "bits": 8})
     assert (plain["exact_max"], plain["exact_rms"]) == (1e-4, 1e-5)
     made = recipe("quant=w8a8")
     limits = made.verify.exact_rounded["int8"]
-    found = graph.limits_of(made, schemes.scheme_of(made.quant))
+    found = limits_of_verify.limits_of(made, schemes.scheme_of(made.quant))
     assert (found["exact_max"], found["exact_rms"]) == (limits.max_error, limits.rms_error)
     ruled = {**schemes.shipped("q4f16_1", FOLDERS), "rules": [{"use": schemes.shipped("w8a8", FOLDERS)}]}
-    assert graph.limits_of(made, ruled)["exact_max"] == limits.max_error
+    assert limits_of_verify.limits_of(made, ruled)["exact_max"] == limits.max_error
     loose = replace(made, verify=replace(made.verify, exact_max=7.0))
-    assert graph.limits_of(loose, ruled)["exact_max"] == 7.0
+    assert limits_of_verify.limits_of(loose, ruled)["exact_max"] == 7.0
 
 
 def test_inputs_are_no_part_of_what_quantize_reads():
