@@ -79,13 +79,15 @@ def equipped(job: Job) -> Job:
 
     refused = dict[str, Unsupported]()
     for goal, recipe in zip(job.plan.goals, job.recipes, strict=True):
-        kinds = (recipe.target.kind, f"{recipe.target.kind}.{recipe.target.library}", recipe.package.kind)
+        target = recipe.target
+        several = ("cuda.several",) if len(target.arch) > 1 else ()
+        kinds = (target.kind, f"{target.kind}.{target.library}", recipe.package.kind, *several)
         for tool in tools.lacking(*kinds):
             steps = {id_: job.plan.steps[id_] for id_ in goal.steps if job.plan.steps[id_].name == tool.step}
             if steps and all(verdict.status == "hit" for verdict in examine(Plan(steps, ()), job.store).values()):
                 continue  # what it makes was made elsewhere
             group = "package" if recipe.package.kind in tool.needed else "target"
-            refused[recipe.name] = tools.refusal(tool, f"{group}={recipe.choices[group]}")
+            refused.setdefault(recipe.name, tools.refusal(tool, f"{group}={recipe.choices[group]}"))
     if refused and len(job.names) == 1:
         raise refused[job.names[0]]
     if len(job.names) > 1:  # a plain build without a linker fails in its step lower, before that runs

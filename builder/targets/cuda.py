@@ -14,32 +14,65 @@ from shutil import which
 from tempfile import TemporaryDirectory
 
 from builder.core.errors import StepError, UserError
+from builder.targets import nvrtc
 
 ARCH = re.compile(r"sm_(\d{2,3})([af]?)")
 OLDEST = 75  # compute capability; CUDA 13 dropped what was before
 HOST = "host"
-PLACES = ("/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc")
+PLACES = ("/usr/local/cuda", "/opt/cuda")
+NVRTC = "lib/libnvrtc.so.13"
+HEADERS = ("cuda_fp16.h", "cuda/std/type_traits")  # each in a folder of its own
+ONE_ARCH = "build target=h100 (or target.arch=[sm_90a]: one architecture), or: pip install nvidia-cuda-nvcc"
 FLAGS = ("-fatbin", "-O3", "-std=c++17", "-Xfatbin=-compress-all", "-diag-suppress=177,550,20012,20014")
 
 
 @dataclass(frozen=True, slots=True)
 class Compiler:
-    """``program``: nvcc; ``source``: where it was found, for people."""
+    """``name``: "nvcc" or "NVRTC"; ``program``: the one's program, the other's library; ``source``: where it was found,
+    for people; ``includes``: folders of CUDA's headers, which NVRTC asks for."""
 
+    name: str
     program: Path
     source: str
+    includes: tuple[Path, ...] = ()
 
 
 def find_compiler() -> Compiler | None:
-    """nvcc of the PATH, of the usual places, of PyPI's nvidia-cuda-nvcc; or None."""
-    if found := which("nvcc"):
-        return Compiler(Path(found), "PATH")
+    """nvcc where there is also the C++ compiler that it calls, else NVRTC of PyPI's nvidia-cuda-nvrtc, or None."""
+    nvcc = find_program("nvcc") if which("g++") or os.environ.get("NVCC_CCBIN") else None
+    return Compiler("nvcc", *nvcc) if nvcc else find_nvrtc()
+
+
+def find_program(name: str) -> tuple[Path, str] | None:
+    """A program of the toolkit, and where: on the PATH, in the usual places, in PyPI's nvidia-cuda-nvcc."""
+    if found := which(name):
+        return Path(found), "PATH"
     for place in PLACES:
-        if os.access(place, os.X_OK):
-            return Compiler(Path(place), place)
-    for found_in_package in packaged("bin/nvcc"):
-        return Compiler(found_in_package, "the Python package nvidia-cuda-nvcc")
+        if os.access(path := Path(place, "bin", name), os.X_OK):
+            return path, place
+    for found_in_package in packaged(f"bin/{name}"):
+        return found_in_package, "the Python package nvidia-cuda-nvcc"
     return None
+
+
+def find_nvrtc() -> Compiler | None:
+    """PyPI's libnvrtc, where CUDA's headers are too: PyPI's (nvidia-cuda-runtime, nvidia-cuda-cccl) or a toolkit's."""
+    library = next(iter(packaged(NVRTC)), None)
+    folders = [*(found.parent for found in packaged("include/cuda_fp16.h")), *(Path(p, "include") for p in PLACES)]
+    folders += [folder / "cccl" for folder in folders]
+    includes = [next((f for f in folders if (f / header).exists()), None) for header in HEADERS]
+    if library is None or None in includes:
+        return None
+    found = tuple(folder for folder in includes if folder)
+    return Compiler("NVRTC", library, "the Python package nvidia-cuda-nvrtc", found)
+
+
+def joins() -> Path | None:
+    """What makes one file of code for several architectures: fatbinary, or nvcc, which knows where its own is."""
+    if found := find_program("fatbinary"):
+        return found[0]
+    compiler = find_compiler()
+    return compiler.program if compiler and compiler.name == "nvcc" else None
 
 
 def packaged(name: str) -> list[Path]:
@@ -49,9 +82,9 @@ def packaged(name: str) -> list[Path]:
 
 
 def identity() -> str:
-    """Which compiler it would be, for keys: "nvcc 13.0.88", or "none"."""
+    """Which compiler it would be, for keys: "nvcc 13.0.88", "NVRTC 13.5.37", or "none"."""
     compiler = find_compiler()
-    return "none" if compiler is None else f"nvcc {version(compiler)}"
+    return "none" if compiler is None else f"{compiler.name} {version(compiler)}"
 
 
 def require_compiler() -> Compiler:
@@ -59,15 +92,20 @@ def require_compiler() -> Compiler:
     compiler = find_compiler()
     if compiler is None:
         raise StepError(
-            f"no CUDA compiler found: looked for nvcc on the PATH, {', '.join(PLACES)} and PyPI's nvidia-cuda-nvcc",
-            "install the CUDA toolkit 13, or: pip install 'llm-build[cuda]'",
+            f"no CUDA compiler found: looked for nvcc (and its g++) on the PATH, in {', '.join(PLACES)} and in PyPI's "
+            "nvidia-cuda-nvcc, and for NVRTC in PyPI's nvidia-cuda-nvrtc",
+            "install the CUDA toolkit 13 and g++, or: pip install 'llm-build[cuda]'",
         )
     return compiler
 
 
 @lru_cache(maxsize=4)
 def version(compiler: Compiler) -> str:
-    """What the compiler says of itself: "13.0.88"."""
+    """What the compiler, or its package, says of itself: "13.0.88"."""
+    if compiler.name == "NVRTC":
+        site = compiler.program.parents[3]  # of nvidia/cu13/lib/libnvrtc.so.13
+        names = [found.name for found in site.glob("nvidia_cuda_nvrtc-*.dist-info")]
+        return names[0].removesuffix(".dist-info").partition("-")[2] if names else "unknown"
     said = subprocess.run([compiler.program, "--version"], capture_output=True, text=True, check=False).stdout
     match = re.search(r"V(\d+\.\d+\.\d+)", said)
     return match[1] if match else "unknown"
@@ -122,21 +160,45 @@ def detect() -> tuple[str, ...]:
 
 
 def compile_kernels(source: str, arch: Sequence[str]) -> bytes:
-    """A fatbin with machine code for each architecture.
+    """Machine code for each architecture: a fatbin, or NVRTC's cubin for one. The driver's cuModuleLoadData takes both,
+    and TVM calls both "cubin".
 
     Raises:
         StepError: there is no compiler, or it failed; says what it printed.
     """
     compiler = require_compiler()
+    with TemporaryDirectory(prefix="llm-build-cuda-") as name:
+        folder = Path(name)
+        if compiler.name == "nvcc":
+            return by_nvcc(compiler, source, arch, folder)
+        cubins = [nvrtc.cubin(compiler.program, compiler.includes, source, each) for each in arch]
+        return cubins[0] if len(arch) == 1 else joined(cubins, arch, folder)
+
+
+def by_nvcc(compiler: Compiler, source: str, arch: Sequence[str], folder: Path) -> bytes:
     targets = [f"-gencode=arch=compute_{name.removeprefix('sm_')},code={name}" for name in arch]
-    with TemporaryDirectory(prefix="llm-build-cuda-") as folder:
-        Path(folder, "kernels.cu").write_text(source, "utf-8")
-        threads = f"--threads={min(len(arch), len(os.sched_getaffinity(0)))}"
-        command = [str(compiler.program), *FLAGS, *targets, threads, "-o", "kernels.fatbin", "kernels.cu"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip())[-2000:]
-            raise StepError(
-                f"{compiler.program} could not compile the kernels for {', '.join(arch)}: {said}", "build doctor"
-            )
-        return Path(folder, "kernels.fatbin").read_bytes()
+    (folder / "kernels.cu").write_text(source, "utf-8")
+    threads = f"--threads={min(len(arch), len(os.sched_getaffinity(0)))}"
+    command = [str(compiler.program), *FLAGS, *targets, threads, "-o", "kernels.fatbin", "kernels.cu"]
+    return made(command, f"compile the kernels for {', '.join(arch)}", folder)
+
+
+def joined(cubins: Sequence[bytes], arch: Sequence[str], folder: Path) -> bytes:
+    """A fatbin of a cubin for each architecture, by the command that nvcc runs (nvcc --dryrun shows it)."""
+    program = joins()
+    if program is None:
+        raise StepError("NVRTC makes code for one architecture, and no fatbinary joins several here", ONE_ARCH)
+    for name, cubin in zip(arch, cubins, strict=True):
+        (folder / f"{name}.cubin").write_bytes(cubin)
+    images = [f"--image3=kind=elf,sm={name.removeprefix('sm_')},file={name}.cubin" for name in arch]
+    command = [str(program), "--create=kernels.fatbin", "-64", "-compress-all", *images]
+    return made(command, f"join code for {', '.join(arch)}", folder)
+
+
+def made(command: Sequence[str], task: str, folder: Path) -> bytes:
+    """The kernels.fatbin that a command makes in a folder."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip())[-2000:]
+        raise StepError(f"{command[0]} could not {task}: {said}", "build doctor")
+    return (folder / "kernels.fatbin").read_bytes()

@@ -39,14 +39,9 @@ def on_path(name: str) -> Callable[[], Path | None]:
     return find
 
 
-def find_nvcc() -> Path | None:
+def find_cuda_compiler() -> Path | None:
     found = cuda.find_compiler()
     return found.program if found else None
-
-
-def nvcc_version() -> str:
-    found = cuda.find_compiler()
-    return cuda.version(found) if found else ""
 
 
 def unknown() -> str:
@@ -57,9 +52,14 @@ def unknown() -> str:
 EVERY_OTHER = "every other target builds without it"
 REQUIRED = (
     Tool(
-        "a CUDA compiler", ("cuda",), "lower", find_nvcc, nvcc_version,
-        "no nvcc was found on the path, in /usr/local/cuda or from PyPI",
-        "install the CUDA toolkit 13, or: pip install 'llm-build[cuda]'", EVERY_OTHER,
+        "a CUDA compiler", ("cuda",), "lower", find_cuda_compiler, cuda.identity,
+        "no nvcc (with a g++) was found on the path, in /usr/local/cuda or from PyPI, and no NVRTC from PyPI",
+        "install the CUDA toolkit 13 and g++, or: pip install 'llm-build[cuda]'", EVERY_OTHER,
+    ),
+    Tool(
+        "fatbinary", ("cuda.several",), "lower", cuda.joins, unknown,
+        "NVRTC, the CUDA compiler here, makes code for one architecture at a time; no fatbinary was found on the path, "
+        "in /usr/local/cuda or from PyPI", cuda.ONE_ARCH, "a library for one architecture builds without it",
     ),
     Tool(
         "emscripten", ("webgpu",), "runtime.wasm", webgpu.find_emcc, webgpu.emcc_version,

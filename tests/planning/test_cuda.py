@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from builder import compose, graph, platforms, resolve
-from builder.core.errors import StepError, UserError
+from builder.commands.jobs import Job, equipped
+from builder.core.errors import StepError, Unsupported, UserError
+from builder.core.filestore import open_store
 from builder.recipe import Target
-from builder.targets import cuda
+from builder.targets import cuda, tools
 
 
 def test_architectures_are_named_once_oldest_first():
@@ -53,17 +55,17 @@ def test_the_compiler_is_looked_for_on_the_path_then_in_its_places_then_in_packa
     on_path = program(tmp_path / "bin" / "nvcc", "#!/bin/sh\necho 'release 13.0, V13.0.88'\n")
     in_place = program(tmp_path / "cuda" / "bin" / "nvcc")
     in_package = program(tmp_path / "site" / "nvidia" / "cu13" / "bin" / "nvcc")
-    monkeypatch.setattr(cuda, "PLACES", (str(in_place),))
+    for folder in (on_path.parent, tmp_path):
+        program(folder / "g++")
+    monkeypatch.setattr(cuda, "PLACES", (str(tmp_path / "cuda"),))
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
     monkeypatch.setenv("PATH", str(on_path.parent))
-    found = cuda.find_compiler()
-    assert found is not None
-    assert found.program == on_path
-    assert cuda.version(found) == "13.0.88"
+    assert cuda.find_compiler() == cuda.Compiler("nvcc", on_path, "PATH")
+    assert cuda.identity() == "nvcc 13.0.88"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert cuda.find_compiler() == cuda.Compiler(in_place, str(in_place))
+    assert cuda.find_compiler() == cuda.Compiler("nvcc", in_place, str(tmp_path / "cuda"))
     monkeypatch.setattr(cuda, "PLACES", ())
-    assert cuda.find_compiler() == cuda.Compiler(in_package, "the Python package nvidia-cuda-nvcc")
+    assert cuda.find_compiler() == cuda.Compiler("nvcc", in_package, "the Python package nvidia-cuda-nvcc")
     monkeypatch.setattr(sys, "path", [])
     assert cuda.identity() == "none"
     with pytest.raises(StepError, match=r"no CUDA compiler found") as caught:
@@ -71,11 +73,64 @@ def test_the_compiler_is_looked_for_on_the_path_then_in_its_places_then_in_packa
     assert "llm-build[cuda]" in caught.value.hint
 
 
+@pytest.fixture
+def only_nvrtc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A Python path with the names of NVRTC and CUDA's headers; an nvcc without a C++ compiler."""
+    cu13 = tmp_path / "site" / "nvidia" / "cu13"
+    for name in ("lib/libnvrtc.so.13", "include/cuda_fp16.h", "include/cccl/cuda/std/type_traits"):
+        program(cu13 / name)
+    (tmp_path / "site" / "nvidia_cuda_nvrtc-13.5.37.dist-info").mkdir()
+    program(tmp_path / "bin" / "nvcc")
+    monkeypatch.setattr(cuda, "PLACES", ())
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("NVCC_CCBIN", raising=False)
+    return cu13
+
+
+def test_nvrtc_is_the_compiler_where_nvcc_has_no_host_compiler(only_nvrtc: Path, monkeypatch: pytest.MonkeyPatch):
+    found = cuda.find_compiler()
+    assert found is not None
+    assert (found.name, found.program) == ("NVRTC", only_nvrtc / "lib/libnvrtc.so.13")
+    assert found.includes == (only_nvrtc / "include", only_nvrtc / "include" / "cccl")
+    assert cuda.identity() == "NVRTC 13.5.37"
+    assert [tool.name for tool in tools.lacking("cuda")] == []
+    monkeypatch.setenv("NVCC_CCBIN", "clang++")
+    assert cuda.require_compiler().name == "nvcc"
+
+
+def test_nvrtc_without_cudas_headers_is_no_compiler(only_nvrtc: Path):
+    (only_nvrtc / "include" / "cuda_fp16.h").unlink()
+    assert cuda.find_compiler() is None
+
+
+def test_nvrtc_takes_one_architecture_where_nothing_joins_several(only_nvrtc: Path):
+    equipped(job("target=h100"))
+    with pytest.raises(Unsupported, match=r"needs fatbinary, and NVRTC, .* one architecture at a time") as caught:
+        equipped(job("target=cuda"))
+    assert caught.value.hint.startswith("build target=h100 (or target.arch=[sm_90a]")
+    program(only_nvrtc / "bin" / "fatbinary")
+    equipped(job("target=cuda"))
+
+
+def test_without_any_compiler_that_is_what_is_said(only_nvrtc: Path):
+    (only_nvrtc / "lib" / "libnvrtc.so.13").unlink()
+    with pytest.raises(Unsupported, match="target=cuda needs a CUDA compiler"):
+        equipped(job("target=cuda"))
+
+
 def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    program(tmp_path / "g++")
     program(tmp_path / "nvcc", "#!/bin/sh\necho 'kernels.cu(3): error: no' >&2\nexit 2\n")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(StepError, match=r"could not compile the kernels for sm_80: kernels.cu\(3\): error: no"):
         cuda.compile_kernels("", ["sm_80"])
+
+
+def job(*words: str) -> Job:
+    """Planned, and nothing asked of this machine yet."""
+    one = recipe(*words)
+    return Job((one,), graph.build_plan([one]), open_store(Path("none")), Path("dist"), (one.name,), {})
 
 
 def recipe(*words: str) -> resolve.Recipe:

@@ -63,8 +63,8 @@ def test_every_cell_may_be_refused():
 
 
 CUDA_MISSING = (
-    "target=a6000 needs a CUDA compiler, and no nvcc was found on the path, in /usr/local/cuda or from PyPI; "
-    "every other target builds without it"
+    "target=a6000 needs a CUDA compiler, and no nvcc (with a g++) was found on the path, in /usr/local/cuda or from "
+    "PyPI, and no NVRTC from PyPI; every other target builds without it"
 )
 
 
@@ -73,7 +73,7 @@ def test_a_missing_tool_costs_only_the_cells_that_need_it(monkeypatch):
     with pytest.raises(Unsupported) as caught:
         merged(["target=a6000"])
     assert caught.value.message == CUDA_MISSING
-    assert caught.value.hint == "install the CUDA toolkit 13, or: pip install 'llm-build[cuda]'"
+    assert caught.value.hint == "install the CUDA toolkit 13 and g++, or: pip install 'llm-build[cuda]'"
     job = merged(GOOD, ["target=a6000"])
     assert {name: error.message for name, error in job.refused.items()} == {"demo-q4f16_1-a6000": CUDA_MISSING}
     assert {step.name for step in job.plan.steps.values()} == {

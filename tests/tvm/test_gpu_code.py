@@ -6,6 +6,7 @@ import re
 import tarfile
 import time
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -96,13 +97,55 @@ def test_no_kernel_computes_with_64_bits(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_a_cuda_library_holds_machine_code_for_each_architecture_and_no_source(tmp_path: Path):
-    if cuda.find_compiler() is None:
-        pytest.skip("no CUDA compiler")
+    if cuda.find_compiler() is None or cuda.joins() is None:
+        pytest.skip("no CUDA compiler for several architectures")
     lower.run(params(target("cuda", arch=["sm_80", "sm_90a"])), {}, tiny.FolderOut(tmp_path))
     library = (tmp_path / "library.so").read_bytes()
     assert b"__global__" not in library
     assert b"\x50\xed\x55\xba" in library  # a fatbin
     assert library.count(b"\x50\xed\x55\xba") == 1
+
+
+@pytest.fixture
+def nvrtc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> cuda.Compiler:
+    """A machine with a C compiler and no C++ compiler, where nvcc is of no use."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("cc", "gcc", "ld", "as"):
+        if found := which(name):
+            (programs / name).symlink_to(found)
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.delenv("NVCC_CCBIN", raising=False)
+    compiler = cuda.find_compiler()
+    if compiler is None:
+        pytest.skip("no nvidia-cuda-nvrtc, or no headers for it: pip install 'llm-build[cuda]'")
+    assert compiler.name == "NVRTC"
+    return compiler
+
+
+def test_nvrtc_alone_makes_a_cuda_library(nvrtc: cuda.Compiler, tmp_path: Path):
+    """Machine code for one architecture, and no source; the numbers are those of ELF's header."""
+    lower.run(params(target("cuda", arch=["sm_90a"])), {}, tiny.FolderOut(tmp_path))
+    library = (tmp_path / "library.so").read_bytes()
+    start = library.index(b"\x7fELF", 4)
+    assert library.find(b"\x7fELF", start + 4) == -1
+    assert int.from_bytes(library[start + 18 : start + 20], "little") == 190  # EM_CUDA
+    assert int.from_bytes(library[start + 48 : start + 52], "little") >> 8 & 0xFF == 90  # e_flags: the architecture
+    assert b"__global__" not in library
+    assert b".version" not in library  # PTX
+
+
+def test_what_nvrtc_refuses_is_said(nvrtc: cuda.Compiler):
+    with pytest.raises(StepError, match=r"could not compile the kernels for sm_90a: kernels.cu\(1\): error: this"):
+        cuda.compile_kernels("nothing", ["sm_90a"])
+
+
+def test_nvrtc_and_fatbinary_make_code_for_several_architectures(nvrtc: cuda.Compiler):
+    if cuda.joins() is None:
+        pytest.skip("no fatbinary")
+    made = cuda.compile_kernels('extern "C" __global__ void nothing() {}', ["sm_80", "sm_90a"])
+    assert made.startswith(b"\x50\xed\x55\xba")
+    assert made.count(b"\x02\x00\x01\x01") == 2  # entries of machine code
 
 
 @pytest.mark.parametrize("kind", ["webgpu", "metal"])
