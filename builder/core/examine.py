@@ -162,6 +162,14 @@ class Walk:
             found["watch"] = {name: File(Path(path), "", watch[name][2]) for name, path in step.watch.items()}
         return found
 
+    def input_bytes(self, step: Step) -> int:
+        """Bytes of all inputs that other steps made; files that a step watches are not counted."""
+        total = 0
+        for source in step.inputs.values():
+            outputs = [each for _, _, each in self.group(source)] if self.is_group(source) else [self._output(source)]
+            total += sum(output.nbytes for output in outputs)
+        return total
+
     def _locate(self, id_: str, output: Output) -> File:
         kind, _, name = output.of.partition(":")
         if kind == "watch":

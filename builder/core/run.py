@@ -97,6 +97,7 @@ class _Build:
         self.waiting: set[str] = set()  # stale steps that another build has locked
         self.ledger = Ledger(executor.capacity)
         self.weights: dict[str, float] | None = None
+        self.sizes: dict[str, int] = {}
         self.halted = False  # a step failed and keep_going is off: start nothing more
         self.used: dict[str, Place] = {}
 
@@ -153,11 +154,17 @@ class _Build:
             self.weights = weights(self.walk.plan, self.walk.place_of)
         return self.weights.get(id_.partition("[")[0] if id_ not in self.weights else id_, 0.0)
 
+    def size(self, id_: str) -> int:
+        """Bytes that a step reads: of equal steps the largest starts first, or it ends alone."""
+        if id_ not in self.sizes:
+            self.sizes[id_] = self.walk.input_bytes(self.walk.steps[id_])
+        return self.sizes[id_]
+
     # Starting
 
     def start_some(self) -> None:
-        """Start what fits, the longest way to the end first."""
-        for id_ in sorted(self.stale, key=self.weight, reverse=True):
+        """Start what fits: the longest way to the end first, then the largest."""
+        for id_ in sorted(self.stale, key=lambda id_: (self.weight(id_), self.size(id_)), reverse=True):
             step = self.walk.steps[id_]
             wanted = within(step.resources, self.ledger.capacity)
             if not self.ledger.fits(wanted):

@@ -181,6 +181,13 @@ def test_the_longest_way_starts_first() -> None:
     assert bench.executor.started[:2] == ["first", "second"]
 
 
+def test_of_equal_steps_the_largest_starts_first() -> None:
+    """Or it would start last and end alone, while the other processors wait."""
+    bench = Bench(cpu=1)
+    bench.ran(fan("xyz", y="a much longer text"))
+    assert next(name for name in bench.executor.started if name.startswith("quantize[")) == "quantize[y]"
+
+
 @pytest.mark.parametrize(
     ("steps", "complaint"),
     [
