@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import tvm
-from tvm import ir, s_tir, tirx
+from tvm import ir, tirx
 
+from builder.lowering import flat_code
 from builder.lowering.machine import Machine
 from builder.lowering.stages import Stages
 
@@ -17,22 +18,10 @@ def passes(machine: Machine) -> list[Pass]:
     """From kernels to what LLVM takes, in order. The passes over blocks are for plain loops; kernels have no blocks."""
     return [
         ("target", tirx.transform.BindTarget(machine.tvm)),
-        ("reduction starts", s_tir.transform.LowerInitBlock()),
-        ("buffer places", s_tir.transform.PlanAndUpdateBufferAllocationLocation()),
-        ("block variables", s_tir.transform.ConvertBlocksToOpaque()),
-        ("matched buffers", s_tir.transform.LowerMatchBuffer()),
-        ("blocks", s_tir.transform.LowerOpaqueBlock()),
-        ("flat buffers", tirx.transform.FlattenBuffer()),
-        ("bfloat16 values", tirx.transform.BF16ComputeLegalize()),
+        *flat_code.LOOPS,
         ("index types", tirx.transform.NarrowDataType(32)),
-        ("vectors", tirx.transform.VectorizeLoop(True)),
-        ("simplification", tirx.transform.StmtSimplify()),
-        ("empty code", tirx.transform.RemoveNoOp()),
-        ("memory check", tirx.transform.VerifyMemory()),
-        ("entry", tirx.transform.AnnotateEntryFunc()),
-        ("host and device", tirx.transform.SplitHostDevice()),
-        ("calling convention", tirx.transform.MakePackedAPI()),
-        ("bfloat16 as integers", tirx.transform.BF16StorageLegalize()),
+        *flat_code.PLAIN,
+        *flat_code.FUNCTIONS,
         ("runtime calls", tirx.transform.LowerTVMBuiltin()),
         ("intrinsics", tirx.transform.LowerIntrin()),
     ]

@@ -12,6 +12,7 @@ import tvm
 import tvm_ffi
 from tvm import ir, s_tir, tirx
 
+from builder.lowering import flat_code
 from builder.lowering.machine import Machine
 from builder.lowering.passes import shared_memory
 from builder.lowering.stages import Stages
@@ -24,22 +25,10 @@ def passes(machine: Machine) -> list[Pass]:
     """From kernels to host and device functions, in order. Kernels have no blocks; small functions of the graph may."""
     return [
         ("target", tirx.transform.BindTarget(machine.tvm)),
-        ("reduction starts", s_tir.transform.LowerInitBlock()),
-        ("buffer places", s_tir.transform.PlanAndUpdateBufferAllocationLocation()),
-        ("block variables", s_tir.transform.ConvertBlocksToOpaque()),
-        ("matched buffers", s_tir.transform.LowerMatchBuffer()),
-        ("blocks", s_tir.transform.LowerOpaqueBlock()),
-        ("flat buffers", tirx.transform.FlattenBuffer()),
-        ("bfloat16 values", tirx.transform.BF16ComputeLegalize()),
-        ("vectors", tirx.transform.VectorizeLoop(True)),
-        ("simplification", tirx.transform.StmtSimplify()),
-        ("empty code", tirx.transform.RemoveNoOp()),
+        *flat_code.LOOPS,
+        *flat_code.PLAIN,
         ("unsafe choices", s_tir.transform.RewriteUnsafeSelect()),
-        ("memory check", tirx.transform.VerifyMemory()),
-        ("entry", tirx.transform.AnnotateEntryFunc()),
-        ("host and device", tirx.transform.SplitHostDevice()),
-        ("calling convention", tirx.transform.MakePackedAPI()),
-        ("bfloat16 as integers", tirx.transform.BF16StorageLegalize()),
+        *flat_code.FUNCTIONS,
     ]
 
 

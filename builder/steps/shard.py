@@ -20,8 +20,9 @@ from typing import Any
 from builder.architectures.weights import Parameter, parameter_count, tensors_of
 from builder.core.digest import canonical
 from builder.core.errors import UserError
-from builder.core.step import File, InputFiles, Json, Out
+from builder.core.step import InputFiles, Json, Out
 from builder.quant.layout import DTYPE_BYTES, Piece, Scheme, packed, scheme
+from builder.steps.ports import one
 
 
 @dataclass(slots=True)
@@ -43,9 +44,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """``params``: {"scheme", "max_shard_bytes", "moments", "scales": whether items read what calibrate or
     scales wrote};
     ``inputs``: {"weight_map"}; output: shards.json, parameters.json."""
-    map_file = inputs["weight_map"]
-    assert isinstance(map_file, File)
-    weight_map = json.loads(map_file.path.read_bytes())
+    weight_map = json.loads(one(inputs["weight_map"]).path.read_bytes())
     quantization = scheme(params["scheme"])
     shards = lay_out(weight_map, quantization, params["max_shard_bytes"])
     folds = weight_map["folds"] if params["scales"] else []

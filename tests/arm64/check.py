@@ -9,31 +9,16 @@ from __future__ import annotations
 import json
 import platform
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from builder.core.errors import BuildError
-from builder.runtime.engine import Engine
-from builder.steps import verify
-from tests.gpu.cells import GREEDY_TOKENS, TIE
-from tests.gpu.check import PORTS, Facts, difference, files
-from tests.gpu.speech import greedy
+from tests.gpu.check import compared
 
 
 def check(cell: Path) -> dict[str, Any]:
     """What one cell does here; raises where it does it wrong."""
-    params = json.loads((cell / "verify.json").read_text())
-    with tempfile.TemporaryDirectory() as name:
-        out = Facts(Path(name))
-        verify.run(params, {port: files(cell / part) for port, part in PORTS.items()}, out)  # type: ignore[arg-type]
-    engine = Engine.from_folder(cell / "artifact")
-    assert engine.metadata["target"]["cpu"] == "arm64"
-    expected = json.loads((cell / "cpu.json").read_text())
-    ids, _ = greedy(engine, expected["prompt"], GREEDY_TOKENS)
-    found = {**out.facts, **difference(ids, expected)}
-    assert found["same"] == GREEDY_TOKENS or found["margin"] < TIE, found
-    return found
+    return compared(cell, "cpu", "arm64")[1]
 
 
 def main() -> int:

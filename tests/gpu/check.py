@@ -45,19 +45,26 @@ class Facts:
 
 def check(cell: Path) -> dict[str, Any]:
     """What one cell does here; raises where it does it wrong."""
+    engine, found = compared(cell, "kind", "cuda")
+    text = "".join(generate(engine, cell / "artifact" / "tokenizer.json", PROMPT, GREEDY_TOKENS, 0.0, 1.0, 0))
+    sampling.check(engine)
+    return {**found, "text": text, "tokens_per_second": round(speed(engine))}
+
+
+def compared(cell: Path, key: str, value: str) -> tuple[Engine, dict[str, Any]]:
+    """The engine of a cell and what verify and its greedy tokens say; raises where they are wrong, or where the library
+    is not for the target whose ``key`` has this value."""
     params = json.loads((cell / "verify.json").read_text())
     with tempfile.TemporaryDirectory() as name:
         out = Facts(Path(name))
         verify.run(params, {port: files(cell / part) for port, part in PORTS.items()}, out)  # type: ignore[arg-type]
     engine = Engine.from_folder(cell / "artifact")
-    assert engine.metadata["target"]["kind"] == "cuda"
+    assert engine.metadata["target"][key] == value
     expected = json.loads((cell / "cpu.json").read_text())
     ids, _ = greedy(engine, expected["prompt"], GREEDY_TOKENS)
-    text = "".join(generate(engine, cell / "artifact" / "tokenizer.json", PROMPT, GREEDY_TOKENS, 0.0, 1.0, 0))
-    sampling.check(engine)
-    found = {**out.facts, **difference(ids, expected), "text": text, "tokens_per_second": round(speed(engine))}
+    found = {**out.facts, **difference(ids, expected)}
     assert found["same"] == GREEDY_TOKENS or found["margin"] < TIE, found
-    return found
+    return engine, found
 
 
 PORTS = {"package": "artifact", "reference": "reference", "dequantized": "dequantized"}

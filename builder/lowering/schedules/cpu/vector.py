@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from builder.lowering.schedules import function
+
+Arg = function.Arg
+Scalar = function.Scalar
 Expr = Any
 Buffer = Any
 
@@ -39,33 +42,9 @@ class Isa:
         return math.gcd(self.lanes, width)
 
 
-@dataclass(frozen=True, slots=True)
-class Arg:
-    """A tensor argument. ``offset``: it may start inside its storage, as the cache's auxiliary arrays do."""
-
-    name: str
-    shape: tuple[Any, ...]
-    dtype: str = "float32"
-    offset: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Scalar:
-    name: str
-    dtype: str
-
-
 def kernel(args: Sequence[Arg | Scalar], body: Callable[..., None]) -> tirx.PrimFunc:
     """A function of ``args``; ``body`` gets each tensor as a flat buffer (row-major) and each scalar as a variable."""
-    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
-        T.func_name("kernel")
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        handles = [
-            T.arg(arg.name, T.handle() if isinstance(arg, Arg) else tirx.Var(arg.name, arg.dtype)) for arg in args
-        ]
-        matched = [match(arg, handle) for arg, handle in zip(args, handles, strict=True)]
-        body(*(flat(arg, buffer) for arg, buffer in zip(args, matched, strict=True)))
-    return builder.get()
+    return function.function(args, match, flat, body)
 
 
 def size(name: str) -> tirx.Var:
