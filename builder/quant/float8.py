@@ -11,8 +11,8 @@ import numpy as np
 from builder.quant.layout import FLOAT8_LARGEST, FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST
 
 
-def encode(values: np.ndarray, kind: str, out: np.ndarray, scratch: np.ndarray) -> None:
-    """Round finite float32 ``values`` (overwritten) to bytes ``out`` of the same shape: half to even, saturating.
+def encode(values: np.ndarray, kind: str, signs: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+    """Round finite float32 magnitudes ``values`` (overwritten) to bytes: half to even, saturating.
 
     A value is added to the power of two whose unit in the last place is the step of the value's binade, so the addition
     rounds it, and the sum's low bits count the steps: Knuth, The Art of Computer Programming 2, 4.2.2. The low bits of
@@ -20,21 +20,20 @@ def encode(values: np.ndarray, kind: str, out: np.ndarray, scratch: np.ndarray) 
     the code.
 
     Args:
-        scratch: uint32, three rows, each at least as large as ``values``.
+        signs: uint8 of the same shape, 128 for what is negative and 0 elsewhere.
+        out: uint8 of the same shape, written.
+        scratch: uint32, two rows or more, each at least as large as ``values``.
     """
     mantissa, smallest = FLOAT8_MANTISSA_BITS[kind], FLOAT8_SMALLEST[kind]
-    bits = values.view(np.uint32)
-    signs, power, below = (row[: bits.size].reshape(bits.shape) for row in scratch)
-    np.right_shift(bits, np.uint32(24), out=signs)
-    np.bitwise_and(signs, np.uint32(0x80), out=signs)
-    np.bitwise_and(bits, np.uint32(0x7FFFFFFF), out=bits)
-    if values.max(initial=0) > FLOAT8_LARGEST[kind]:
-        np.minimum(values, np.float32(FLOAT8_LARGEST[kind]), out=values)
+    bits, largest = values.view(np.uint32), np.float32(FLOAT8_LARGEST[kind])
+    power, below = (row[: bits.size].reshape(bits.shape) for row in scratch[:2])
+    np.clip(values, np.float32(0), largest, out=values)  # four times as fast as minimum
     np.bitwise_and(bits, np.uint32(0x7F800000), out=power)  # 2^exponent of each value
-    np.clip(power, np.uint32((smallest + 127) << 23), np.uint32(0x7F800000), out=power)  # faster than maximum
+    exponents = power.view(np.float32)
+    np.clip(exponents, np.float32(2.0**smallest), largest, out=exponents)  # as floats: faster
     np.right_shift(power, np.uint32(23 - mantissa), out=below)
     np.add(power, below, out=power)
     np.add(power, np.uint32(((23 - mantissa) << 23) - ((smallest + 127) << mantissa)), out=power)
     np.add(values, power.view(np.float32), out=values)
-    np.bitwise_or(bits, signs, out=bits)
     np.copyto(out, bits, casting="unsafe")
+    np.bitwise_or(out, signs, out=out)

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from builder.quant import float8, storage
-from builder.quant.layout import Scheme
+from builder.quant.layout import FLOAT8_LARGEST, Scheme
 from builder.quant.methods import Method
 
 assert sys.byteorder == "little", "the artifact's files are little-endian and are written as memory holds them"
 
-BLOCK_WEIGHTS = 1 << 17  # 128 Ki: 512 KiB as float32; smaller blocks lose to call overhead, larger ones leave the cache
+BLOCK_WEIGHTS = 1 << 18  # 1 MiB as float32; smaller blocks lose to call overhead, larger ones leave the cache
 RAW: Mapping[str, np.dtype] = {  # safetensors dtype -> how its bytes are held; 16 bits are handled as bits
     "F16": np.dtype(np.uint16),
     "BF16": np.dtype(np.uint16),
@@ -74,6 +74,17 @@ def widen(raw: np.ndarray, source: str, out: np.ndarray) -> None:
             np.copyto(out, raw, casting="same_kind")
 
 
+def widen_magnitudes(bits: np.ndarray, source: str, out: np.ndarray) -> None:
+    """``widen`` for bits without a sign, which saves a pass."""
+    if source != "F16":
+        widen(bits, source, out)
+        return
+    held = out.view(np.uint32)
+    np.copyto(held, bits)
+    np.left_shift(held, np.uint32(13), out=held)
+    np.multiply(out, np.float32(2.0**112), out=out)
+
+
 def widen_exactly(raw: np.ndarray, source: str, out: np.ndarray) -> None:
     """``widen`` for blocks that hold NaN or infinity."""
     if source == "F16":
@@ -95,6 +106,8 @@ class Packer:
         self.weights_RP = np.empty((rows, padded), np.float32)
         self.magnitudes_RP = np.zeros((rows, padded), np.uint16 if sixteen else np.uint32)  # zero past the input width
         self.sign_mask = np.uint16(0x7FFF) if sixteen else np.uint32(0x7FFFFFFF)
+        self.apart = scheme.kind in FLOAT8_LARGEST  # weights are held without their signs, which float8 wants apart
+        self.signs_RP = np.zeros((rows, padded) if self.apart else 0, np.uint8)
         slots = scheme.words_per_group * scheme.per_word
         self.levels_GS = np.full((rows * self.groups, slots), scheme.zero, np.uint8)
         self.scratch = np.empty((3, rows * padded), np.uint32)  # of one step at a time
@@ -125,17 +138,34 @@ class Packer:
         rows = raw_RI.shape[0]
         weights_RP, scales, counts = self._choose(raw_RI)
         scales_RG[:] = scales.reshape(rows, self.groups)
-        steps = storage.widened(scales, self.scheme.scale_dtype)
+        steps = np.empty(scales.size, np.float32)
+        widen(scales.view(RAW[SOURCE_DTYPE[self.scheme.scale_dtype]]), SOURCE_DTYPE[self.scheme.scale_dtype], steps)
         weights_GS = weights_RP.reshape(rows * self.groups, self.scheme.group_size)
         if counts.nonfinite:
-            weights_GS[np.isnan(weights_GS)] = 0
+            self._clear(weights_GS, np.isnan(weights_GS))
         if not steps.all():
-            weights_GS[steps == 0] = 0
+            self._clear(weights_GS, steps == 0)
             steps[steps == 0] = 1
         with np.errstate(over="ignore", under="ignore"):
             np.divide(weights_GS, steps[:, None], out=weights_GS)
-        self._store(weights_GS, words_RW)
+        self._store(weights_GS, words_RW, self._within(steps, counts))
         return counts
+
+    def _clear(self, weights_GS: np.ndarray, where: np.ndarray) -> None:
+        weights_GS[where] = 0
+        if self.apart:
+            self._signs(weights_GS)[where] = 0
+
+    def _signs(self, weights_GS: np.ndarray) -> np.ndarray:
+        """The signs that belong to these weights, in their shape."""
+        return self.signs_RP.reshape(-1)[: weights_GS.size].reshape(weights_GS.shape)
+
+    def _within(self, steps: np.ndarray, counts: Counts) -> bool:
+        """Whether no ratio can round to a level that the scheme has not: each is at most its largest level but for the
+        rounding of its scale, which is 2^-9 of a normal number at most, and 127 / 2^9 is less than half a level."""
+        if self.method is not None or self.whole is not None or counts.nonfinite or counts.saturated:
+            return False
+        return bool(steps.min(initial=1) >= storage.SMALLEST_NORMAL[self.scheme.scale_dtype])
 
     def _choose(self, raw_RI: np.ndarray) -> tuple[np.ndarray, np.ndarray, Counts]:
         """The weights to round (R, padded width), the scales of all their groups, flat, and what was met."""
@@ -152,15 +182,32 @@ class Packer:
         rows, counts = raw_RI.shape[0], Counts()
         weights_RP, magnitudes_RP = self.weights_RP[:rows], self.magnitudes_RP[:rows]
         weights_RP[:, self.inputs :] = 0  # the block before left its ratios there
-        widen(raw_RI, self.source, weights_RP[:, : self.inputs])
-        bits = raw_RI if magnitudes_RP.dtype == np.uint16 else weights_RP.view(np.uint32)[:, : self.inputs]
+        weights_RI = weights_RP[:, : self.inputs]
+        if not self.apart or magnitudes_RP.dtype != np.uint16:
+            widen(raw_RI, self.source, weights_RI)
+        bits = raw_RI if magnitudes_RP.dtype == np.uint16 else weights_RI.view(np.uint32)
         np.bitwise_and(bits, self.sign_mask, out=magnitudes_RP[:, : self.inputs])
+        if self.apart:
+            self._part(bits, rows)
         if magnitudes_RP.max() >= INFINITY_BITS[self.source]:
             nonfinite = magnitudes_RP >= INFINITY_BITS[self.source]
             counts.nonfinite = int(np.count_nonzero(nonfinite))
             magnitudes_RP[nonfinite] = 0
-            widen_exactly(raw_RI, self.source, weights_RP[:, : self.inputs])
+            widen_exactly(raw_RI, self.source, weights_RI)
+            if self.apart:
+                np.abs(weights_RI, out=weights_RI)
         return weights_RP, counts
+
+    def _part(self, bits_RI: np.ndarray, rows: int) -> None:
+        """Fill signs_RP with the sign bits, and weights_RP with the magnitudes."""
+        magnitudes_RI = self.magnitudes_RP[:rows, : self.inputs]
+        above = self.scratch[0].view(bits_RI.dtype)[: bits_RI.size].reshape(bits_RI.shape)
+        np.right_shift(bits_RI, bits_RI.dtype.type(bits_RI.dtype.itemsize * 8 - 8), out=above)
+        signs_RI = self.signs_RP[:rows, : self.inputs]
+        np.copyto(signs_RI, above, casting="unsafe")
+        np.bitwise_and(signs_RI, np.uint8(0x80), out=signs_RI)
+        held = self.source if bits_RI.dtype == np.uint16 else "F32"
+        widen_magnitudes(magnitudes_RI, held, self.weights_RP[:rows, : self.inputs])
 
     def _scales(self, rows: int, counts: Counts) -> np.ndarray:
         """Scales of all groups of the block, flat, in the scheme's scale_dtype."""
@@ -173,22 +220,25 @@ class Packer:
         scales, counts.saturated = storage.scales(largest, self.scheme.scale_dtype)
         return scales
 
-    def _store(self, ratios_GS: np.ndarray, words_RW: np.ndarray) -> None:
+    def _store(self, ratios_GS: np.ndarray, words_RW: np.ndarray, within: bool) -> None:
+        """``within``: no ratio needs to be clipped."""
         levels_GS = self.levels_GS[: ratios_GS.shape[0]]
         inside_GS = levels_GS[:, : self.scheme.group_size]
         if self.scheme.kind == "group":
             middle = self.scheme.max_int
             top = 2 * middle if self.method is None else (1 << self.scheme.bits) - 1
             np.add(ratios_GS, np.float32(middle), out=ratios_GS)
-            np.clip(ratios_GS, np.float32(0), np.float32(top), out=ratios_GS)
+            if not within:
+                np.clip(ratios_GS, np.float32(0), np.float32(top), out=ratios_GS)
             np.rint(ratios_GS, out=ratios_GS)
             np.copyto(inside_GS, ratios_GS, casting="unsafe")
         elif self.scheme.kind == "int8":
-            np.clip(ratios_GS, np.float32(-127), np.float32(127), out=ratios_GS)
+            if not within:
+                np.clip(ratios_GS, np.float32(-127), np.float32(127), out=ratios_GS)
             np.rint(ratios_GS, out=ratios_GS)
             np.copyto(inside_GS.view(np.int8), ratios_GS, casting="unsafe")
         else:
-            float8.encode(ratios_GS, self.scheme.kind, inside_GS, self.scratch)
+            float8.encode(ratios_GS, self.scheme.kind, self._signs(ratios_GS), inside_GS, self.scratch)
         words_RW.reshape(-1)[:] = combine(levels_GS.reshape(-1), self.scheme, self.scratch)
 
 

@@ -17,6 +17,7 @@ LARGEST: Mapping[str, float] = {
     "bfloat16": float.fromhex("0x1.fep127"),
     "float32": float(np.finfo(np.float32).max),
 }
+SMALLEST_NORMAL: Mapping[str, float] = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126}
 
 
 def narrow(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -42,6 +43,8 @@ def widened(held: np.ndarray, dtype: str) -> np.ndarray:
 def scales(largest: np.ndarray, dtype: str) -> tuple[np.ndarray, int]:
     """float32 scales -> as held, and how many were too large for the dtype: they become its largest finite value."""
     held = narrow(largest, dtype)
+    if largest.max(initial=0) < LARGEST[dtype]:
+        return held, 0
     infinite = np.isinf(widened(held, dtype))
     held[infinite] = narrow(np.array(LARGEST[dtype], np.float32), dtype)
     return held, int(np.count_nonzero(infinite))
