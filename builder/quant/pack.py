@@ -53,17 +53,10 @@ def block_rows(inputs: int) -> int:
 
 
 def widen(raw: np.ndarray, source: str, out: np.ndarray) -> None:
-    """Weights as held -> float32, exactly (F64 is rounded). NaN and infinity of F16 come out as garbage: see below.
-
-    A float16 is a float32 with its exponent 112 lower, subnormals included, so three integer passes and one
-    multiplication do what numpy's own cast does six times slower. Infinity is just a larger exponent to this.
-    """
+    """Weights as held -> float32, exactly (F64 is rounded). NaN and infinity of F16 come out as garbage."""
     bits = out.view(np.int32)
     if source == "F16":
-        np.copyto(bits, raw.view(np.int16))
-        np.left_shift(bits, 13, out=bits)
-        np.bitwise_and(bits, np.int32(0x8FFFE000 - (1 << 32)), out=bits)
-        np.multiply(out, np.float32(2.0**112), out=out)
+        storage.widen_half(raw, out)
     elif source == "BF16":
         np.copyto(bits, raw.view(np.int16))
         np.left_shift(bits, 16, out=bits)
@@ -138,8 +131,7 @@ class Packer:
         rows = raw_RI.shape[0]
         weights_RP, scales, counts = self._choose(raw_RI)
         scales_RG[:] = scales.reshape(rows, self.groups)
-        steps = np.empty(scales.size, np.float32)
-        widen(scales.view(RAW[SOURCE_DTYPE[self.scheme.scale_dtype]]), SOURCE_DTYPE[self.scheme.scale_dtype], steps)
+        steps = storage.widened_scales(scales, self.scheme.scale_dtype)
         weights_GS = weights_RP.reshape(rows * self.groups, self.scheme.group_size)
         if counts.nonfinite:
             self._clear(weights_GS, np.isnan(weights_GS))

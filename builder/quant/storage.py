@@ -40,6 +40,28 @@ def widened(held: np.ndarray, dtype: str) -> np.ndarray:
     return held.astype(np.float32)
 
 
+def widen_half(held: np.ndarray, out: np.ndarray) -> None:
+    """float16 as any 16-bit dtype holds it -> float32 ``out``, exactly; NaN and infinity come out as garbage.
+
+    A float16 is a float32 with its exponent 112 lower, subnormals included, so three integer passes and one
+    multiplication do what numpy's own cast does six times slower. Infinity is just a larger exponent to this.
+    """
+    bits = out.view(np.int32)
+    np.copyto(bits, held.view(np.int16))
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, np.int32(0x8FFFE000 - (1 << 32)), out=bits)
+    np.multiply(out, np.float32(2.0**112), out=out)
+
+
+def widened_scales(held: np.ndarray, dtype: str) -> np.ndarray:
+    """``widened`` for what is finite, as scales are, and faster."""
+    if dtype != "float16":
+        return widened(held, dtype)
+    out = np.empty(held.shape, np.float32)
+    widen_half(held, out)
+    return out
+
+
 def scales(largest: np.ndarray, dtype: str) -> tuple[np.ndarray, int]:
     """float32 scales -> as held, and how many were too large for the dtype: they become its largest finite value."""
     held = narrow(largest, dtype)

@@ -19,7 +19,7 @@ from builder.quant.layout import Scheme
 from builder.quant.methods import Method
 
 STEPS = tuple(step / 4 for step in range(-2, 16) if step)  # added to M: where the largest weight may lie, in steps
-CHUNK_WEIGHTS = 1 << 16  # 256 KiB in float32; three such arrays stay in the cache of a core
+CHUNK_WEIGHTS = 1 << 17  # 512 KiB in float32; smaller chunks lose to call overhead
 
 
 def prepare(scheme: Scheme, moment: np.ndarray | None, damping: float) -> Method:
@@ -53,6 +53,7 @@ def best_scales(
     sign_G = np.where(-smallest_G > largest_G, np.float32(-1), np.float32(1))
     peak_G = np.maximum(largest_G, -smallest_G)
     unit_G = np.where(peak_G == 0, np.float32(1), peak_G) * sign_G
+    size_G = np.abs(unit_G)
     np.divide(turned_SG, unit_G, out=turned_SG)  # in units of the largest
     best_G, error_G = scales_G.copy(), np.full(len(scales_G), np.inf, np.float32)
     for steps in (None, *STEPS):
@@ -60,7 +61,7 @@ def best_scales(
             candidate_G = scales_G
         else:
             candidate_G, _ = storage.scales(peak_G / np.float32(scheme.max_int + steps), scheme.dtype)
-        step_G = storage.widened(candidate_G, scheme.dtype) / np.abs(unit_G)
+        step_G = storage.widened_scales(candidate_G, scheme.dtype) / size_G
         found_G = _errors(turned_SG, step_G, scheme, work_SG, level_SG)
         better_G = found_G < error_G
         np.copyto(best_G, candidate_G, where=better_G)
