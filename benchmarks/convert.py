@@ -123,7 +123,7 @@ def steps(folder: Path, quant: str, jobs: int, method: str) -> dict[str, Step]:
     """The steps that the weights go through, from the real planner, by name."""
     words = ["model=auto", f"model.source={folder}", f"quant={quant}", f"quant.method={method}"]
     recipe = resolve.resolve(compose.compose(words, None), compose.find_folders())
-    return {step.name: step for step in graph.chain_of(recipe, "")}
+    return {step.name: step for step in graph.build_plan([recipe]).steps.values()}
 
 
 class Memory:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from builder.arguments import Arguments, parse
 from builder.core.errors import BuildError
@@ -38,40 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: Arguments) -> int:
-    options = arguments.options
+    """Hands over to the module of builder.commands that has the command's name: no other is imported."""
+    options, name = arguments.options, arguments.command.replace("-", "_")
     if options.help:
-        from builder.commands.help import show
+        name = "help"
     elif options.version:
-        from builder.commands.version import show
+        name = "version"
     elif options.cfg or options.info or options.hydra_help or options.shell_completion:
-        from builder.commands.hydra import show
-    else:
-        show = command(arguments.command)
-    return show(arguments)
-
-
-def command(name: str):  # type: ignore[no-untyped-def]
-    """The function of a command; an explicit table, imported one by one."""
-    match name:
-        case "build":
-            from builder.commands.build import show
-        case "plan":
-            from builder.commands.plan import show
-        case "why":
-            from builder.commands.why import show
-        case "graph":
-            from builder.commands.graph import show
-        case "generate":
-            from builder.commands.generate import show
-        case "bench":
-            from builder.commands.bench import show
-        case "gc":
-            from builder.commands.gc import show
-        case "doctor":
-            from builder.commands.doctor import show
-        case _:
-            from builder.commands.list import show
-    return show
+        name = "hydra"
+    code: int = import_module(f"builder.commands.{name}").show(arguments)
+    return code
 
 
 def refuse(error: BuildError, as_json: bool) -> int:
@@ -81,7 +58,9 @@ def refuse(error: BuildError, as_json: bool) -> int:
 
         json.dump(refused(error), sys.stdout, indent=1)
         print()
-    print(f"error: {error.message}", file=sys.stderr)
+    from builder.report.words import folded
+
+    print(folded(f"error: {error.message}", sys.stderr), file=sys.stderr)
     if error.hint:
         print(f"  next: {error.hint}", file=sys.stderr)
     return error.exit_code

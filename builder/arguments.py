@@ -17,20 +17,26 @@ COMMANDS = {
     "graph": "draw the steps: text here, Mermaid and SVG files in dist/",
     "generate": '"PROMPT": bring the recipe up to date and stream text from it',
     "bench": "bring the recipe up to date and measure its speed, memory and load time on this machine",
+    "lock": "bring the recipe up to date and write down all that it is made of: recipes/NAME.lock.yaml",
+    "diff": "A B: what differs between two recipes, locks or built folders",
+    "verify-provenance": "DIR: hash every file of a built folder and compare with what its build.json says",
+    "pull": "bring a recipe's results from the shared store (store.remote=) into its folder; builds nothing",
+    "push": "upload what this machine has of a recipe's results to the shared store; builds nothing",
     "gc": "free what nothing refers to any more (dry run unless --yes)",
-    "doctor": "tools and devices found, and what each is missing for",
+    "doctor": "the tools and devices found here, and what a missing one is needed for",
     "list": "every choice with one line",
 }
 OVERRIDE = re.compile(r"^(~[\w./@-]+$|[+]{0,2}~?[A-Za-z_][\w./@:-]*=)")
-WORDS = {"why": "STEP", "generate": '"PROMPT"'}  # commands that take one word, and what it is
+WORDS = {"why": "STEP", "generate": '"PROMPT"', "diff": "A B", "verify-provenance": "DIR"}  # what commands take
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
     command: str
-    word: str  # STEP of why, PROMPT of generate, GROUP of list
+    word: str  # STEP of why, PROMPT of generate, GROUP of list, A of diff, DIR of verify-provenance
     overrides: tuple[str, ...]
     options: argparse.Namespace
+    other: str = ""  # B of diff
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,24 +58,45 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--allow-unsupported", action="store_true", help="a sweep with cells that cannot be built is no failure"
     )
+    run.add_argument("--locked", action="store_true", help="build what the lock file says, or say what moved and stop")
     show = p.add_argument_group("output")
     show.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else there")
     show.add_argument("--quiet", "-q", action="store_true", help="warnings, errors and the result only")
+    show.add_argument("--steps", action="store_true", help="plan -m: every step of every cell, not the matrix alone")
     show.add_argument("--debug", action="store_true", help="tracebacks")
     show.add_argument("--help", "-h", action="store_true", help="this page")
-    show.add_argument("--version", action="store_true")
+    show.add_argument("--version", action="store_true", help="of llm-build")
     text = p.add_argument_group("generate")
-    text.add_argument("--max-tokens", type=positive, default=128, metavar="N")
-    text.add_argument("--temperature", type=nonnegative, default=0.8, metavar="T", help="0: always the likeliest token")
-    text.add_argument("--top-p", type=fraction, default=0.9, metavar="P")
-    text.add_argument("--seed", type=int, default=0, metavar="N")
+    text.add_argument("--max-tokens", type=positive, default=128, metavar="N", help="at most (default: 128)")
+    text.add_argument(
+        "--temperature", type=nonnegative, default=0.8, metavar="T", help="0: always the likeliest token (default: 0.8)"
+    )
+    text.add_argument(
+        "--top-p",
+        type=fraction,
+        default=0.9,
+        metavar="P",
+        help="from the likeliest tokens of this share (default: 0.9)",
+    )
+    text.add_argument("--seed", type=int, default=0, metavar="N", help="of the random choice (default: 0)")
     bench = p.add_argument_group("bench")
     bench.add_argument("--again", action="store_true", help="measure what was measured on this machine already")
+    lock = p.add_argument_group("lock, verify-provenance")
+    lock.add_argument("--check", action="store_true", help="lock: compare with the file, build nothing (0 or 2)")
+    lock.add_argument("--file", metavar="LOCK", help="lock, --locked: the lock file (default: recipes/NAME.lock.yaml)")
+    lock.add_argument("--key", metavar="PEM", help="verify-provenance: the public key that must have signed it")
+    lock.add_argument("--against", metavar="WHAT", help="verify-provenance: a recipe, a lock or a folder to equal")
     gc = p.add_argument_group("gc, doctor, graph")
     gc.add_argument("--max-age", metavar="30d", help="gc: free results that were not used for so long (s, h, d, w)")
     gc.add_argument("--max-size", metavar="20GB", help="gc: free the oldest until the store is this small")
+    gc.add_argument(
+        "--remote", action="store_true", help="gc: in the shared store; recipes/*.lock.yaml and what is given stay"
+    )
     gc.add_argument("--yes", action="store_true", help="gc: really free it")
     gc.add_argument("--store", action="store_true", help="doctor: check every byte of the store")
+    gc.add_argument(
+        "--repair", action="store_true", help="doctor --store: drop what is damaged; a build makes it again"
+    )
     gc.add_argument("--out", "-o", metavar="DIR", help="graph: where the files go (default: dist.path)")
     hydra = p.add_argument_group("Hydra's own")
     hydra.add_argument("--cfg", "-c", choices=["job", "hydra", "all"], help="print the composed configuration and stop")
@@ -79,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     hydra.add_argument(
         "--info", "-i", nargs="?", const="all", metavar="WHAT", help="what Hydra knows: plugins, defaults, ..."
     )
-    hydra.add_argument("--hydra-help", action="store_true")
+    hydra.add_argument("--hydra-help", action="store_true", help="Hydra's own page")
     hydra.add_argument(
         "--shell-completion", "-sc", action="store_true", help='tab completion: eval "$(build -sc install=bash)"'
     )
@@ -95,11 +122,12 @@ def parse(argv: Sequence[str]) -> Arguments:
     if options.dry_run and command == "build":
         command = "plan"
     word = words.pop(0) if words and command in (*WORDS, "list") else ""
+    other = words.pop(0) if words and command == "diff" else ""
     if words:
         raise unknown_word(words[0], command)
-    if command in WORDS and not word and not options.help:
+    if command in WORDS and not (other if command == "diff" else word) and not options.help:
         raise UserError(f"build {command} needs {WORDS[command]}", f"build {command} {WORDS[command]}")
-    return Arguments(command, word, overrides, options)
+    return Arguments(command, word, overrides, options, other)
 
 
 def unknown_word(word: str, command: str) -> UserError:

@@ -19,19 +19,23 @@ from builder.core.errors import UserError
 from builder.parse import nearest
 
 HERE = Path(__file__).resolve().parent
-GROUPS = ("model", "quant", "target", "package", "verify", "recipe")
-CHOICE = re.compile(r"^(?P<group>model|quant|target|package|verify|recipe)=(?P<choice>[\w./-]+)$")
-VALUE = re.compile(r"^(?:model|quant|target|package|verify|store|dist|pins)\.")
+GROUPS = ("model", "quant", "target", "package", "verify", "executor", "recipe")
+SECTIONS = (*GROUPS[:-1], "store", "dist", "pins", "provenance", "sweep")
+CHOICE = re.compile(rf"^(?P<group>{'|'.join(GROUPS)})=(?P<choice>[\w./-]+)$")
+VALUE = re.compile(rf"^(?:{'|'.join(SECTIONS)})\.")
 IMPURE = re.compile(r"\$\{\s*(oc\.env|oc\.create|now|python_version|random)")
 
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """One job's configuration: plain values, the choice made in each group, and the overrides that made it."""
+    """One job's configuration: plain values, the choice made in each group, and the overrides that made it.
+
+    ``sweeps``: its recipe holds hydra.sweeper.params, so that it stands for many."""
 
     values: dict[str, Any]
     choices: dict[str, str]
     overrides: tuple[str, ...]
+    sweeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,7 @@ def cache_key(overrides: Sequence[str], folders: Folders) -> str:
         version("hydra-core"),
         version("omegaconf"),
         list(overrides),
-        (HERE / "hydra_plugins.py").stat().st_mtime_ns,
+        *((HERE / name).stat().st_mtime_ns for name in ("compose.py", "hydra_plugins.py", "sweeps/batch.py")),
     ]
     for root in (*folders.conf, *folders.recipes):
         state += [str(root), *stat_tree(root)]
@@ -176,10 +180,10 @@ def is_pure(overrides: Sequence[str], folders: Folders) -> bool:
 
 def recall(slot: Path) -> Composed | None:
     try:
-        values, choices, overrides = json.loads(slot.read_bytes())
+        values, choices, overrides, sweeps = json.loads(slot.read_bytes())
     except (OSError, ValueError):
         return None
-    return Composed(values, choices, tuple(overrides))
+    return Composed(values, choices, tuple(overrides), sweeps)
 
 
 def remember(slot: Path, composed: Composed) -> None:
@@ -187,7 +191,7 @@ def remember(slot: Path, composed: Composed) -> None:
     try:
         slot.parent.mkdir(parents=True, exist_ok=True)
         temp = slot.with_suffix(f".{os.getpid()}")
-        temp.write_text(json.dumps([composed.values, composed.choices, composed.overrides]))
+        temp.write_text(json.dumps([composed.values, composed.choices, composed.overrides, composed.sweeps]))
         temp.replace(slot)
     except (OSError, TypeError):
         return
@@ -214,6 +218,7 @@ def to_plain(config: Any, overrides: Sequence[str]) -> Composed:
     from omegaconf.errors import OmegaConfBaseException
 
     choices = {g: str(c) for g, c in config.hydra.runtime.choices.items() if g in GROUPS and c is not None}
+    sweeps = bool(config.hydra.sweeper.get("params"))
     with open_dict(config):
         config.pop("hydra")
         config.pop("recipe", None)
@@ -221,7 +226,7 @@ def to_plain(config: Any, overrides: Sequence[str]) -> Composed:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {first_line(error)}", "build --cfg job") from error
-    return Composed(values, choices, tuple(overrides))
+    return Composed(values, choices, tuple(overrides), sweeps)
 
 
 def guard(call: Callable[[], Any], folders: Folders) -> Any:

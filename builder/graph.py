@@ -1,31 +1,35 @@
-"""Recipes -> one Plan. The only file that names every step; none of them is imported here."""
+"""Recipes -> one Plan. This file, graph_shards and graph_verify alone name steps; none of them is imported here."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
 from builder import architectures
-from builder.core.digest import canonical, digest_of_tree
+from builder.core.digest import digest_of_tree
 from builder.core.errors import UserError
 from builder.core.plan import Goal, Plan
 from builder.core.step import Input, Resources, Step
+from builder.demands import extent, lowering_bytes, moments_bytes, reference_bytes, running_bytes
 from builder.formats import quantized
-from builder.limits import limits_of, trained_of
-from builder.platforms import linker_of, platform_of, runs_here, target_of
+from builder.graph_shards import rank_steps
+from builder.graph_verify import TORCH_TOOLS, reference_steps, source_inputs, text_digest, verify_step
+from builder.naming import named
+from builder.parse import plain
+from builder.placement import placed
+from builder.platforms import gpus_of, linker_of, target_of
 from builder.quant.methods import CALIBRATED, METHODS
 from builder.recipe import Budget, Recipe
 from builder.schemes import scheme_of
 from builder.sizing import memory_of
+from builder.sweeps.once import Once
 from builder.targets import apple, cuda, link, npm, webgpu
 from builder.targets.apps import APPS, library_name
 
 DEMO = Path(__file__).resolve().parent / "demo"
-HELDOUT, CALIBRATION = DEMO / "heldout.txt", DEMO / "calibration.txt"
-TORCH_TOOLS = ("torch", "transformers", "tokenizers", "numpy")
+CALIBRATION = DEMO / "calibration.txt"
 WEB_PAGE = DEMO.parent / "web_page"
 GIB = 1 << 30
 ALL_CORES = 1 << 10  # cut to what there is
@@ -40,14 +44,14 @@ def build_plan(recipes: Sequence[Recipe]) -> Plan:
     steps: dict[str, Step] = {}
     goals: list[Goal] = []
     names: dict[str, Recipe] = {}
-    linker = link.identity()
+    linker, once = link.identity(), Once()
     for recipe in recipes:
         if (other := names.setdefault(recipe.name, recipe)) is not recipe:
             raise UserError(
                 f"two builds write to {recipe.name}: {asked(other)} and {asked(recipe)}",
                 "give each a name of its own: name=...",
             )
-        chain = chain_of(recipe, linker)
+        chain = chain_of(recipe, linker, once)
         steps |= {step.id: step for step in chain}
         artifact = next((s.id for s in reversed(chain) if s.name in ("package", "web_page", "app")), "")
         goals.append(Goal(recipe.name, tuple(s.id for s in chain), artifact, recipe.undecided))
@@ -59,35 +63,40 @@ def asked(recipe: Recipe) -> str:
     return " ".join(text.removeprefix("++") for text in recipe.overrides) or "no overrides"
 
 
-def chain_of(recipe: Recipe, linker: str) -> list[Step]:
+def chain_of(recipe: Recipe, linker: str, once: Once) -> list[Step]:
     """The steps of one recipe, in the order they are shown; up to `allocate` while its rules are not decided."""
-    fetch = fetch_step(recipe)
-    convert = convert_step(recipe, fetch)
-    start = [fetch, convert, *(budget_steps(recipe, recipe.budget, fetch, convert) if recipe.budget else ())]
+    own = (recipe.model, recipe.quant, recipe.pins, recipe.architecture, recipe.checkpoint, recipe.budget)
+    of = (*own, recipe.verify, *astuple(recipe.metadata), recipe.undecided)  # not the target, and no name
+    weights = once("weights", of, lambda: weight_steps(recipe))
     if recipe.undecided:
-        return start
-    calibrate = [calibrate_step(recipe, fetch, convert)] if recipe.quant.method in CALIBRATED else []
-    scales = [scales_step(recipe, fetch, convert, step) for step in calibrate if recipe.quant.method == "awq"]
-    shard = shard_step(recipe, convert)
-    quantize = quantize_step(recipe, fetch, shard, scales or calibrate)
+        return list(weights.values())
+    fetch, shard, quantize = (weights[name] for name in ("fetch", "shard", "quantize"))
     lower = lower_step(recipe, linker)
     linked = link_steps(lower) if recipe.target.library == "wasm" else []
-    package = package_step(recipe, fetch, shard, quantize, (linked or [lower])[-1])
-    chain = [*start, *calibrate, *scales, shard, quantize, lower, *linked, package]
+    ranks = rank_steps(recipe, shard, quantize)
+    package = package_step(recipe, fetch, shard, (ranks or [quantize])[-1], (linked or [lower])[-1])
+    chain = [*weights.values(), *ranks, lower, *linked, package]
     if recipe.package.kind == "web_page":
         chain += web_page_steps(recipe, package)
     if recipe.package.kind in APPS:
         chain.append(app_step(recipe, package, lower))
     if recipe.verify.enabled:
-        chain += verify_steps(recipe, fetch, convert, scales, shard, quantize, package)
-    return chain
+        references = once("references", of, lambda: reference_steps(recipe, weights))
+        chain += [*references, verify_step(recipe, references, package)]
+    return placed(chain, recipe)
 
 
-def named(step: Step) -> Step:
-    """The step with an id made of all that defines it, so that equal steps of two recipes are one."""
-    inputs = {port: [i.step, i.output] for port, i in step.inputs.items()}
-    whole = [step.function, dict(step.params), inputs, dict(step.watch), dict(step.context), step.tools, step.code]
-    return replace(step, id=f"{step.name}-{hashlib.sha256(canonical(whole)).hexdigest()[:12]}")
+def weight_steps(recipe: Recipe) -> dict[str, Step]:
+    """What makes the stored weights, by name; the same for every target."""
+    fetch = fetch_step(recipe)
+    convert = convert_step(recipe, fetch)
+    steps = [fetch, convert, *(budget_steps(recipe, recipe.budget, fetch, convert) if recipe.budget else ())]
+    if not recipe.undecided:
+        calibrate = [calibrate_step(recipe, fetch, convert)] if recipe.quant.method in CALIBRATED else []
+        scales = [scales_step(recipe, fetch, convert, step) for step in calibrate if recipe.quant.method == "awq"]
+        shard = shard_step(recipe, convert)
+        steps += [*calibrate, *scales, shard, quantize_step(recipe, fetch, shard, scales or calibrate)]
+    return {step.name: step for step in steps}
 
 
 def fetch_step(recipe: Recipe) -> Step:
@@ -145,7 +154,8 @@ def budget_steps(recipe: Recipe, budget: Budget, fetch: Step, convert: Step) -> 
             "window": recipe.quant.calibration.window,
         },
         inputs={**source_inputs(recipe, fetch), "weight_map": weight_map},
-        context=context, tools=TORCH_TOOLS, resources=Resources(cpu=ALL_CORES, memory_bytes=3 * GIB),
+        context=context, tools=TORCH_TOOLS,
+        resources=Resources(cpu=ALL_CORES, memory_bytes=GIB + reference_bytes(recipe)),
     ))  # fmt: skip
     allocate = named(Step(
         id="", name="allocate", function="builder.steps.allocate:run",
@@ -172,7 +182,8 @@ def calibrate_step(recipe: Recipe, fetch: Step, convert: Step) -> Step:
         id="", name="calibrate", function="builder.steps.calibrate:run",
         params={"text": text, "tokens": given.tokens, "window": given.window},
         inputs={**source_inputs(recipe, fetch), "weight_map": Input(convert.id, "weight_map.json")},
-        context=context, tools=TORCH_TOOLS, resources=Resources(cpu=1, memory_bytes=2 * GIB),
+        context=context, tools=TORCH_TOOLS,
+        resources=Resources(cpu=1, memory_bytes=reference_bytes(recipe) + moments_bytes(recipe)),
     ))  # fmt: skip
 
 
@@ -183,7 +194,7 @@ def scales_step(recipe: Recipe, fetch: Step, convert: Step, calibrate: Step) -> 
             "weight_map": Input(convert.id, "weight_map.json"), "tensors": Input(fetch.id, "tensor/*"),
             "moments": Input(calibrate.id, "moments/*"),
         },
-        tools=("numpy",), resources=Resources(cpu=1, memory_bytes=GIB // 2 + 2 * 4 * widest_input(recipe) ** 2),
+        tools=("numpy",), resources=Resources(cpu=1, memory_bytes=GIB // 2 + moments_bytes(recipe)),
     ))  # fmt: skip
 
 
@@ -198,7 +209,7 @@ def quantize_step(recipe: Recipe, fetch: Step, shard: Step, measured: Sequence[S
             continue
         inputs["moments"] = Input(step.id, "moments/*")
         method["damping"] = recipe.quant.damping
-        memory_bytes += 6 * 8 * widest_input(recipe) ** 2  # the factor of the moments, in float64, with its scratch
+        memory_bytes += 6 * 8 * extent(recipe).widest ** 2  # the factor of the moments, in float64, with its scratch
     code = METHODS.get(recipe.quant.method)
     return named(Step(
         id="", name="quantize", function="builder.steps.quantize:run",
@@ -208,25 +219,18 @@ def quantize_step(recipe: Recipe, fetch: Step, shard: Step, measured: Sequence[S
     ))  # fmt: skip
 
 
-def widest_input(recipe: Recipe) -> int:
-    """Inputs of the widest linear layer."""
-    module = architectures.load(recipe.family)
-    table = module.parameters(module.from_architecture(recipe.architecture))
-    return max(parameter.shape[-1] for parameter in table if parameter.kind in ("linear", "head"))
-
-
 def lower_step(recipe: Recipe, linker: str) -> Step:
     return named(Step(
         id="", name="lower", function="builder.steps.lower:run",
         params={
             "family": recipe.family, "architecture": dict(recipe.architecture), "scheme": scheme_of(recipe.quant),
-            "target": target_of(recipe.target), "metadata": asdict(recipe.metadata),
+            "target": target_of(recipe.target), "metadata": plain(recipe.metadata),
             **({"linker": linker_of(recipe.target, linker)} if recipe.target.library == "so" else {}),
             **({"compiler": cuda.identity()} if recipe.target.kind == "cuda" else {}),
             **({"kernels": apple.identity()} if recipe.target.kind == "metal" else {}),
         },
         tools=("apache-tvm",), code=(architectures.FAMILIES[recipe.family], f"builder.models.{recipe.family}"),
-        resources=Resources(cpu=1, memory_bytes=2 * GIB),
+        resources=Resources(cpu=1, memory_bytes=lowering_bytes(recipe)),
     ))  # fmt: skip
 
 
@@ -247,9 +251,9 @@ def link_steps(lower: Step) -> list[Step]:
     return [runtime, linking]
 
 
-def package_step(recipe: Recipe, fetch: Step, shard: Step, quantize: Step, library: Step) -> Step:
-    """``library``: the step that made it."""
-    ending, metadata = recipe.target.library, asdict(recipe.metadata)
+def package_step(recipe: Recipe, fetch: Step, shard: Step, weights: Step, library: Step) -> Step:
+    """``weights``, ``library``: the steps that made them."""
+    ending, metadata = recipe.target.library, plain(recipe.metadata)
     if recipe.target.kind == "webgpu":  # WebLLM takes no window beside a context; the kernels have it, whatever it says
         metadata |= {"sliding_window_size": -1, "attention_sink_size": 0}
     return named(Step(
@@ -260,7 +264,7 @@ def package_step(recipe: Recipe, fetch: Step, shard: Step, quantize: Step, libra
             "metadata": metadata, "conv_template": recipe.model.conv_template,
         },
         inputs={
-            "shards": Input(quantize.id, "*"), "library": Input(library.id, f"library.{ending}"),
+            "shards": Input(weights.id, "*"), "library": Input(library.id, f"library.{ending}"),
             "files": Input(fetch.id, "file/*"), "parameters": Input(shard.id, "parameters.json"),
         },
         tools=("jinja2",), code=(architectures.FAMILIES[recipe.family],),
@@ -295,55 +299,6 @@ def app_step(recipe: Recipe, package: Step, lower: Step) -> Step:
     ))  # fmt: skip
 
 
-def verify_steps(
-    recipe: Recipe, fetch: Step, convert: Step, scales: Sequence[Step], shard: Step, quantize: Step, package: Step
-) -> list[Step]:
-    """The two references and the check itself. Nothing of the library reaches the references. A library that cannot run
-    on this machine is not checked: its weights are, under another name."""
-    text = Path(recipe.verify.text).expanduser().absolute() if recipe.verify.text else HELDOUT
-    sample = {
-        "text": {"name": text.name, "digest": text_digest(text, "verify.text")},
-        "tokens": recipe.verify.tokens,
-        "window": min(recipe.verify.window, recipe.metadata.context_window_size),
-        "logits_bytes": recipe.verify.logits_bytes,
-    }
-    source = source_inputs(recipe, fetch)
-    resources = Resources(cpu=1, memory_bytes=2 * GIB)
-    reference = named(Step(
-        id="", name="verify.reference", function="builder.steps.reference:run", params=sample, inputs=source,
-        context={"text": str(text)}, tools=TORCH_TOOLS, resources=resources,
-    ))  # fmt: skip
-    scheme = scheme_of(recipe.quant)
-    dequantized = named(Step(
-        id="", name="verify.dequantized", function="builder.steps.dequantized:run",
-        params={**sample, "scheme": scheme, "method": recipe.quant.method},
-        inputs={
-            **source, "shards": Input(quantize.id, "*"), "weight_map": Input(convert.id, "weight_map.json"),
-            "parameters": Input(shard.id, "parameters.json"),
-            **({"scales": Input(scales[0].id, "*")} if scales else {}),
-        },
-        context={"text": str(text)}, tools=TORCH_TOOLS, resources=resources,
-    ))  # fmt: skip
-    judged = {
-        "name": recipe.name, "scheme": recipe.quant.name, "limits": limits_of(recipe, scheme),
-        "trained": trained_of(recipe),
-    }  # fmt: skip
-    references = {"reference": Input(reference.id, "*"), "dequantized": Input(dequantized.id, "*")}
-    if runs_here(recipe.target):
-        verify = named(Step(
-            id="", name="verify", function="builder.steps.verify:run", params=judged,
-            inputs={"package": Input(package.id, "*"), **references},
-            tools=("apache-tvm", "numpy"), validation=True, resources=Resources(cpu=1, memory_bytes=GIB),
-        ))  # fmt: skip
-    else:
-        verify = named(Step(
-            id="", name="verify.weights", function="builder.steps.verify_weights:run",
-            params={**judged, "kind": platform_of(recipe.target)}, inputs=references,
-            tools=("numpy",), validation=True, resources=Resources(cpu=1, memory_bytes=GIB),
-        ))  # fmt: skip
-    return [reference, dequantized, verify]
-
-
 def bench_plan(recipes: Sequence[tuple[Recipe, Mapping[str, Any]]], plan: Plan) -> Plan:
     """What measures the artifacts of some recipes of ``plan``, each on the machine beside it, which is this one.
 
@@ -357,7 +312,7 @@ def bench_plan(recipes: Sequence[tuple[Recipe, Mapping[str, Any]]], plan: Plan) 
         bench = named(Step(
             id="", name="bench", function="builder.steps.bench:run", params={"machine": machine, **BENCH},
             inputs={"package": Input(package, "*")}, tools=("apache-tvm", "numpy"), validation=True,
-            resources=Resources(cpu=ALL_CORES, memory_bytes=2 * GIB, gpu=int(recipe.target.kind != "cpu")),
+            resources=Resources(cpu=ALL_CORES, memory_bytes=running_bytes(recipe), gpu=gpus_of(recipe)),
         ))  # fmt: skip
         steps |= {bench.id: bench, **needed_by(bench, plan)}
         measured.append(Goal(bench_goal(recipe.name), (bench.id,)))
@@ -375,23 +330,3 @@ def needed_by(step: Step, plan: Plan) -> dict[str, Step]:
 def bench_goal(name: str) -> str:
     """Under which the store keeps the last measurement of an artifact."""
     return f"{name} bench"
-
-
-def source_inputs(recipe: Recipe, fetch: Step) -> dict[str, Input]:
-    """What transformers runs the checkpoint from."""
-    inputs = {
-        "tensors": Input(fetch.id, "tensor/*"),
-        "layout": Input(fetch.id, "layout.json"),
-        "config": Input(fetch.id, "file/config.json"),
-    }
-    if "tokenizer.json" in recipe.checkpoint.files:
-        inputs["tokenizer"] = Input(fetch.id, "file/tokenizer.json")
-    return inputs
-
-
-def text_digest(path: Path, key: str) -> str:
-    """sha256 of a text, which is small; its path is no identity. ``key``: the recipe's key for it."""
-    try:
-        return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"{key}={path}: cannot be read: {error.strerror}", f"{key}=/path/to/a/text/file") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
@@ -19,25 +20,29 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from builder.compose import Composed, Folders, to_plain
+from builder.sweeps.batch import compose_jobs
 
-Sweep = Callable[[list[Composed]], list[Any]]
+Launched = Callable[[list[Composed], bool], list[Any]]
+BASIC = ("hydra_plugins.llm_build.OneGraphSweeper", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
 
 
 class State:
     """What the plugins share with the command that started Hydra."""
 
     folders: Folders | None = None
-    sweep: Sweep | None = None
+    sweep: Launched | None = None
 
 
-def register(folders: Folders, sweep: Sweep | None = None) -> None:
-    """``sweep`` receives all the jobs of one batch and returns one value for each."""
+def register(folders: Folders, sweep: Launched | None = None) -> None:
+    """``sweep`` receives all the jobs of one batch, and whether the same command would make the same jobs again; it
+    returns one value for each."""
     State.folders, State.sweep = folders, sweep
-    for plugin in (RecipeSource, OurSearchPath, OneGraphLauncher):
+    for plugin in (RecipeSource, OurSearchPath, OneGraphSweeper, OneGraphLauncher):
         Plugins.instance().register(plugin)
     if "hydra_plugins" not in sys.modules:
         sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
@@ -103,15 +108,48 @@ class OneGraphLauncher(Launcher):  # type: ignore[misc]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         assert State.sweep is not None
-        jobs = []
-        for overrides in job_overrides:
-            config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-            with open_dict(config):
-                jobs.append(to_plain(config, overrides))
-        values = State.sweep(jobs)
+        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # sweepers write what they found there
+        values = State.sweep(self.compose(job_overrides), self.repeats())
         done = []
         for overrides, value in zip(job_overrides, values, strict=True):
             job = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
             job.return_value = value
             done.append(job)
         return done
+
+    def compose(self, job_overrides: Sequence[Sequence[str]]) -> list[Composed]:
+        loader = self.context.config_loader
+
+        def load(overrides: Sequence[str]) -> DictConfig:
+            config: DictConfig = loader.load_sweep_config(self.config, list(overrides))
+            OmegaConf.set_struct(config, False)
+            return config
+
+        if self.config.hydra.searchpath:  # other files than those that the loader's repository has
+            return [to_plain(load(overrides), overrides) for overrides in job_overrides]
+        return compose_jobs(job_overrides, load, loader.repository, self.config.hydra.job.config_name)
+
+    def repeats(self) -> bool:
+        """Whether the sweep is a product of lists in one batch: then it follows from the command line alone."""
+        sweeper, callbacks = self.config.hydra.sweeper, self.config.hydra.get("callbacks")
+        return sweeper._target_ in BASIC and sweeper.max_batch_size is None and not callbacks
+
+
+class OneGraphSweeper(Sweeper):  # type: ignore[misc]
+    """Hydra's basic sweeper. It composes every job to see that this can be done; so does our launcher, a moment later,
+    and other launchers need it."""
+
+    __module__ = "hydra_plugins.llm_build"
+
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra loads it anew when it starts
+
+        self.basic = BasicSweeper(max_batch_size, params)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        if isinstance(self.basic.launcher, OneGraphLauncher):
+            self.basic.validate_batch_is_legal = lambda batch: None
+
+    def sweep(self, arguments: list[str]) -> Any:
+        return self.basic.sweep(arguments)

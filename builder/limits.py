@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
+from builder.parse import plain
 from builder.recipe import Recipe
 from builder.schemes import activations_of
 from builder.verification.limits import choose
@@ -23,10 +23,10 @@ def limits_of(recipe: Recipe, scheme: Mapping[str, Any]) -> dict[str, float]:
         scheme = {"name": recipe.quant.method, "kind": "none", "bits": 0}
     if recipe.budget:  # which may not lose more than a scheme that it could pay everywhere
         scheme = recipe.budget.candidates[recipe.budget.plain]
-    return choose(scheme, {name: asdict(limits) for name, limits in given.limits.items()}, over, exact)
+    return choose(scheme, {name: plain(limits) for name, limits in given.limits.items()}, over, exact)
 
 
 def trained_of(recipe: Recipe) -> dict[str, float]:
     """verify.trained; a limit that the recipe sets itself is not made tighter."""
     given = recipe.verify
-    return {k: v for k, v in asdict(given.trained).items() if k == "ratio" or getattr(given, k) is None}
+    return {k: v for k, v in plain(given.trained).items() if k == "ratio" or getattr(given, k) is None}

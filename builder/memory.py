@@ -43,6 +43,8 @@ class Layer:
     norms_before: bool  # of attention and MLP
     norms_after: bool
     rounded: bool  # inputs of matrices, to bytes
+    summed: bool = False  # over ranks: what attention and MLP make
+    parallel: bool = False  # attention and MLP read the same residual
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Shapes:
     layer: Layer
     layers: int
     vocab: int
+    vocab_parts: int  # ranks that make a part of the logits each; 1: they make all of them
     element_bytes: int  # of an activation, and of what the KV cache holds
     widths: tuple[int, ...]
     weights: Mapping[str, int]  # stored tensor -> bytes
@@ -74,13 +77,17 @@ class Shapes:
     spare: int = 0  # bytes that the rules of a budget, not picked yet, may give to weights beyond the scheme's
 
 
-def shapes(table: Sequence[Parameter], architecture: Mapping[str, Any], scheme: Scheme, target: Target) -> Shapes:
-    """``table``: the family's parameters; ``architecture``: its Config as a dict."""
-    layer, layers = layer_of_model(table, architecture, scheme), int(architecture["num_hidden_layers"])
+def shapes(
+    table: Sequence[Parameter], architecture: Mapping[str, Any], scheme: Scheme, target: Target, shards: int = 1
+) -> Shapes:
+    """``table``: the family's parameters; ``architecture``: its Config as a dict; both as one of ``shards`` ranks has
+    them (sharding.of_each_rank)."""
+    layer, layers = layer_of_model(table, architecture, scheme, shards), int(architecture["num_hidden_layers"])
     widths = tuple(planned_widths(layer, layers, FLOAT32))
     weights = {piece.name: piece.nbytes for parameter in table for piece in packed(parameter, scheme)}
     vocab, runtime = int(architecture["vocab_size"]), target.runtime_bytes
-    return Shapes(layer, layers, vocab, FLOAT32, widths, weights, runtime, target.max_sequences)
+    parts = next((vocab // parameter.shape[0] for parameter in table if parameter.kind == "head"), 1)
+    return Shapes(layer, layers, vocab, parts, FLOAT32, widths, weights, runtime, target.max_sequences)
 
 
 def need(found: Shapes, sizes: Metadata) -> Memory:
@@ -111,7 +118,7 @@ def page_tensor(found: Shapes, sizes: Metadata) -> int:
     return pages * PAGE_TOKENS * 2 * found.layer.keys * found.element_bytes
 
 
-def layer_of_model(table: Sequence[Parameter], architecture: Mapping[str, Any], scheme: Scheme) -> Layer:
+def layer_of_model(table: Sequence[Parameter], architecture: Mapping[str, Any], scheme: Scheme, shards: int) -> Layer:
     """The first layer, read from the parameters' names and shapes: matrices come in the order of the computation."""
     first = [parameter for parameter in table if layer_of(parameter.name) == 0]
     router = next((parameter.shape[0] for parameter in first if parameter.kind == "router"), 0)
@@ -123,7 +130,7 @@ def layer_of_model(table: Sequence[Parameter], architecture: Mapping[str, Any], 
     return Layer(
         hidden, queries, (fused - queries) // 2, (*linear[:2], *inner), heads, router, pairs,
         "q_norm" in norms, "input_layernorm" in norms, "post_feedforward_layernorm" in norms,
-        bool(scheme.activation),
+        bool(scheme.activation), shards > 1, bool(architecture.get("use_parallel_residual")),
     )  # fmt: skip
 
 
@@ -136,6 +143,9 @@ def activations(found: Shapes, sizes: Metadata) -> int:
     if found.layer.norms_before and found.layer.norms_after:  # Gemma, whose embeddings are scaled: one buffer more
         embedded += whole_pages(chunk * found.layer.hidden * found.element_bytes)
     logits = sum(2 * whole_pages(count * found.vocab * FLOAT32) for count in {batch, 1})
+    if found.vocab_parts > 1:  # a rank's part, and all parts before they are put in order
+        widths = (found.vocab, found.vocab // found.vocab_parts)
+        logits += sum(whole_pages(count * width * FLOAT32) for count in {batch, 1} for width in widths)
     return planned + embedded + logits + cache_buffers(found, chunk)
 
 
@@ -170,10 +180,14 @@ def plan_layer(layer: Layer, nbytes: int, planner: Planner, residual: int | None
     (width, fused), (queries, _), *inner = layer.matrices
     heads = [(codes(layer, width), fused * nbytes), *[(0, fused * nbytes)] * layer.head_norms, (0, queries * nbytes)]
     heads.append((codes(layer, queries), hidden))
-    attended = planner.block(residual, layer, hidden, heads)
+    total = [(0, hidden)] * layer.summed  # of the ranks' parts, each with its share of the residual
+    after = int(layer.summed and not layer.norms_after)
+    attended = planner.block(residual, layer, hidden, [*heads, *total], 0 if layer.parallel else after)
     pieces = zip(inner, [*inner[1:], None], strict=True)
     made = [(read, width * pairs * nbytes) for matrix in pieces for read, width in steps(layer, *matrix)]
-    return planner.block(attended, layer, hidden, [*made, (0, hidden)] if pairs > 1 else made)
+    if layer.experts:  # their sum; of several ranks the sum of those, and that with the residual
+        return planner.block(attended, layer, hidden, [*made, *[(0, hidden)] * (pairs > 1), *total * 2])
+    return planner.block(attended, layer, hidden, [*made, *total], after)
 
 
 def codes(layer: Layer, width: int) -> int:
@@ -222,19 +236,23 @@ class Planner:
         self.free(index)
         return made
 
-    def block(self, residual: int | None, layer: Layer, hidden: int, made: Sequence[tuple[int, int]]) -> int:
+    def block(
+        self, residual: int | None, layer: Layer, hidden: int, made: Sequence[tuple[int, int]], after: int = 0
+    ) -> int:
         """Attention or MLP with its norms: buffers, each made of the one before, then the residual's end. The first
         layer's residual is the library's argument, which nobody plans.
 
         Args:
             made: (bytes of the input when it is rounded first, with a scale beside it, else 0; bytes that are made).
+            after: how many of these come after the one that reads the residual.
         """
         index = self.take(hidden) if layer.norms_before else None
-        for read, nbytes in [*made, (0, hidden)] if layer.norms_after else made:
+        made = [*made, (0, hidden)] if layer.norms_after else made
+        for left, (read, nbytes) in zip(reversed(range(len(made))), made, strict=True):
             scale = self.take(FLOAT32) if read else None
             index = self.replace(index, read, True) if read else index
             index = self.replace(index, nbytes)
             self.free(scale)
+            self.free(residual if left == after else None)
         assert index is not None
-        self.free(residual)
         return index

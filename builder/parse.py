@@ -7,6 +7,7 @@ import difflib
 import types
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from builder.core.errors import UserError
@@ -40,12 +41,13 @@ class Range:
 Allowed = Mapping[str, "Range | Collection[str]"]  # dotted path -> what is allowed there
 
 ALLOWED: Allowed = {
+    "executor.kind": ("local", "ray"),
     "model.context_window_size": Range(1, words=("auto",)),
     "model.sliding_window_size": Range(-1, words=("auto",)),
     "model.prefill_chunk_size": Range(1, words=("auto",)),
     "model.attention_sink_size": Range(0),
     "model.max_batch_size": Range(1, 4096, ("auto",)),
-    "model.tensor_parallel_shards": Range(1, 1),
+    "model.tensor_parallel_shards": Range(1, 64),
     "quant.kind": ("none", "group", "int8", "e4m3", "e5m2"),
     "quant.activation": ("", "int8", "e4m3", "e5m2"),
     "quant.activation_scale": ("", "dynamic"),
@@ -67,7 +69,12 @@ ALLOWED: Allowed = {
     "target.memory_bytes": Range(1),
     "target.runtime_bytes": Range(0),
     "target.max_sequences": Range(0),
+    "target.gpus": Range(1, 64, ("auto",)),
+    "store.mode": ("write", "readonly"),
+    "store.transfers": Range(1, 64),
+    "store.timeout_s": Range(0.1),
     "package.kind": ("mlc", "web_page", "ios_app", "android_app"),
+    "package.sharding": ("presharded", "whole"),
     "verify.tokens": Range(2),
 }
 
@@ -84,7 +91,7 @@ def parse(cls: type[T], data: object, path: str, where: Where = nowhere, allowed
     """
     if not isinstance(data, Mapping):
         raise UserError(f"{path}{where(path)}: expected a mapping, got {show(data)}")
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)  # type: ignore[arg-type]
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in known:
@@ -97,6 +104,12 @@ def parse(cls: type[T], data: object, path: str, where: Where = nowhere, allowed
         elif spec.default is MISSING and spec.default_factory is MISSING:
             raise UserError(f"{at}{where(path)}: missing; it has no default")
     return cls(**values)
+
+
+@cache
+def hints_of(cls: type) -> dict[str, Any]:
+    """A dataclass's types; looking them up takes as long as all the rest."""
+    return get_type_hints(cls)
 
 
 def unknown_key(path: str, known: Collection[str], where: Where = nowhere) -> UserError:
@@ -154,16 +167,14 @@ def check_allowed(value: Any, path: str, where: Where, allowed: Allowed) -> Any:
     rule = allowed.get(path)
     if rule is None:
         return value
+    if rule.holds(value) if isinstance(rule, Range) else value in rule:
+        return value
     if isinstance(rule, Range):
-        fits = rule.holds(value)
         said = f"allowed: {rule}"
     else:
-        fits = value in rule
         near = nearest(str(value), rule)[:1]
         said = f"allowed: {', '.join(r for r in rule if r)}" + (f"; did you mean {near[0]}?" if near else "")
-    if not fits:
-        raise UserError(f"{path}{where(path)}: {show(value)} is not possible; {said}")
-    return value
+    raise UserError(f"{path}{where(path)}: {show(value)} is not possible; {said}")
 
 
 def wrong_type(path: str, where: Where, value: object, expected: str) -> UserError:
@@ -178,3 +189,17 @@ def show(value: object) -> str:
         return str(value).lower()
     text = f"{value!r}"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def plain(value: Any) -> Any:
+    """What ``parse`` was given: dataclasses.asdict without its copies of every text and number, which take most of the
+    time of a sweep that has nothing to do."""
+    if isinstance(value, (str, int, float)) or value is None:
+        return value
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(plain, value))
+    return value

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
-from builder.recipe import Target
-from builder.targets import android, cpu, cuda, link
+from builder.parse import plain
+from builder.recipe import Recipe, Target
+from builder.targets import android, cpu, cuda, gpus, link
 
-MEMORY = ("memory_bytes", "runtime_bytes", "max_sequences", "refused")  # of a target, and not in its code
+MEMORY = ("memory_bytes", "runtime_bytes", "max_sequences", "gpus", "refused")  # of a target, and not in its code
 
 
 def target_of(target: Target) -> dict[str, Any]:
     """What code is generated from: not how much memory there is."""
-    whole = asdict(target)
+    whole = plain(target)
     if target.kind == "cpu":
         kept = ("kind", "triple", "cpu", "features")
         whole = {k: whole[k] for k in (kept if target.library == "so" else (*kept, "library"))}
@@ -33,8 +33,13 @@ def platform_of(target: Target) -> str:
     return target.cpu if target.kind == "cpu" else target.kind
 
 
-def runs_here(target: Target) -> bool:
+def runs_here(target: Target, shards: int = 1) -> bool:
     """Whether a library for the target can be run on this machine, as far as can be seen without loading anything."""
     if target.kind == "cpu":
         return target.library == "so" and cpu.runs_here(target.cpu, target.features or ())
-    return target.kind == "cuda" and cuda.runs_here()
+    return target.kind == "cuda" and cuda.runs_here() and (shards == 1 or gpus.count() >= shards)
+
+
+def gpus_of(recipe: Recipe) -> int:
+    """GPUs that a run of the library takes."""
+    return 0 if recipe.target.kind == "cpu" else recipe.metadata.tensor_parallel_shards

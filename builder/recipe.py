@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from builder.parse import plain
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -20,7 +22,7 @@ class Model:
     prefill_chunk_size: int | str | None = None
     attention_sink_size: int | None = None
     max_batch_size: int | str = 4
-    tensor_parallel_shards: int = 1
+    tensor_parallel_shards: int | None = None  # null: target.gpus
     conv_template: str | None = None
     allow_nonfinite: bool = False
     architecture: Mapping[str, Any] = field(default_factory=dict)  # keys of the family that the recipe sets itself
@@ -94,9 +96,10 @@ class Target:
     features: tuple[str, ...] | None = None  # null: what `cpu` implies
     arch: tuple[str, ...] = ()  # of cuda: sm_80, sm_90a
     library: str = "so"  # what the library's file name ends with: so, wasm, tar
-    memory_bytes: int | None = None  # of the device; null: not checked
+    memory_bytes: int | None = None  # of the device, each of several; null: not checked
     runtime_bytes: int = 0  # what the runtime takes of it before there is a model
     max_sequences: int = 0  # that its runtimes keep at once; 0: model.max_batch_size
+    gpus: int | str | None = None  # that one model is spread over (cpu: processes); null: 1; auto: this machine's
     supports: tuple[str, ...] = ()  # float16, bfloat16, float8, int8_dot, subgroups
     limits: DeviceLimits = DeviceLimits()
     refused: str = ""  # why nothing can be built for this target
@@ -107,16 +110,48 @@ class Package:
     """What the output folder holds (conf/package)."""
 
     kind: str = "mlc"
+    sharding: str = "presharded"  # of several GPUs: presharded (each has its files), whole (they cut while they load)
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
     path: str | None = None
+    remote: str | None = None  # an fsspec URL: a store that is shared
+    mode: str = "write"
+    remote_options: Mapping[str, Any] = field(default_factory=dict)
+    transfers: int = 8
+    timeout_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Dist:
     path: str = "dist"
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Of many recipes. Never part of any identity."""
+
+    exclude: tuple[Mapping[str, Any], ...] = ()  # rules: choices or keys -> patterns (builder/sweeps/exclude.py)
+    objective: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    """Who runs the steps. Never part of any identity."""
+
+    kind: str = "local"
+    address: str = "local"  # of a Ray cluster: local starts one here; auto, host:port, ray://host:port
+
+
+LOCAL = Executor()
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Who signs build.json: an ed25519 private key, PEM. Never part of any identity."""
+
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,3 +253,22 @@ class Recipe:
     budget: Budget | None = None
     undecided: bool = False  # the rules of the budget are still to be picked: only the first phase can be planned
     package: Package = Package()
+
+
+def described(recipe: Recipe) -> dict[str, Any]:
+    """What build.json says was asked for: no path of this machine, so that two folders give the same bytes."""
+    quant = plain(recipe.quant)
+    if text := recipe.quant.calibration.text:
+        quant["calibration"]["text"] = Path(text).name
+    return {
+        "name": recipe.name,
+        "choices": dict(recipe.choices),
+        "model": {**plain(recipe.model), "source": recipe.checkpoint.uri or "folder"},
+        "quant": quant,
+        "target": plain(recipe.target),
+        "package": plain(recipe.package),
+        "metadata": plain(recipe.metadata),
+        "architecture": dict(recipe.architecture),
+        "verify": {k: v for k, v in plain(recipe.verify).items() if k != "text"},
+        "pins": plain(recipe.pins),
+    }

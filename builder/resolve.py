@@ -6,33 +6,43 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from builder import architectures, imported, schemes, sizing, sources
-from builder.compose import Composed, Folders, choices_of
+from builder import architectures, imported, schemes, sharding, sizing, sources
+from builder.comparable import check_comparable
+from builder.compose import GROUPS, Composed, Folders, choices_of
 from builder.core.errors import Unsupported, UserError
+from builder.core.filestore import FileStore, open_store
+from builder.home import store_path
 from builder.parse import ALLOWED, Where, check_allowed, nowhere, parse, unknown_key
 from builder.quant.layout import scheme as check_scheme
 from builder.recipe import (
+    LOCAL,
     Budget,
     Checkpoint,
     Dist,
-    Metadata,
+    Executor,
     Model,
     Package,
     Pins,
+    Provenance,
     Quant,
     Recipe,
     Store,
+    Sweep,
     Target,
     Verify,
 )
 from builder.schemes import scheme_of
+from builder.sweeps.once import Once
 from builder.targets import apps, cuda, link
 from builder.targets.cpu import resolve as resolve_cpu
 from builder.targets.cpu import triple_of
 
-SECTIONS = ("name", "model", "quant", "target", "package", "verify", "store", "dist", "pins")
+if TYPE_CHECKING:
+    from builder.remote.location import Location
+
+SECTIONS = ("name", *GROUPS[:-1], "store", "dist", "pins", "provenance", "sweep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +51,52 @@ class Places:
 
     store: Path
     dist: Path
+    remote: Location | None = None
+    key: Path | None = None  # signs build.json
+    executor: Executor = LOCAL
 
 
 def places(composed: Composed) -> Places:
-    """store.path and dist.path of a job as absolute paths."""
+    """store.path and dist.path of a job as absolute paths, and where its shared store is."""
     store = parse(Store, composed.values.get("store"), "store", writer(composed))
     dist = parse(Dist, composed.values.get("dist"), "dist", writer(composed))
-    return Places(store_path(store.path), Path(dist.path).expanduser().absolute())
+    signed = parse(Provenance, composed.values.get("provenance"), "provenance", writer(composed))
+    key = Path(signed.key).expanduser().absolute() if signed.key else None
+    return Places(
+        store_path(store.path), Path(dist.path).expanduser().absolute(), remote_of(store), key, executor_of(composed)
+    )
 
 
-def store_path(given: str | None = None) -> Path:
-    """The store: what the recipe says, else $LLM_BUILD_STORE, else the user's cache folder."""
+def executor_of(composed: Composed) -> Executor:
+    """UserError for an address that nothing would be asked at."""
+    found = parse(Executor, composed.values.get("executor"), "executor", writer(composed))
+    if found.kind == "local" and found.address != "local":
+        raise UserError(
+            f"executor.address={found.address} with executor=local, which knows no other machine",
+            f"build executor=ray executor.address={found.address}",
+        )
+    return found
+
+
+def remote_of(store: Store) -> Location | None:
+    """The shared store: what the recipe says, else $LLM_BUILD_REMOTE, else none."""
     import os
 
-    chosen = given or os.environ.get("LLM_BUILD_STORE")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    from platformdirs import user_cache_path
+    url = store.remote or os.environ.get("LLM_BUILD_REMOTE")
+    if not url:
+        return None
+    from builder.remote.location import Location
 
-    return Path(user_cache_path("llm-build")) / "store"
+    return Location(url, store.mode, store.remote_options, store.transfers, store.timeout_s)
+
+
+def open_at(places: Places) -> FileStore:
+    """The store, with the shared one behind it where there is one. UserError."""
+    if places.remote is None:
+        return open_store(places.store)
+    from builder.remote.store import open_shared
+
+    return open_shared(places.store, places.remote)
 
 
 def writer(composed: Composed, folders: Folders | None = None) -> Where:
@@ -80,43 +117,99 @@ def writer(composed: Composed, folders: Folders | None = None) -> Where:
     return where
 
 
-def resolve(composed: Composed, folders: Folders) -> Recipe:
-    """One job's recipe. Raises UserError with the path of whatever cannot stand."""
-    where, values = writer(composed, folders), composed.values
+def resolve(composed: Composed, folders: Folders, once: Once | None = None) -> Recipe:
+    """One job's recipe. Raises UserError with the path of whatever cannot stand.
+
+    ``once``: shared by the cells of a sweep, whose equal sections are the same objects.
+    """
+    where, values, choice, once = writer(composed, folders), composed.values, composed.choices, once or Once()
     for key in values:
         if key not in SECTIONS:
             raise unknown_key(str(key), SECTIONS, where)
-    quant = parse(Quant, values.get("quant"), "quant", where)
-    target = parse(Target, values.get("target"), "target", where)
-    check_library(target, where)
-    target = resolve_target(target)
-    package = parse(Package, values.get("package"), "package", where)
+    quant = once("quant", (values.get("quant"),), lambda: read_quant(values.get("quant"), where))
+    target = once("target", (values.get("target"),), lambda: read_target(values.get("target"), where))
+    package = once("package", (values.get("package"),), lambda: parse(Package, values.get("package"), "package", where))
     check_package(package, target)
-    verify = parse(Verify, values.get("verify"), "verify", where)
-    pins = parse(Pins, values.get("pins"), "pins", where)
-    check_scheme(scheme_of(replace(quant, rules=())))
-    check_method(quant, where)
-    check_capabilities(quant, target, composed.choices["target"], folders)
-    model, asked = parse_model(values.get("model"), where)
-    checkpoint = sources.locate(model.source, composed.choices["model"])
-    imported.check(quant, checkpoint)
-    family = family_of(model, checkpoint)
-    architecture = architecture_of(family, imported.plain(checkpoint), asked, where)
-    metadata = sizing.decide_metadata(model, architecture, where)
+    verify = once("verify", (values.get("verify"),), lambda: parse(Verify, values.get("verify"), "verify", where))
+    pins = once("pins", (values.get("pins"),), lambda: parse(Pins, values.get("pins"), "pins", where))
+    once("sweep", (values.get("sweep"),), lambda: parse(Sweep, values.get("sweep", {}), "sweep", where))
+
+    def capable() -> None:
+        check_capabilities(quant, target, choice["target"], folders)
+
+    once("capable", (quant, target, choice["target"]), capable)
+    source, asked = once("source", (values.get("model"),), lambda: parse_model(values.get("model"), where))
+    model, target = spread(source, target, choice["target"], where, once)
+    checkpoint = once("checkpoint", (source, choice["model"]), lambda: sources.locate(source.source, choice["model"]))
+    once("imported", (quant, checkpoint), lambda: imported.check(quant, checkpoint))
+    family, architecture = once(
+        "architecture", (source, checkpoint, asked), lambda: built_as(source, checkpoint, asked, where)
+    )
+    metadata = once("sizes", (model, architecture), lambda: sizing.decide_metadata(model, architecture, where))
+    given = quant
+    quant = once(
+        "rules", (given, checkpoint, architecture), lambda: ruled(given, checkpoint, family, architecture, folders)
+    )
     if quant.method == imported.METHOD:
-        quant = imported.quant_of(quant, checkpoint, family, architecture)
-        check_capabilities(quant, target, composed.choices["target"], folders)
-    else:
-        quant = schemes.with_rules(quant, family, architecture, folders)
-    schemes.check_fits(family, architecture, quant, folders)
-    metadata = sizing.fit(model, metadata, family, architecture, quant, target, composed.choices["target"], folders)
+        once("capable", (quant, target, choice["target"]), capable)
+    once("fits", (quant, architecture), lambda: schemes.check_fits(family, architecture, quant, folders))
+    shards = metadata.tensor_parallel_shards
+    once(
+        "cut", (quant, architecture, target, shards),
+        lambda: sharding.check(family, architecture, quant, target, shards, folders),
+    )  # fmt: skip
+    metadata = sizing.fit(model, metadata, family, architecture, quant, target, choice["target"], folders, once)
     check_comparable(architecture, metadata, verify)
     budget = decide_budget(quant, family, architecture, folders, where)
     name = name_of(composed, where)
+    model = once("model", (model, asked), lambda: replace(model, architecture=asked))
     return Recipe(
-        name, replace(model, architecture=asked), quant, target, verify, pins, family, architecture, metadata,
-        checkpoint, composed.choices, composed.overrides, budget, budget is not None, package,
+        name, model, quant, target, verify, pins, family, architecture, metadata,
+        checkpoint, recorded(choice), composed.overrides, budget, budget is not None, package,
     )  # fmt: skip
+
+
+def built_as(
+    model: Model, checkpoint: Checkpoint, asked: Mapping[str, Any], where: Where
+) -> tuple[str, dict[str, Any]]:
+    """The family and its architecture."""
+    family = family_of(model, checkpoint)
+    return family, architecture_of(family, imported.plain(checkpoint), asked, where)
+
+
+def spread(source: Model, target: Target, choice: str, where: Where, once: Once) -> tuple[Model, Target]:
+    """sharding.decide, with one object for all cells that spread a model, or a target, alike."""
+    model, found = once("sharding", (source, target, choice), lambda: sharding.decide(source, target, choice, where))
+    return once("shards", (source, model.tensor_parallel_shards), lambda: model), once(
+        "gpus", (target, found.gpus), lambda: found
+    )
+
+
+def read_quant(data: object, where: Where) -> Quant:
+    quant = parse(Quant, data, "quant", where)
+    check_scheme(scheme_of(replace(quant, rules=())))
+    check_method(quant, where)
+    return quant
+
+
+def read_target(data: object, where: Where) -> Target:
+    target = parse(Target, data, "target", where)
+    check_library(target, where)
+    return resolve_target(target)
+
+
+def ruled(
+    quant: Quant, checkpoint: Checkpoint, family: str, architecture: Mapping[str, Any], folders: Folders
+) -> Quant:
+    """The scheme as it is for this model: with its rules spelled out, or as the checkpoint was quantized."""
+    if quant.method == imported.METHOD:
+        return imported.quant_of(quant, checkpoint, family, architecture)
+    return schemes.with_rules(quant, family, architecture, folders)
+
+
+def recorded(choices: Mapping[str, str]) -> dict[str, str]:
+    """The choices that decide what is made; who makes it is none of them."""
+    return {group: choice for group, choice in choices.items() if group != "executor"}
 
 
 def decide_budget(
@@ -231,41 +324,6 @@ def typed(config: type, asked: Mapping[str, Any], where: Where) -> dict[str, Any
 
     hints = get_type_hints(config)
     return {k: convert(hints[k], v, f"model.{k}", where, ALLOWED) for k, v in asked.items()}
-
-
-def check_comparable(architecture: Mapping[str, Any], metadata: Metadata, verify: Verify) -> None:
-    """Raises UserError where verify would compare the library with a model that computes something else."""
-    if verify.enabled:
-        window = min(verify.window, metadata.context_window_size)
-        check_same_factors(architecture, metadata.context_window_size, window)
-        check_same_window(architecture, metadata, window)
-
-
-def check_same_factors(architecture: Mapping[str, Any], context: int, window: int) -> None:
-    """LongRoPE: transformers takes the factors for the tokens that it sees, a library those for its whole context."""
-    if "long_factor" not in (architecture.get("rope_scaling") or ()):
-        return
-    original = int(architecture["original_max_position_embeddings"])
-    if window <= original < context:
-        raise UserError(
-            f"model.context_window_size: {context} takes this model's long RoPE factors, but transformers takes the "
-            f"short ones for the {window} tokens that verify compares (verify.window); allowed: a context of up to "
-            f"{original}, or a verify.window beyond it",
-            f"build model.context_window_size={original}, or verify.window={original + 1}, or verify=off",
-        )
-
-
-def check_same_window(architecture: Mapping[str, Any], metadata: Metadata, window: int) -> None:
-    """A recipe may look through another window than the checkpoint: they agree for as long as both see everything."""
-    context, asked = metadata.context_window_size, metadata.sliding_window_size
-    own = min(architecture.get("sliding_window") or context, context)
-    asked = asked if asked > 0 else context
-    if (own != asked or metadata.attention_sink_size) and window > min(own, asked):
-        raise UserError(
-            f"model.sliding_window_size is {asked} with model.attention_sink_size {metadata.attention_sink_size}, the "
-            f"checkpoint's window is {own}: beyond {min(own, asked)} tokens they differ, and verify compares {window}",
-            f"build verify.window={min(own, asked)}, or verify=off",
-        )
 
 
 LIBRARIES = {  # target.kind: what its library can be

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from builder import architectures
 from builder.architectures.weights import Parameter
 from builder.compose import Folders, choices_of, unknown_choice
 from builder.core.errors import Unsupported, UserError
-from builder.parse import parse
+from builder.parse import parse, plain
 from builder.quant import rules
 from builder.quant.layout import OPTIONAL, Scheme, packed, scheme
 from builder.recipe import Quant
@@ -31,7 +31,7 @@ NOT_SCHEME = (
 
 def scheme_of(quant: Quant) -> dict[str, Any]:
     """The scheme itself: the packed format. Not the size of the files, nor how the integers are chosen."""
-    table = {k: v for k, v in asdict(quant).items() if k not in NOT_SCHEME}
+    table = {k: v for k, v in plain(quant).items() if k not in NOT_SCHEME}
     for key, value in OPTIONAL.items():
         if table.get(key) == value:
             del table[key]

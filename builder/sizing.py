@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
-from builder import schemes
+from builder import schemes, sharding
 from builder.compose import Folders
 from builder.core.errors import Unsupported, UserError
 from builder.memory import PAGE_TOKENS, Memory, Shapes, largest_tensor, need, shapes
@@ -19,9 +19,11 @@ from builder.quant.layout import Scheme, scheme
 from builder.recipe import Metadata, Model, Quant, Recipe, Target
 from builder.report.words import size
 from builder.schemes import scheme_of
+from builder.sweeps.once import Once
 
 AUTO = "auto"
 LARGEST_CHUNK_TOKENS, GOOD_CHUNK_TOKENS = 2048, 512
+MORE_GPUS = (2, 4, 8)  # of one host, that are offered
 LARGEST_BATCH, USUAL_BATCH = 64, 4  # of auto: where memory is limited, and where it is not known
 CONTEXT, CHUNK = "context_window_size", "prefill_chunk_size"
 FLOORS = {CONTEXT: 512, CHUNK: 128, "max_batch_size": 1}  # of auto, in its order
@@ -48,7 +50,7 @@ def decide_metadata(model: Model, architecture: Mapping[str, Any], where: Where)
             at, span = f"model.{key}{where(f'model.{key}')}", f"{low} to {high}" if low < high else f"{low}"
             raise UserError(f"{at}: {value} is not possible; allowed: {span} ({limit})")
     return Metadata(
-        context, window, chunk, sink, number(model.max_batch_size) or USUAL_BATCH, model.tensor_parallel_shards
+        context, window, chunk, sink, number(model.max_batch_size) or USUAL_BATCH, model.tensor_parallel_shards or 1
     )
 
 
@@ -71,9 +73,10 @@ def decide_window(model: Model, architecture: Mapping[str, Any], context: int) -
 
 
 def memory_of(recipe: Recipe) -> Memory:
-    """What running the recipe's library takes."""
-    table = schemes.parameters(recipe.family, recipe.architecture)
-    found = shapes(table, recipe.architecture, scheme(scheme_of(recipe.quant)), recipe.target)
+    """What running the recipe's library takes, on each of its GPUs."""
+    shards = recipe.metadata.tensor_parallel_shards
+    table, architecture = sharding.of_each_rank(recipe.family, recipe.architecture, shards)
+    found = shapes(table, architecture, scheme(scheme_of(recipe.quant)), recipe.target, shards)
     return need(found, recipe.metadata)
 
 
@@ -93,7 +96,7 @@ class Room(NamedTuple):
 
 def fit(
     model: Model, largest: Metadata, family: str, architecture: Mapping[str, Any], quant: Quant, target: Target,
-    name: str, folders: Folders,
+    name: str, folders: Folders, once: Once,
 ) -> Metadata:  # fmt: skip
     """``largest`` (see decide_metadata) with its autos made as small as the memory of the target ``name`` asks.
 
@@ -102,26 +105,39 @@ def fit(
     limited = target.memory_bytes is not None or target.limits.max_binding_bytes
     if not limited and AUTO not in (getattr(model, key) for key in FLOORS):
         return largest
-    table = schemes.parameters(family, architecture)
+    shards, wanted = largest.tensor_parallel_shards, once("scheme", (quant,), lambda: scheme(scheme_of(quant)))
+    table, own_architecture = once(
+        "rank", (architecture, shards), lambda: sharding.of_each_rank(family, architecture, shards)
+    )
 
     def in_scheme(found: Scheme) -> Shapes:
-        return shapes(table, architecture, found, target)
+        return shapes(table, own_architecture, found, target, shards)
 
-    def others() -> dict[str, Shapes]:
+    def others() -> Others:
         from builder.capabilities import runs
 
-        choices = runs(target, schemes.plain_choices(folders))
-        return {other: in_scheme(found) for other, found in choices.items() if schemes.holds(found, table)}
+        choices, problem = runs(target, schemes.plain_choices(folders)), sharding.problems(family, architecture)
+        fitting = {k: it for k, it in choices.items() if schemes.holds(it, table) and not problem(it, shards)}
+        counts = [n for n in MORE_GPUS if n > shards and target.kind == "cuda" and not problem(wanted, n)]
+        spread = {n: shapes(*sharding.of_each_rank(family, architecture, n), wanted, target, n) for n in counts}
+        return Others({name: in_scheme(found) for name, found in fitting.items()}, spread)
 
-    own = in_scheme(scheme(scheme_of(quant)))
+    bounds = (target.runtime_bytes, target.max_sequences)  # all of the target that shapes reads
+    own = once("shapes", (quant, architecture, shards, *bounds), lambda: in_scheme(wanted))
     if quant.budget is not None:
         allowed = int(quant.budget * sum(prod(parameter.shape) for parameter in table) / 8)
         own = replace(own, spare=max(0, allowed - sum(own.weights.values())))
     return fitted(model, largest, Room(name, target, own), others)
 
 
-def fitted(model: Model, largest: Metadata, room: Room, others: Callable[[], Mapping[str, Shapes]]) -> Metadata:
-    """``others``: the model in the schemes that can hold it, for the way out."""
+class Others(NamedTuple):
+    """The model in the schemes that can hold it, and on more GPUs, for the way out."""
+
+    schemes: Mapping[str, Shapes]
+    gpus: Mapping[int, Shapes]
+
+
+def fitted(model: Model, largest: Metadata, room: Room, others: Callable[[], Others]) -> Metadata:
     autos = [key for key in FLOORS if getattr(model, key) == AUTO]
     for chunk in (GOOD_CHUNK_TOKENS, FLOORS[CHUNK]):  # the context is long, but not at the price of a crawling prefill
         sizes = largest
@@ -195,12 +211,14 @@ def in_words(found: Memory, sizes: Metadata, target: Target) -> str:
     parts = [f"weights {size(found.weights)}", f"KV cache {size(found.cache)} ({held})"]
     parts += [f"activations {size(found.activations)}", f"runtime {size(found.runtime)}"]
     there = f" of {size(target.memory_bytes)}" if target.memory_bytes else ""
+    if sizes.tensor_parallel_shards > 1:
+        there += f" on each of {sizes.tensor_parallel_shards} {'processes' if target.kind == 'cpu' else 'GPUs'}"
     return f"{size(found.total)}{there}: {', '.join(parts)}"
 
 
-def way_out(model: Model, sizes: Metadata, room: Room, others: Callable[[], Mapping[str, Shapes]]) -> str:
+def way_out(model: Model, sizes: Metadata, room: Room, others: Callable[[], Others]) -> str:
     """The next command: the largest of each number that would fit with the others as they are, else all at once, else
-    another scheme."""
+    more GPUs or another scheme."""
     single = list(alternatives(model, sizes, room))
     if single:
         return f"build {' or '.join(single)}   (the largest that fit; auto finds them)"
@@ -209,10 +227,13 @@ def way_out(model: Model, sizes: Metadata, room: Room, others: Callable[[], Mapp
         least = resized(least, key, min(smallest, getattr(least, key)))
     if room.holds(least):
         return "build " + " ".join(f"model.{key}={AUTO}" for key in FLOORS)
-    fitting = {name: found for name, found in others().items() if room._replace(shapes=found).holds(least)}
+    known = others()
+    fitting = {name: found for name, found in known.schemes.items() if room._replace(shapes=found).holds(least)}
     best = sorted(fitting, key=lambda name: -sum(fitting[name].weights.values()))[:3]
-    if best:
-        return f"build {' or '.join(f'quant={name}' for name in best)}, with model.{CONTEXT}={AUTO}"
+    enough = [count for count, found in known.gpus.items() if room._replace(shapes=found).holds(least)][:1]
+    ways = [*(f"{sharding.GPUS}={count}" for count in enough), *(f"quant={name}" for name in best)]
+    if ways:
+        return f"build {' or '.join(ways)}, with model.{CONTEXT}={AUTO}"
     return "a smaller model, or a larger target: build list target"
 
 

@@ -1,4 +1,5 @@
-"""Makes docs/terminal.svg: runs real commands on a pseudo-terminal and draws the screen they leave.
+"""Makes docs/terminal.svg: runs real commands on a pseudo-terminal and draws the screen they leave, and of a sweep one
+that it shows on its way.
 
 pip install pexpect pyte && python docs/record.py
 """
@@ -17,22 +18,37 @@ from rich.console import Console
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
+SWEEP = "build -m quant=q4f16_1,q8f16_1,w8a8 target=cpu,a6000,vulkan --allow-unsupported"
 COMMANDS = (
     "build",
     "build",
     "build plan model.context_window_size=512",
+    SWEEP,
     'build generate "The function returns" --max-tokens 40',
 )
-WIDTH, HEIGHT = 108, 50
+WIDTH, HEIGHT = 108, 40
+STATUSES = ("▸ ", "built", "fresh", "waiting", "unsupported")
 
 
-def screen(command: str, folder: str) -> Text:
-    """What a terminal shows once the command is done."""
+def screens(command: str, folder: str) -> list[Text]:
+    """What a terminal shows while the command runs, the last one when it is done."""
     words = command.replace("build", f"{sys.executable} -m builder", 1)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "LLM_BUILD_STORE": f"{folder}/store", "TERM": "xterm-256color"}
-    shown = pexpect.run(words, cwd=folder, env=env, timeout=300, dimensions=(HEIGHT, WIDTH))
+    child = pexpect.spawn(words, cwd=folder, env=env, timeout=300, dimensions=(HEIGHT, WIDTH))
     terminal = pyte.Screen(WIDTH, HEIGHT)
-    pyte.ByteStream(terminal).feed(shown)
+    stream = pyte.ByteStream(terminal)
+    shown = []
+    while True:
+        try:
+            stream.feed(child.read_nonblocking(1 << 16, timeout=0.2))
+        except pexpect.TIMEOUT:
+            pass
+        except pexpect.EOF:
+            return [*shown, picture(terminal)]
+        shown.append(picture(terminal))
+
+
+def picture(terminal: pyte.Screen) -> Text:
     rows = [row_of(terminal, number) for number in range(HEIGHT)]
     while rows and not rows[-1].plain.strip():
         rows.pop()
@@ -54,12 +70,21 @@ def row_of(terminal: pyte.Screen, number: int) -> Text:
     return row
 
 
+def telling(shown: Text) -> tuple[int, int]:
+    """How much a screen has to tell: cells in how many states, and how many steps that say how far they are."""
+    return sum(status in shown.plain for status in STATUSES), shown.plain.count(" passes ")
+
+
 def main() -> None:
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     with tempfile.TemporaryDirectory() as folder:
         for command in COMMANDS:
+            *before, last = screens(command, folder)
             console.print(f"[bold green]$[/] {command}", highlight=False)
-            console.print(screen(command, folder), highlight=False)
+            if command == SWEEP:
+                console.print(max(before, key=telling), highlight=False)
+                console.print("[dim]... and when it is done:[/]", highlight=False)
+            console.print(last, highlight=False)
             console.print()
     console.save_svg(str(ROOT / "docs" / "terminal.svg"), title="llm-build")
 

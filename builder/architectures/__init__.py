@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any, Protocol, cast
 
+from builder.architectures.cuts import Cut
 from builder.architectures.folds import Fold
 from builder.architectures.weights import Parameter
 from builder.core.errors import UserError
@@ -51,6 +52,9 @@ class Family(Protocol):
 
     def folds(self, config: Any) -> Iterator[Fold]:
         """Where input channels may be scaled, for quant.method=awq."""
+
+    def cuts(self, config: Any) -> dict[str, Cut]:
+        """What tensor parallelism cuts, by module."""
 
     def model_config(self, config: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """The ``model_config`` block of mlc-chat-config.json."""

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.architectures import config_json as read
+from builder.architectures import cuts as cutting
 from builder.architectures import folds as folding
 from builder.architectures import rope, weights
+from builder.architectures.cuts import Cut, Part
 from builder.architectures.folds import Fold
 from builder.architectures.weights import Entry, Parameter, Slice
 
@@ -167,6 +169,18 @@ def folds(config: Config) -> Iterator[Fold]:
         yield folding.norm(f"{layer}.post_attention_layernorm", [up], hidden, bias=True)
     if not config.tie_word_embeddings:
         yield folding.norm("gpt_neox.final_layer_norm", ["embed_out.weight"], hidden, bias=True)
+
+
+def cuts(config: Config) -> dict[str, Cut]:
+    """What tensor parallelism cuts; see ``cuts``."""
+    found: dict[str, Cut] = {} if config.tie_word_embeddings else cutting.head("embed_out", config.vocab_size)
+    heads = config.num_attention_heads
+    inner = Part("intermediate_size", config.intermediate_size)
+    for layer in (f"gpt_neox.layers.{index}" for index in range(config.num_hidden_layers)):
+        attention, mlp = f"{layer}.attention", f"{layer}.mlp"
+        found |= cutting.heads(attention, f"{attention}.dense", heads, heads, config.head_dim)
+        found |= {f"{mlp}.dense_h_to_4h": Cut("rows", (inner,)), f"{mlp}.dense_4h_to_h": Cut("columns", (inner,))}
+    return found
 
 
 def _droppable(config: Config) -> Iterator[str]:

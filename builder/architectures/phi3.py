@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.architectures import config_json as read
+from builder.architectures import cuts as cutting
 from builder.architectures import folds as folding
 from builder.architectures import rope, weights
+from builder.architectures.cuts import Cut
 from builder.architectures.folds import Fold
 from builder.architectures.weights import Entry, Parameter
 from builder.core.errors import UserError
@@ -197,6 +199,17 @@ def folds(config: Config) -> Iterator[Fold]:
         yield folding.gated(mlp, inner)
     if not config.tie_word_embeddings:
         yield folding.norm("model.norm", ["lm_head.weight"], hidden)
+
+
+def cuts(config: Config) -> dict[str, Cut]:
+    """What tensor parallelism cuts; see ``cuts``."""
+    found: dict[str, Cut] = {} if config.tie_word_embeddings else cutting.head("lm_head", config.vocab_size)
+    queries, keys, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    for layer in (f"model.layers.{index}" for index in range(config.num_hidden_layers)):
+        attention = f"{layer}.self_attn"
+        found |= cutting.heads(attention, f"{attention}.o_proj", queries, keys, width)
+        found |= cutting.gated(f"{layer}.mlp", config.intermediate_size)
+    return found
 
 
 def _droppable(config: Config) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from builder import graph
 from builder.arguments import Arguments
+from builder.commands import cells
 from builder.commands.build import (
     Result,
     bring_up_to_date,
@@ -19,7 +20,8 @@ from builder.commands.build import (
     print_recipe,
     refused_code,
 )
-from builder.commands.jobs import Job, folders_of, job_of, merge, runnable
+from builder.commands.jobs import Job, folders_of, is_sweep, job_of, merge, runnable
+from builder.core.events import Planned
 from builder.core.examine import examine
 from builder.core.plan import Plan
 from builder.core.run import Outcome
@@ -28,7 +30,7 @@ from builder.report import document
 
 
 def show(arguments: Arguments) -> int:
-    if arguments.options.multirun:
+    if is_sweep(arguments):
         from builder.commands.hydra import sweep
 
         return sweep(arguments, lambda jobs: bench(arguments, merge(jobs, folders_of(arguments))))
@@ -48,9 +50,10 @@ def bench(arguments: Arguments, job: Job) -> int:
             if verdict.step.name == "bench" and verdict.status == "hit":
                 job.store.forget(verdict.key)
     with (
-        listener(events_to(arguments), arguments.options.quiet) as listen,
+        listener(events_to(arguments), arguments.options.quiet, cells.measured(result.job, plan)) as listen,
         local.LocalExecutor(job.store, local.capacity()) as pool,
     ):
+        listen(Planned(plan))
         measured = run(plan, job.store, pool, listen, keep_going=True)
     return finish(arguments, result, measured)
 
@@ -81,8 +84,8 @@ def finish(arguments: Arguments, result: Result, measured: Outcome) -> int:
             if row["status"] in ("failed", "unsupported"):
                 print_recipe(row, sys.stdout, arguments.options.quiet)
         print_bench([row for row in whole["recipes"] if "bench" in row], sys.stdout)
-    print_failures(result.outcome, arguments.options.debug)
-    print_failures(measured, arguments.options.debug)
+    print_failures(job, result.outcome, arguments.options.debug)
+    print_failures(job, measured, arguments.options.debug)
     return result.outcome.exit_code or measured.exit_code or refused_code(arguments, job)
 
 

@@ -8,21 +8,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from builder import imported, sources
 from builder.arguments import Arguments
-from builder.commands.jobs import Job, decided, folders_of, job_of, merge
+from builder.commands.jobs import Job, decided, folders_of, is_sweep, job_of, merge, pinned
+from builder.commands.jobs import verdicts as verdicts_of
 from builder.compose import Composed
 from builder.core.errors import BuildError
-from builder.core.examine import examine
+from builder.core.events import Finished
+from builder.core.filestore import FileStore
 from builder.core.plan import Plan
+from builder.core.record import Record
 from builder.core.run import Outcome
 from builder.preflight import check_checkpoint, check_folder, refused
-from builder.recipe import Recipe
+from builder.recipe import Checkpoint, Recipe, described
 from builder.report import document
-from builder.report.words import size
+from builder.report.words import base, folded, size
 from builder.targets import android, link
+
+if TYPE_CHECKING:
+    from builder.commands.held import Held
+    from builder.executors.local import LocalExecutor
+    from builder.executors.ray import RayExecutor
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,7 @@ class Result:
 
 def show(arguments: Arguments) -> int:
     """One recipe, or with -m every combination."""
-    if arguments.options.multirun:
+    if is_sweep(arguments):
         from builder.commands.hydra import sweep
 
         return sweep(arguments, lambda jobs: finish(arguments, run_jobs(arguments, jobs)))
@@ -41,7 +49,8 @@ def show(arguments: Arguments) -> int:
 
 
 def run_jobs(arguments: Arguments, jobs: Sequence[Composed]) -> Result:
-    return bring_up_to_date(arguments, merge(jobs, folders_of(arguments)), events_to(arguments))
+    job = merge(pinned(arguments, jobs), folders_of(arguments))
+    return bring_up_to_date(arguments, job, events_to(arguments))
 
 
 def events_to(arguments: Arguments) -> TextIO:
@@ -51,32 +60,92 @@ def events_to(arguments: Arguments) -> TextIO:
 
 def bring_up_to_date(arguments: Arguments, job: Job, stream: TextIO) -> Result:
     """Runs what is stale, then puts the results of every good recipe in its folder."""
-    from builder.commands.phases import run_phases
-    from builder.core.export import export
-    from builder.executors import local
+    from builder.commands.phases import without_goals
 
-    job = downloaded(job)
+    keep_going = arguments.options.keep_going
+    held = hold_to_lock(arguments, job)
+    job, errors = downloaded(job, keep_going)
     for recipe in job.recipes:
         check_folder(job.outputs[recipe.name])
-    if errors := early_errors(job):
+    if job.key:
+        from builder.signing import key_id
+
+        key_id(job.key, job.store)  # a key that cannot sign is refused before any work
+    errors = {**early_errors(job), **errors}
+    if held and not errors:
+        held.check_read(arguments, job)
+    if not errors:
+        outcome, job = run_job(arguments, job, stream)
+    elif keep_going:
+        outcome, job = without_goals(job, errors, lambda good: run_job(arguments, good, stream))
+    else:
         return Result(refused(job.plan, errors), job)
+    if held:
+        held.check_built(job)
+    export_good(outcome, job)
+    return Result(outcome, job)
+
+
+def export_good(outcome: Outcome, job: Job) -> None:
+    """Put the results of every recipe that did not fail in its folder; a shared store hears of those that are new."""
+    from builder.core.export import export
+
+    built: dict[str, Record] = {}
+    for goal, recipe in zip(job.plan.goals, job.recipes, strict=True):
+        if outcome.goal(goal.name) == "failed":
+            continue
+        folder = job.outputs[goal.name]
+        exported = export(outcome, goal.name, job.store, folder, described(recipe))
+        if job.key or exported.changed:
+            from builder.signing import keep_signed
+
+            keep_signed(folder, job.key, job.store)
+        if exported.changed and outcome.goal(goal.name) == "built":
+            built[goal.name] = outcome.records[goal.artifact]
+    if built and type(job.store) is not FileStore:
+        from builder.commands.shared import announce
+
+        announce(job, built)
+
+
+def run_job(arguments: Arguments, job: Job, stream: TextIO) -> tuple[Outcome, Job]:
+    """Runs what is stale, before the eyes of whoever looks at ``stream``."""
+    from builder.commands.phases import run_phases
+
     options = arguments.options
     with (
-        listener(stream, options.quiet) as listen,
-        local.LocalExecutor(job.store, local.capacity(options.jobs)) as pool,
+        listener(stream, options.quiet, waiting(job)) as listen,
+        pool_of(job, options.jobs) as pool,
     ):
-        outcome, job = run_phases(job, pool, listen, options.keep_going)
-    for goal, recipe in zip(job.plan.goals, job.recipes, strict=True):
-        if outcome.goal(goal.name) != "failed":
-            folder = job.outputs[goal.name]
-            export(outcome, goal.name, job.store, folder, described(recipe))
-    return Result(outcome, job)
+        done = run_phases(job, pool, listen, options.keep_going)
+        job.store.drain(listen)
+        return done
+
+
+def pool_of(job: Job, jobs: int) -> LocalExecutor | RayExecutor:
+    """What runs the steps; it reaches no cluster before one is stale."""
+    if job.executor.kind == "ray":
+        from builder.executors.ray import RayExecutor
+
+        return RayExecutor(job.store, job.executor.address, jobs)
+    from builder.executors import local
+
+    return local.LocalExecutor(job.store, local.capacity(jobs))
+
+
+def hold_to_lock(arguments: Arguments, job: Job) -> Held | None:
+    """The lock of --locked; UserError when the job does not match it."""
+    if not arguments.options.locked:
+        return None
+    from builder.commands.held import hold
+
+    return hold(arguments, job)
 
 
 def early_errors(job: Job) -> dict[str, BuildError]:
     """What cannot work, known before any step runs, by step id: bad checkpoints, tools that are missing."""
     first = {id_: step for id_, step in job.plan.steps.items() if not step.inputs}
-    verdicts = examine(Plan(first, ()), job.store)
+    verdicts = verdicts_of(Plan(first, ()), job.store)
     errors: dict[str, BuildError] = {}
     for goal, recipe in zip(job.plan.goals, job.recipes, strict=True):
         ids = {job.plan.steps[id_].name: id_ for id_ in goal.steps}
@@ -99,56 +168,69 @@ def checks_of(recipe: Recipe) -> dict[str, Callable[[], object]]:
     return checks
 
 
-def downloaded(job: Job) -> Job:
-    """The job with every hf:// checkpoint complete on this disk."""
+def downloaded(job: Job, keep_going: bool) -> tuple[Job, dict[str, BuildError]]:
+    """The job with every hf:// checkpoint complete on this disk. With ``keep_going`` a download that fails is an error
+    of the step that would fetch it, by id; it is raised otherwise."""
     if not any(recipe.checkpoint.missing for recipe in job.recipes):
-        return job
+        return job, {}
     from builder import graph
 
-    recipes = tuple(imported.settled(replace(r, checkpoint=sources.complete(r.checkpoint))) for r in job.recipes)
-    return decided(replace(job, recipes=recipes, plan=graph.build_plan(recipes)))
+    errors: dict[str, BuildError] = {}
+    here: dict[str, Checkpoint] = {}
+    recipes = []
+    for goal, recipe in zip(job.plan.goals, job.recipes, strict=True):
+        found, fetch, whole = recipe.checkpoint, goal.steps[0], recipe
+        try:
+            if found.missing and fetch not in errors:
+                here[found.uri] = here.get(found.uri) or sources.complete(found)
+                whole = imported.settled(replace(recipe, checkpoint=here[found.uri]))
+        except BuildError as error:
+            if not keep_going:
+                raise
+            errors[fetch] = error
+        recipes.append(whole)
+    return decided(replace(job, recipes=tuple(recipes), plan=graph.build_plan(recipes))), errors
 
 
-def described(recipe: Recipe) -> dict[str, Any]:
-    """What build.json says was asked for: no path of this machine, so that two folders give the same bytes."""
-    from dataclasses import asdict
+def waiting(job: Job) -> Any:
+    """The matrix of a sweep before it starts, None for a plain build."""
+    if len(job.names) == 1:
+        return None
+    from builder.commands import cells
 
-    model = {**asdict(recipe.model), "source": recipe.checkpoint.uri or "folder"}
-    verify = {k: v for k, v in asdict(recipe.verify).items() if k != "text"}
-    return {
-        "name": recipe.name,
-        "choices": dict(recipe.choices),
-        "model": model,
-        "quant": asdict(recipe.quant),
-        "target": asdict(recipe.target),
-        "metadata": asdict(recipe.metadata),
-        "architecture": dict(recipe.architecture),
-        "verify": verify,
-        "pins": asdict(recipe.pins),
-    }
+    return cells.waiting(job)
 
 
-def listener(stream: TextIO, quiet: bool) -> Any:
+def listener(stream: TextIO, quiet: bool, matrix: Any = None) -> Any:
+    """``matrix``: that of the sweep to be watched, if it is one."""
     if stream.isatty() and not quiet:
         from builder.report.live import Live
 
-        return Live(stream)
+        return Live(stream, matrix)
     from builder.report.lines import Lines
 
-    return Lines(stream, quiet)
+    return Lines(stream, quiet, matrix)
 
 
 def finish(arguments: Arguments, result: Result) -> int:
     """The result as a document or as text; returns the exit code."""
     job = result.job
     whole = document.with_refused(document.built(result.outcome, job.outputs), job.refused, job.outputs)
+    if len(job.names) > 1:
+        from builder.commands import cells
+
+        matrix = cells.built(job, result.outcome)
+        if arguments.options.json:
+            whole["matrix"] = cells.document(matrix)
+        else:
+            cells.print_sweep(matrix, job, result.outcome, sys.stdout)
+    elif not arguments.options.json:
+        for recipe in whole["recipes"]:
+            print_recipe(recipe, sys.stdout, arguments.options.quiet)
     if arguments.options.json:
         json.dump(whole, sys.stdout, indent=1)
         print()
-    else:
-        for recipe in whole["recipes"]:
-            print_recipe(recipe, sys.stdout, arguments.options.quiet)
-    print_failures(result.outcome, arguments.options.debug)
+    print_failures(job, result.outcome, arguments.options.debug)
     return result.outcome.exit_code or refused_code(arguments, job)
 
 
@@ -182,7 +264,8 @@ def print_recipe(recipe: dict[str, Any], stream: TextIO, quiet: bool) -> None:
         print_rules(allocate["facts"], stream)
     nbytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     steps = f"{len(ran)} of {len(recipe['steps'])} steps ran" if ran else f"all {len(recipe['steps'])} steps fresh"
-    print(f"{recipe['name']}: up to date ({steps}) in {relative(folder)}, {size(nbytes)}{said}", file=stream)
+    line = f"{recipe['name']}: up to date ({steps}) in {relative(folder)}, {size(nbytes)}{said}"
+    print(folded(line, stream), file=stream)
 
 
 def print_rules(found: dict[str, Any], stream: TextIO) -> None:
@@ -195,7 +278,7 @@ def print_rules(found: dict[str, Any], stream: TextIO) -> None:
 
 
 def print_unsupported(recipe: dict[str, Any], stream: TextIO) -> None:
-    print(f"{recipe['name']}: unsupported: {recipe['reason']}", file=stream)
+    print(folded(f"{recipe['name']}: unsupported: {recipe['reason']}", stream), file=stream)
     if recipe["hint"]:
         print(f"  next: {recipe['hint']}", file=stream)
 
@@ -205,16 +288,22 @@ def relative(folder: Path) -> str:
     return f"{folder.relative_to(here)}/" if folder.is_relative_to(here) else f"{folder}/"
 
 
-def print_failures(outcome: Outcome, debug: bool) -> None:
-    """Each failure once, with its cause and the way out; tracebacks only for --debug."""
-    seen: set[str] = set()
+def print_failures(job: Job, outcome: Outcome, debug: bool) -> None:
+    """Each failure once, with its cause, the cells of a sweep that it concerns and the way out; tracebacks only for
+    --debug."""
+    causes: dict[tuple[str, str], list[Finished]] = {}
     for step in outcome.steps.values():
-        error: BuildError | None = step.error
-        if error is None or step.key + error.message in seen:
-            continue
-        seen.add(step.key + error.message)
+        if step.error is not None:
+            causes.setdefault((base(step.name), step.error.message), []).append(step)
+    for steps in causes.values():
+        name, error = steps[0].name, steps[0].error
+        assert error is not None
         message, trace, _ = error.message.partition("\n    Traceback")
-        print(f"error: {step.name}: {error.message if debug else message}", file=sys.stderr)
+        print(folded(f"error: {name}: {error.message if debug else message}", sys.stderr), file=sys.stderr)
+        if len(job.names) > 1:
+            from builder.commands.cells import told, wanting
+
+            print(f"  cells: {told(job.axes, wanting(job, outcome, steps))}", file=sys.stderr)
         hint = error.hint or ("the same command with --debug shows where; please report it" if trace else "")
         if hint:
             print(f"  next: {hint}", file=sys.stderr)

@@ -36,8 +36,8 @@ def show(arguments: Arguments) -> int:
     composed = compose(arguments.overrides, composition_cache(), arguments.options.config_dir)
     places = resolve.places(composed)
     rows = [*packages(), linker(), arm_linker(), *programs(), processor(), memory(), disk(places.store), *gpus()]
-    if arguments.options.store:
-        rows += store_rows(open_store(places.store))
+    if arguments.options.store or arguments.options.repair:
+        rows += store_rows(open_store(places.store), arguments.options.repair)
     if arguments.options.json:
         json.dump({"checks": rows}, sys.stdout, indent=1)
         print()
@@ -135,16 +135,53 @@ def gpus() -> list[Row]:
     driver = Path("/proc/driver/nvidia/version")
     if not driver.exists():
         return [row("nvidia driver", "none", "needed to run libraries of target=cuda, not to build them", "missing")]
-    return [row("nvidia driver", driver.read_text().splitlines()[0], "running libraries of target=cuda")]
+    found = [row("nvidia driver", driver.read_text().splitlines()[0], "running libraries of target=cuda")]
+    from builder.targets import gpus as machine
+
+    names = machine.names()
+    kinds = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
+    found.append(row("gpus", ", ".join(kinds) or "none that nvidia-smi shows", "target.gpus", "ok" if names else "bad"))
+    return [*found, *(several(machine.in_words(machine.links()), machine.find_nccl()) if len(names) > 1 else ())]
 
 
-def store_rows(store: FileStore) -> list[Row]:
+def several(links: str, nccl: tuple[Path, str] | None) -> list[Row]:
+    """What a model on several GPUs needs."""
+    used_for = "running libraries of target.gpus=2 and more"
+    if nccl is None:
+        said = row("nccl", "none: pip install nvidia-nccl-cu13", f"needed for {used_for}", "missing")
+    else:
+        said = row("nccl", f"{nccl[0]} ({nccl[1]})", used_for)
+    return [row("links of gpus", links or "unknown: nvidia-smi topo -m says nothing", used_for), said]
+
+
+def store_rows(store: FileStore, repair: bool) -> list[Row]:
+    """What is in the store, and every fault found: which steps it touches, and what to do about it."""
     from builder.core.check import check
 
-    found = check(store)
+    found = check(store, told if sys.stderr.isatty() else None, repair)
     said = f"{found.records} results, {found.blobs} files, {size(found.nbytes)} read"
-    rows = [row("store content", said, "every step")]
-    bad: dict[str, tuple[str, ...]] = {"damaged": found.damaged, "missing": found.missing, "garbage": found.garbage}
-    for what, names in bad.items():
-        rows += [row(f"store: {what}", name, "build again: it is made anew", "bad") for name in names]
+    verdict = f"{len(found.faults)} fault{'s' * (len(found.faults) > 1)}" if found.faults else "whole"
+    rows = [row("store content", f"{said}, {verdict}", "every step")]
+    for fault in found.faults:
+        more = f" and {len(fault.steps) - 3} more" if len(fault.steps) > 3 else ""
+        touched = f"{', '.join(fault.steps[:3])}{more}" if fault.steps else "no result"
+        what = {"damaged": "file with other bytes", "missing": "file that is not there", "garbage": "damaged record"}
+        kept = "dropped; " if repair else ""
+        status = "missing" if repair else "bad"
+        rows.append(
+            row("store: " + fault.kind, f"{what[fault.kind]}: {fault.name}", f"{kept}touches {touched}", status)
+        )
+    if not found.whole:
+        following = "build: makes again what was dropped" if repair else "build doctor --store --repair"
+        rows.append(row("store: next", following, "drops what is damaged, the next build makes it again", "ok"))
+    if found.leftovers:
+        rows.append(
+            row("store: leftovers", f"{len(found.leftovers)} of killed builds", "the next build clears them", "missing")
+        )
     return rows
+
+
+def told(done: int, total: int) -> None:
+    """How far the reading is, on one line of a terminal that is wiped in the end."""
+    end = "\r\033[K" if done == total else "\r"
+    print(f"\rreading {size(done)} of {size(total)}", end=end, file=sys.stderr, flush=True)

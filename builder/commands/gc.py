@@ -1,4 +1,5 @@
-"""`build gc`: free what nothing refers to any more, by age and by size. A dry run unless --yes."""
+"""`build gc`: free what nothing refers to any more, by age and by size; with --remote in the shared store. A dry run
+unless --yes."""
 
 from __future__ import annotations
 
@@ -22,6 +23,10 @@ SIZES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 1 << 10, "mi": 1 
 def show(arguments: Arguments) -> int:
     options = arguments.options
     composed = compose(arguments.overrides, composition_cache(), options.config_dir)
+    if options.remote:
+        from builder.commands.gc_remote import collect
+
+        return collect(arguments, composed, parse_age(options.max_age) if options.max_age else None)
     store = open_store(resolve.places(composed).store)
     age = parse_age(options.max_age) if options.max_age else None
     budget = parse_size(options.max_size) if options.max_size else None
@@ -29,6 +34,10 @@ def show(arguments: Arguments) -> int:
     if options.json:
         json.dump({"dry_run": not options.yes, **freed._asdict()}, sys.stdout, indent=1)
         print()
+        return 0
+    if not freed.blobs and not freed.records:
+        print(f"nothing to free; {size(freed.kept_nbytes)} stay")
+        print("  next: build gc --max-age 30d   (or --max-size 20GB; both free results that are whole)")
         return 0
     verb = "freed" if options.yes else "would free"
     said = f"{freed.blobs} files and {len(freed.records)} results"

@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 from builder.arguments import Arguments
-from builder.commands.jobs import UNDECIDED, Job, folders_of, job_of, merge
+from builder.commands.jobs import UNDECIDED, Job, folders_of, is_sweep, job_of, merge
 from builder.core.errors import StepError, UserError
 from builder.core.examine import examine
 from builder.report import draw
 
 
 def show(arguments: Arguments) -> int:
-    if arguments.options.multirun:
+    if is_sweep(arguments):
         from builder.commands.hydra import sweep
 
         return sweep(arguments, lambda jobs: print_graph(arguments, merge(jobs, folders_of(arguments))))

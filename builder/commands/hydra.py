@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from builder.arguments import COMMANDS, Arguments
-from builder.commands.jobs import composition_cache, folders_of
+from builder.commands.jobs import composition_cache, distinct, folders_of
 from builder.compose import Composed, check_choices, guard, normalise, shipped
+from builder.core.errors import StepError
+from builder.resolve import name_of, places
+from builder.sweeps import memo
 
 Finish = Callable[[Sequence[Composed]], int]
 
@@ -44,16 +47,22 @@ def forget_command() -> None:
 def sweep(arguments: Arguments, build: Finish) -> int:
     """Hydra's sweeper makes the jobs, our launcher collects them, ``build`` brings them all up to date in one plan.
 
-    Returns the worst exit code of the batches (a sweeper may launch several).
+    Returns the worst exit code of the batches (a sweeper may launch several). A line whose jobs are remembered needs
+    no Hydra.
     """
-    overrides = arguments.overrides
-    check_choices([o for o in overrides if "," not in o], folders_of(arguments))
+    overrides, folders = arguments.overrides, folders_of(arguments)
+    check_choices([o for o in overrides if "," not in o], folders)
+    slot = memo.slot_of(overrides, folders, composition_cache())
+    if known := memo.recall(slot):
+        return build(known)
     codes: list[int] = []
 
-    def launched(jobs: list[Composed]) -> list[Any]:
+    def launched(jobs: list[Composed], whole: bool) -> list[Any]:
+        if whole and memo.repeats(overrides, folders):
+            memo.remember(slot, jobs)
         code = build(jobs)
         codes.append(code)
-        return [code] * len(jobs)
+        return returned(jobs, code)
 
     argv = ["--multirun", *normalise(overrides)]
     if not any("hydra.sweep.dir" in o for o in overrides):
@@ -62,7 +71,19 @@ def sweep(arguments: Arguments, build: Finish) -> int:
     return max(codes, default=0)
 
 
-def run_hydra(arguments: Arguments, argv: list[str], sweep: Callable[[list[Composed]], list[Any]] | None) -> int:
+def returned(jobs: Sequence[Composed], code: int) -> list[float]:
+    """What each job of a batch is worth to the sweeper: its sweep.objective, nan where it was not built, or where it
+    has none the exit code."""
+    from builder.sweeps.objective import objective_of, worth
+
+    objective = objective_of(jobs[0])
+    if not objective:
+        return [code] * len(jobs)
+    dist = places(jobs[0]).dist
+    return [float("nan") if code else worth(dist / name_of(job), objective) for job in distinct(jobs)]
+
+
+def run_hydra(arguments: Arguments, argv: list[str], sweep: Callable[[list[Composed], bool], list[Any]] | None) -> int:
     """hydra.main over our configuration. Its errors come back as ours (HYDRA_FULL_ERROR makes it raise them)."""
     import hydra
 
@@ -90,6 +111,7 @@ def run_hydra(arguments: Arguments, argv: list[str], sweep: Callable[[list[Compo
 
 
 def one_job(arguments: Arguments, config: Any) -> int:
+    """0. Raises StepError for a job that failed: a launcher hands on errors, and no exit codes."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf, open_dict
 
@@ -100,4 +122,7 @@ def one_job(arguments: Arguments, config: Any) -> int:
     with open_dict(config):
         whole = OmegaConf.merge(whole, config)
     overrides = list(HydraConfig.get().overrides.task)
-    return finish(arguments, run_jobs(arguments, [to_plain(whole, overrides)]))
+    if code := finish(arguments, run_jobs(arguments, [to_plain(whole, overrides)])):
+        said = f"the job {' '.join(overrides)} ended with exit code {code}"
+        raise StepError(said, "what it printed says why; submitit keeps that in .submitit below hydra.sweep.dir")
+    return 0

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from builder import compose, graph, platforms, resolve
 from builder.arguments import Arguments
+from builder.axes import Axes, axes_of
 from builder.core.errors import BuildError, StepError, Unsupported
-from builder.core.examine import examine
-from builder.core.filestore import FileStore, open_store
+from builder.core.examine import Verdict, examine
+from builder.core.filestore import FileStore
 from builder.core.plan import Plan
-from builder.recipe import Recipe
+from builder.home import store_path
+from builder.recipe import LOCAL, Executor, Recipe
+from builder.sweeps.once import Once
 
 UNDECIDED = "the steps after allocate can be planned when it has picked the rules of quant.budget: build"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Job:
     """What is to be built and where: the recipes of one command, merged into one plan.
 
     ``refused``: cells of a sweep that cannot be built, by name. ``names``: all cells, in the order of the sweep.
+    ``axes``: what differs between them. ``excluded``: what sweep.exclude left out; no cell. ``key``: signs build.json.
     """
 
     recipes: tuple[Recipe, ...]
@@ -30,14 +37,18 @@ class Job:
     dist: Path
     names: tuple[str, ...]
     refused: Mapping[str, BuildError] = field(default_factory=dict)
+    axes: Axes = field(default_factory=Axes)
+    excluded: Sequence[object] = ()
+    key: Path | None = None
+    executor: Executor = LOCAL
 
-    @property
+    @cached_property
     def outputs(self) -> dict[str, Path]:
         return {name: self.dist / name for name in self.names}
 
 
 def composition_cache() -> Path:
-    return resolve.store_path() / "cache" / "compose"
+    return store_path() / "cache" / "compose"
 
 
 def folders_of(arguments: Arguments) -> compose.Folders:
@@ -47,7 +58,23 @@ def folders_of(arguments: Arguments) -> compose.Folders:
 def job_of(arguments: Arguments) -> Job:
     """The job of a plain command line: one recipe."""
     composed = compose.compose(arguments.overrides, composition_cache(), arguments.options.config_dir)
-    return merge([composed], folders_of(arguments))
+    return merge(pinned(arguments, [composed]), folders_of(arguments))
+
+
+def is_sweep(arguments: Arguments) -> bool:
+    """-m, or a recipe that says itself what is swept (hydra.sweeper.params)."""
+    if arguments.options.multirun or not any(o.startswith("recipe=") for o in arguments.overrides):
+        return bool(arguments.options.multirun)
+    return compose.compose(arguments.overrides, composition_cache(), arguments.options.config_dir).sweeps
+
+
+def pinned(arguments: Arguments, jobs: Sequence[compose.Composed]) -> Sequence[compose.Composed]:
+    """The jobs; where a lock holds for them their hf:// sources are at the revision that it has."""
+    if not arguments.options.locked and not arguments.options.check:
+        return jobs
+    from builder.commands.held import at_locked_revision
+
+    return at_locked_revision(arguments, jobs)
 
 
 def merge(jobs: Sequence[compose.Composed], folders: compose.Folders) -> Job:
@@ -56,10 +83,12 @@ def merge(jobs: Sequence[compose.Composed], folders: compose.Folders) -> Job:
     A cell of a sweep that is Unsupported is kept as such; that of a plain build is raised.
     """
     recipes, refused, names = [], dict[str, BuildError](), []
+    jobs, excluded = thinned(jobs, folders) if len(jobs) > 1 else (jobs, ())
+    once = Once()
     for composed in distinct(jobs):
         names.append(resolve.name_of(composed))
         try:
-            recipes.append(resolve.resolve(composed, folders))
+            recipes.append(resolve.resolve(composed, folders, once))
         except Unsupported as error:
             if len(jobs) == 1:
                 raise
@@ -67,8 +96,25 @@ def merge(jobs: Sequence[compose.Composed], folders: compose.Folders) -> Job:
     check_pins(recipes)
     places = resolve.places(jobs[0])
     plan = graph.build_plan(recipes)
-    job = Job(tuple(recipes), plan, open_store(places.store), places.dist, tuple(names), refused)
-    return decided(equipped(job))
+    axes = axes_of(jobs, names)
+    job = Job(tuple(recipes), plan, resolve.open_at(places), places.dist, tuple(names), refused, axes, excluded)
+    return decided(equipped(replace(job, key=places.key, executor=places.executor)))
+
+
+def thinned(
+    jobs: Sequence[compose.Composed], folders: compose.Folders
+) -> tuple[Sequence[compose.Composed], Sequence[compose.Composed]]:
+    """The jobs that sweep.exclude keeps, and the others; says how many those are."""
+    if not any((job.values.get("sweep") or {}).get("exclude") for job in jobs):
+        return jobs, ()
+    from builder.sweeps.exclude import thin
+
+    found = thin(jobs, resolve.writer(jobs[0], folders))
+    if found.excluded:
+        print(f"sweep.exclude: {len(found.excluded)} of {len(jobs)} cells left out", file=sys.stderr)
+    for rule in found.idle:
+        print(f"warning: sweep.exclude: {rule} matches no cell", file=sys.stderr)
+    return found.kept, found.excluded
 
 
 def equipped(job: Job) -> Job:
@@ -84,7 +130,7 @@ def equipped(job: Job) -> Job:
         kinds = (target.kind, f"{target.kind}.{target.library}", recipe.package.kind, *several)
         for tool in tools.lacking(*kinds):
             steps = {id_: job.plan.steps[id_] for id_ in goal.steps if job.plan.steps[id_].name == tool.step}
-            if steps and all(verdict.status == "hit" for verdict in examine(Plan(steps, ()), job.store).values()):
+            if steps and all(verdict.status == "hit" for verdict in verdicts(Plan(steps, ()), job.store).values()):
                 continue  # what it makes was made elsewhere
             group = "package" if recipe.package.kind in tool.needed else "target"
             refused.setdefault(recipe.name, tools.refusal(tool, f"{group}={recipe.choices[group]}"))
@@ -95,16 +141,30 @@ def equipped(job: Job) -> Job:
     return without(job, refused) if refused else job
 
 
+def verdicts(plan: Plan, store: FileStore) -> dict[str, Verdict]:
+    """examine(), where results in a shared store count as there."""
+    if type(store) is FileStore:
+        return examine(plan, store)
+    from builder.remote.ahead import ahead
+    from builder.remote.store import SharedStore
+
+    assert isinstance(store, SharedStore)
+    return ahead(plan, store)
+
+
 def unlinked(job: Job) -> dict[str, Unsupported]:
-    """The recipes whose library no linker of this machine makes."""
+    """The recipes whose library no linker of this machine makes, and that was not made elsewhere either."""
     from builder.targets import link
 
     found = {}
-    for recipe in job.recipes:
+    for goal, recipe in zip(job.plan.goals, job.recipes, strict=True):
         if recipe.target.library == "so" and recipe.target.triple.endswith("linux-gnu"):
             try:
                 link.require_linker(recipe.target.triple)
             except StepError as error:
+                lower = {id_: job.plan.steps[id_] for id_ in goal.steps if job.plan.steps[id_].name == "lower"}
+                if lower and all(verdict.status == "hit" for verdict in verdicts(Plan(lower, ()), job.store).values()):
+                    continue
                 found[recipe.name] = Unsupported(f"target={recipe.choices['target']}: {error.message}", error.hint)
     return found
 
@@ -114,7 +174,7 @@ def runnable(job: Job, what: str) -> Job:
     measures"."""
     refused: dict[str, BuildError] = {}
     for recipe in job.recipes:
-        if not platforms.runs_here(recipe.target):
+        if not platforms.runs_here(recipe.target, recipe.metadata.tensor_parallel_shards):
             refused[recipe.name] = Unsupported(
                 f"{what} on this machine, which cannot run a library for {platforms.platform_of(recipe.target)}",
                 "`build`, with the same overrides, builds it here, for one that can",
@@ -155,7 +215,7 @@ def distinct(jobs: Sequence[compose.Composed]) -> list[compose.Composed]:
         own = [o.lstrip("+") for o in job.overrides if o not in common and not compose.CHOICE.match(o)]
         if job.values.get("name") is None and own:
             stem = resolve.name_of_choices(job.choices)
-            tail = ",".join(last_of(o).replace("/", "_") for o in own)
+            tail = ",".join(re.sub(r'[/\\<>:"|?*]+', "_", last_of(o)) for o in own)  # "hf\://org" names no folder
             values = {**job.values, "name": f"{stem}-{tail}"}
         else:
             values = job.values

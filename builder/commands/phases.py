@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from builder import budget, graph
 from builder.commands.jobs import Job
-from builder.core.events import Finished, Listener
+from builder.core.errors import BuildError
+from builder.core.events import Finished, Listener, Planned
 from builder.core.job import Executor
 from builder.core.plan import Goal, Plan
 from builder.core.run import Outcome, run
+from builder.preflight import refused
 
 
 def run_phases(job: Job, pool: Executor, listen: Listener, keep_going: bool) -> tuple[Outcome, Job]:
@@ -17,6 +20,7 @@ def run_phases(job: Job, pool: Executor, listen: Listener, keep_going: bool) -> 
 
     Recipes without a budget, or with rules that the store had already, are done in the first run.
     """
+    listen(Planned(job.plan))
     first = run(job.plan, job.store, pool, listen, keep_going)
     if not any(recipe.undecided for recipe in job.recipes):
         return first, job
@@ -27,8 +31,26 @@ def run_phases(job: Job, pool: Executor, listen: Listener, keep_going: bool) -> 
         if before.undecided and not after.undecided and (keep_going or not first.failed)
     ]
     steps = {id_: whole.plan.steps[id_] for goal in goals for id_ in goal.steps}
+    listen(Planned(Plan(steps, tuple(goals))))
     second = run(Plan(steps, tuple(goals)), job.store, pool, listen, keep_going)
     return joined(whole.plan, first, second), whole
+
+
+def without_goals(
+    job: Job, errors: Mapping[str, BuildError], build: Callable[[Job], tuple[Outcome, Job]]
+) -> tuple[Outcome, Job]:
+    """The outcome of ``build`` for the recipes that no error concerns, joined with the refusal of the others.
+    ``errors`` by step id."""
+    bad = [goal for goal in job.plan.goals if not errors.keys().isdisjoint(goal.steps)]
+    names = {goal.name for goal in bad}
+    recipes = tuple(recipe for recipe in job.recipes if recipe.name not in names)
+    outcome, good = build(replace(job, recipes=recipes, plan=graph.build_plan(recipes)))
+    decided = {recipe.name: recipe for recipe in good.recipes}
+    whole = replace(job, recipes=tuple(decided.get(recipe.name, recipe) for recipe in job.recipes))
+    whole = replace(whole, plan=graph.build_plan(whole.recipes))
+    lost = refused(Plan({id_: job.plan.steps[id_] for goal in bad for id_ in goal.steps}, tuple(bad)), errors)
+    steps = {id_: done for id_, done in lost.steps.items() if id_ not in outcome.steps}
+    return joined(whole.plan, outcome, lost._replace(steps=steps)), whole
 
 
 def with_rules(job: Job, first: Outcome) -> Job:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 from builder.arguments import Arguments
 from builder.commands.jobs import UNDECIDED, Job, job_of
 from builder.core.errors import UserError
+from builder.core.reason import Difference
 from builder.core.why import Explanation, explain
+
+CODE = "code."
+HEX = re.compile(
+    r"\b((?:sha256|blake3):[0-9a-f]{12})[0-9a-f]{52}"
+)  # a digest is known by its beginning; --json has all
 
 
 def show(arguments: Arguments) -> int:
-    """Raises UserError for a step that the plan has not (with the names it has)."""
+    """Raises UserError for a step that the plan has not (with the names it has), and for a sweep."""
+    if arguments.options.multirun:
+        raise UserError(
+            "build why explains a step of one recipe, and -m asks for many", "the same with one value of each"
+        )
     job = job_of(arguments)
     found = found_in(job, arguments.word)
     if arguments.options.json:
@@ -23,10 +34,18 @@ def show(arguments: Arguments) -> int:
     print(f"  key now   {found.key or 'not known before its inputs are'}")
     print(f"  key last  {found.last_key or 'none: never built here'}")
     for difference in found.differences:
-        print(f"  differs   {difference.what}: {difference.last} → {difference.now}")
+        print(f"  differs   {told(difference)}")
     print("  parts of the key now:")
     print_parts(found.parts, "    ")
     return 0
+
+
+def told(difference: Difference) -> str:
+    """One difference in a line: of code and files that it is one, of values both."""
+    what, last, now = difference.what, *(HEX.sub(r"\1", text) for text in (difference.last, difference.now))
+    if what.startswith(CODE):
+        return f"{what.removeprefix(CODE)} was {'changed' if last and now else 'added' if now else 'removed'}"
+    return f"{what}: {last or 'absent'} → {now or 'absent'}"
 
 
 def found_in(job: Job, step: str) -> Explanation:

@@ -3,58 +3,157 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal, NamedTuple
 
-from builder.core.digest import digest_of_file
+from builder.core import disk, lock
+from builder.core.digest import CHUNK_BYTES
 from builder.core.filestore import FileStore
-from builder.core.gc import blob_files, records
+from builder.core.gc import blob_files, places, records
+from builder.core.leftovers import clear, leftovers
+from builder.core.record import Record
+
+Told = Callable[[int, int], None]  # done and total, bytes
+
+
+class Fault(NamedTuple):
+    """A blob with other bytes than its name says, a blob that a record needs and that is not there, or a record whose
+    seal is broken. ``name`` is the blob's hex digest or the record's key, ``steps`` are those that must run again
+    ("demo-q4f16_1-cpu: quantize[3]"; a result that no goal remembers is "result <key>")."""
+
+    kind: Literal["damaged", "missing", "garbage"]
+    name: str
+    steps: tuple[str, ...]
 
 
 class Checked(NamedTuple):
-    """``damaged`` blobs (hex digests), ``missing`` blobs ("key: output"), ``garbage`` manifests (keys); ``orphans`` are
-    blobs without a record, which is no fault (`build gc` frees them)."""
+    """``orphans`` are blobs without a record, ``leftovers`` scratch folders and locks of builds that were killed.
+    Neither is a fault: `build gc` frees the ones, the next build clears the others."""
 
     records: int
     blobs: int
     nbytes: int
-    damaged: tuple[str, ...]
-    missing: tuple[str, ...]
-    garbage: tuple[str, ...]
+    faults: tuple[Fault, ...]
     orphans: int
+    leftovers: tuple[str, ...]
 
     @property
     def whole(self) -> bool:
-        return not (self.damaged or self.missing or self.garbage)
+        return not self.faults
 
 
-def check(store: FileStore, progress: Callable[[int, int], None] | None = None, repair: bool = False) -> Checked:
-    """Hash every blob. ``progress(done, total)`` in bytes. ``repair`` removes what is damaged, so that the next build
-    makes it again."""
-    files = {path.name: path for path in blob_files(store)}
-    total, done = sum(path.stat().st_size for path in files.values()), 0
-    damaged = []
-    for name, path in files.items():
-        status = os.stat(path)
-        if digest_of_file(path).rpartition(":")[2] != name:
-            damaged.append(name)
-            if repair:
-                store.drop(path, status)
-        done += status.st_size
-        if progress:
-            progress(done, total)
-    missing, garbage, named, count = [], [], set(), 0
-    for path, record in records(store):
-        count += 1
-        if record is None:
-            garbage.append(path.stem)
-            if repair:
-                path.unlink(missing_ok=True)
-            continue
-        for output_name, output in record.outputs.items():
-            hex_ = output.digest.rpartition(":")[2]
-            named.add(hex_)
-            if not output.of and hex_ not in files:
-                missing.append(f"{path.stem}: {output_name}")
-    orphans = len(files.keys() - named)
-    return Checked(count, len(files), total, tuple(damaged), tuple(missing), tuple(garbage), orphans)
+def check(store: FileStore, progress: Told | None = None, repair: bool = False) -> Checked:
+    """Hash every blob on all cores, unseal every record. ``repair`` removes what is damaged, the records that need it
+    and what dead builds left, so that the next build makes it again. Builds may run meanwhile. BuildError when the
+    store cannot be read or, to repair it, written."""
+    try:
+        with _no_gc(store):
+            return _check(store, progress, repair)
+    except OSError as error:
+        raise disk.explain_os_error(error, "cannot check the store", store.root) from error
+
+
+def _check(store: FileStore, progress: Told | None, repair: bool) -> Checked:
+    files = {path: status for path in blob_files(store) if (status := _status(path))}
+    damaged = {path.name for path in _damaged(files, progress)}
+    found = dict(records(store))
+    wanted = _wanted(found.items())
+    garbage = [path.stem for path, record in found.items() if record is None]
+    present = {path.name for path in files}
+    missing = [name for name in sorted(wanted.keys() - present) if not store.path(name).exists()]
+    if repair:
+        _drop(store, {path: status for path, status in files.items() if path.name in damaged})
+        for key in {*garbage, *(key for name in (*damaged, *missing) for key in wanted.get(name, ()))}:
+            store.forget(key)
+    users = _users(store)
+    faults = [
+        *(Fault("damaged", name, _steps(wanted.get(name, set()), users)) for name in sorted(damaged)),
+        *(Fault("missing", name, _steps(wanted[name], users)) for name in missing),
+        *(Fault("garbage", key, _steps({key}, users)) for key in garbage),
+    ]
+    total = sum(status.st_size for status in files.values())
+    left = tuple(leftovers(store.root)) if (store.root / "tmp").is_dir() else ()
+    return Checked(len(found), len(files), total, tuple(faults), len(present - wanted.keys()), left)
+
+
+def _wanted(found: Iterable[tuple[Path, Record | None]]) -> dict[str, set[str]]:
+    """{hex digest of a blob: the keys of the records that name it}."""
+    wanted: dict[str, set[str]] = {}
+    for path, record in found:
+        for output in record.outputs.values() if record else ():
+            if not output.of:
+                wanted.setdefault(output.digest.rpartition(":")[2], set()).add(path.stem)
+    return wanted
+
+
+def _damaged(files: Mapping[Path, os.stat_result], progress: Told | None) -> Iterator[Path]:
+    """Blobs whose bytes are not those of their name, the largest read first."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    total, done = sum(status.st_size for status in files.values()), 0
+    largest_first = sorted(files, key=lambda path: -files[path].st_size)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for path, digest in zip(largest_first, pool.map(_digest, largest_first), strict=True):
+            if digest not in ("gone", path.name):
+                yield path
+            done += files[path].st_size
+            if progress:
+                progress(done, total)
+
+
+def _digest(path: Path) -> str:
+    """Hex blake3 of a file, "gone" when a build has removed it, "unreadable". Reads, and does not map: a bad sector
+    under a map kills the process."""
+    from blake3 import blake3
+
+    hasher, buffer = blake3(), memoryview(bytearray(CHUNK_BYTES))
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                hasher.update(buffer[:count])
+    except FileNotFoundError:
+        return "gone"
+    except PermissionError:
+        raise
+    except OSError:
+        return "unreadable"
+    return str(hasher.hexdigest())
+
+
+def _drop(store: FileStore, damaged: Mapping[Path, os.stat_result]) -> None:
+    for path, status in damaged.items():
+        store.drop(path, status)
+    if (store.root / "tmp").is_dir():
+        clear(store.root)
+
+
+def _users(store: FileStore) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for goal, name, key, _ in places(store):
+        found.setdefault(key, []).append(f"{goal}: {name}")
+    return found
+
+
+def _steps(keys: set[str], users: Mapping[str, list[str]]) -> tuple[str, ...]:
+    return tuple(sorted({name for key in keys for name in users.get(key, [f"result {key[:12]}"])}))
+
+
+def _status(path: Path) -> os.stat_result | None:
+    with suppress(FileNotFoundError):
+        return path.stat()
+    return None
+
+
+@contextmanager
+def _no_gc(store: FileStore) -> Iterator[None]:
+    """Keep `build gc` away, which would remove what is about to be looked at; in a read-only store there is none."""
+    handle = None
+    with suppress(OSError):
+        handle = lock.lock_shared(store.root / "locks" / "builds", wait=True)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)

@@ -6,9 +6,16 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from builder.core.errors import BuildError
+from builder.core.plan import Plan
 from builder.core.step import Json
 
 Status = Literal["hit", "ran", "failed", "skipped"]
+
+
+class Planned(NamedTuple):
+    """What is going to be brought up to date; told again when more of it is known."""
+
+    plan: Plan
 
 
 class Grew(NamedTuple):
@@ -27,6 +34,9 @@ class Started(NamedTuple):
 
 
 class Progress(NamedTuple):
+    """``id`` is empty when it is about the store: files on their way from or to another one (``name`` download,
+    upload). Then ``total`` may grow, and nothing is in flight when it is ``done``."""
+
     id: str
     name: str
     done: int
@@ -64,5 +74,5 @@ class Finished(NamedTuple):
     validation: bool = False
 
 
-Event = Grew | Started | Progress | Warned | Waiting | Finished
+Event = Planned | Grew | Started | Progress | Warned | Waiting | Finished
 Listener = Callable[[Event], None]

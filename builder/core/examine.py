@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -91,7 +93,7 @@ class Walk:
             assert step.id not in self.steps, f"{template_id} makes {step.id} twice"
             self.steps[step.id] = step
             self._goals[step.id] = self._goals.get(template_id, [])
-            self.readers[step.id] = list(readers)
+            self.readers[step.id] = [*self.readers.get(step.id, ()), *readers]
             self._add(step)
         for reader in readers:
             self.missing[reader].discard(template_id)
@@ -258,11 +260,12 @@ def expanded(ids: tuple[str, ...], items: Mapping[str, tuple[tuple[str, str], ..
 
 
 def items_of(template: Step, items: list[Json]) -> Iterator[Step]:
-    """One step per item. Ports that items draw from, and the list itself, are used up by the expansion."""
-    used = {template.expand} | {port for item in items for port, _ in item["inputs"].values()}
+    """One step per item. Ports that items draw from, and the list itself, are used up by the expansion. An item's input
+    is [port of the template, output], and the name of an item where that port reads another template."""
+    used = {template.expand} | {port for item in items for port, *_ in item["inputs"].values()}
     kept = {port: source for port, source in template.inputs.items() if port not in used}
     for item in items:
-        own = {port: Input(template.inputs[of].step, output) for port, (of, output) in item["inputs"].items()}
+        own = {port: _drawn(template, *source) for port, source in item["inputs"].items()}
         yield replace(
             template,
             id=f"{template.id}[{item['name']}]",
@@ -271,6 +274,11 @@ def items_of(template: Step, items: list[Json]) -> Iterator[Step]:
             inputs={**kept, **own},
             expand="",
         )
+
+
+def _drawn(template: Step, port: str, output: str, item: str = "") -> Input:
+    producer = template.inputs[port].step
+    return Input(f"{producer}[{item}]" if item else producer, output)
 
 
 def signature(name: str, path: str) -> list[int]:
@@ -306,17 +314,31 @@ def examine(plan: Plan, store: Store, sources: Sources | None = None) -> dict[st
     return {id_: verdicts[id_] for id_ in ids}
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the cyclic garbage collector: thousands of records are made that all stay, and every pass over them would
+    take longer than the one before."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def examine_all(walk: Walk) -> dict[str, Verdict]:
     verdicts: dict[str, Verdict] = {}
     queue = walk.first()
-    for id_ in queue:  # grows while it is walked
-        step = walk.steps[id_]
-        if step.expand:
-            queue += walk.expand(id_)
-            continue
-        verdicts[id_] = verdict = examine_step(walk, step)
-        if verdict.record:
-            queue += walk.finish(id_, verdict.record)
+    with uncollected():
+        for id_ in queue:  # grows while it is walked
+            step = walk.steps[id_]
+            if step.expand:
+                queue += walk.expand(id_)
+                continue
+            verdicts[id_] = verdict = examine_step(walk, step)
+            if verdict.record:
+                queue += walk.finish(id_, verdict.record)
     for id_, step in walk.steps.items():
         if id_ not in verdicts and id_ not in walk.items:
             on = tuple(walk.steps[producer].name for producer in sorted(walk.missing[id_]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from builder.core import disk
-from builder.core.digest import sha256_of_file
+from builder.core.digest import canonical, sha256_hex, sha256_of_file
 from builder.core.errors import UserError
 from builder.core.filestore import FileStore
 from builder.core.provenance import statement, subjects
@@ -48,7 +48,18 @@ def export(outcome: Outcome, goal_name: str, store: FileStore, folder: Path, rec
     assert PROVENANCE not in outputs, f"{PROVENANCE} is written by export"
     made = [(outcome.plan.steps[id_], outcome.records[id_]) for id_ in goal.steps]
     sha256s = _sha256s(outputs, store)
-    document = json.dumps(statement(recipe, made, outputs, sha256s.__getitem__), indent=1, sort_keys=True) + "\n"
+    said = statement(recipe, made, outputs, sha256s.__getitem__)
+    before = _read(folder / PROVENANCE)
+    known = sha256_hex(canonical(said))  # writing it out takes ten times as long
+    if store.statements.get(known) == sha256_hex(before.encode()):
+        return put(goal_name, folder, outputs, before, store)
+    document = json.dumps(said, indent=1, sort_keys=True) + "\n"
+    store.statements.put(known, sha256_hex(document.encode()))
+    return put(goal_name, folder, outputs, document, store)
+
+
+def put(name: str, folder: Path, outputs: Mapping[str, Output], document: str, store: FileStore) -> Exported:
+    """As export of the goal ``name``, with the provenance given; "" leaves it out."""
     before = _read(folder / PROVENANCE)
     wrong = [name for name, output in outputs.items() if not _in_place(folder / name, output)]
     gone = [name for name in _earlier(before) if name not in outputs]
@@ -58,7 +69,7 @@ def export(outcome: Outcome, goal_name: str, store: FileStore, folder: Path, rec
     try:
         _bring(folder, {name: outputs[name] for name in wrong}, gone, document, store)
     except OSError as error:
-        raise disk.explain_os_error(error, f"cannot write {goal_name} to {folder}", folder, "dist.path") from error
+        raise disk.explain_os_error(error, f"cannot write {name} to {folder}", folder, "dist.path") from error
     return Exported(folder, tuple(written), tuple(gone))
 
 
@@ -74,13 +85,17 @@ def _bring(folder: Path, wanted: Mapping[str, Output], gone: list[str], document
             if (folder / name).is_dir():
                 raise UserError(f"{folder / name} is a folder where a file must go", "move it away")
             _place(store.path(output.digest), incoming / name, output)
-        (incoming / PROVENANCE).write_text(document)
+        if document:
+            (incoming / PROVENANCE).write_text(document)
         for name in wanted:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(incoming / name, folder / name)
         for name in gone:
             _remove(folder, name)
-        os.replace(incoming / PROVENANCE, folder / PROVENANCE)
+        if document:
+            os.replace(incoming / PROVENANCE, folder / PROVENANCE)
+        else:
+            _remove(folder, PROVENANCE)
     finally:
         disk.remove_tree(incoming)
         os.close(handle)

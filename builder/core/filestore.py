@@ -18,18 +18,20 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from threading import get_ident
 
-from builder.core import disk, lock
+from builder.core import disk, leftovers, lock
 from builder.core.digest import canonical, digest_of_file
 from builder.core.errors import BuildError, UserError
-from builder.core.memo import Memo, stat_key
+from builder.core.events import Event, Listener
+from builder.core.memo import Memo, is_settled, stat_key
 from builder.core.record import Lookup, Output, Place, Record, decode_record, encode_record
 from builder.core.step import Json
+from builder.core.store import Sought
 
 VERSION = "1"
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
 PLACE_REFRESH_S = 24 * 3600.0  # how stale the "last used" of a place may get before a build that ran nothing writes
-HALF_MADE_S = 60.0  # a hidden entry of tmp/ is being made right now, unless it is older than this
 
 
 def open_store(path: Path) -> FileStore:
@@ -45,7 +47,9 @@ class FileStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.digests = Memo(root / "cache" / "files.log")  # stat of a file -> its digest
+        self.tensors = Memo(root / "cache" / "tensors.log")  # stat of a checkpoint's file -> digests of its tensors
         self.sha256s = Memo(root / "cache" / "sha256.log")  # digest of a blob -> its sha256, for provenance
+        self.statements = Memo(root / "cache" / "statements.log")  # digest of a statement -> sha256 of its build.json
         self._records = f"{root}/records/"
         self._blobs = f"{root}/blobs/"
         self._session: Path | None = None
@@ -128,7 +132,7 @@ class FileStore:
 
     def _restamp(self, record: Record) -> None:
         with suppress(BuildError):  # a store that cannot be written is hashed again next time
-            self.commit(record)
+            FileStore.commit(self, record)
 
     def drop(self, path: Path, seen: os.stat_result) -> None:
         """Remove a damaged blob, unless another build has replaced it since it was ``seen``."""
@@ -150,11 +154,13 @@ class FileStore:
 
     def file_digest(self, path: Path) -> str:
         """blake3 digest of any file, remembered by its stat."""
-        key = stat_key(os.stat(path))
-        digest = self.digests.get(key)
+        status = os.stat(path)
+        digest = self.digests.get(stat_key(status))
         if digest is None:
+            settled = is_settled(status)
             digest = digest_of_file(path)
-            self.digests.put(key, digest)
+            if settled:
+                self.digests.put(stat_key(status), digest)
         return digest
 
     # Writing
@@ -167,7 +173,7 @@ class FileStore:
             handle = lock.lock_shared(self.root / "locks" / "builds", wait=True)
             assert handle is not None
             self._handles.append(handle)
-            self._clear_dead_builds()
+            leftovers.clear(self.root)
             self._begin_session()
         except OSError as error:
             self.stop()
@@ -192,30 +198,12 @@ class FileStore:
         self._session = self.root / "tmp" / name
         hidden.rename(self._session)
 
-    def _clear_dead_builds(self) -> None:
-        for entry in (self.root / "tmp").iterdir():
-            try:
-                if entry.name.startswith(".") and time.time() - entry.stat().st_mtime < HALF_MADE_S:
-                    continue
-                if not entry.is_dir():
-                    entry.unlink()
-                    continue
-                handle = lock.lock_alone(entry / "alive")
-            except OSError:
-                continue  # another build clears it at the same moment
-            if handle is not None:
-                disk.remove_tree(entry)
-                os.close(handle)
-        for path in (self.root / "locks").iterdir():
-            if path.name != "builds" and (dead := lock.try_lock(path)):
-                dead.release()
-
     def stop(self) -> None:
         if self._session is not None:
             disk.remove_tree(self._session)
         else:
             with suppress(OSError):  # a build that found nothing to do clears up too, unless it may not
-                self._clear_dead_builds()
+                leftovers.clear(self.root)
         self._session = None
         for handle in self._handles:
             os.close(handle)
@@ -269,6 +257,15 @@ class FileStore:
         target = Path(f"{self._records}{record.key[:2]}/{record.key}.json")
         self._write(target, encode_record(record), durable=True)
 
+    def seek(self, key: str) -> bool:
+        return False
+
+    def news(self, wait_s: float) -> list[Event | Sought]:
+        return []
+
+    def drain(self, listener: Listener) -> None:
+        """Wait until every result is wherever else it goes, telling what happens."""
+
     def forget(self, key: str) -> None:
         """Drop a result, so that its step runs again; its blobs go with the next gc."""
         with suppress(FileNotFoundError):
@@ -276,7 +273,7 @@ class FileStore:
 
     def _write(self, target: Path, data: bytes, durable: bool) -> None:
         folder = self._session or self.root / "tmp"
-        temporary = folder / f".{os.getpid()}-{target.name}"
+        temporary = folder / f".{os.getpid()}-{get_ident()}-{target.name}"
         try:
             disk.write_atomic(target, data, temporary, durable)
         except OSError as error:
@@ -295,7 +292,10 @@ class FileStore:
         document = self.load_document(f"places/{_file_name(goal)}")
         if not isinstance(document, dict):
             return {}
-        return {name: Place(**fields) for name, fields in document["steps"].items()}
+        try:
+            return {name: Place(**fields) for name, fields in document["steps"].items()}
+        except (KeyError, TypeError, AttributeError):  # damaged: reasons are poorer, nothing else
+            return {}
 
     def put_places(self, goal: str, places: Mapping[str, Place], whole: bool) -> None:
         known = self.places(goal)

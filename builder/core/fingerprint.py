@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Protocol
 
 from builder.core.digest import digest_of_names, sha256_hex
 from builder.core.disk import read_whole
+from builder.core.memo import is_settled
 from builder.core.step import Json
 from builder.core.store import Store
 
 OWN = "builder"
 CACHE = "cache/code"
-RACY_NS = 50_000_000  # a file younger than this may change again within one tick of its clock: not remembered
 
 
 class Sources(Protocol):
@@ -98,7 +97,7 @@ class FileSources:
         if known is None or known[0] != stamp:
             source = read_whole(file)
             known = [stamp, "sha256:" + sha256_hex(source), imports_of(source, module, file.endswith("__init__.py"))]
-            if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > RACY_NS:
+            if is_settled(status):
                 self._known[file] = known
                 self._changed = True
         self._read[file] = (known[1], known[2])

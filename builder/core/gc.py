@@ -86,7 +86,7 @@ def _nbytes(held: list[_Held], sizes: dict[str, int]) -> int:
 
 def _held(store: FileStore) -> Iterator[_Held]:
     uses: dict[str, tuple[float, str]] = {}
-    for goal, name, key, used in _places(store):
+    for goal, name, key, used in places(store):
         uses[key] = max(uses.get(key, (0.0, "")), (used, f"{goal}: {name}"))
     for path, record in records(store):
         used, name = uses.get(path.stem, (0.0, path.stem))
@@ -95,7 +95,8 @@ def _held(store: FileStore) -> Iterator[_Held]:
         yield _Held(path.stem, max(used, path.stat().st_mtime) if record else 0.0, name, digests)
 
 
-def _places(store: FileStore) -> Iterator[tuple[str, str, str, float]]:
+def places(store: FileStore) -> Iterator[tuple[str, str, str, float]]:
+    """(goal, step name, key, last use in unix seconds) of every result that a goal remembers."""
     for path in sorted((store.root / "places").glob("*.json")):
         with suppress(ValueError, KeyError, TypeError):
             document = json.loads(path.read_bytes())

@@ -59,7 +59,14 @@ class Executor(Protocol):
     """Runs jobs somewhere. ``wait`` returns what came in within ``timeout_s``, at once when something is there."""
 
     @property
-    def capacity(self) -> Resources: ...
+    def capacity(self) -> Resources:
+        """What all jobs together may take."""
+        ...
+
+    @property
+    def largest(self) -> Resources:
+        """The most that one job can get: less than the capacity where that is several machines'."""
+        ...
 
     def submit(self, job: Job) -> None: ...
 

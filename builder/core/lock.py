@@ -42,6 +42,21 @@ def holder(path: Path) -> int:
         return 0
 
 
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock; the file is only read."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 def lock_shared(path: Path, wait: bool) -> int | None:
     """A handle that keeps a shared lock until it is closed; None when it is taken exclusively and ``wait`` is off."""
     return _lock_plain(path, fcntl.LOCK_SH, wait)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 COMPACT_FROM_LINES = 20_000
+RACY_NS = 50_000_000  # a file younger than this may change again within one tick of its clock: not remembered
 
 
 class Memo:
@@ -66,3 +68,8 @@ def _parse(line: str) -> tuple[str, str] | None:
 def stat_key(status: os.stat_result) -> str:
     """What a file's digest is remembered by: device, inode, size, mtime and ctime (ns)."""
     return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+
+
+def is_settled(status: os.stat_result) -> bool:
+    """Whether a change from now on would show in the file's times."""
+    return time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > RACY_NS

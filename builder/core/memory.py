@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from builder.core.digest import sha256_hex
+from builder.core.events import Event
 from builder.core.record import Lookup, Output, Place, Record
 from builder.core.step import Json
+from builder.core.store import Sought
 
 
 class NoLock:
@@ -37,6 +39,12 @@ class MemoryStore:
 
     def commit(self, record: Record) -> None:
         self.records[record.key] = record
+
+    def seek(self, key: str) -> bool:
+        return False
+
+    def news(self, wait_s: float) -> list[Event | Sought]:
+        return []
 
     def path(self, digest: str) -> Path:
         return Path("/memory") / digest

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
-from builder.core.digest import digest_of_names
+from builder.core.digest import digest_of_file, digest_of_names, sha256_of_file
+from builder.core.errors import StepError
 from builder.core.fingerprint import installed_versions
 from builder.core.record import Output, Record
 from builder.core.step import Json, Step
@@ -18,6 +22,26 @@ STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:llm-build:recipe:v1"
 BUILDER = "urn:llm-build"
+NAME = "build.json"
+SIGNATURE = "build.json.sig"
+HASHES: dict[str, Callable[[Path], str]] = {
+    "sha256": sha256_of_file,
+    "blake3": lambda path: digest_of_file(path).partition(":")[2],
+}
+
+
+class Checked(NamedTuple):
+    """File names of a folder by what became of them. ``extra``: nothing here speaks of them."""
+
+    same: tuple[str, ...]
+    changed: tuple[str, ...]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    nbytes: int
+
+    @property
+    def whole(self) -> bool:
+        return not (self.changed or self.missing or self.extra)
 
 
 def statement(
@@ -47,7 +71,7 @@ def statement(
                 ],
             },
             "runDetails": {
-                "builder": {"id": BUILDER, "version": {"llm-build": installed_versions().get("llm-build", "absent")}},
+                "builder": {"id": BUILDER, "version": {"llm-build": _own_version()}},
                 "metadata": {
                     "startedOn": _time(min(record.started for _, record in made)),
                     "finishedOn": _time(max(record.started + record.seconds for _, record in made)),
@@ -58,12 +82,64 @@ def statement(
     }
 
 
+@cache
+def _own_version() -> str:
+    """Of llm-build: a sweep writes many statements."""
+    return installed_versions().get("llm-build", "absent")
+
+
 def subjects(document: Json) -> list[str]:
     """File names that an earlier statement speaks of; none when it is not one."""
     try:
         return [str(subject["name"]) for subject in document["subject"]]
     except (KeyError, TypeError):
         return []
+
+
+def check_files(folder: Path, document: Json) -> Checked:
+    """Hashes every file of a folder and compares with a statement, which must have passed check_statement."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
+    wanted = {subject["name"]: subject["digest"] for subject in document["subject"]}
+    there = {name: path for name, path in found.items() if name in wanted and path.is_file()}
+    same = [name for name, path in there.items() if _is(path, wanted[name])]
+    return Checked(
+        same=tuple(sorted(same)),
+        changed=tuple(sorted(there.keys() - set(same))),
+        missing=tuple(sorted(wanted.keys() - there.keys())),
+        extra=tuple(sorted(found.keys() - wanted.keys() - {NAME, SIGNATURE})),
+        nbytes=sum(path.stat().st_size for path in there.values()),
+    )
+
+
+def _is(path: Path, digests: Mapping[str, str]) -> bool:
+    return all(HASHES[name](path) == digest for name, digest in digests.items())
+
+
+def check_statement(document: Json, path: Path) -> None:
+    """Raises StepError for what is no statement of ours, and for one that contradicts itself: the digest of the step
+    that made the files, and that of the checkpoint, follow from digests that it gives one by one."""
+    try:
+        files = {subject["name"]: subject["digest"] for subject in document["subject"]}
+        known = document["_type"] == STATEMENT and document["predicateType"] == PREDICATE
+        steps = document["predicate"]["runDetails"]["byproducts"]
+        made = {step["name"]: step["digest"]["sha256"] for step in steps}
+        together = _digest(digest_of_names({name: f"blake3:{digest['blake3']}" for name, digest in files.items()}))
+        read = {step["name"]: step["annotations"]["facts"]["checkpoint"] for step in steps if step["name"] == "fetch"}
+        tensors = {
+            each["name"].removeprefix("fetch/tensor/"): f"blake3:{each['digest']['blake3']}"
+            for each in document["predicate"]["buildDefinition"]["resolvedDependencies"]
+            if each["name"].startswith("fetch/tensor/")
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StepError(f"{path} is no provenance of llm-build: {type(error).__name__}: {error}", "build") from error
+    if not known or any(not set(digest) <= HASHES.keys() or not digest for digest in files.values()):
+        raise StepError(f"{path} is no provenance of llm-build: another type, or digests of another kind", "build")
+    if outside := [name for name in files if name.startswith("/") or ".." in name.split("/")]:
+        raise StepError(f"{path} speaks of files outside its folder: {', '.join(outside[:3])}", "build")
+    if together["sha256"] not in made.values():
+        raise StepError(f"{path} contradicts itself: no step of it made the files that it lists", "build")
+    if read and read["fetch"] != digest_of_names(tensors):
+        raise StepError(f"{path} contradicts itself: its tensors are not those of its checkpoint", "build")
 
 
 def _byproduct(step: Step, record: Record) -> Json:

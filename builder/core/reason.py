@@ -53,6 +53,7 @@ def differences(last: Side, now: Side, labels: Mapping[str, tuple[str, str]]) ->
 
 
 def _params(path: str, last: Json, now: Json) -> Iterator[Difference]:
+    last, now = (list(value) if isinstance(value, tuple) else value for value in (last, now))  # a record has lists
     if isinstance(last, dict) and isinstance(now, dict):
         for key in sorted(last.keys() | now.keys()):
             below = f"{path}.{key}" if path else key

@@ -8,19 +8,20 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
-from builder.core.admission import Ledger, within
+from builder.core.admission import Ledger, said_too_large, within
 from builder.core.errors import BuildError, Interrupted, StepError
 from builder.core.events import Finished, Grew, Listener, Progress, Started, Status, Waiting, Warned
-from builder.core.examine import Verdict, Walk, examine_step
+from builder.core.examine import Verdict, Walk, examine_step, uncollected
 from builder.core.fingerprint import FileSources, Sources
 from builder.core.job import Executor, Job, JobDone, JobProgress, JobWarned, Report, Result
 from builder.core.plan import Goal, Plan
 from builder.core.priority import weights
 from builder.core.record import Place, Record
-from builder.core.step import Step
-from builder.core.store import Lock, Store, nbytes_of
+from builder.core.step import Resources, Step
+from builder.core.store import Lock, Sought, Store, nbytes_of
 
 WAIT_S = 0.2  # how long Ctrl-C may go unseen
 LOCK_POLL_S = 0.05
@@ -92,27 +93,38 @@ class _Build:
         self.keep_going = keep_going
         self.done: dict[str, Finished] = {}
         self.ready: list[str] = walk.first()  # all inputs known, not looked at yet
+        self.sought: dict[str, list[str]] = {}  # key -> steps whose result is looked for elsewhere
         self.stale: dict[str, Verdict] = {}  # to be run, not started yet
         self.running: dict[str, _Running] = {}
         self.waiting: set[str] = set()  # stale steps that another build has locked
-        self.ledger = Ledger(executor.capacity)
         self.weights: dict[str, float] | None = None
         self.sizes: dict[str, int] = {}
         self.halted = False  # a step failed and keep_going is off: start nothing more
         self.used: dict[str, Place] = {}
 
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Not before a step is to run: an executor may have to reach a cluster for it."""
+        return Ledger(self.executor.capacity)
+
+    @cached_property
+    def largest(self) -> Resources:
+        return self.executor.largest
+
     def loop(self, interrupted: list[int]) -> None:
         while True:
-            self.look()
+            with uncollected():
+                self.look()
             if not self.halted:
                 self.start_some()
-            if not self.running and (self.halted or not self.waiting) and not self.ready:
+            if not self.running and (self.halted or not self.waiting) and not self.ready and not self.sought:
                 break
-            timeout = LOCK_POLL_S if self.waiting else WAIT_S
+            timeout = LOCK_POLL_S if self.waiting or self.sought else WAIT_S
             if self.running:
                 self.handle(self.executor.wait(timeout))
-            elif self.waiting and not self.ready:
+            elif self.waiting and not self.ready and not self.sought:
                 time.sleep(LOCK_POLL_S)
+            self.hear(0.0 if self.running or self.ready else timeout)
             if interrupted:
                 self.interrupt()
         for id_ in [id_ for id_ in self.walk.steps if id_ not in self.done and id_ not in self.walk.items]:
@@ -136,9 +148,19 @@ class _Build:
                 continue
             if verdict.record:
                 self.ready += self.keep(id_, "hit", verdict.reason, verdict.record)
+            elif verdict.key in self.sought or (not self.halted and self.store.seek(verdict.key)):
+                self.sought.setdefault(verdict.key, []).append(id_)
             else:
                 self.stale[id_] = verdict
         self.ready.clear()
+
+    def hear(self, wait_s: float) -> None:
+        """What the store found elsewhere, or has to tell."""
+        for news in self.store.news(wait_s if self.sought else 0.0):
+            if isinstance(news, Sought):
+                self.ready += self.sought.pop(news.key, ())
+            else:
+                self.listener(news)
 
     def grow(self, template: Step) -> list[str]:
         ready = self.walk.expand(template.id)
@@ -166,7 +188,7 @@ class _Build:
         """Start what fits: the longest way to the end first, then the largest."""
         for id_ in sorted(self.stale, key=lambda id_: (self.weight(id_), self.size(id_)), reverse=True):
             step = self.walk.steps[id_]
-            wanted = within(step.resources, self.ledger.capacity)
+            wanted = within(step.resources, self.largest)
             if not self.ledger.fits(wanted):
                 continue
             try:
@@ -206,6 +228,8 @@ class _Build:
         self.running[step.id] = _Running(step, verdict, lock, job)
         self.ledger.take(job.resources)
         self.listener(Started(step.id, step.name, verdict.reason, verdict.key))
+        if said := said_too_large(step.resources, self.largest):
+            self.listener(Warned(step.id, step.name, said))
         self.executor.submit(job)
 
     def job(self, step: Step) -> Job:

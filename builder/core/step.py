@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from builder.core.memo import Memo
 
 Json = Any  # a JSON value: None, bool, int, float, str, list, dict
 
@@ -24,9 +27,13 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
+    """What a step takes while it runs. ``custom`` names what only some machines of a cluster have ({"nvcc": 1,
+    "sm_90": 1}): this machine is taken to have it, an executor of many places the step by it."""
+
     cpu: int = 1
     memory_bytes: int = 0
     gpu: int = 0
+    custom: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,7 @@ class Out(Protocol):
 
     context: Mapping[str, Json]
     threads: int
+    memo: Memo  # what is known of the bytes of files outside the store, by their stat; it only saves reading them again
 
     def path(self, name: str) -> Path:
         """Where to write the output ``name`` (its folder exists; "a/b" is allowed)."""

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from builder.core.events import Event
 from builder.core.record import Lookup, Output, Place, Record
 from builder.core.step import Json
 
 
 class Lock(Protocol):
     def release(self) -> None: ...
+
+
+class Sought(NamedTuple):
+    """A result that was looked for elsewhere: it is in the store now, or nowhere."""
+
+    key: str
 
 
 class Store(Protocol):
@@ -23,6 +30,15 @@ class Store(Protocol):
 
     def commit(self, record: Record) -> None:
         """Make ``record`` the result of its key; its blobs are in the store already."""
+        ...
+
+    def seek(self, key: str) -> bool:
+        """Look elsewhere for a result that is not here; the answer is among the ``news``. False: there is no elsewhere,
+        or it was asked already."""
+        ...
+
+    def news(self, wait_s: float) -> list[Event | Sought]:
+        """Answers, and what else there is to tell, within ``wait_s`` seconds."""
         ...
 
     def path(self, digest: str) -> Path:

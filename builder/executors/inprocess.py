@@ -43,11 +43,13 @@ FakeStep = Callable[[Mapping[str, Json], Bytes, MemoryOut], None]
 
 class InProcessExecutor:
     """Runs ``functions`` by name, one for each ``wait``; ``started`` lists the names of the steps in the order they
-    were submitted, ``most`` is the largest number of jobs that were out at one time."""
+    were submitted, ``most`` is the largest number of jobs that were out at one time, ``peak`` the most that jobs took
+    at one time of each resource."""
 
     def __init__(self, store: MemoryStore, functions: Mapping[str, FakeStep], limits: Resources) -> None:
         self.started: list[str] = []
         self.most = 0
+        self.peak = Resources(0)
         self._store = store
         self._functions = functions
         self._capacity = limits
@@ -57,10 +59,20 @@ class InProcessExecutor:
     def capacity(self) -> Resources:
         return self._capacity
 
+    @property
+    def largest(self) -> Resources:
+        return self._capacity
+
     def submit(self, job: Job) -> None:
         self.started.append(job.name)
         self._jobs.append(job)
         self.most = max(self.most, len(self._jobs))
+        taken = [each.resources for each in self._jobs]
+        self.peak = Resources(
+            max(self.peak.cpu, sum(each.cpu for each in taken)),
+            max(self.peak.memory_bytes, sum(each.memory_bytes for each in taken)),
+            max(self.peak.gpu, sum(each.gpu for each in taken)),
+        )
 
     def wait(self, timeout_s: float) -> list[Report]:
         if not self._jobs or not timeout_s:

@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from builder.core import disk
 from builder.core.errors import StepError
 from builder.core.filestore import FileStore
-from builder.core.job import Job, JobDone, Report
+from builder.core.job import Job, JobDone, JobWarned, Report
 from builder.core.step import Resources
 from builder.executors.wire import Frames, job_to_json, report_from_json, send
 
@@ -25,13 +26,16 @@ BOOT = (
     "import sys; sys.path[:] = sys.argv[3:]; "
     "from builder.executors.worker import main; main(sys.argv[1], int(sys.argv[2]))"
 )
+# Signals that come from someone else (a person, the system short of memory, a session that ends). A step's own crash is
+# SIGSEGV, SIGABRT, SIGBUS, SIGILL, SIGFPE or an exit: it would crash again.
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "TVM_NUM_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def capacity(jobs: int = 0) -> Resources:
     """What this machine has: processors this process may use (or ``jobs``), memory within the cgroup, NVIDIA GPUs."""
     processors = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return Resources(jobs or processors, _memory_bytes(), _count("/proc/driver/nvidia/gpus"))
+    return Resources(jobs or processors, _memory_bytes(), len(_gpus()))
 
 
 def _memory_bytes() -> int:
@@ -43,21 +47,26 @@ def _memory_bytes() -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
-def _count(folder: str) -> int:
+def _gpus() -> list[str]:
+    """NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES calls them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
     try:
-        return len(os.listdir(folder))
+        return [str(index) for index in range(len(os.listdir("/proc/driver/nvidia/gpus")))]
     except OSError:
-        return 0
+        return []
 
 
 class _Worker:
-    def __init__(self, process: subprocess.Popen[bytes], threads: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], threads: int, gpus: frozenset[str]) -> None:
         assert process.stdin
         assert process.stdout
         self.process = process
         self.commands = process.stdin.fileno()
         self.reports = process.stdout.fileno()
         self.threads = threads
+        self.gpus = gpus  # the ones that it sees; a step that takes none sees all
         self.job: Job | None = None
         self.warm: set[str] = set()  # functions whose modules it has loaded
         self.frames = Frames()
@@ -70,9 +79,15 @@ class LocalExecutor:
         self._root = store.root
         self._capacity = limits or capacity()
         self._workers: list[_Worker] = []
+        self._gpus = _gpus() or [str(index) for index in range(self._capacity.gpu)]
+        self._retried: set[Path] = set()  # scratch folders of the jobs that were started a second time
 
     @property
     def capacity(self) -> Resources:
+        return self._capacity
+
+    @property
+    def largest(self) -> Resources:
         return self._capacity
 
     def __enter__(self) -> LocalExecutor:
@@ -92,9 +107,11 @@ class LocalExecutor:
             send(worker.commands, job_to_json(job))
 
     def _pick(self, job: Job) -> _Worker:
-        """An idle worker of the right number of threads, best one that has loaded this step's modules; or a new one."""
+        """An idle worker with this many threads and GPUs, best one that has loaded the step's modules; or a new one."""
         idle = [worker for worker in self._workers if worker.job is None]
-        fitting = [worker for worker in idle if worker.threads == job.resources.cpu]
+        free = self._free_gpus()
+        wanted = (job.resources.cpu, job.resources.gpu)
+        fitting = [each for each in idle if (each.threads, len(each.gpus)) == wanted and each.gpus <= free]
         for worker in fitting:
             if job.function in worker.warm:
                 return worker
@@ -104,11 +121,14 @@ class LocalExecutor:
             self._end(idle[0])
         return self._spawn(job)
 
+    def _free_gpus(self) -> set[str]:
+        return set(self._gpus).difference(*(worker.gpus for worker in self._workers if worker.job))
+
     def _spawn(self, job: Job) -> _Worker:
         import subprocess
 
         threads = job.resources.cpu
-
+        gpus = frozenset(sorted(self._free_gpus(), key=self._gpus.index)[: job.resources.gpu])
         command = [sys.executable, "-c", BOOT, str(self._root), str(os.getpid()), *(p or os.getcwd() for p in sys.path)]
         with open(job.scratch / "log", "ab") as log:
             process = subprocess.Popen(
@@ -116,11 +136,11 @@ class LocalExecutor:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=_environment(threads),
+                env=_environment(threads, gpus),
                 start_new_session=True,  # Ctrl-C in the terminal reaches the coordinator alone
                 bufsize=0,
             )
-        worker = _Worker(process, threads)
+        worker = _Worker(process, threads, gpus)
         self._workers.append(worker)
         return worker
 
@@ -133,7 +153,8 @@ class LocalExecutor:
             poll.register(handle, select.POLLIN)
         reports: list[Report] = []
         for handle, _ in poll.poll(timeout_s * 1000):
-            reports += self._hear(by_handle[handle])
+            if by_handle[handle] in self._workers:  # it may have had to make room for a step that begins again
+                reports += self._hear(by_handle[handle])
         return reports
 
     def _hear(self, worker: _Worker) -> list[Report]:
@@ -146,7 +167,7 @@ class LocalExecutor:
         return reports
 
     def _bury(self, worker: _Worker) -> list[Report]:
-        """A worker died: what it was doing has failed."""
+        """A worker died. What it was doing has failed, or begins again when it was killed from outside, once."""
         import subprocess
 
         with suppress(subprocess.TimeoutExpired):
@@ -154,6 +175,10 @@ class LocalExecutor:
         code, job = self._end(worker), worker.job
         if job is None:
             return []
+        if -code in FROM_OUTSIDE and job.scratch not in self._retried and _renew(job.scratch):
+            self._retried.add(job.scratch)
+            self.submit(job)
+            return [JobWarned(job.id, f"its process {_said(code)} from outside: started once more")]
         from builder.executors.worker import log_tail
 
         error = StepError(f"the process {_said(code)}{log_tail(job.scratch)}", _advice(code))
@@ -176,9 +201,23 @@ class LocalExecutor:
             self._end(worker)
 
 
-def _environment(threads: int) -> Mapping[str, str]:
-    """The coordinator's own, with the threads that the step was given and hashes that do not differ between runs."""
-    return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONHASHSEED": "0"}
+def _renew(scratch: Path) -> bool:
+    """Make the folder an empty one; False when that cannot be done."""
+    old = scratch.with_name(f"{scratch.name}.dead")
+    try:
+        scratch.rename(old)  # whatever the dead worker had started may still write for a moment: not here any more
+        scratch.mkdir()
+    except OSError:
+        return False
+    disk.remove_tree(old)
+    return True
+
+
+def _environment(threads: int, gpus: frozenset[str]) -> Mapping[str, str]:
+    """The coordinator's own, with the threads and GPUs that the step was given and hashes that do not differ between
+    runs."""
+    seen = {"CUDA_VISIBLE_DEVICES": ",".join(sorted(gpus))} if gpus else {}
+    return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), **seen, "PYTHONHASHSEED": "0"}
 
 
 def _said(code: int) -> str:

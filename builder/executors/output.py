@@ -19,6 +19,7 @@ class StoreOut:
     def __init__(self, job: Job, store: FileStore, report: Callable[[Report], None]) -> None:
         self.context: Mapping[str, Json] = job.context
         self.threads = job.resources.cpu
+        self.memo = store.tensors
         self.facts: dict[str, Json] = {}
         self.warnings: list[str] = []
         self._job = job

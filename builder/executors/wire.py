@@ -51,7 +51,7 @@ def job_to_json(job: Job) -> Json:
         "params": job.params,
         "inputs": {port: _files_to_json(files) for port, files in job.inputs.items()},
         "context": job.context,
-        "resources": [job.resources.cpu, job.resources.memory_bytes, job.resources.gpu],
+        "resources": _resources_to_json(job.resources),
         "scratch": str(job.scratch),
     }
 
@@ -65,6 +65,10 @@ def job_from_json(fields: Json) -> Job:
         "scratch": Path(fields["scratch"]),
     }
     return Job(**known)
+
+
+def _resources_to_json(resources: Resources) -> Json:
+    return [resources.cpu, resources.memory_bytes, resources.gpu, dict(resources.custom)]
 
 
 def _files_to_json(files: File | Mapping[str, File]) -> Json:

@@ -35,6 +35,7 @@ def main(store_root: str, coordinator: int) -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != coordinator:
         os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an end like any other signal's, not an exception inside the step
     commands, reports = os.dup(0), os.dup(1)
     _point([0, 1], os.devnull)
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()

@@ -12,7 +12,7 @@ import tvm
 import tvm_ffi
 from tvm import ir, s_tir, tirx
 
-from builder.lowering import flat_code
+from builder.lowering import early_launch, flat_code
 from builder.lowering.machine import Machine
 from builder.lowering.passes import shared_memory
 from builder.lowering.stages import Stages
@@ -53,11 +53,13 @@ def cuda_code(functions: Any, machine: Machine) -> Any:
     arch = tuple(machine.description["arch"])
     cuda_runtime.load_for_compiling()
 
+    early = early_launch.is_possible(machine.description)
+
     def compiled(source: str) -> bytes:
-        return cuda.compile_kernels(source, arch)
+        return cuda.compile_kernels(early_launch.waiting(source) if early else source, arch)
 
     tvm.register_global_func("tvm_callback_cuda_compile", compiled, override=True)
-    return source_code(functions, machine)
+    return source_code(early_launch.tagged()(functions) if early else functions, machine)
 
 
 def metal_code(functions: Any, machine: Machine) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import tvm
 
 from builder.core.errors import UserError
+from builder.lowering import early_launch
 from builder.lowering.schedules import cpu as cpu_schedules
 from builder.lowering.schedules import gpu as gpu_schedules
 from builder.lowering.schedules.cpu import attention, cache, sampling
@@ -102,5 +103,6 @@ def gpu_machine(target: Mapping[str, Any]) -> Machine:
     description: dict[str, Any] = {"kind": target["kind"], "max_num_threads": THREADS}
     if target["kind"] == "cuda":
         description["arch"] = target["arch"][-1]  # it steers no kernel here; the compiler gets all of them
-    device = Device(THREADS, SHARED_BYTES, strips=2 if target["kind"] == "cuda" else 1)
+    early = early_launch.READY if early_launch.is_possible(target) else ""
+    device = Device(THREADS, SHARED_BYTES, strips=2 if target["kind"] == "cuda" else 1, ready=early)
     return Machine(tvm.target.Target(description, host=llvm(target)), GPU, device, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,41 @@ from tvm.relax import vm_build
 
 from builder.lowering import cpu_code, gpu_code
 from builder.lowering.machine import Machine
-from builder.lowering.passes import cuda_graphs, kernels, kv_cache, metadata, sampling, symbols
+from builder.lowering.passes import (
+    cuda_graphs,
+    cut_weights,
+    kernels,
+    kv_cache,
+    metadata,
+    sampling,
+    sums_with_norms,
+    symbols,
+)
 from builder.lowering.stages import Progress, Stages
+from builder.quant.cuts import Share
 from builder.targets import android
 from builder.targets.link import link
 
 Pass = tuple[str, Any]
+ALONE: Mapping[str, Share] = {}
 
 
-def graph_passes(machine: Machine, model: Any, family: str, scheme: str) -> list[Pass]:
-    """Everything that happens to the graph, in order."""
+def graph_passes(
+    machine: Machine, model: Any, family: str, scheme: str, shares: Mapping[str, Share] = ALONE
+) -> list[Pass]:
+    """Everything that happens to the graph, in order. ``shares``: what each of several ranks has of each tensor."""
     memory = metadata.Memory()
     graphs = [("CUDA graphs", cuda_graphs.captured())] if machine.kind == "cuda" else []
+    pairs = [("sums with norms", sums_with_norms.fused())] if machine.kind == "cuda" and shares else []
     return [
         ("plain operators", relax.transform.LegalizeOps()),
         ("reshapes", relax.transform.RewriteDataflowReshape()),
         ("unused functions", relax.transform.DeadCodeElimination()),
+        *pairs,
         ("KV cache kernels", kv_cache.with_kernels(machine)),
         ("kernels", kernels.with_schedules(machine.kernels.schedules, machine.made_for)),
         ("sampling functions", sampling.attach(model.vocab, model.hidden, model.metadata, machine)),
+        *([("cuts of weights", cut_weights.attach(shares, model.ranks, machine))] if shares else []),
         ("size limits", metadata.bound_sizes(model.metadata)),
         ("dataflow", relax.transform.ToNonDataflow()),
         ("purity", relax.transform.RemovePurityChecking()),
@@ -39,7 +56,7 @@ def graph_passes(machine: Machine, model: Any, family: str, scheme: str) -> list
         ("memory plan", relax.transform.StaticPlanBlockMemory()),
         ("memory sizes", memory.measure()),
         *graphs,
-        ("metadata", metadata.attach(model, family, scheme, machine.description, memory)),
+        ("metadata", metadata.attach(model, family, scheme, machine.description, memory, shares)),
         ("allocation", relax.transform.LowerAllocTensor()),
         ("lifetimes", relax.transform.KillAfterLastUse()),
         ("builtins", relax.transform.LowerRuntimeBuiltin()),

@@ -18,44 +18,46 @@ from builder.architectures.gpt_neox import Config
 from builder.models.common.functions import Functions
 from builder.models.common.kv_cache import CacheLayout, attention
 from builder.models.common.ops import LayerNorm, gelu
+from builder.models.common.ranks import Head, RowLinear, share
 from builder.models.common.rope import frequencies
 from builder.quant.layout import Scheme
 from builder.quant.relax import Embedding, Linear
 
 
 class Attention(nn.Module):
-    def __init__(self, config: Config, scheme: Scheme) -> None:
+    def __init__(self, config: Config, scheme: Scheme, ranks: int) -> None:
         super().__init__()
-        self.heads, self.head_dim, self.hidden = config.num_attention_heads, config.head_dim, config.hidden_size
-        self.qkv_proj = Linear(3 * self.hidden, self.hidden, scheme, config.attention_bias)
-        self.dense = Linear(self.hidden, self.hidden, scheme, config.attention_bias)
+        self.heads, self.head_dim = share(config.num_attention_heads, ranks), config.head_dim
+        self.width, bias = self.heads * self.head_dim, config.attention_bias
+        self.qkv_proj = Linear(3 * self.width, config.hidden_size, scheme, bias)
+        self.dense = RowLinear(config.hidden_size, self.width, scheme, ranks, bias)
 
     def forward(self, x_MH: nn.Tensor, residual_MH: nn.Tensor, cache: PagedKVCache, layer: int) -> nn.Tensor:
         rows = x_MH.shape[0]
         qkv_MAD = nn.op.reshape(self.qkv_proj(x_MH), (rows, 3 * self.heads, self.head_dim))
         mixed_MAD = attention(cache, layer, qkv_MAD, self.heads, self.head_dim**-0.5)
-        return self.dense(nn.op.reshape(mixed_MAD, (rows, self.hidden)), residual_MH)
+        return self.dense(nn.op.reshape(mixed_MAD, (rows, self.width)), residual_MH)
 
 
 class MLP(nn.Module):
-    def __init__(self, config: Config, scheme: Scheme) -> None:
+    def __init__(self, config: Config, scheme: Scheme, ranks: int) -> None:
         super().__init__()
-        self.width, self.activation = config.intermediate_size, config.hidden_act
+        self.width, self.activation = share(config.intermediate_size, ranks), config.hidden_act
         self.dense_h_to_4h = Linear(self.width, config.hidden_size, scheme, bias=True)
-        self.dense_4h_to_h = Linear(config.hidden_size, self.width, scheme, bias=True)
+        self.dense_4h_to_h = RowLinear(config.hidden_size, self.width, scheme, ranks, bias=True)
 
     def forward(self, x_MH: nn.Tensor, residual_MH: nn.Tensor) -> nn.Tensor:
         return self.dense_4h_to_h(gelu(self.dense_h_to_4h(x_MH), self.width, self.activation), residual_MH)
 
 
 class Layer(nn.Module):
-    def __init__(self, config: Config, scheme: Scheme) -> None:
+    def __init__(self, config: Config, scheme: Scheme, ranks: int) -> None:
         super().__init__()
         self.parallel = config.use_parallel_residual
         self.input_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps, scheme.dtype)
         self.post_attention_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps, scheme.dtype)
-        self.attention = Attention(config, scheme)
-        self.mlp = MLP(config, scheme)
+        self.attention = Attention(config, scheme, ranks)
+        self.mlp = MLP(config, scheme, ranks)
 
     def forward(self, x_MH: nn.Tensor, cache: PagedKVCache, layer: int) -> nn.Tensor:
         attended_MH = self.attention(self.input_layernorm(x_MH), x_MH, cache, layer)
@@ -64,10 +66,10 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: Config, scheme: Scheme) -> None:
+    def __init__(self, config: Config, scheme: Scheme, ranks: int) -> None:
         super().__init__()
         self.embed_in = Embedding(config.vocab_size, config.hidden_size, scheme, scheme.quantize_embedding)
-        self.layers = nn.ModuleList([Layer(config, scheme) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([Layer(config, scheme, ranks) for _ in range(config.num_hidden_layers)])
         self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, scheme.dtype)
 
     def forward(self, x_MH: nn.Tensor, cache: PagedKVCache) -> nn.Tensor:
@@ -78,12 +80,12 @@ class Decoder(nn.Module):
 
 class Model(Functions):
     def __init__(self, config: Config, scheme: Scheme, metadata: Mapping[str, Any]) -> None:
-        super().__init__(config.vocab_size, config.hidden_size, cache_layout(config), metadata)
-        self.gpt_neox = Decoder(config, scheme)
+        super().__init__(config.vocab_size, config.hidden_size, cache_layout(config, metadata), metadata)
+        self.gpt_neox = Decoder(config, scheme, self.ranks)
         tied = config.tie_word_embeddings
-        self.embed_out = None if tied else Linear(self.vocab, self.hidden, scheme, quantize=scheme.quantize_head)
+        self.embed_out = None if tied else Head(self.vocab, self.hidden, scheme, self.ranks)
 
-    def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
+    def embedded(self, input_ids: nn.Tensor) -> nn.Tensor:
         return self.gpt_neox.embed_in(input_ids)
 
     def layers(self, x_MH: nn.Tensor, cache: PagedKVCache) -> nn.Tensor:
@@ -94,11 +96,12 @@ class Model(Functions):
         return head(self.gpt_neox.final_layer_norm(x_MH))
 
 
-def cache_layout(config: Config) -> CacheLayout:
+def cache_layout(config: Config, metadata: Mapping[str, Any]) -> CacheLayout:
+    ranks = metadata["tensor_parallel_shards"]
     return CacheLayout(
         layers=config.num_hidden_layers,
-        query_heads=config.num_attention_heads,
-        key_heads=config.num_attention_heads,
+        query_heads=share(config.num_attention_heads, ranks),
+        key_heads=share(config.num_attention_heads, ranks),
         head_dim=config.head_dim,
         rotary_dim=config.rotary_dim,
         inv_freq=frequencies(config.rope_theta, config.rotary_dim, config.rope_scaling),

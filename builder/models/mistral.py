@@ -17,19 +17,23 @@ from builder.architectures.mistral import Config
 from builder.models.common.functions import Functions
 from builder.models.common.kv_cache import CacheLayout, attention
 from builder.models.common.ops import RMSNorm, silu_mul
+from builder.models.common.ranks import Head, RowLinear, share
 from builder.models.common.rope import frequencies
 from builder.quant.layout import Scheme
 from builder.quant.relax import Embedding, Linear
 
 
 class Attention(nn.Module):
-    def __init__(self, config: Config, scheme: Scheme, windowed: bool) -> None:
+    def __init__(self, config: Config, scheme: Scheme, ranks: int, windowed: bool) -> None:
         super().__init__()
-        self.query_heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.query_heads, self.key_heads = (
+            share(config.num_attention_heads, ranks),
+            share(config.num_key_value_heads, ranks),
+        )
         self.head_dim, self.windowed = config.head_dim, windowed
         self.heads = self.query_heads + 2 * self.key_heads
         self.qkv_proj = Linear(self.heads * self.head_dim, config.hidden_size, scheme)
-        self.o_proj = Linear(config.hidden_size, self.query_heads * self.head_dim, scheme)
+        self.o_proj = RowLinear(config.hidden_size, self.query_heads * self.head_dim, scheme, ranks)
 
     def forward(self, x_MH: nn.Tensor, residual_MH: nn.Tensor, cache: PagedKVCache, layer: int) -> nn.Tensor:
         rows = x_MH.shape[0]
@@ -39,23 +43,23 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config: Config, scheme: Scheme) -> None:
+    def __init__(self, config: Config, scheme: Scheme, ranks: int) -> None:
         super().__init__()
-        self.width = config.intermediate_size
+        self.width = share(config.intermediate_size, ranks)
         self.gate_up_proj = Linear(2 * self.width, config.hidden_size, scheme)
-        self.down_proj = Linear(config.hidden_size, self.width, scheme)
+        self.down_proj = RowLinear(config.hidden_size, self.width, scheme, ranks)
 
     def forward(self, x_MH: nn.Tensor, residual_MH: nn.Tensor) -> nn.Tensor:
         return self.down_proj(silu_mul(self.gate_up_proj(x_MH), self.width), residual_MH)
 
 
 class Layer(nn.Module):
-    def __init__(self, config: Config, scheme: Scheme, windowed: bool) -> None:
+    def __init__(self, config: Config, scheme: Scheme, ranks: int, windowed: bool) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, scheme.dtype)
-        self.self_attn = Attention(config, scheme, windowed)
+        self.self_attn = Attention(config, scheme, ranks, windowed)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, scheme.dtype)
-        self.mlp = MLP(config, scheme)
+        self.mlp = MLP(config, scheme, ranks)
 
     def forward(self, x_MH: nn.Tensor, cache: PagedKVCache, layer: int) -> nn.Tensor:
         x_MH = self.self_attn(self.input_layernorm(x_MH), x_MH, cache, layer)
@@ -63,10 +67,10 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: Config, scheme: Scheme, windowed: bool) -> None:
+    def __init__(self, config: Config, scheme: Scheme, ranks: int, windowed: bool) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, scheme, scheme.quantize_embedding)
-        self.layers = nn.ModuleList([Layer(config, scheme, windowed) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([Layer(config, scheme, ranks, windowed) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, scheme.dtype)
 
     def forward(self, x_MH: nn.Tensor, cache: PagedKVCache) -> nn.Tensor:
@@ -78,11 +82,11 @@ class Decoder(nn.Module):
 class Model(Functions):
     def __init__(self, config: Config, scheme: Scheme, metadata: Mapping[str, Any]) -> None:
         super().__init__(config.vocab_size, config.hidden_size, cache_layout(config, metadata), metadata)
-        self.model = Decoder(config, scheme, self.cache.window > 0)
+        self.model = Decoder(config, scheme, self.ranks, self.cache.window > 0)
         tied = config.tie_word_embeddings
-        self.lm_head = None if tied else Linear(self.vocab, self.hidden, scheme, quantize=scheme.quantize_head)
+        self.lm_head = None if tied else Head(self.vocab, self.hidden, scheme, self.ranks)
 
-    def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
+    def embedded(self, input_ids: nn.Tensor) -> nn.Tensor:
         return self.model.embed_tokens(input_ids)
 
     def layers(self, x_MH: nn.Tensor, cache: PagedKVCache) -> nn.Tensor:
@@ -94,10 +98,11 @@ class Model(Functions):
 
 
 def cache_layout(config: Config, metadata: Mapping[str, Any]) -> CacheLayout:
+    ranks = metadata["tensor_parallel_shards"]
     return CacheLayout(
         layers=config.num_hidden_layers,
-        query_heads=config.num_attention_heads,
-        key_heads=config.num_key_value_heads,
+        query_heads=share(config.num_attention_heads, ranks),
+        key_heads=share(config.num_key_value_heads, ranks),
         head_dim=config.head_dim,
         rotary_dim=config.head_dim,
         inv_freq=frequencies(config.rope_theta, config.head_dim, config.rope_scaling),

@@ -105,9 +105,11 @@ def code_at(words_MW: Any, m: Any, k: Any) -> Any:
     return tirx.bitwise_and(tirx.shift_right(words_MW[m, k // PER_WORD], shift), tirx.const(0xFF, "uint32"))
 
 
-def rounded(x_MK: nn.Tensor, inputs: int, activation: str) -> list[nn.Tensor]:
-    """x (M, K) float32 -> [codes (M, W) uint32, scales (M, 1) float32]."""
+def rounded(x_MK: nn.Tensor, inputs: int, activation: str, ranks: int = 1) -> list[nn.Tensor]:
+    """x (M, K) float32 -> [codes (M, W) uint32, scales (M, 1) float32]. Of several ranks each has a part of the rows,
+    and they agree on the scales."""
     fields = {"k": inputs, "activation": activation}
     scale_M1 = op.emit("row_scale", _row_scale, fields, [x_MK], [], (x_MK.shape[0], 1))
+    scale_M1 = nn.op.ccl_allreduce(scale_M1, "max") if ranks > 1 else scale_M1
     shape = (x_MK.shape[0], -(-inputs // PER_WORD))
     return [op.emit("rounded", _rounded, fields, [x_MK, scale_M1], [], shape, "uint32"), scale_M1]

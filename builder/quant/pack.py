@@ -52,11 +52,12 @@ def block_rows(inputs: int) -> int:
     return max(1, BLOCK_WEIGHTS // max(1, inputs))
 
 
-def widen(raw: np.ndarray, source: str, out: np.ndarray) -> None:
-    """Weights as held -> float32, exactly (F64 is rounded). NaN and infinity of F16 come out as garbage."""
+def widen(raw: np.ndarray, source: str, out: np.ndarray, times: float = 1.0) -> None:
+    """Weights as held -> float32, exactly (F64 is rounded). NaN and infinity of F16 come out as garbage; ``times``, a
+    power of two, is for F16 alone."""
     bits = out.view(np.int32)
     if source == "F16":
-        storage.widen_half(raw, out)
+        storage.widen_half(raw, out, times)
     elif source == "BF16":
         np.copyto(bits, raw.view(np.int16))
         np.left_shift(bits, 16, out=bits)
@@ -67,7 +68,7 @@ def widen(raw: np.ndarray, source: str, out: np.ndarray) -> None:
             np.copyto(out, raw, casting="same_kind")
 
 
-def widen_magnitudes(bits: np.ndarray, source: str, out: np.ndarray) -> None:
+def widen_magnitudes(bits: np.ndarray, source: str, out: np.ndarray, times: float = 1.0) -> None:
     """``widen`` for bits without a sign, which saves a pass."""
     if source != "F16":
         widen(bits, source, out)
@@ -75,7 +76,8 @@ def widen_magnitudes(bits: np.ndarray, source: str, out: np.ndarray) -> None:
     held = out.view(np.uint32)
     np.copyto(held, bits)
     np.left_shift(held, np.uint32(13), out=held)
-    np.multiply(out, np.float32(2.0**112), out=out)
+    if times != storage.HALF_HELD:
+        np.multiply(out, np.float32(times / storage.HALF_HELD), out=out)
 
 
 def widen_exactly(raw: np.ndarray, source: str, out: np.ndarray) -> None:
@@ -104,6 +106,7 @@ class Packer:
         slots = scheme.words_per_group * scheme.per_word
         self.levels_GS = np.full((rows * self.groups, slots), scheme.zero, np.uint8)
         self.scratch = np.empty((3, rows * padded), np.uint32)  # of one step at a time
+        self.held_scale = SOURCE_DTYPE[scheme.scale_dtype]
         self.whole: np.ndarray | None = None  # the scale of the tensor, as held, where it has but one
 
     def largest(self, raw_RI: np.ndarray) -> np.float32:
@@ -138,10 +141,19 @@ class Packer:
         if not steps.all():
             self._clear(weights_GS, steps == 0)
             steps[steps == 0] = 1
+        within, times = self._within(steps, counts), self._times()
+        if times != 1:
+            steps *= np.float32(times)
         with np.errstate(over="ignore", under="ignore"):
             np.divide(weights_GS, steps[:, None], out=weights_GS)
-        self._store(weights_GS, words_RW, self._within(steps, counts))
+        self._store(weights_GS, words_RW, within)
         return counts
+
+    def _times(self) -> float:
+        """What the weights are held times: where they are only divided, float16 stays as its bits are, which saves a
+        pass. Scales in float16 can go as low with them; others may be too small for that."""
+        low = self.source == self.held_scale == "F16" and self.method is None
+        return storage.HALF_HELD if low else 1.0
 
     def _clear(self, weights_GS: np.ndarray, where: np.ndarray) -> None:
         weights_GS[where] = 0
@@ -176,7 +188,7 @@ class Packer:
         weights_RP[:, self.inputs :] = 0  # the block before left its ratios there
         weights_RI = weights_RP[:, : self.inputs]
         if not self.apart or magnitudes_RP.dtype != np.uint16:
-            widen(raw_RI, self.source, weights_RI)
+            widen(raw_RI, self.source, weights_RI, self._times())
         bits = raw_RI if magnitudes_RP.dtype == np.uint16 else weights_RI.view(np.uint32)
         np.bitwise_and(bits, self.sign_mask, out=magnitudes_RP[:, : self.inputs])
         if self.apart:
@@ -186,6 +198,7 @@ class Packer:
             counts.nonfinite = int(np.count_nonzero(nonfinite))
             magnitudes_RP[nonfinite] = 0
             widen_exactly(raw_RI, self.source, weights_RI)
+            weights_RI *= np.float32(self._times())
             if self.apart:
                 np.abs(weights_RI, out=weights_RI)
         return weights_RP, counts
@@ -199,7 +212,7 @@ class Packer:
         np.copyto(signs_RI, above, casting="unsafe")
         np.bitwise_and(signs_RI, np.uint8(0x80), out=signs_RI)
         held = self.source if bits_RI.dtype == np.uint16 else "F32"
-        widen_magnitudes(magnitudes_RI, held, self.weights_RP[:rows, : self.inputs])
+        widen_magnitudes(magnitudes_RI, held, self.weights_RP[:rows, : self.inputs], self._times())
 
     def _scales(self, rows: int, counts: Counts) -> np.ndarray:
         """Scales of all groups of the block, flat, in the scheme's scale_dtype."""

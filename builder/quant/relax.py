@@ -96,10 +96,15 @@ def _linear(fields: Mapping[str, Any], x_MK: Any, *tensors: Any) -> Any:
     if bias_N is None and residual_MN is None:
         return product_MN
 
+    share = tirx.const(1 / fields["ranks"], COMPUTE) if "ranks" in fields else None
+
+    def part(value: Any) -> Any:
+        return value if share is None else value * share
+
     def added(m: Any, n: Any) -> Any:
         value = product_MN[m, n]
-        value = value if bias_N is None else value + tirx.Cast(COMPUTE, bias_N[n])
-        return value if residual_MN is None else value + residual_MN[m, n]
+        value = value if bias_N is None else value + part(tirx.Cast(COMPUTE, bias_N[n]))
+        return value if residual_MN is None else value + part(residual_MN[m, n])
 
     return te.compute((rows, outputs), added, "sum")
 
@@ -203,11 +208,15 @@ def weights_of(module: Any, name: str) -> Iterator[tuple[str, Weight]]:
             yield from weights_of(item, f"{name}.{key}" if name else str(key))
 
 
-def project(weight: Weight, x_MK: nn.Tensor, bias: nn.Tensor | None, residual_MN: nn.Tensor | None) -> nn.Tensor:
-    """x @ weight.T with what is added to it, as one operation."""
+def project(
+    weight: Weight, x_MK: nn.Tensor, bias: nn.Tensor | None, residual_MN: nn.Tensor | None, ranks: int = 1
+) -> nn.Tensor:
+    """x @ weight.T with what is added to it, as one operation. ``ranks``: that have the columns of x between them; each
+    adds its share of bias and residual (for 2, 4 or 8 ranks that is exact), so that the library is the same for all."""
     fields = {**weight.fields, "bias": bias is not None, "residual": residual_MN is not None}
+    fields |= {"ranks": ranks} if ranks > 1 else {}
     activation = activation_of(fields)
-    activations = rounded(x_MK, fields["k"], activation) if activation else [x_MK]
+    activations = rounded(x_MK, fields["k"], activation, ranks) if activation else [x_MK]
     if residual_MN is not None:
         activations.append(residual_MN)
     stored = weight.stored() if bias is None else [*weight.stored(), bias]

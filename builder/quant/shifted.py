@@ -35,6 +35,9 @@ class Packer(pack.Packer):
         words_RW.reshape(-1)[:] = words_of(levels_GS, self.scheme)
         return counts
 
+    def _times(self) -> float:
+        return 1.0
+
     def _ranges(self, raw_RI: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, Counts]:
         """Weights (G, S), scales as held and zero points in float32, both (G,), and what was met."""
         weights_RP, counts = self._load(raw_RI)

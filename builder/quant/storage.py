@@ -17,6 +17,7 @@ LARGEST: Mapping[str, float] = {
     "bfloat16": float.fromhex("0x1.fep127"),
     "float32": float(np.finfo(np.float32).max),
 }
+HALF_HELD = 2.0**-112  # times this, a float16 has its bits in a float32's places
 SMALLEST_NORMAL: Mapping[str, float] = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126}
 
 
@@ -40,8 +41,9 @@ def widened(held: np.ndarray, dtype: str) -> np.ndarray:
     return held.astype(np.float32)
 
 
-def widen_half(held: np.ndarray, out: np.ndarray) -> None:
-    """float16 as any 16-bit dtype holds it -> float32 ``out``, exactly; NaN and infinity come out as garbage.
+def widen_half(held: np.ndarray, out: np.ndarray, times: float = 1.0) -> None:
+    """float16 as any 16-bit dtype holds it -> float32 ``out`` * ``times``, a power of two, exactly; NaN and infinity
+    come out as garbage.
 
     A float16 is a float32 with its exponent 112 lower, subnormals included, so three integer passes and one
     multiplication do what numpy's own cast does six times slower. Infinity is just a larger exponent to this.
@@ -50,7 +52,8 @@ def widen_half(held: np.ndarray, out: np.ndarray) -> None:
     np.copyto(bits, held.view(np.int16))
     np.left_shift(bits, 13, out=bits)
     np.bitwise_and(bits, np.int32(0x8FFFE000 - (1 << 32)), out=bits)
-    np.multiply(out, np.float32(2.0**112), out=out)
+    if times != HALF_HELD:
+        np.multiply(out, np.float32(times / HALF_HELD), out=out)
 
 
 def widened_scales(held: np.ndarray, dtype: str) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from builder.report.words import seconds, size
+from builder.report.words import folded, seconds, size
 
 
 def print_bench(recipes: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
@@ -17,7 +17,7 @@ def print_bench(recipes: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     columns = columns_of(recipes)
-    table.add_column("tokens/s")
+    table.add_column("tokens/s", no_wrap=True, min_width=max(len(recipe["name"]) for recipe in recipes))
     for column in columns:
         table.add_column(column, justify="right")
     for recipe in recipes:
@@ -25,7 +25,7 @@ def print_bench(recipes: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
         table.add_row(recipe["name"], *(cells.get(column, "") for column in columns))
     Console(file=stream, highlight=False, width=None if stream.isatty() else 200).print(table)
     for line in notes(recipes):
-        print(line, file=stream)
+        print(folded(line, stream), file=stream)
 
 
 def columns_of(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -48,7 +48,8 @@ def cells_of(bench: Mapping[str, Any]) -> dict[str, str]:
         cells["of the limit"] = f"{share:.{0 if share >= 0.1 else 1}%} of {first_row['limit']:,.0f}"
     cells["first token"] = seconds(first["warm_s"])
     cells["load"] = seconds(bench["load_s"])
-    cells["memory"] = size(memory["device_bytes"] or memory["peak_rss_bytes"] or 0)
+    of_ranks = sum(each["peak_rss_bytes"] or 0 for each in memory.get("ranks", ()))
+    cells["memory"] = size(memory["device_bytes"] or of_ranks or memory["peak_rss_bytes"] or 0)
     return cells
 
 

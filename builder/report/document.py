@@ -46,9 +46,9 @@ def finished_row(step: Finished) -> dict[str, Any]:
 
 def planned(goals: tuple[Goal, ...], verdicts: Mapping[str, Verdict], outputs: Mapping[str, Path]) -> dict[str, Any]:
     """Before a build: what is fresh, what would run and why, what waits for that."""
-    recipes = []
+    recipes, items = [], items_of(verdicts)
     for goal in goals:
-        rows = [verdict_row(v) for v in goal_verdicts(goal, verdicts)]
+        rows = [verdict_row(v) for v in goal_verdicts(goal, verdicts, items)]
         fresh = all(row["status"] == "hit" for row in rows)
         status = "fresh" if fresh else "stale"
         recipes.append({"name": goal.name, "status": status, "output": str(outputs[goal.name]), "steps": rows})
@@ -66,15 +66,19 @@ def with_refused(
     return {**whole, "recipes": [rows[name] for name in outputs]}
 
 
-def goal_verdicts(goal: Goal, verdicts: Mapping[str, Verdict]) -> list[Verdict]:
-    """A goal's verdicts in display order; the items of a template stand in its place."""
-    found = []
-    for step in goal.steps:
-        if step in verdicts:
-            found.append(verdicts[step])
-        else:
-            found += [v for id_, v in verdicts.items() if id_.startswith(f"{step}[")]
+def items_of(verdicts: Mapping[str, Verdict]) -> dict[str, list[Verdict]]:
+    """The verdicts of the items of each template, in order."""
+    found: dict[str, list[Verdict]] = {}
+    for id_, verdict in verdicts.items():
+        template, bracket, _ = id_.partition("[")
+        if bracket:
+            found.setdefault(template, []).append(verdict)
     return found
+
+
+def goal_verdicts(goal: Goal, verdicts: Mapping[str, Verdict], items: Mapping[str, list[Verdict]]) -> list[Verdict]:
+    """A goal's verdicts in display order; the items of a template stand in its place."""
+    return [v for id_ in goal.steps for v in ([verdicts[id_]] if id_ in verdicts else items.get(id_, []))]
 
 
 def verdict_row(verdict: Verdict) -> dict[str, Any]:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from typing import TextIO
 
-from builder.core.events import Event, Finished, Progress, Started, Waiting, Warned
-from builder.report.words import base, seconds, size
+from builder.core.events import Event, Finished, Grew, Planned, Progress, Started, Waiting, Warned
+from builder.report.board import Board
+from builder.report.matrix import Matrix
+from builder.report.words import Flow, seconds, size
 
 QUIET_S = 1.8  # a screen that stands still for longer looks dead
+FLOW_S = 5.0  # between lines about files on their way
+NAMED = 4  # steps that one line names
 
 
 class Lines:
-    """A listener of the run. Steps that were fresh already say nothing."""
+    """A listener of the run. Steps that were fresh already say nothing; ``matrix``: of a sweep."""
 
-    def __init__(self, stream: TextIO, quiet: bool = False) -> None:
+    def __init__(self, stream: TextIO, quiet: bool = False, matrix: Matrix | None = None) -> None:
         self.stream, self.quiet, self.last = stream, quiet, time.monotonic()
-        self.running: dict[str, float] = {}  # step name -> when it started
+        self.board, self.flow = Board(matrix), Flow()
+        self.running: dict[str, tuple[str, float]] = {}  # step id -> its label, when it started
+        self.skipped: Counter[str] = Counter()
+        self.transfers: dict[str, tuple[Progress, float]] = {}  # name -> the last that was heard, when a line told
         self.over = threading.Event()
         self.ticker: threading.Thread | None = None
 
@@ -28,51 +36,79 @@ class Lines:
         self.over.set()
         if self.ticker:
             self.ticker.join()
+        for last, _when in self.transfers.values():
+            self.say(f"{last.name}: {amount(last)}")
+        for text in self.board.repeated():
+            self.say(f"warning: {text}")
+        for reason, count in self.skipped.items():
+            self.say(f"{count} {'step' if count == 1 else 'steps'} skipped ({reason})")
 
     def tick(self) -> None:
         """Names what is running whenever nothing else was said for a while."""
         while not self.over.wait(0.2):
-            now = time.monotonic()
-            if self.running and now - self.last > QUIET_S:
-                self.say(
-                    "... " + ", ".join(f"{name} {now - since:.0f} s" for name, since in dict(self.running).items())
-                )
+            now, running = time.monotonic(), list(self.running.values())
+            if running and now - self.last > QUIET_S:
+                said = ", ".join(f"{label} {now - since:.0f} s" for label, since in running[:NAMED])
+                self.say(f"... {said}" + (f" and {len(running) - NAMED} more" if len(running) > NAMED else ""))
 
     def say(self, text: str) -> None:
         self.last = time.monotonic()
         print(text, file=self.stream, flush=True)
 
-    def began(self, name: str) -> None:
-        self.running[name] = time.monotonic()
+    def began(self, id_: str, label: str) -> None:
+        self.running[id_] = label, time.monotonic()
         if self.ticker is None:
             self.ticker = threading.Thread(target=self.tick, daemon=True)
             self.ticker.start()
 
+    def ended(self, id_: str) -> float:
+        """Seconds that a step took, up to now."""
+        now = time.monotonic()
+        return now - self.running.pop(id_, ("", now))[1]
+
     def __call__(self, event: Event) -> None:
+        self.board(event)
+        label = "" if isinstance(event, Planned | Grew) else self.board.label(event.id, event.name)
         match event:
+            case Warned() if not self.board.is_new(event):
+                return
             case Warned():
-                self.say(f"warning: {event.name + ': ' if event.name else ''}{event.message}")
+                self.say(f"warning: {label + ': ' if label else ''}{event.message}")
             case _ if self.quiet:
                 return
             case Started():
-                self.began(event.name)
-                self.say(f"{event.name}: started ({event.reason})")
+                self.began(event.id, label)
+                self.say(f"{label}: started ({event.reason})")
+            case Progress(id=""):
+                self.transfer(event)
             case Progress() if time.monotonic() - self.last > QUIET_S:
-                self.say(f"{base(event.name)}: {amount(event)}")
+                self.say(f"{label}: {amount(event)}")
             case Waiting():
-                self.say(f"{event.name}: another build (process {event.pid}) is at it, waiting")
+                self.say(f"{label}: another build (process {event.pid}) is at it, waiting")
             case Finished(status="ran"):
-                self.running.pop(event.name, None)
-                self.say(f"{event.name}: done in {seconds(event.seconds)}, {size(event.nbytes)}")
+                self.ended(event.id)
+                self.say(f"{label}: done in {seconds(event.seconds)}, {size(event.nbytes)}")
             case Finished(status="failed"):
-                self.running.pop(event.name, None)
-                self.say(f"{event.name}: FAILED after {seconds(event.seconds)}")
+                self.say(f"{label}: FAILED after {seconds(self.ended(event.id))}")
             case Finished(status="skipped"):
-                self.say(f"{event.name}: skipped ({event.reason})")
+                self.skipped[event.reason] += 1
+
+    def transfer(self, event: Progress) -> None:
+        """Now and then while files are on their way, and what it was when the build ends."""
+        self.flow.note(event.name, event.done)
+        before, now = self.transfers.get(event.name), time.monotonic()
+        told = before[1] if before else now
+        if now - told > FLOW_S:
+            self.say(f"{event.name}: {amount(event)}{self.flow.rate(event.name)}")
+            told = now
+        self.transfers[event.name] = event, told
 
 
 def amount(event: Progress) -> str:
     """How far a step is: bytes, or things of a kind."""
+    if not event.total and not event.done:
+        return event.label
     if event.unit == "B":
-        return f"{size(event.done)} of {size(event.total)} {event.label}".rstrip()
+        of = f" of {size(event.total)}" if event.total else ""
+        return f"{size(event.done)}{of}" + (f", {event.label}" if event.label else "")
     return f"{event.done:g} of {event.total:g} {event.unit} {event.label}".rstrip()

@@ -1,81 +1,175 @@
-"""The live view on a terminal: a bar for each step that runs, the parts of a fan-out added up in one."""
+"""The live view on a terminal: a bar for each step that runs, the parts of a fan-out added up in one; in a sweep the
+matrix of its cells above them."""
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.console import Console, Group
+from rich.live import Live as Screen
+from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
+from rich.text import Text
 
-from builder.core.events import Event, Finished, Grew, Progress, Started, Waiting, Warned
-from builder.report.words import base, seconds, size
+from builder.core.events import Event, Finished, Grew, Planned, Progress, Started, Waiting, Warned
+from builder.report.board import Board
+from builder.report.lines import amount
+from builder.report.matrix import Line, Matrix, Piece, counted, lines_live
+from builder.report.words import Flow, base, clock, seconds, size
+
+REFRESH_PER_S, MANY = 8, 100  # a quarter as often for a sweep of so many cells
+NARROW = 100  # columns of a terminal; below, bars are short
 
 
 class Live:
-    """A listener of the run."""
+    """A listener of the run. ``matrix``: of a sweep.
 
-    def __init__(self, stream: TextIO) -> None:
+    The screen is drawn by a thread of rich's: ``lock`` is never held while rich is asked to print."""
+
+    def __init__(self, stream: TextIO, matrix: Matrix | None = None) -> None:
+        self.lock = threading.RLock()
         self.console = Console(file=stream, highlight=False)
+        self.sweep = matrix is not None
+        self.board, self.flow, self.began = Board(matrix), Flow(), time.monotonic()
+        rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         self.bars = Bars(
-            SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description:<19}"), BarColumn(24),
-            TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
-            console=self.console, refresh_per_second=8, transient=True,
+            SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}", markup=False),
+            BarColumn(12 if self.console.width < NARROW else 24),
+            TextColumn("{task.fields[note]}", "dim", markup=False, table_column=rest),
+            Elapsed(table_column=Column(justify="right", min_width=5)), console=self.console, expand=True,
         )  # fmt: skip
+        often = REFRESH_PER_S / 4 if matrix and len(matrix.cells) > MANY else REFRESH_PER_S
+        self.screen = Screen(console=self.console, get_renderable=self.draw, refresh_per_second=often, transient=True)
         self.rows: dict[str, TaskID] = {}
         self.parts: dict[str, dict[str, tuple[float, float]]] = {}  # row -> {step id: (done, total)}
-        self.left: dict[str, int] = {}
 
     def __enter__(self) -> Live:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bars.stop()
-
-    def row(self, name: str) -> TaskID:
-        """The bar of a step, made when it is first seen: a build that has nothing to do shows none."""
-        if name not in self.rows:
-            if not self.rows:
-                self.bars.start()
-            self.rows[name] = self.bars.add_task(name, total=None, note="")
-        return self.rows[name]
+        self.screen.stop()
+        for text in self.board.repeated():
+            self.warn(text)
 
     def __call__(self, event: Event) -> None:
+        with self.lock:
+            self.board(event)
+            self.note(event)
+        if self.rows and not self.screen.is_started:
+            self.screen.start()  # a build that has nothing to do shows none
+        if isinstance(event, Warned) and self.board.is_new(event):
+            label = self.board.label(event.id, event.name)
+            self.warn(f"{label}: {event.message}" if label else event.message)
+
+    def warn(self, text: str) -> None:
+        self.console.print(Text.assemble(("warning: ", "yellow"), text))
+
+    def note(self, event: Event) -> None:
         match event:
-            case Grew():
-                self.left[base(event.names[0]) if event.names else ""] = len(event.names)
             case Started():
-                name = base(event.name)
-                self.bars.update(self.row(name), note=event.reason[:60])
-                self.parts.setdefault(name, {}).setdefault(event.id, (0, 0))
+                self.show(self.row(event.id, event.name), event.reason)
+                self.parts[self.key(event.id, event.name)].setdefault(event.id, (0, 0))
+            case Progress(id=""):
+                self.transfer(event)
             case Progress():
                 self.move(event)
-            case Finished(status="ran" | "failed"):
+            case Finished():
                 self.finish(event)
             case Waiting():
-                self.bars.update(self.row(base(event.name)), note=f"another build (process {event.pid}) is at it")
-            case Warned():
-                self.console.print(
-                    f"[yellow]warning:[/] {event.name + ': ' if event.name else ''}{event.message}", markup=True
-                )
+                self.show(self.row(event.id, event.name), f"another build (process {event.pid}) is at it")
+            case Planned() | Grew() | Warned():
+                pass
+
+    # Bars
+
+    def key(self, id_: str, name: str) -> str:
+        return self.board.label(id_, base(name))
+
+    def row(self, id_: str, name: str) -> TaskID:
+        """The bar of a step, made when it is first seen."""
+        key = self.key(id_, name)
+        if key not in self.rows:
+            self.rows[key] = self.bars.add_task(key.ljust(19), total=None, note="")
+            self.parts.setdefault(key, {})
+        return self.rows[key]
+
+    def show(self, task: TaskID, note: str) -> None:
+        self.bars.update(task, note=note)
 
     def move(self, event: Progress) -> None:
-        name = base(event.name)
-        parts = self.parts.setdefault(name, {})
+        """How far a step is: bytes or things; of a fan-out the share of its parts."""
+        task = self.row(event.id, event.name)
+        parts = self.parts[self.key(event.id, event.name)]
         parts[event.id] = (event.done, event.total)
-        done, total = (sum(p[i] for p in parts.values()) for i in (0, 1))
-        note = (
-            f"{size(done)} of {size(total)}" if event.unit == "B" else f"{done:g}/{total:g} {event.unit} {event.label}"
-        )
-        self.bars.update(self.row(name), completed=done, total=total or None, note=note[:60])
+        items = self.board.items.get(event.id.partition("[")[0], {})
+        if len(items) < 2:
+            self.bars.update(task, completed=event.done, total=event.total or None, note=amount(event))
+            return
+        over = sum(state in ("hit", "ran") for state in items.values())
+        running = sum(parts[id_][0] / (parts[id_][1] or 1) for id_, state in items.items() if state == "running")
+        note = f"{over} of {len(items)} parts"
+        self.bars.update(task, completed=over + running, total=len(items), note=note)
+
+    def transfer(self, event: Progress) -> None:
+        self.flow.note(event.name, event.done)
+        task = self.row("", event.name)
+        note = amount(event) + self.flow.rate(event.name)
+        visible = event.done < event.total
+        self.bars.update(task, completed=event.done, total=event.total or None, note=note, visible=visible)
 
     def finish(self, event: Finished) -> None:
-        name = base(event.name)
-        self.left[name] = self.left.get(name, 1) - 1
-        if self.left[name] > 0 and event.status == "ran":
+        key = self.key(event.id, event.name)
+        if key not in self.rows or (event.status in ("hit", "ran") and not self.board.is_over(event.id)):
             return
-        task = self.row(name)
+        task = self.rows[key]
+        if self.sweep:
+            self.bars.remove_task(self.rows.pop(key))
+            return
         total = self.bars.tasks[self.bars.task_ids.index(task)].total or 1
-        note = f"{seconds(event.seconds)}, {size(event.nbytes)}" if event.status == "ran" else "[red]failed"
+        note = "failed" if event.status == "failed" else self.result(event)
         self.bars.update(task, completed=total, total=total, note=note)
         self.bars.stop_task(task)
+
+    def result(self, event: Finished) -> str:
+        """What a step made and how long that took; of a fan-out all of it."""
+        items = self.board.items.get(event.id.partition("[")[0], {})
+        if len(items) < 2:
+            return f"{seconds(event.seconds)}, {size(event.nbytes)}"
+        return f"{len(items)} parts, {size(sum(self.board.sizes.get(id_, 0) for id_ in items))}"
+
+    # The screen
+
+    def draw(self) -> Group:
+        """As much as the terminal has room for. The matrix goes before bars, so that it does not come and go."""
+        with self.lock:
+            width, height = self.console.size
+            tasks = [task for task in self.bars.tasks if task.visible]
+            if not self.sweep:
+                return Group(self.bars.make_tasks_table(tasks[-(height - 1) :]))
+            matrix = self.board.now()
+            shown = lines_live(matrix, width, height - 3)
+            left = max(height - 1 - len(shown) - bool(shown), 1)
+            return Group(
+                *map(painted, shown), *([Text()] if shown else []), self.bars.make_tasks_table(tasks[:left]),
+                painted(self.total(matrix)),
+            )  # fmt: skip
+
+    def total(self, matrix: Matrix) -> Line:
+        done, steps = self.board.counts()
+        return [*counted(matrix), Piece(f"; {done} of {steps} steps, {clock(time.monotonic() - self.began)}")]
+
+
+class Elapsed(ProgressColumn):
+    """How long a step has been running; of a finished one its note tells."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.finished else clock(task.elapsed or 0.0), "cyan")
+
+
+def painted(line: Line) -> Text:
+    text = Text.assemble(*((piece.text, piece.style) for piece in line), no_wrap=True, overflow="ellipsis")
+    text.rstrip()
+    return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +14,12 @@ from builder.core.errors import UserError
 from builder.targets.tvm_import import import_tvm
 
 MARKS = {kind: f'"kind": "{kind}"'.encode() for kind in ("cuda", "metal", "opencl", "webgpu")}
+RANKS = re.compile(rb'"tensor_parallel_shards": (\d+)')
 Array = np.ndarray[Any, Any]
 
 
-def device_of(library: Path) -> Device:
-    """The device that a library was built for, ready to be used.
+def device_of(library: Path, index: int = 0) -> Device:
+    """The device that a library was built for, ready to be used; of GPUs the one with the number ``index``.
 
     A GPU's runtime must be there before the library is opened, so its metadata are looked for in the bytes of the file.
 
@@ -38,7 +40,12 @@ def device_of(library: Path) -> Device:
     from builder.targets.cuda_runtime import load_for_running
 
     load_for_running()
-    device = tvm.runtime.device("cuda", 0)
+    device = tvm.runtime.device("cuda", index)
+    if not device.exist and index:
+        raise UserError(
+            f"{library.name} was built for {ranks_of(library)} GPUs, and CUDA sees only {index} here",
+            "build with target.gpus=auto, which is as many as there are",
+        )
     if not device.exist:
         raise UserError(f"{library.name} was built for CUDA, and this machine has no GPU that CUDA sees", "nvidia-smi")
     return Device(kind, device)
@@ -48,6 +55,15 @@ def kind_of(library: Path) -> str:
     """cpu, or the kind of GPU in the library's metadata."""
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return next((kind for kind, mark in MARKS.items() if content.find(mark) >= 0), "cpu")
+
+
+def ranks_of(library: Path) -> int:
+    """How many ranks a library was built for; 1 also for what is no library, which loading it will say."""
+    if not library.is_file() or not library.stat().st_size:
+        return 1
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = RANKS.search(content)
+        return 1 if found is None else int(found[1])
 
 
 class Slot(Protocol):

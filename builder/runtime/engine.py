@@ -5,24 +5,19 @@ Axes: T tokens, B sequences, V vocabulary.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from builder.core.errors import UserError
-from builder.runtime import weights
-from builder.runtime.device import Device, device_of
-from builder.targets.cpu import check_runs_here
-from builder.targets.tvm_import import import_tvm
+from builder.runtime.calls import PAGE_TOKENS, Calls, Floats, Ids, find_library, load
+from builder.runtime.device import ranks_of
+from builder.runtime.ranks import RankedCalls, processes
 
-PAGE_TOKENS = 16  # of the KV cache, as the kernels have it
-Floats = np.ndarray[Any, np.dtype[np.float32]]
-Ids = np.ndarray[Any, np.dtype[np.int32]]
-STATE = ("add_sequence", "remove_sequence", "begin_forward", "end_forward", "popn")  # of the cache, in TVM's runtime
+__all__ = ["PAGE_TOKENS", "Engine", "Floats", "find_library"]
 
 
 class Engine:
@@ -31,29 +26,32 @@ class Engine:
     Args:
         files: the artifact's files by name.
         sequences: how many sequences may exist at once; at most the library's max_batch_size.
+        group: as many processes as the library has ranks, which are up already; None: they are started.
 
-    Tokens and logits are the host's; weights and the KV cache are on the device that the library was built for.
+    Tokens and logits are the host's; weights and the KV cache are on the device that the library was built for, or, for
+    a library that was built for several ranks, on the devices of as many processes.
 
     Raises:
         UserError: a file is missing or damaged, library and weights do not belong together, or this machine cannot run
             it.
+        StepError: one of several ranks ended, or said nothing for too long.
     """
 
-    def __init__(self, files: Mapping[str, Path], sequences: int | None = None) -> None:
+    def __init__(
+        self, files: Mapping[str, Path], sequences: int | None = None, group: RankedCalls | None = None
+    ) -> None:
         os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-        library = find_library(files)
-        device = device_of(library)
-        machine = load_library(library, device)
-        self.metadata: dict[str, Any] = json.loads(str(machine["_metadata"]()))
-        built_for = self.metadata["target"]
-        if built_for["cpu"]:
-            check_runs_here(built_for["cpu"], built_for["features"], library.name)
+        self._call: Calls | RankedCalls
+        if (ranks := ranks_of(find_library(files))) == 1:
+            self._call = load(files, sequences)
+        else:
+            self._call = processes(ranks, find_library(files)) if group is None else group
+            self._call.load(files, sequences)
+        self.metadata: dict[str, Any] = self._call.metadata
         self.vocab_size: int = self.metadata["vocab_size"]
         self.context: int = self.metadata["context_window_size"]
         self.chunk: int = self.metadata["prefill_chunk_size"]
         self.sequences = self.metadata["max_batch_size"] if sequences is None else sequences
-        params = device.put_all(weights.load(files, self.metadata["params"]))
-        self._call = Calls(machine, device, params, self.sequences * self.context, self)
         self._lengths: dict[int, int] = {}
         self._next = 0
 
@@ -132,6 +130,10 @@ class Engine:
             self._lengths[seq] += 1
         return logits
 
+    def memory_of_ranks(self) -> list[dict[str, int | None]]:
+        """Bytes of each of several ranks' processes (measured.process_memory); nothing for a model in this process."""
+        return self._call.memory() if isinstance(self._call, RankedCalls) else []
+
     def _length(self, seq: int) -> int:
         if seq not in self._lengths:
             raise UserError(f"there is no sequence {seq}; there are: {sorted(self._lengths) or 'none'}")
@@ -152,92 +154,3 @@ class Engine:
                 "build with a larger model.context_window_size, if the model allows it",
             )
         return ids.astype(np.int32)
-
-
-class Calls:
-    """The library's functions, looked up once, on a KV cache for ``tokens`` tokens."""
-
-    def __init__(self, machine: Any, device: Device, params: list[Any], tokens: int, engine: Engine) -> None:
-        tvm = import_tvm(runtime_only=True)
-        self._shape, self._device = tvm.runtime.ShapeTuple, device
-        self._params = tvm_array(params)
-        names = ("embed", "prefill", "decode", "batch_decode", "batch_verify")
-        self._embed, self._prefill, self._decode, self._batch_decode, self._verify = (machine[name] for name in names)
-        state = {name: tvm.get_global_func(f"vm.builtin.kv_state_{name}") for name in STATE}
-        self._add, self._remove, self._begin, self._end, self._pop = (state[name] for name in STATE)
-        sizes = (engine.sequences, tokens, engine.chunk, PAGE_TOKENS, 0)
-        self._cache = machine["create_tir_paged_kv_cache"](*(self._shape([size]) for size in sizes))
-        self._machine, self._chunk = machine, engine.chunk  # the machine owns the functions
-        self._one = device.slot()
-        self._one_length = self._shape([1])
-
-    def add(self, seq: int) -> None:
-        self._add(self._cache, seq)
-
-    def remove(self, seq: int) -> None:
-        self._remove(self._cache, seq)
-
-    def rewind(self, seq: int, tokens: int) -> None:
-        self._pop(self._cache, seq, tokens)
-
-    def prefill(self, seq: int, ids: Ids) -> Floats:
-        return cast(Floats, self._run(self._prefill, self._embedded(ids, 1, ids.size), [seq], [ids.size])[0])
-
-    def verify(self, seq: int, ids: Ids) -> Floats:
-        return self._run(self._verify, self._embedded(ids, 1, ids.size), [seq], [ids.size])
-
-    def decode(self, seq: int, token: int) -> Floats:
-        embedded = self._embed(self._one.holding(token), self._params)
-        rows = embedded._create_view((1, 1, embedded.shape[1]))
-        self._begin(self._cache, self._shape([seq]), self._one_length)
-        logits = self._device.take(self._decode(rows, self._cache, self._params)[0])
-        self._end(self._cache)
-        return cast(Floats, logits.reshape(-1))
-
-    def decode_batch(self, seqs: Sequence[int], ids: Ids) -> Floats:
-        return self._run(self._batch_decode, self._embedded(ids, ids.size, 1), seqs, [1] * ids.size)
-
-    def _embedded(self, ids: Ids, batch: int, length: int) -> Any:
-        """(batch, length, hidden). TVM's memory pool keeps a buffer of every size it ever made, and prompts are of all
-        lengths: they are filled up to a power of two, or the whole chunk."""
-        filled = np.zeros(min(1 << (ids.size - 1).bit_length(), max(self._chunk, ids.size)), np.int32)
-        filled[: ids.size] = ids
-        embedded = self._embed(self._device.put(filled), self._params)
-        return embedded._create_view((batch, length, embedded.shape[1]))
-
-    def _run(self, function: Any, rows: Any, seqs: Sequence[int], lengths: Sequence[int]) -> Floats:
-        """One forward pass; all its logits, (rows of logits, V)."""
-        self._begin(self._cache, self._shape(list(seqs)), self._shape(list(lengths)))
-        logits = self._device.take(function(rows, self._cache, self._params)[0])
-        self._end(self._cache)
-        return cast(Floats, logits.reshape(-1, logits.shape[-1]))
-
-
-def tvm_array(tensors: list[Any]) -> Any:
-    """A list as one FFI object, so that passing it costs nothing per call."""
-    import_tvm(runtime_only=True)
-    import tvm_ffi
-
-    return tvm_ffi.Array(tensors)
-
-
-def find_library(files: Mapping[str, Path]) -> Path:
-    found = sorted(name for name in files if name.endswith(".so"))
-    if len(found) != 1:
-        raise UserError(f"the artifact should hold one library (.so); found: {', '.join(found) or 'none'}", "build")
-    return files[found[0]]
-
-
-def load_library(path: Path, device: Device) -> Any:
-    """The library's virtual machine on a device."""
-    tvm = import_tvm(runtime_only=True)
-    from tvm.runtime.vm import VirtualMachine
-
-    try:
-        load = tvm.get_global_func("ffi.Module.load_from_file.so")  # by kind: a blob of the store has no suffix
-        return VirtualMachine(load(str(path.resolve()), "so"), device.tvm)
-    except Exception as error:
-        raise UserError(
-            f"{path.name} cannot be loaded with apache-tvm {tvm.__version__}: {str(error).strip().splitlines()[-1]}",
-            "was it built with another version of apache-tvm? build",
-        ) from error

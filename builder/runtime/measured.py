@@ -47,14 +47,17 @@ def measure(files: Mapping[str, Path], prompt: int, contexts: Sequence[int], tic
     prefill = speed.prefill_rate(engine, prompt)
     decode, left_out = decode_rates(engine, contexts, prefill["median"], tick)
     device = device_of(find_library(files))
-    memory = {**process_memory(), "device_bytes": used_since(before) if device.kind != "cpu" else None}
-    tick("memory bandwidth")
-    weights = speed.weights_read(files, engine.metadata, active_experts(files))
-    threads = int(os.environ["TVM_NUM_THREADS"])
     on_cpu = device.kind == "cpu"
+    memory: Json = {**process_memory(), "device_bytes": None if on_cpu else used_since(before)}
+    if of_ranks := engine.memory_of_ranks():
+        memory["ranks"] = of_ranks
+    tick("memory bandwidth")
+    readers = max(len(of_ranks), 1) if on_cpu else 1  # of one memory: a GPU has its own
+    weights = readers * speed.weights_read(files, engine.metadata, active_experts(files))
+    threads = int(os.environ["TVM_NUM_THREADS"])
     bandwidth = speed.read_bandwidth(weights, threads) if on_cpu else speed.device_bandwidth(device)
     for row in decode:
-        read = weights + speed.cache_read(engine.metadata, row["context"])
+        read = weights + readers * speed.cache_read(engine.metadata, row["context"])
         row |= {"bytes_read": read, "limit": bandwidth / read}
         row["share_of_limit"] = row["tokens_per_s"]["median"] / row["limit"]
     return {

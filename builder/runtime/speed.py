@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
 import numpy as np
 
+from builder.formats.ranks import rank_name
 from builder.runtime import weights
 from builder.runtime.device import Device
 from builder.targets.tvm_import import import_tvm
@@ -98,10 +100,14 @@ def decode_rate(engine: Engine, context: int, runs: int = RUNS) -> Rate:
 
 
 def weights_read(files: Mapping[str, Path], metadata: Mapping[str, Any], active: float = 1.0) -> int:
-    """Bytes of weights that one token reads: all, but one row of the embedding (unless that is the head), and of
-    experts the share ``active``."""
-    stored = weights.read_index(files)
-    sizes = {parameter["name"]: stored[parameter["name"]].nbytes for parameter in metadata["params"]}
+    """Bytes of weights that one token reads on each rank: all, but one row of the embedding (unless that is the head),
+    and of experts the share ``active``."""
+    stored, first = weights.read_index(files), rank_name("", 0)
+    sizes = {}
+    for parameter in metadata["params"]:
+        name = parameter["name"]
+        found = stored[name if name in stored else name + first]
+        sizes[name] = found.nbytes * prod(parameter["shape"]) // prod(found.shape)  # whole files hold all ranks' parts
     tied = not any(name.startswith(HEADS) for name in sizes)
     total = 0.0
     for name, nbytes in sizes.items():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from builder.core.errors import UserError
+from builder.formats.ranks import Slicing, from_json, rank_name, take
 from builder.targets.tvm_import import import_tvm
 
 ALIGNMENT_BYTES = 64  # what compiled kernels assume of a tensor's address
@@ -51,31 +52,47 @@ def read_index(files: Mapping[str, Path]) -> dict[str, Stored]:
     return tensors
 
 
-def load(files: Mapping[str, Path], wanted: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """The library's parameters in its order (``wanted``: the "params" of its metadata).
+def load(files: Mapping[str, Path], wanted: Sequence[Mapping[str, Any]], rank: int = 0, shards: int = 1) -> list[Any]:
+    """The library's parameters in its order, as one of ``shards`` ranks has them.
+
+    Args:
+        wanted: the "params" of the library's metadata; with several ranks, "shape" is what each has, and "cut" tells
+            how it comes from the whole tensor (formats/ranks.py), null where it is the whole tensor.
 
     Raises:
         UserError: a tensor or a shard is missing, too short, or not what the library was compiled for.
     """
-    tensors, shards = read_index(files), {}
+    tensors, mapped = read_index(files), {}
     loaded = []
     for parameter in wanted:
-        name = parameter["name"]
-        if name not in tensors:
+        cut = from_json(parameter["cut"]) if shards > 1 else None
+        stored, cut = find(tensors, parameter["name"], cut, rank)
+        whole = parameter["preprocs"][0]["in_shape"] if cut else parameter["shape"]
+        if list(stored.shape) != list(whole) or stored.dtype != parameter["dtype"]:
             raise UserError(
-                f"the library needs the parameter {name!r}, which the artifact's weights do not have", "build"
-            )
-        stored = tensors[name]
-        if list(stored.shape) != list(parameter["shape"]) or stored.dtype != parameter["dtype"]:
-            raise UserError(
-                f"parameter {name!r} is {stored.dtype} {list(stored.shape)} in the weights, "
-                f"and the library was compiled for {parameter['dtype']} {parameter['shape']}",
+                f"parameter {parameter['name']!r} is {stored.dtype} {list(stored.shape)} in the weights, "
+                f"and the library was compiled for {parameter['dtype']} {list(whole)}",
                 "library and weights are of different builds: build",
             )
-        if stored.shard not in shards:
-            shards[stored.shard] = map_file(files, stored.shard)
-        loaded.append(tensor(shards[stored.shard], stored, name))
+        if stored.shard not in mapped:
+            mapped[stored.shard] = map_file(files, stored.shard)
+        array = take(numbers(mapped[stored.shard], stored, parameter["name"]), cut, rank, shards)
+        loaded.append(tensor(array, stored.dtype))
     return loaded
+
+
+def find(tensors: Mapping[str, Stored], name: str, cut: Slicing | None, rank: int) -> tuple[Stored, Slicing | None]:
+    """Where a rank reads a parameter, and the cut that is still to be made of it: none in files of its own."""
+    if cut is not None and rank_name(name, rank) in tensors:
+        return tensors[rank_name(name, rank)], None
+    if name in tensors:
+        return tensors[name], cut
+    if cut is not None and rank_name(name, 0) in tensors:
+        raise UserError(
+            f"the weights are cut for fewer than {rank + 1} ranks: they have no {rank_name(name, rank)!r}",
+            "library and weights are of different builds: build",
+        )
+    raise UserError(f"the library needs the parameter {name!r}, which the artifact's weights do not have", "build")
 
 
 def map_file(files: Mapping[str, Path], name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -85,8 +102,8 @@ def map_file(files: Mapping[str, Path], name: str) -> np.ndarray[Any, np.dtype[n
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
 
 
-def tensor(shard: np.ndarray[Any, np.dtype[np.uint8]], stored: Stored, name: str) -> Any:
-    """A TVM tensor over the mapped bytes; one that is not aligned, or not raw, is copied."""
+def numbers(shard: np.ndarray[Any, np.dtype[np.uint8]], stored: Stored, name: str) -> np.ndarray[Any, Any]:
+    """A stored tensor over the mapped bytes; one that is not raw is copied. bfloat16 is held as uint16."""
     if stored.offset + stored.nbytes > shard.size:
         raise UserError(
             f"{stored.shard} has {shard.size} bytes; {name} should end at byte {stored.offset + stored.nbytes}",
@@ -94,12 +111,14 @@ def tensor(shard: np.ndarray[Any, np.dtype[np.uint8]], stored: Stored, name: str
         )
     part = shard[stored.offset : stored.offset + stored.nbytes]
     if stored.format == "f32-to-bf16" and stored.dtype == "float32":
-        array = (part.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    else:
-        aligned = part.ctypes.data % ALIGNMENT_BYTES == 0
-        held = "uint16" if stored.dtype == "bfloat16" else stored.dtype
-        array = (part if aligned else part.copy()).view(np.dtype(held))
+        return (part.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(stored.shape)
+    held = np.dtype("uint16" if stored.dtype == "bfloat16" else stored.dtype)
+    return (part if part.ctypes.data % held.itemsize == 0 else part.copy()).view(held).reshape(stored.shape)
+
+
+def tensor(array: np.ndarray[Any, Any], dtype: str) -> Any:
+    """A TVM tensor over an array; one that is not aligned, or not in one piece, is copied."""
     runtime = import_tvm(runtime_only=True).runtime
-    array = array.reshape(stored.shape)
+    array = np.ascontiguousarray(array)
     made = runtime.from_dlpack(array) if array.ctypes.data % ALIGNMENT_BYTES == 0 else runtime.tensor(array)
-    return made if stored.dtype == made.dtype else made._create_view(array.shape, stored.dtype)
+    return made if dtype == made.dtype else made._create_view(array.shape, dtype)

@@ -6,6 +6,7 @@ only sharded another way changes nothing; tensor/<name>, a slice of the watched 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from threading import local
 
 from builder.core.digest import canonical, digest_of_names
 from builder.core.errors import UserError
+from builder.core.memo import is_settled, stat_key
 from builder.core.step import File, InputFiles, Json, Out
 from builder.formats import checkpoint, safetensors
 from builder.steps.ports import group
@@ -95,7 +97,31 @@ def _companions(watch: Mapping[str, File], out: Out) -> None:
 
 
 def _hash(located: list[Located], out: Out) -> dict[str, str]:
-    """blake3 of every tensor, by name. Threads take whole tensors, which keeps cores busier than blake3's own do."""
+    """blake3 of every tensor, by name. Threads take whole tensors, which keeps cores busier than blake3's own do.
+
+    Files of the checkpoint that are as they were when they were hashed are not read again."""
+    files = {item.path: os.stat(item.path) for item in located if item.of.startswith("watch:")}
+    settled = {path for path, status in files.items() if is_settled(status)}
+    known = {path: json.loads(out.memo.get(stat_key(status)) or "{}") for path, status in files.items()}
+    fresh = [item for item in located if _extent(item) not in known.get(item.path, ())]
+    digests = _hash_all(fresh, out)
+    for path in settled & {item.path for item in fresh}:
+        here = {_extent(item): digests[item.tensor.name] for item in fresh if item.path == path}
+        if stat_key(os.stat(path)) == stat_key(files[path]):
+            out.memo.put(stat_key(files[path]), json.dumps({**known[path], **here}))
+    for item in sorted(located, key=lambda item: item.tensor.name):
+        tensor = item.tensor
+        digest = digests.get(tensor.name) or known[item.path][_extent(item)]
+        digests[tensor.name] = digest
+        out.slice(f"tensor/{tensor.name}", digest, tensor.nbytes, item.of, tensor.offset)
+    return digests
+
+
+def _extent(item: Located) -> str:
+    return f"{item.tensor.offset}+{item.tensor.nbytes}"
+
+
+def _hash_all(located: list[Located], out: Out) -> dict[str, str]:
     total = sum(item.tensor.nbytes for item in located)
     largest_first = sorted(located, key=lambda item: -item.tensor.nbytes)
     digests: dict[str, str] = {}
@@ -111,9 +137,6 @@ def _hash(located: list[Located], out: Out) -> dict[str, str]:
                     reported = done
     finally:
         reader.close()
-    for item in sorted(located, key=lambda item: item.tensor.name):
-        tensor = item.tensor
-        out.slice(f"tensor/{tensor.name}", digests[tensor.name], tensor.nbytes, item.of, tensor.offset)
     return digests
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from builder.core.step import InputFiles, Json, Out
 from builder.steps.ports import group, one
 from builder.targets import webgpu
+from builder.targets.planned import check_planned
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
@@ -18,6 +19,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 
     inputs: {"objects": library.tar, "runtime": {"<name>.o"}, "metadata": metadata.json}.
     """
+    check_planned(params)
     parts = group(inputs["runtime"])
     metadata = json.loads(one(inputs["metadata"]).path.read_bytes())
     with tempfile.TemporaryDirectory(prefix="llm-build-") as folder, tarfile.open(one(inputs["objects"]).path) as tar:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from builder import architectures, models
 from builder.core.errors import StepError
 from builder.core.step import InputFiles, Json, Out
 from builder.quant import layout
+from builder.quant.cuts import Share, shares
 from builder.targets.apps import library_name, symbol_prefix
+from builder.targets.planned import check_planned
 from builder.targets.tvm_import import import_tvm
 
 
@@ -18,6 +21,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 
     For a target whose library another step or an app links: library.tar, the objects.
     """
+    check_planned(params)
     out.progress(0, 0, "passes", "loading the compiler")
     import_tvm()
     from builder.lowering import pipeline
@@ -32,7 +36,8 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         apply_rules(model, architectures.load(params["family"]).parameters(config), scheme)
     module, _ = model.export_tvm(spec=model.functions())
     machine = machine_of(params["target"], symbol_prefix(library_name(params)))
-    passes = pipeline.graph_passes(machine, model, params["family"], scheme.name)
+    cut = shares_of(params, config, scheme)
+    passes = pipeline.graph_passes(machine, model, params["family"], scheme.name, cut)
 
     def progress(done: int, total: int, label: str) -> None:
         out.progress(done, total, "passes", label)
@@ -50,3 +55,9 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
             "objects, to be linked as a shared library where it is to run (Linux: tar xf NAME.tar && cc -shared -o "
             "NAME.so *.o)"
         )
+
+
+def shares_of(params: Mapping[str, Json], config: Any, scheme: layout.Scheme) -> dict[str, Share]:
+    """What each rank has of each stored tensor; of one rank nothing is said."""
+    ranks, family = params["metadata"]["tensor_parallel_shards"], architectures.load(params["family"])
+    return {} if ranks == 1 else shares(family.parameters(config), family.cuts(config), scheme, ranks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,10 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 
 
 def _link_shards(files: Mapping[str, File], out: Out) -> list[Json]:
-    """Link params_shard_<i>.bin in numeric order and return their tensor-cache entries."""
-    shards = [json.loads(file.path.read_bytes()) for name, file in files.items() if name.endswith("/records.json")]
-    shards.sort(key=lambda shard: int(shard["dataPath"].removeprefix("params_shard_").removesuffix(".bin")))
+    """Link params_shard_<i>.bin, and those of each rank, in numeric order and return their tensor-cache entries."""
+    found = [json.loads(file.path.read_bytes()) for name, file in files.items() if name.endswith("/records.json")]
+    shards = [shard for entry in found for shard in entry.get("shards", [entry])]  # of several ranks, several files
+    shards.sort(key=lambda shard: [int(number) for number in re.findall(r"\d+", shard["dataPath"])])
     by_name = {name.rsplit("/", 1)[-1]: file for name, file in files.items()}
     for shard in shards:
         out.link(shard["dataPath"], by_name[shard["dataPath"]])
@@ -95,6 +97,8 @@ def _write_json(path: Path, value: Json) -> None:
 
 def _card(params: Mapping[str, Json], stored: Mapping[str, Any], total_parameters: int, library_bytes: int) -> str:
     metadata = params["metadata"]
+    shards = metadata["tensor_parallel_shards"]
+    spread = f"| GPUs | {shards}, each with its share of every layer |\n" if shards > 1 else ""
     return f"""# {params["name"]}
 
 A {params["family"]} model of {total_parameters:,} parameters, compiled by llm-build.
@@ -103,7 +107,7 @@ A {params["family"]} model of {total_parameters:,} parameters, compiled by llm-b
 |---|---|
 | scheme | {params["scheme"]["name"]} |
 | weights | {stored["ParamBytes"]:,} bytes, {stored["BitsPerParam"]:.2f} bits per parameter |
-| library | `{params["library"]}`, {library_bytes:,} bytes |
+{spread}| library | `{params["library"]}`, {library_bytes:,} bytes |
 | context window | {metadata["context_window_size"]:,} tokens |
 | prefill chunk | {metadata["prefill_chunk_size"]:,} tokens |
 

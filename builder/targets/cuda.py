@@ -23,6 +23,21 @@ PLACES = ("/usr/local/cuda", "/opt/cuda")
 NVRTC = "lib/libnvrtc.so.13"
 HEADERS = ("cuda_fp16.h", "cuda/std/type_traits")  # each in a folder of its own
 ONE_ARCH = "build target=h100 (or target.arch=[sm_90a]: one architecture), or: pip install nvidia-cuda-nvcc"
+EARLY_FROM = 90  # programmatic dependent launch: PTX ISA, griddepcontrol
+EARLY_START = f"""
+static __device__ __forceinline__ void next_may_start() {{
+#if __CUDA_ARCH__ >= {EARLY_FROM}0
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}}
+
+static __device__ __forceinline__ int inputs_ready() {{
+#if __CUDA_ARCH__ >= {EARLY_FROM}0
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+  return 0;
+}}
+"""
 FLAGS = ("-fatbin", "-O3", "-std=c++17", "-Xfatbin=-compress-all", "-diag-suppress=177,550,20012,20014")
 
 
@@ -109,6 +124,11 @@ def version(compiler: Compiler) -> str:
     said = subprocess.run([compiler.program, "--version"], capture_output=True, text=True, check=False).stdout
     match = re.search(r"V(\d+\.\d+\.\d+)", said)
     return match[1] if match else "unknown"
+
+
+def starts_early(arch: Sequence[str]) -> bool:
+    """Whether kernels for all these architectures may start before the kernel in front of them is done."""
+    return all(int(ARCH.fullmatch(name)[1]) >= EARLY_FROM for name in arch)  # type: ignore[index]
 
 
 def resolve(arch: Sequence[str]) -> tuple[str, ...]:

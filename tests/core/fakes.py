@@ -59,20 +59,36 @@ def listing(params: Mapping[str, Any], inputs: Bytes, out: MemoryOut) -> None:
     out.write("items.json", json.dumps({"items": items}).encode())
 
 
+def second_listing(params: Mapping[str, Any], inputs: Bytes, out: MemoryOut) -> None:
+    """Items that each read the item of that name of another template."""
+    import json
+
+    items = [
+        {"name": name, "params": {"item": name}, "inputs": {"one": ["made", "out", name]}} for name in params["names"]
+    ]
+    out.write("items.json", json.dumps({"items": items}).encode())
+
+
 def broken(params: Mapping[str, Any], inputs: Bytes, out: MemoryOut) -> None:
     raise StepError("it broke")
 
 
-FUNCTIONS: dict[str, FakeStep] = {"concat": concat, "letters": letters, "listing": listing, "broken": broken}
+FUNCTIONS: dict[str, FakeStep] = {
+    "concat": concat,
+    "letters": letters,
+    "listing": listing,
+    "second_listing": second_listing,
+    "broken": broken,
+}
 
 
 class Bench:
     """A store, fingerprints and the events of the last run."""
 
-    def __init__(self, cpu: int = 4, memory_bytes: int = 0) -> None:
+    def __init__(self, cpu: int = 4, memory_bytes: int = 0, gpu: int = 0) -> None:
         self.store = MemoryStore()
         self.sources = FakeSources()
-        self.limits = Resources(cpu, memory_bytes)
+        self.limits = Resources(cpu, memory_bytes, gpu)
         self.events: list[Event] = []
         self.executor = InProcessExecutor(self.store, FUNCTIONS, self.limits)
 

@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_written_keeps_its_files(built: Built) -> None:
             path.chmod(0o555)
         if before == 0:
             os.seteuid(65534)
-        with pytest.raises(UserError, match=r"cannot write toy to .*: no permission to write to") as caught:
+        with pytest.raises(UserError, match=r"cannot write .*dist: no permission to write to") as caught:
             put(built, folder / "dist", shards=1)
         assert "dist.path=" in caught.value.hint
         assert {name: (folder / "dist" / name).read_bytes() for name in FILES} == contents

@@ -53,7 +53,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr(fingerprint, "RACY_NS", -(10**18))
+    monkeypatch.setattr("builder.core.memo.RACY_NS", -(10**18))
     return tmp_path
 
 

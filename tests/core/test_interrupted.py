@@ -17,6 +17,7 @@ import pytest
 from builder.core.check import check
 from builder.core.filestore import FileStore
 from tests.core import toy
+from tests.core.storm import Storm, alive, descendants, toys, wait_until_gone
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,51 +37,8 @@ def finish(process: subprocess.Popen[str]) -> dict[str, str]:
     return statuses
 
 
-def content(store: Path) -> dict[str, bytes]:
-    """Every result by name: records without their times, blobs with their bytes."""
-    found: dict[str, bytes] = {}
-    for path in sorted((store / "records").glob("*/*.json")):
-        record = json.loads(path.read_bytes().split(b"\n")[0])
-        outputs = {name: output["digest"] for name, output in record["outputs"].items()}
-        found[path.name] = json.dumps([outputs, record["parts"]], sort_keys=True).encode()
-    for path in sorted((store / "blobs").glob("*/*")):
-        found[path.name] = path.read_bytes()
-    return found
-
-
 def leftovers(store: Path) -> list[str]:
     return [path.name for folder in ("tmp", "locks") for path in (store / folder).iterdir() if path.name != "builds"]
-
-
-def descendants(pid: int) -> set[int]:
-    found: set[int] = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        if parent == pid:
-            found.add(int(stat.parent.name))
-    return found
-
-
-def alive(pids: set[int]) -> set[int]:
-    """Those that still run; a zombie that nobody has reaped yet does not."""
-    found = set()
-    for pid in pids:
-        try:
-            if (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                found.add(pid)
-        except OSError:
-            continue
-    return found
-
-
-def wait_until_gone(pids: set[int]) -> None:
-    deadline = time.monotonic() + 5
-    while alive(pids):
-        assert time.monotonic() < deadline, "workers outlive their coordinator"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -91,31 +49,12 @@ def source(tmp_path: Path) -> Path:
 SIZE = {"shards": 8, "sleep_s": 0.03}
 
 
-def test_kill_at_random_moments_then_a_plain_build(tmp_path: Path, source: Path) -> None:
-    begun = time.monotonic()
-    finish(start(tmp_path / "quiet", source, **SIZE))
-    whole_s = time.monotonic() - begun
-    wanted = content(tmp_path / "quiet")
-    rng = random.Random(7)
-    store = tmp_path / "store"
-    killed = 0
-    for _ in range(12):
-        process = start(store, source, **SIZE)
-        time.sleep(rng.uniform(0.05, whole_s))
-        workers = descendants(process.pid)
-        killed += process.poll() is None
-        process.kill()
-        process.communicate()
-        wait_until_gone(workers)
-        if rng.random() < 0.4:
-            finish(start(store, source, **SIZE))
-            assert content(store) == wanted
-            assert (check(FileStore(store)).whole, leftovers(store)) == (True, [])
-            subprocess.run(["rm", "-rf", store], check=True)
-    finish(start(store, source, **SIZE))
-    assert content(store) == wanted
-    assert leftovers(store) == []
-    assert killed > 3
+def test_eight_builds_killed_and_restarted_at_random(tmp_path: Path, source: Path) -> None:
+    """`python -m tests.core.storm` is the long form, through `build` with --real."""
+    storm = Storm(toys(source), tmp_path, random.Random(7))
+    storm.rage(6.0)
+    assert storm.tally["rounds"] >= 1
+    assert sum(storm.tally[name] for name in ("SIGKILL", "SIGTERM", "SIGINT")) > 3
 
 
 def test_two_builds_at_once_run_each_step_once(tmp_path: Path, source: Path) -> None:

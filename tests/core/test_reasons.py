@@ -30,6 +30,7 @@ def lower(**params: Json) -> Plan:
         ({"size": 1}, {"size": 2}, "size 1 → 2"),
         ({"passes": ["a", "b"]}, {"passes": ["a", "c"]}, "passes.1 b → c"),
         ({"passes": ["a"]}, {"passes": ["a", "c"]}, 'passes ["a"] → ["a", "c"]'),
+        ({"arch": ["sm_80"], "n": 1}, {"arch": ("sm_80",), "n": 2}, "n 1 → 2"),
         ({}, {"fast": True}, "fast added (true)"),
         ({"fast": True}, {}, "fast removed (was true)"),
         ({"n": 1}, {"n": True}, "n 1 → true"),

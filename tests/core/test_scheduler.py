@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder.core.events import Grew
+from builder.core.events import Grew, Warned
 from builder.core.plan import Goal, Plan, check_plan
+from builder.core.record import Place
 from builder.core.step import Input, Resources, Step
 from tests.core.fakes import Bench, plan_of, with_params
 
@@ -97,6 +98,25 @@ def test_items_of_two_templates_may_feed_each_other() -> None:
     assert bench.ran(both) == []
 
 
+def test_an_item_may_read_the_item_of_another_template() -> None:
+    """It waits for that alone, and is redone when that changes; where the second list comes first as well."""
+
+    def plan(early: bool = False, **text: str) -> Plan:
+        cuts = [
+            Step("l", "list of cuts", "second_listing", {"names": ["x", "y"]}),
+            Step("r", "cut", "concat", {}, {"list": Input("l", "items.json"), "made": Input("q", "*")}, expand="list"),
+        ]
+        first = list(fan("xy", **text).steps.values())
+        return plan_of(*cuts, *first) if early else plan_of(*first, *cuts)
+
+    for early in (False, True):
+        bench = Bench()
+        outcome = bench.build(plan(early))
+        assert bench.output(outcome, "r[x]") == b"item=x,one:bits=4,item=x,part:x"
+        assert bench.ran(plan(early)) == []
+        assert bench.ran(plan(early, y="Y")) == ["cut[y]", "package", "quantize[y]", "source"]
+
+
 def test_a_step_that_two_goals_share_runs_once() -> None:
     steps = list(chain().steps.values())
     other = Step("d", "third", "concat", {"n": 2}, {"in": Input("b", "out")})
@@ -172,6 +192,90 @@ def test_admission_counts_processors_and_memory(cpu: int, memory: int, most: int
     bench = Bench(cpu, memory)
     bench.ran(plan_of(*(Step(f"s{i}", f"s{i}", "concat", {"i": i}, resources=Resources(1, 10)) for i in range(6))))
     assert bench.executor.most == most
+
+
+GB = 10**9
+
+
+def steps_of(count: int, wanted: Resources) -> list[Step]:
+    return [Step(f"s{i}", f"s{i}", "concat", {"i": i}, resources=wanted) for i in range(count)]
+
+
+def test_two_steps_of_10_gb_never_run_together_on_16_gb() -> None:
+    bench = Bench(cpu=8, memory_bytes=16 * GB)
+    small = [Step(f"t{i}", f"t{i}", "concat", {"t": i}, resources=Resources(1, 3 * GB)) for i in range(6)]
+    bench.ran(plan_of(*steps_of(5, Resources(1, 10 * GB)), *small))
+    assert (bench.executor.peak.memory_bytes, bench.executor.most) == (16 * GB, 3)  # one large with two small ones
+
+
+def test_a_step_larger_than_the_machine_runs_alone_and_says_so() -> None:
+    bench = Bench(cpu=8, memory_bytes=16 * GB)
+    large = Step("l", "large", "concat", {}, resources=Resources(1, 20 * GB))
+    bench.ran(plan_of(large, *steps_of(3, Resources(1, 1 * GB))))
+    assert bench.executor.peak.memory_bytes == 16 * GB
+    said = [event.message for event in bench.events if isinstance(event, Warned)]
+    assert said == [
+        "needs about 20.0 GB of memory and there are 16.0 GB: it runs alone, and the system may kill it"
+    ]  # fmt: skip
+    assert bench.build(plan_of(large)).steps["l"].status == "hit"
+    assert not [event for event in bench.events if isinstance(event, Warned)]
+
+
+@pytest.mark.parametrize(("gpus", "wanted", "together"), [(1, 1, 1), (2, 1, 2), (4, 2, 2), (2, 8, 1), (0, 1, 6)])
+def test_steps_take_turns_on_the_gpus(gpus: int, wanted: int, together: int) -> None:
+    """Where there is no GPU at all the step itself says what it misses."""
+    bench = Bench(cpu=8, gpu=gpus)
+    bench.ran(plan_of(*steps_of(6, Resources(1, 0, wanted))))
+    assert (bench.executor.most, bench.executor.peak.gpu) == (together, min(together * wanted, gpus))
+
+
+def test_names_of_machines_are_no_concern_of_one_machine() -> None:
+    bench = Bench(cpu=2)
+    bench.ran(plan_of(*steps_of(3, Resources(1, custom={"nvcc": 1, "sm_90": 1}))))
+    assert bench.executor.most == 2
+    assert bench.ran(plan_of(*steps_of(3, Resources(1, custom={"xcrun": 1})))) == []
+
+
+def sweep() -> Plan:
+    """Two models by two schemes by two targets; libraries and weights meet in the packages."""
+    found: dict[str, Step] = {}
+    goals = []
+    for model in "ab":
+        add(found, f"fetch-{model}", {})
+        add(found, f"convert-{model}", {"map": Input(f"fetch-{model}", "out")})
+        for scheme in "xy":
+            add(found, f"quantize-{model}{scheme}", {"map": Input(f"convert-{model}", "out")})
+            for target in "pq":
+                cell = f"{model}{scheme}{target}"
+                add(found, f"lower-{cell}", {})
+                both = {"weights": Input(f"quantize-{model}{scheme}", "out"), "library": Input(f"lower-{cell}", "out")}
+                add(found, f"package-{cell}", both)
+                ids = (f"fetch-{model}", f"convert-{model}", f"quantize-{model}{scheme}", f"lower-{cell}")
+                goals.append(Goal(cell, (*ids, f"package-{cell}"), f"package-{cell}"))
+    return Plan(found, tuple(goals))
+
+
+def add(found: dict[str, Step], id_: str, inputs: dict[str, Input]) -> None:
+    found[id_] = Step(id_, id_.partition("-")[0], "concat", {"id": id_}, inputs)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "first"),
+    [
+        ({"lower": 9.0}, ["lower"] * 8),  # 10 s with the package, the weights' road is 4 s long
+        ({"convert": 20.0}, ["fetch", "fetch", "convert", "convert"]),
+        ({"quantize": 8.0, "lower": 9.5}, ["fetch", "fetch", "lower"]),  # 11, 10.5
+        ({}, ["fetch", "fetch", "convert", "convert", "quantize"]),  # nothing is known: the longest chain
+    ],
+)
+def test_of_a_sweep_the_critical_path_starts_first(seconds: dict[str, float], first: list[str]) -> None:
+    bench = Bench(cpu=1)
+    for goal in sweep().goals:
+        bench.store.put_places(goal.name, {name: Place("gone", 0.0, took) for name, took in seconds.items()}, True)
+    assert bench.build(sweep()).exit_code == 0
+    started = bench.executor.started
+    assert started[: len(first)] == first
+    assert len(started) == 24
 
 
 def test_the_longest_way_starts_first() -> None:

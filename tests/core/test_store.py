@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from builder.core import disk, lock
-from builder.core.check import check
+from builder.core.check import Fault, check
 from builder.core.errors import StepError, UserError
 from builder.core.filestore import FileStore, open_store
 from builder.core.gc import gc
@@ -114,6 +114,7 @@ def test_a_damaged_blob_is_named_and_dropped(store: FileStore) -> None:
 
 
 def test_a_touched_blob_is_hashed_once_and_restamped(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builder.core.memo.RACY_NS", -(10**18))
     record = put(store, KEY, a=b"12345")
     blob = store.path(record.outputs["a"].digest)
     os.utime(blob, ns=(5, 5))
@@ -130,7 +131,7 @@ def test_silent_damage_is_found_by_check_and_by_making_the_result_again(store: F
     overwrite(blob, b"1234x", keep_mtime=True)
     assert store.load(KEY).record
     found = check(store)
-    assert (found.damaged, found.whole, found.blobs, found.records) == ((blob.name,), False, 1, 1)
+    assert (found.faults, found.blobs, found.records) == ((Fault("damaged", blob.name, (f"result {KEY[:12]}",)),), 1, 1)
     again = put(store, OTHER, a=b"12345")
     assert blob.read_bytes() == b"12345"
     assert check(store).whole
@@ -138,16 +139,41 @@ def test_silent_damage_is_found_by_check_and_by_making_the_result_again(store: F
     assert again.outputs["a"].digest == record.outputs["a"].digest
 
 
-def test_check_repairs(store: FileStore) -> None:
-    record = put(store, KEY, a=b"12345")
-    put(store, OTHER, b=b"6")
-    overwrite(store.path(record.outputs["a"].digest), b"x", keep_mtime=True)
+def test_check_names_each_fault_with_its_steps_and_repairs(store: FileStore) -> None:
+    record, other, third = put(store, KEY, a=b"12345"), put(store, OTHER, b=b"6"), put(store, KEY[::-1], c=b"789")
+    store.put_places("goal", {"lower": Place(KEY, 1.0, 1.0), "fetch": Place(OTHER, 1.0, 1.0)}, whole=True)
+    store.put_places("twin", {"lower": Place(KEY, 1.0, 1.0)}, whole=True)
+    lost = store.path(third.outputs["c"].digest)
+    damaged = store.path(record.outputs["a"].digest)
+    overwrite(damaged, b"x", keep_mtime=True)
     manifest(store, OTHER).write_bytes(b"x")
+    lost.unlink()
     seen: list[tuple[int, int]] = []
-    found = check(store, lambda done, total: seen.append((done, total)), repair=True)
-    assert (found.garbage, found.orphans, seen[-1]) == ((OTHER,), 1, (2, 2))
+    for repair in (False, True):
+        found = check(store, lambda done, total: seen.append((done, total)), repair)
+        assert (found.orphans, found.whole, seen[-1]) == (1, False, (2, 2))  # without its record "6" is nobody's
+        assert found.faults == (
+            Fault("damaged", damaged.name, ("goal: lower", "twin: lower")),
+            Fault("missing", lost.name, (f"result {KEY[::-1][:12]}",)),
+            Fault("garbage", OTHER, ("goal: fetch",)),
+        )
     again = check(store)
-    assert (again.damaged, again.garbage, again.missing) == ((), (), (f"{KEY}: a",))
+    assert (again.faults, again.records, again.blobs) == ((), 0, 1)
+    assert store.path(other.outputs["b"].digest).exists()
+
+
+def test_check_tells_what_killed_builds_left_and_repair_clears_it(store: FileStore) -> None:
+    put(store, KEY, a=b"1")
+    dead = store.root / "tmp" / "123-abc"
+    (dead / "step-1").mkdir(parents=True)
+    (store.root / "locks" / OTHER).write_text("123")
+    mine = store.lock(KEY)
+    assert mine
+    assert check(store).leftovers == ("tmp/123-abc", f"locks/{OTHER}")
+    assert check(store, repair=True).leftovers == ()
+    assert not dead.exists()
+    assert store.lock(KEY) is None
+    mine.release()
 
 
 def test_a_result_that_others_could_change_is_copied(store: FileStore, tmp_path: Path) -> None:

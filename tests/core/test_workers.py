@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,40 @@ def test_a_dead_worker_is_replaced(store: FileStore) -> None:
     assert [outcome.steps[step.id].status for step in (bad, *good)] == ["failed", "ran", "ran", "ran"]
 
 
+OUTSIDE = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
+
+
+@pytest.mark.parametrize("number", OUTSIDE, ids=[number.name for number in OUTSIDE])
+def test_a_step_killed_from_outside_begins_once_more(store: FileStore, tmp_path: Path, number: signal.Signals) -> None:
+    events: list[Event] = []
+    outcome = build(store, toy.single("", "victim", signal=int(number), lives=str(tmp_path / "lives")), events)
+    assert outcome.steps["m"].status == "ran"
+    assert (tmp_path / "lives").read_text() == "xx"
+    assert json.loads(store.read(outcome.records["m"].outputs["done"].digest)) == []  # its folder was fresh
+    assert [event for event in events if isinstance(event, Warned)] == [
+        Warned("m", "lower", f"its process was killed by {number.name} from outside: started once more")
+    ]
+    assert outcome.records["m"].warnings == ()  # nothing to say of a result that is whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE])
+def test_a_step_that_crashed_by_itself_is_not_tried_again(store: FileStore, tmp_path: Path, number: int) -> None:
+    outcome = build(store, toy.single("", "victim", signal=int(number), lives=str(tmp_path / "lives")))
+    assert (outcome.steps["m"].status, (tmp_path / "lives").read_text()) == ("failed", "x")
+
+
+def test_the_second_death_is_the_end_of_it(store: FileStore) -> None:
+    events: list[Event] = []
+    outcome = build(store, toy.single("kill"), events)
+    error = outcome.steps["m"].error
+    assert error
+    assert (error.message, error.hint) == (
+        "the process was killed by SIGKILL\n    about to kill",
+        "most often the system ran out of memory: close other programs, or build with -j 1",
+    )
+    assert sum(isinstance(event, Warned) for event in events) == 1
+
+
 def test_workers_are_reused_and_have_the_threads_of_their_step(store: FileStore) -> None:
     steps = [
         Step(f"s{i}", f"s{i}", "tests.core.toy:misbehave", {"how": "environment", "n": i}, resources=Resources(cpu))
@@ -131,6 +166,19 @@ def test_workers_are_reused_and_have_the_threads_of_their_step(store: FileStore)
     assert [(variable, threads) for variable, threads, _ in found] == [("1", 1), ("1", 1), ("2", 2), ("2", 2)]
     assert found[2][2] == found[3][2]
     assert os.getpid() not in {pid for _, _, pid in found}
+
+
+def test_steps_that_run_together_have_gpus_of_their_own(store: FileStore, tmp_path: Path) -> None:
+    steps = []
+    for name, wanted in {"one": 1, "two": 1, "both": 2, "none": 0}.items():
+        (tmp_path / str(wanted)).mkdir(exist_ok=True)
+        params = {"name": name, "folder": str(tmp_path / str(wanted)), "together": 2 if wanted == 1 else 1}
+        steps.append(Step(name, name, "tests.core.toy:gpu", params, resources=Resources(1, 0, wanted)))
+    with LocalExecutor(store, Resources(4, 0, 2)) as executor:
+        outcome = run(Plan({step.id: step for step in steps}, ()), store, executor, lambda event: None)
+    seen = {step.id: store.read(outcome.records[step.id].outputs["done"].digest).decode() for step in steps}
+    assert sorted([seen["one"], seen["two"]]) == ["0", "1"]
+    assert (seen["both"], seen["none"]) == ("0,1", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
 
 
 def test_slices_of_an_output_and_links(store: FileStore) -> None:

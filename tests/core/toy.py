@@ -98,6 +98,28 @@ def misbehave(params: Mapping[str, Any], inputs: Inputs, out: Out) -> None:
             out.path("done").write_text(json.dumps([os.environ["OMP_NUM_THREADS"], out.threads, os.getpid()]))
 
 
+def victim(params: Mapping[str, Any], inputs: Inputs, out: Out) -> None:
+    """In its first life killed by ``params["signal"]`` while it writes; a mark per life goes to ``params["lives"]``."""
+    with open(params["lives"], "a") as lives:
+        lives.write("x")
+    half = out.path("half")
+    names = sorted(path.name for path in half.parent.iterdir())
+    half.write_text("half")
+    if Path(params["lives"]).read_text() == "x":
+        os.kill(os.getpid(), params["signal"])
+    out.path("done").write_text(json.dumps(names))
+
+
+def gpu(params: Mapping[str, Any], inputs: Inputs, out: Out) -> None:
+    """Writes which GPUs it sees, and ends when ``params["together"]`` such steps run."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    folder = Path(params["folder"])
+    (folder / params["name"]).touch()
+    while len(list(folder.iterdir())) < params["together"]:
+        time.sleep(0.01)
+    out.path("done").write_text(seen)
+
+
 def plan(source: Path, shards: int = 4, sleep_s: float = 0.0, repeat: int = 3, most: int = 10**9) -> Plan:
     steps = [
         Step("f", "fetch", "tests.core.toy:fetch", {}, watch={"source.bin": str(source)}),
@@ -122,11 +144,11 @@ def plan(source: Path, shards: int = 4, sleep_s: float = 0.0, repeat: int = 3, m
     return Plan({step.id: step for step in steps}, (Goal("toy", tuple(step.id for step in steps), "p"),))
 
 
-def single(how: str, **more: Any) -> Plan:
-    """A plan of the one step ``misbehave``."""
+def single(how: str, function: str = "misbehave", **more: Any) -> Plan:
+    """A plan of one step, ``misbehave`` or another."""
     watch = {"source.bin": more.pop("watch")} if "watch" in more else {}
     resources = Resources(more.pop("cpu", 1))
-    step = Step("m", "lower", "tests.core.toy:misbehave", {"how": how, **more}, watch=watch, resources=resources)
+    step = Step("m", "lower", f"tests.core.toy:{function}", {"how": how, **more}, watch=watch, resources=resources)
     return Plan({"m": step}, (Goal("toy", ("m",), "m"),))
 
 

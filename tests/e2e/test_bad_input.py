@@ -214,7 +214,15 @@ def test_damaged_blob_is_found_named_and_rebuilt(demo: Shell, tmp_path: Path):
     data[len(data) // 2] ^= 1
     blob.chmod(0o644)
     blob.write_bytes(data)
-    assert "damaged" in shell.run("doctor", "--store", code=1).stdout
+    said = shell.run("doctor", "--store", code=1).stdout
+    assert f"✗ store: damaged     file with other bytes: {blob.name}   (touches demo-q4f16_1-cpu: verify." in said
+    assert "build doctor --store --repair" in said
     shell.run("build")
     assert bytes_of(folder) == before
     shell.run("doctor", "--store")
+    blob.chmod(0o644)
+    blob.write_bytes(data)
+    assert "dropped; touches" in shell.run("doctor", "--store", "--repair").stdout
+    assert ", whole" in shell.run("doctor", "--store").stdout
+    assert len(shell.ran("build")) == 1  # with the same bytes again, nobody reads another
+    assert bytes_of(folder) == before

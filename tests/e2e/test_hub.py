@@ -20,6 +20,7 @@ class Hub(BaseHTTPRequestHandler):
     """The requests that huggingface_hub makes for a snapshot: model info, file tree, HEAD and GET of a file."""
 
     folder: Path
+    refuses = False  # to send weights
 
     def do_HEAD(self) -> None:
         self.answer(send=False)
@@ -40,6 +41,9 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self, send: bool) -> None:
         file = self.folder / self.path.rpartition("/")[2]
+        if self.refuses and file.suffix == ".safetensors":
+            self.reply(403, b"", {"X-Error-Message": "come back later"})
+            return
         if not self.path.startswith("/org/demo/resolve/") or not file.is_file():
             self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
@@ -61,7 +65,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    Hub.folder = copy_demo(tmp_path / "remote")
+    Hub.folder, Hub.refuses = copy_demo(tmp_path / "remote"), False
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
@@ -84,6 +88,23 @@ def test_download_is_pinned_and_goes_on_without_the_hub(hub, demo: Shell, tmp_pa
     hub.shutdown()
     hub.server_close()
     assert shell.ran(*words) == set()
+
+
+def test_a_download_that_fails_costs_only_its_cells_where_the_build_keeps_going(hub, demo: Shell, tmp_path: Path):
+    (tmp_path / "work").mkdir()
+    shell = Shell(tmp_path / "work", demo.store)
+    here = copy_demo(tmp_path / "here")
+    words = ("-m", "model=llama", f"model.source=hf://org/demo,{here}", "verify=off")
+    shell.run("plan", *words)
+    Hub.refuses = True
+    whole = shell.json(*words, "-k", code=2)
+    assert [cell["status"] for cell in whole["matrix"]["cells"]] == ["failed", "built"]
+    failed = whole["recipes"][0]["steps"][0]
+    assert failed["name"] == "fetch"
+    assert "the hub cannot be reached" in failed["error"]["message"]
+    done = shell.run(*words, code=2)
+    assert "the hub cannot be reached" in done.stderr
+    assert not done.stdout
 
 
 def test_a_repository_with_nothing_but_one_pickle(hub, demo: Shell, tmp_path: Path):

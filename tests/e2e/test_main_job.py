@@ -63,6 +63,29 @@ def test_artifact_follows_the_contract(demo: Shell):
     assert {s["name"] for s in statement["subject"]} >= CONTRACT - {"build.json"}
 
 
+def test_a_cluster_is_not_reached_where_nothing_is_stale(demo: Shell):
+    line = ["build", "executor=ray", "executor.address=127.0.0.1:1"]
+    assert "all 9 steps fresh" in demo.run(*line).stdout
+    code = (
+        "import sys, io, contextlib; from builder.__main__ import main\n"
+        f"with contextlib.redirect_stdout(io.StringIO()): code = main({line})\n"
+        "print(code, 'ray' in sys.modules)"
+    )
+    command, where = [sys.executable, "-c", code], {"cwd": demo.folder, "env": demo.environment()}
+    assert subprocess.run(command, **where, capture_output=True, text=True, check=True).stdout.strip() == "0 False"
+    error = demo.run("quant=q4f16_1", "executor.address=auto", code=2).stderr
+    assert "executor.address=auto with executor=local, which knows no other machine" in error
+
+
+def test_another_launcher_builds_a_job_for_each_cell_and_hands_on_its_failure(demo: Shell):
+    done = demo.run("-m", "quant=q4f16_1", "hydra/launcher=basic")
+    assert "demo-q4f16_1-cpu: up to date (all 9 steps fresh)" in done.stdout
+    done = demo.run("-m", "quant=q4f16_1", "verify.kl=1e-9", "dist.path=red", "hydra/launcher=basic", code=1)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: the job ")]
+    assert "quant=q4f16_1" in line
+    assert line.endswith(" ended with exit code 1")
+
+
 def test_second_build_runs_nothing_and_loads_nothing_heavy(demo: Shell):
     whole = demo.json("build")
     assert whole["recipes"][0]["status"] == "fresh"
@@ -164,11 +187,24 @@ def test_edited_or_deleted_output_is_put_right(demo: Shell):
 
 def test_why_and_graph_tell_of_the_plan(demo: Shell):
     assert "differs" in demo.run("why", "lower", "model.context_window_size=512").stdout
-    assert "1024 → 512" in demo.run("why", "lower", "model.context_window_size=512").stdout
+    told = demo.run("why", "lower", "model.context_window_size=512").stdout
+    assert "  differs   metadata.context_window_size: 1024 → 512\n" in told
     done = demo.run("graph")
     assert "package" in done.stdout
     assert (demo.folder / "dist" / "demo-q4f16_1-cpu.svg").read_text().startswith("<svg")
     assert (demo.folder / "dist" / "demo-q4f16_1-cpu.mmd").read_text().startswith("flowchart")
+
+
+def test_gc_says_when_there_is_nothing_to_free(shell: Shell):
+    assert shell.run("gc").stdout.splitlines() == [
+        "nothing to free; 0 B stay",
+        "  next: build gc --max-age 30d   (or --max-size 20GB; both free results that are whole)",
+    ]
+
+
+def test_why_is_of_one_recipe(shell: Shell):
+    done = shell.run("why", "lower", "-m", "quant=q0f16,q4f16_1", code=2)
+    assert done.stderr.startswith("error: build why explains a step of one recipe, and -m asks for many")
 
 
 def test_sweep_builds_every_combination(demo: Shell, tmp_path: Path):

@@ -27,7 +27,7 @@ from tests.gpu.speech import greedy
 from tests.matrix.checkpoints import make
 
 
-def prepare(folder: Path, cells: list[str], target: str, tokens: int) -> None:
+def prepare(folder: Path, cells: list[str], target: str, tokens: int, gpus: int = 1) -> None:
     """Needs everything that a build needs, and no GPU."""
     work = Path(tempfile.gettempdir()) / "llm-build-gpu"
     work.mkdir(exist_ok=True)
@@ -38,7 +38,8 @@ def prepare(folder: Path, cells: list[str], target: str, tokens: int) -> None:
         model = ["model=demo"] if family == "llama" else ["model=auto", f"model.source={checkpoint(work, family)}"]
         words = [*model, f"quant={scheme}", f"verify.tokens={tokens}", "verify.window=128", f"name={cell}"]
         for kind in ("cpu", target):
-            shell.run("build", *words, f"target={kind}", f"dist.path={work / kind}")
+            several = [f"target.gpus={gpus}"] if gpus > 1 and kind == target else []
+            shell.run("build", *words, *several, f"target={kind}", f"dist.path={work / kind}")
         into = folder / cell
         shutil.rmtree(into, ignore_errors=True)
         shutil.copytree(work / target / cell, into / "artifact")
@@ -83,8 +84,9 @@ def main() -> None:
     options.add_argument("--cells", default=",".join(CELLS))
     options.add_argument("--target", default="cuda")
     options.add_argument("--tokens", type=int, default=256)
+    options.add_argument("--gpus", type=int, default=1)
     given = options.parse_args()
-    prepare(given.folder.absolute(), given.cells.split(","), given.target, given.tokens)
+    prepare(given.folder.absolute(), given.cells.split(","), given.target, given.tokens, given.gpus)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ def empty_folder(tmp_path, monkeypatch):
 def test_defaults_are_the_demo_in_four_bits_on_this_cpu():
     found = compose.compose([], None)
     assert found.choices == {
-        "model": "demo", "quant": "q4f16_1", "target": "cpu", "package": "mlc", "verify": "default"
+        "model": "demo", "quant": "q4f16_1", "target": "cpu", "package": "mlc", "verify": "default",
+        "executor": "local",
     }  # fmt: skip
     assert found.values["model"]["source"] == "demo"
     assert "hydra" not in found.values

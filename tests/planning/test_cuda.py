@@ -157,3 +157,10 @@ def test_the_library_knows_its_compiler_and_no_processor():
 def test_only_cpus_and_nvidia_gpus_run_here():
     assert platforms.runs_here(Target(cpu="x86-64-v2"))
     assert not platforms.runs_here(Target(kind="metal"))
+
+
+def test_a_cluster_places_lower_where_a_cuda_compiler_is():
+    plan = graph.build_plan([resolve.resolve(compose.compose(["target=h100"], None), compose.find_folders())])
+    wanted = {step.name: dict(step.resources.custom) for step in plan.steps.values()}
+    assert wanted["lower"] == {"nvcc": 0.001}
+    assert {name for name, custom in wanted.items() if custom} == {"lower"}

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
+import yaml
 
 from builder import compose, graph, resolve
+from builder.core.digest import digest_of_names
 from builder.core.errors import UserError
 from builder.core.plan import Plan
-from builder.targets import link
+from builder.sweeps.batch import compose_jobs
+from builder.sweeps.exclude import thin
+from builder.targets import apple, cuda, link, webgpu
+from tests.planning.test_batch import hydra
 
-GOLDEN = Path(__file__).with_name("golden_demo.json")
+HERE = Path(__file__).parent
+SHIPPED = {  # recipe -> what makes its plan the same on every machine
+    "demo": ["target.cpu=x86-64-v3"],
+    "phone": ["model.source=demo"],
+    "browser": ["model.source=demo"],
+    "gpu_server": ["model.source=demo", "model.context_window_size=auto"],
+    "nightly": ["target.cpu=x86-64-v3"],
+}
+FOUND = {link: "ld:1", cuda: "nvcc 13.0", apple: "metal", webgpu: {"emscripten": "3.1.6", "headers": "sha256:0"}}
 
 
 def plan_of(*jobs: list[str]) -> Plan:
@@ -21,9 +35,10 @@ def plan_of(*jobs: list[str]) -> Plan:
 
 
 @pytest.fixture(autouse=True)
-def one_linker(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The golden plan is the same on every machine."""
-    monkeypatch.setattr(link, "identity", lambda: "ld:1")
+    for module, identity in FOUND.items():
+        monkeypatch.setattr(module, "identity", lambda found=identity: found)
 
 
 def parts(plan: Plan) -> dict[str, object]:
@@ -44,10 +59,39 @@ def parts(plan: Plan) -> dict[str, object]:
     }
 
 
-def test_golden_plan_of_the_demo_recipe():
+def golden(recipe: str) -> object:
+    """The parts of a recipe's plan; of a sweep what tells them from others, by cell and step."""
+    words = [f"recipe={recipe}", *SHIPPED[recipe]]
+    text = yaml.safe_load((compose.find_folders().recipes[-1] / f"{recipe}.yaml").read_text())
+    params = text.get("hydra", {}).get("sweeper", {}).get("params")
+    if params is None:
+        return json.loads(json.dumps(parts(plan_of(words))))
+    chosen = [[f"{group}={each}" for each in values.split(",")] for group, values in params.items()]
+    with hydra() as loader:
+        jobs = compose_jobs([[*words, *choices] for choices in product(*chosen)], loader.load, loader.repository)
+    folders = compose.find_folders()
+    recipes = [resolve.resolve(job, folders) for job in thin(jobs).kept]
+    return {
+        recipe.name: {name: digest_of_names(each) for name, each in parts(graph.build_plan([recipe])).items()}
+        for recipe in recipes
+    }
+
+
+def file_of(recipe: str) -> Path:
+    return HERE / f"golden_{recipe}.json"
+
+
+@pytest.mark.parametrize("recipe", SHIPPED)
+def test_golden_plan_of_each_shipped_recipe(recipe: str):
     """To accept a change: python -m tests.planning.test_graph"""
-    found = parts(plan_of(["recipe=demo", "target.cpu=x86-64-v3"]))
-    assert json.loads(json.dumps(found)) == json.loads(GOLDEN.read_text())
+    assert golden(recipe) == json.loads(file_of(recipe).read_text())
+
+
+def test_each_shipped_recipe_has_a_golden_plan_and_says_what_it_is():
+    shipped = compose.Folders((compose.shipped("conf"),), (compose.shipped("recipes"),))
+    known = compose.choices_of("recipe", shipped)
+    assert set(known) == set(SHIPPED)
+    assert all(20 < len(compose.describe(file)) < 120 for file in known.values())
 
 
 def test_steps_that_two_recipes_share_are_in_the_plan_once():
@@ -78,5 +122,7 @@ def test_a_scheme_that_cannot_hold_the_model_is_refused_at_plan_time():
 
 
 if __name__ == "__main__":
-    link.identity = lambda: "ld:1"
-    GOLDEN.write_text(json.dumps(parts(plan_of(["recipe=demo", "target.cpu=x86-64-v3"])), indent=1) + "\n")
+    for module, identity in FOUND.items():
+        module.identity = lambda found=identity: found
+    for name in SHIPPED:
+        file_of(name).write_text(json.dumps(golden(name), indent=1) + "\n")

@@ -11,7 +11,7 @@ from math import prod
 import pytest
 import yaml
 
-from builder import architectures, compose, memory, resolve, schemes, sizing
+from builder import architectures, compose, memory, resolve, schemes, sharding, sizing
 from builder.core.errors import Unsupported, UserError
 from builder.parse import nowhere
 from builder.quant.layout import scheme
@@ -55,6 +55,12 @@ PLANNED = {  # bytes that TVM's planner gave to the prefill of 512 rows: memory_
 }
 
 
+PLANNED_OF_TWO = {  # on each of two ranks, less what the last token's logits take beside
+    "llama": 43_515_904, "gpt_neox": 25_165_824, "qwen3": 14_680_064, "gemma2": 37_748_736, "olmo2": 33_554_432,
+    "mixtral": 96_493_568,
+}  # fmt: skip
+
+
 def shapes_of(config_json: dict, name: str = "q0f16", **target) -> memory.Shapes:
     family = architectures.load(config_json["model_type"])
     config = family.from_hf(config_json)
@@ -94,6 +100,39 @@ def refusal(*overrides: str) -> Unsupported:
 def test_activations_are_what_the_planner_gives(name):
     config_json, found, planned = PLANNED[name]
     assert 512 * sum(shapes_of(config_json, found).widths) == planned
+
+
+@pytest.mark.parametrize("name", PLANNED_OF_TWO)
+def test_activations_of_a_rank_are_what_the_planner_gives(name):
+    config_json, found, _ = PLANNED[name]
+    assert 512 * sum(shapes_of_rank(config_json, 2, found).widths) == PLANNED_OF_TWO[name]
+
+
+def shapes_of_rank(config_json: dict, shards: int, name: str, **target) -> memory.Shapes:
+    family = config_json["model_type"]
+    whole = asdict(architectures.load(family).from_hf(config_json))
+    table, architecture = sharding.of_each_rank(family, whole, shards)
+    found = scheme(schemes.shipped(name, compose.find_folders()))
+    return memory.shapes(table, architecture, found, Target(**target), shards)
+
+
+def test_llama_70b_fits_one_h100_in_4_bits_and_two_in_float16():
+    """Weights: 4.5 bits of 69 thousand million, half of them a rank but for the embedding, which each has."""
+    model = LLAMA | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+                     "num_attention_heads": 64, "num_key_value_heads": 8}  # fmt: skip
+    sizes = Metadata(4096, -1, 2048, 0, 4, 1)
+    one, two = (memory.need(shapes_of_rank(model, count, "q4f16_1"), sizes) for count in (1, 2))
+    embedding = 32000 * 8192 * 4.5 / 8
+    norms = (2 * 80 + 1) * 8192 * 2
+    assert one.weights == pytest.approx(38.8e9, rel=0.01)
+    assert two.weights == (one.weights + embedding + norms) / 2
+    pages = 4 * 4096 // 16 + 1
+    assert one.cache == 80 * pages * 16 * 2 * 8 * 128 * 4 == 2 * two.cache
+    assert two.activations < one.activations
+    plain = [memory.need(shapes_of_rank(model, count, "q0f16"), sizes).total for count in (1, 2, 4)]
+    assert plain[0] > 130e9
+    assert plain[1] < 85e9
+    assert plain[2] < 45e9
 
 
 def test_llama_7b_by_hand():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from builder.comparable import check_comparable
 from builder.core.errors import UserError
 from builder.recipe import Metadata, Model, Verify
-from builder.resolve import check_comparable
 from builder.sizing import decide_metadata
 
 MISTRAL = {"max_position_embeddings": 512, "sliding_window": 128}

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyopencl
 
-from builder.runtime import engine
+from builder.runtime import calls, engine
 from builder.runtime.device import Device
 from builder.targets.tvm_import import import_tvm
 from tests.gpu import sampling
@@ -103,8 +103,8 @@ def main(objects: Path, artifact: Path, prefix: str, prompt: list[int], count: i
 
     library, kernels = load(objects, prefix)
     device = Device("opencl", tvm.runtime.device("opencl", 0))
-    engine.device_of = lambda _path: device
-    engine.load_library = lambda _path, _device: VirtualMachine(library, device.tvm)
+    calls.device_of = lambda _path: device
+    calls.load_library = lambda _path, _device: VirtualMachine(library, device.tvm)
     files = {item.name: item for item in artifact.iterdir()} | {"library.so": objects}
     running = engine.Engine(files, sequences=1)
     sequence = running.add_sequence()

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from builder.core.errors import UserError
-from builder.runtime import engine as engine_module
 from builder.runtime.engine import Engine
 from builder.targets import cpu
+from builder.targets.tvm_import import import_tvm
 from tests.tvm.conftest import Built
 
 
@@ -150,7 +150,7 @@ def test_python_takes_little_of_a_token(case: Built, monkeypatch: pytest.MonkeyP
     calls.decode(sequence, 1)
     rows = calls._embed(calls._one.holding(0), calls._params)
     monkeypatch.setattr(calls, "_embed", lambda *_: rows)
-    result = [engine_module.import_tvm().runtime.empty((1, 1, 203), "float32")]
+    result = [import_tvm().runtime.empty((1, 1, 203), "float32")]
     monkeypatch.setattr(calls, "_decode", lambda *_: result)
     best = min(timed(engine, sequence) for _ in range(5))
     assert best < 1e-4

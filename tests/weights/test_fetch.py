@@ -45,6 +45,32 @@ def test_one_changed_weight_changes_one_digest(tmp_path: Path) -> None:
     assert [name for name in before if before[name] != after[name]] == ["tensor/model.layers.1.mlp.up_proj.weight"]
 
 
+def test_only_files_that_changed_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builder.core.memo.RACY_NS", -(10**18))
+    folder = write_checkpoint(tmp_path / "x", source_tensors(), shards=3)
+    first = run_fetch(folder, tmp_path / "w1")
+    assert run_fetch(folder, tmp_path / "w2").steps == []
+    one = sorted(folder.glob("*.safetensors"))[1]
+    os.utime(one)
+    again = run_fetch(folder, tmp_path / "w3")
+    there = [file.nbytes for file in first.files.values() if file.path == one]
+    assert again.steps[-1] == (sum(there), sum(there))
+    assert (slices(again), again.facts) == (slices(first), first.facts)
+    data = bytearray(one.read_bytes())
+    data[-1] ^= 1
+    one.write_bytes(data)
+    changed = slices(run_fetch(folder, tmp_path / "w4"))
+    assert sum(changed[name] != digest for name, digest in slices(first).items()) == 1
+
+
+def test_a_file_that_may_still_be_written_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builder.core.memo.RACY_NS", 10**18)
+    folder = write_checkpoint(tmp_path / "x", source_tensors())
+    for name in ("w1", "w2"):
+        out = run_fetch(folder, tmp_path / name)
+        assert out.steps[-1][1] == out.facts["source_bytes"]
+
+
 def test_companions_travel(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "x", source_tensors())
     (folder / "tokenizer.json").write_text('{"model": {}}')

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from builder.core.memo import Memo
 from builder.core.step import File
 from builder.formats import checkpoint, safetensors
 from builder.quant.layout import Scheme
@@ -40,6 +42,10 @@ class FolderOut:
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     steps: list[tuple[int, int]] = field(default_factory=list)
+
+    @cached_property
+    def memo(self) -> Memo:
+        return Memo(self.folder.parents[1] / "memo.log")  # that of every run below one folder
 
     def path(self, name: str) -> Path:
         path = self.folder / name

@@ -9,6 +9,9 @@ from typing import Any
 from tvm import ir, relax, tirx, transform
 from tvm.relax.expr_functor import PyExprVisitor, visitor
 
+from builder.quant.cuts import Share, described, preprocs
+from builder.targets import peer_sum
+
 FUNCTION = "_metadata"
 
 
@@ -62,9 +65,15 @@ class _Storage(PyExprVisitor):  # type: ignore[misc]
 
 
 def describe(
-    model: Any, family: str, scheme: str, target: Mapping[str, Any], memory: Mapping[str, int]
+    model: Any,
+    family: str,
+    scheme: str,
+    target: Mapping[str, Any],
+    memory: Mapping[str, int],
+    shares: Mapping[str, Share],
 ) -> dict[str, Any]:
-    """The content of ``_metadata`` and metadata.json; keys are those that MLC's runtimes read."""
+    """The content of ``_metadata`` and metadata.json; keys are those that MLC's runtimes read. Shapes, memory and heads
+    are those of one rank. ``shares``: how each stored tensor is cut for several ranks; of one rank none is."""
     layout = model.cache
     return {
         "model_type": family,
@@ -75,8 +84,9 @@ def describe(
                 "name": name,
                 "shape": [int(axis) for axis in parameter.shape],
                 "dtype": parameter.dtype,
-                "preprocs": [],
+                "preprocs": preprocs(shares[name], model.ranks) if shares else [],
                 "pipeline_stages": [0],
+                **({"cut": described(shares[name])} if shares else {}),
             }
             for name, parameter in model.named_parameters()
         ],
@@ -93,6 +103,7 @@ def describe(
         "model_task": "chat",
         "vocab_size": model.vocab,
         "target": built_for(target),
+        **({peer_sum.NAME: peer_sum.code(target["arch"])} if shares and target["kind"] == "cuda" else {}),
     }
 
 
@@ -102,11 +113,13 @@ def built_for(target: Mapping[str, Any]) -> dict[str, Any]:
     return host if target["kind"] == "cpu" else {"kind": target["kind"], "arch": list(target["arch"]), **host}
 
 
-def attach(model: Any, family: str, scheme: str, target: Mapping[str, Any], memory: Memory) -> transform.Pass:
+def attach(
+    model: Any, family: str, scheme: str, target: Mapping[str, Any], memory: Memory, shares: Mapping[str, Share]
+) -> transform.Pass:
     """A function ``_metadata`` that returns the description as JSON."""
 
     def add(module: ir.IRModule, _context: Any) -> ir.IRModule:
-        text = json.dumps(describe(model, family, scheme, target, memory.bytes), sort_keys=True)
+        text = json.dumps(describe(model, family, scheme, target, memory.bytes, shares), sort_keys=True)
         builder = relax.BlockBuilder(module)
         with builder.function(FUNCTION, params=[]):
             builder.emit_func_output(ir.StringImm(text))

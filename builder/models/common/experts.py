@@ -15,6 +15,7 @@ from tvm import te, tirx
 from tvm.relax.frontend import nn
 
 from builder.lowering import op
+from builder.models.common.ranks import add, total
 from builder.quant.layout import Scheme
 from builder.quant.relax import Linear, Weight, _weight
 
@@ -93,16 +94,20 @@ class ExpertLinear(Weight):
         return op.emit("expert_linear", _expert_linear, fields, [x_K, routes], self.stored(), shape)
 
 
-def _expert_sum(fields: Mapping[str, Any], x_PH: Any, routes: Any, residual_MH: Any) -> Any:
-    top = fields["top"]
+def _expert_sum(fields: Mapping[str, Any], x_PH: Any, routes: Any, *tensors: Any) -> Any:
+    top, shape = fields["top"], tensors[0].shape if fields["residual"] else (routes.shape[0], x_PH.shape[1])
     slot = te.reduce_axis((0, top), "slot")
-    sums = te.compute(
-        residual_MH.shape, lambda m, h: te.sum(x_PH[m * top + slot, h] * routes[m, top + slot], axis=slot), "mixed"
-    )
-    return te.compute(residual_MH.shape, lambda m, h: residual_MH[m, h] + sums[m, h], "sum")
+    sums = te.compute(shape, lambda m, h: te.sum(x_PH[m * top + slot, h] * routes[m, top + slot], axis=slot), "mixed")
+    if not fields["residual"]:
+        return sums
+    return te.compute(shape, lambda m, h: tensors[0][m, h] + sums[m, h], "sum")
 
 
-def expert_sum(x_PH: nn.Tensor, routes: nn.Tensor, residual_MH: nn.Tensor, top: int) -> nn.Tensor:
+def expert_sum(x_PH: nn.Tensor, routes: nn.Tensor, residual_MH: nn.Tensor, top: int, ranks: int) -> nn.Tensor:
     """residual + what the experts of each token say, by their shares: (M, H)."""
-    tensors = [x_PH, routes, residual_MH]
-    return op.emit("expert_sum", _expert_sum, {"top": top}, tensors, [], residual_MH.shape)
+    if ranks == 1:
+        tensors, fields = [x_PH, routes, residual_MH], {"top": top, "residual": True}
+        return op.emit("expert_sum", _expert_sum, fields, tensors, [], residual_MH.shape)
+    fields = {"top": top, "residual": False}
+    part_MH = op.emit("expert_sum", _expert_sum, fields, [x_PH, routes], [], residual_MH.shape)
+    return add(total(part_MH, ranks), residual_MH)

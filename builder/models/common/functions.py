@@ -1,4 +1,4 @@
-"""The functions that every library has, over what a family gives: ``embed``, ``layers`` and ``head``.
+"""The functions that every library has, over what a family gives: ``embedded``, ``layers`` and ``head``.
 
 Names and signatures are those that MLC's runtimes and WebLLM call. Axes: M rows (tokens of all sequences in one call),
 H hidden, B sequences, V vocabulary.
@@ -15,6 +15,7 @@ from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
 from builder.models.common.kv_cache import CacheLayout, create
 from builder.models.common.ops import last_row, take_rows
+from builder.models.common.ranks import everywhere
 
 
 class Functions(nn.Module):
@@ -23,8 +24,9 @@ class Functions(nn.Module):
     def __init__(self, vocab: int, hidden: int, cache: CacheLayout, metadata: Mapping[str, Any]) -> None:
         super().__init__()
         self.vocab, self.hidden, self.cache, self.metadata = vocab, hidden, cache, dict(metadata)
+        self.ranks = metadata["tensor_parallel_shards"]
 
-    def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
+    def embedded(self, input_ids: nn.Tensor) -> nn.Tensor:
         """Ids (M,) int32 -> (M, H)."""
         raise NotImplementedError
 
@@ -42,6 +44,9 @@ class Functions(nn.Module):
     def logits(self, x_MH: nn.Tensor, shape: tuple[Any, ...]) -> nn.Tensor:
         return nn.op.reshape(self.head(x_MH), (*shape, self.vocab))
 
+    def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
+        return self.embedded(everywhere(input_ids, self.ranks))
+
     def prefill(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> tuple[nn.Tensor, PagedKVCache]:
         x_MH = self.rows(input_embed, input_embed.shape[1], paged_kv_cache)
         return self.logits(last_row(x_MH, self.hidden), (1, 1)), paged_kv_cache
@@ -53,7 +58,7 @@ class Functions(nn.Module):
         self, input_embeds: nn.Tensor, logit_positions: nn.Tensor, paged_kv_cache: PagedKVCache
     ) -> tuple[nn.Tensor, PagedKVCache]:
         x_MH = self.rows(input_embeds, input_embeds.shape[1], paged_kv_cache)
-        last_BH = take_rows(x_MH, logit_positions, self.hidden)
+        last_BH = take_rows(x_MH, everywhere(logit_positions, self.ranks), self.hidden)
         return self.logits(last_BH, (1, logit_positions.shape[0])), paged_kv_cache
 
     def batch_decode(self, input_embeds: nn.Tensor, paged_kv_cache: PagedKVCache) -> tuple[nn.Tensor, PagedKVCache]:

@@ -22,6 +22,8 @@ SCHEDULES: dict[str, Schedule] = {
     "layer_norm": norms.layer_norm,
     "gelu": pointwise.gelu,
     "silu_mul": pointwise.silu_mul,
+    "add": pointwise.add,
+    "joined": pointwise.joined,
     "last_row": pointwise.last_row,
     "take_rows": pointwise.take_rows,
     "gemma_norm": gemma.norm,

@@ -43,7 +43,7 @@ def linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
     def body(*buffers: Buffer) -> None:
         x, rest = buffers[0], list(buffers[len(given) :])
         y, added = rest.pop(), rest.pop(0) if residual else None
-        start = Start(weight.n, fields["dtype"], rest.pop() if bias else None, added, isa)
+        start = Start(weight.n, fields["dtype"], rest.pop() if bias else None, added, isa, 1 / fields.get("ranks", 1))
         stored = tuple(rest)
         if len(given) > 1:
             lanes = integers.lanes_of(fields, isa)
@@ -71,6 +71,7 @@ class Start:
     bias: Buffer | None
     residual: Buffer | None
     isa: Isa
+    share: float = 1.0  # of both, where several ranks add them
 
     def at(self, row: Expr, n: Expr, lanes: int) -> Expr:
         value = v.splat(0.0, lanes)
@@ -78,7 +79,7 @@ class Start:
             value = v.to_float32(v.load(self.bias, n, lanes), self.dtype, lanes, self.isa)
         if self.residual is not None:
             value = value + v.load(self.residual, row * self.n + n, lanes)
-        return value
+        return value if self.share == 1 else value * v.splat(self.share, lanes)
 
 
 def few(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, start: Start, y: Buffer, rows: Expr) -> None:

@@ -35,11 +35,18 @@ SHARED_BYTES = 32 << 10  # of a block
 @dataclass(frozen=True, slots=True)
 class Device:
     """``threads`` of a block (a power of two, 64 to 256) and its ``shared_bytes`` of memory. ``strips``: rows that a
-    thread takes of a large product, in fours; more than one need more registers, and another kernel."""
+    thread takes of a large product, in fours; more than one need more registers, and another kernel. ``ready``: the
+    function that waits for the kernel before, where kernels start early (lowering/early_launch.py)."""
 
     threads: int
     shared_bytes: int
     strips: int = 1
+    ready: str = ""
+
+    def wait(self) -> None:
+        """From here on a kernel reads what others wrote."""
+        if self.ready:
+            T.evaluate(tirx.call_extern("int32", self.ready))
 
 
 def kernel(args: Sequence[Arg | Scalar], body: Callable[..., None]) -> tirx.PrimFunc:

@@ -19,7 +19,7 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
-from builder.lowering.schedules.gpu.weights import Weight, values, weight_of
+from builder.lowering.schedules.gpu.weights import Plain, Weight, values, weight_of
 from builder.quant.inputs import PER_WORD, byte_value
 from builder.quant.relax import activation_of
 
@@ -29,14 +29,16 @@ TILE, SIDE = 64, 4
 LINE = TILE + SIDE  # of a tile in shared memory, for the banks' sake
 DEPTH = 32  # slots of a slice, about
 ROOM = 4096  # values of x in shared memory, at most
-HELD = 16  # units of an output that a thread holds at a time, at most
+HELD = 16  # units that a thread holds of each of four outputs, at most
+HELD_OF_FEW = 24  # and of each of one or two: rows of 5,504 and 11,008 inputs are then chunks that waste little
 TURNS = 4  # units that it asks for together where outputs lie beside each other
 MANY_OUTPUTS = 16384  # of which a thread takes four
+FEW_PLAIN, FEW_PACKED = 4096, 2047  # of which it takes one
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """What is added to a product, and where it goes."""
+    """What is added to a product, and where it goes. ``share``: of bias and residual, where several ranks add them."""
 
     n: int
     dtype: str
@@ -44,16 +46,20 @@ class Ends:
     scale: Buffer | None
     residual: Buffer | None
     y: Buffer
+    share: float = 1.0
 
     def put(self, row: Expr, n: Expr, value: Expr) -> None:
         if self.scale is not None:
             value = value * b.load(self.scale, row)
         if self.bias is not None:
-            value = value + b.to_float32(b.load(self.bias, n), self.dtype)
+            value = value + self.part(b.to_float32(b.load(self.bias, n), self.dtype))
         at = T.Bind(row * self.n + n)
         if self.residual is not None:
-            value = value + b.load(self.residual, at)
+            value = value + self.part(b.load(self.residual, at))
         b.store(self.y, at, value)
+
+    def part(self, value: Expr) -> Expr:
+        return value if self.share == 1 else value * b.number(self.share)
 
 
 def linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
@@ -69,7 +75,8 @@ def linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
         rest = list(others)
         y, scale = rest.pop(), rest.pop(0) if kind else None
         added = rest.pop(0) if residual else None
-        ends = Ends(weight.n, fields["dtype"], rest.pop() if bias else None, scale, added, y)
+        share = 1 / fields.get("ranks", 1)
+        ends = Ends(weight.n, fields["dtype"], rest.pop() if bias else None, scale, added, y, share)
         stored, read = tuple(rest), Inputs(x, weight.k, kind)
 
         def few() -> None:
@@ -130,9 +137,9 @@ def is_regular(weight: Weight, x: Inputs) -> bool:
     return weight.per_unit % 4 == 0 and weight.units * weight.per_unit == weight.k and not x.kind
 
 
-def chunk_units(weight: Weight) -> int:
+def chunk_units(weight: Weight, held: int = HELD) -> int:
     """Units whose x is in shared memory at a time, in whole rounds of LANES threads: few chunks of equal size."""
-    most = min(ROOM // (4 * planes(weight)), HELD * LANES)
+    most = min(ROOM // (4 * planes(weight)), held * LANES)
     step = LANES * weight.together
     chunks = b.up(weight.units, max(1, most // step) * step)
     return int(b.up(b.up(weight.units, chunks), step)) * step
@@ -181,8 +188,9 @@ def along(
 ) -> None:
     """LANES threads along the rows of ``each`` outputs. A thread asks for all that it needs of the weight in a chunk
     before it waits for x."""
-    groups, count = device.threads // LANES, chunk_units(weight)
-    each = 4 if outputs >= MANY_OUTPUTS else 2 if outputs >= MANY_OUTPUTS // 8 else 1
+    few = FEW_PLAIN if isinstance(weight, Plain) else FEW_PACKED
+    each = 4 if outputs >= MANY_OUTPUTS else 2 if outputs > few else 1
+    groups, count = device.threads // LANES, chunk_units(weight, HELD if each == 4 else HELD_OF_FEW)
     turns = count // (LANES * weight.together)
     with b.launch(device.threads, -(-outputs // (groups * each)), rows) as (block, row, thread):
         staged = Staged(b.shared(count * 4 * planes(weight)), count, weight.together, planes(weight))
@@ -199,6 +207,7 @@ def along(
                 wanted = chunk * count + (turn * LANES + lane) * weight.together
                 u = T.Bind(T.min(wanted, weight.units - weight.together))
                 held.append([(weight.units_from(stored, n, u), weight.scale(stored, n, u)) for n in places])
+            device.wait()
             b.barrier()
             stage(weight, x, x_row, T.Bind(chunk * count), staged, thread, device.threads)
             b.barrier()
@@ -373,29 +382,3 @@ def fill_weight(
             b.store(tile, (place * weight.per_unit + e) * width + n, value)
 
     b.strided(thread, threads, units * TILE, one)
-
-
-def expert_linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
-    """The kernel of an "expert_linear" (builder/models/common/experts.py): pairs of token and expert, one by one."""
-    weight, top, outputs = weight_of(fields), fields["top"], fields["outputs"]
-    rows, tokens = b.size("rows"), b.size("tokens")
-    pairs = rows * top if fields["shared"] else rows
-
-    def body(x: Buffer, routes: Buffer, *rest: Buffer) -> None:
-        stored, y = rest[:-1], rest[-1]
-
-        read = Inputs(x, weight.k, "")
-
-        def row_of(pair: Expr) -> tuple[Inputs, Expr, Expr]:
-            token = b.div(pair, top)
-            number = b.load(routes, token * (2 * top) + b.mod(pair, top))
-            return read, token if fields["shared"] else pair, T.Bind(tirx.Cast("int32", number) * outputs)
-
-        def put(pair: Expr, n: Expr, value: Expr) -> None:
-            b.store(y, pair * outputs + n, value)
-
-        products(device, weight, stored, pairs, row_of, put, outputs)
-
-    shape = (rows, 2 * top) if fields["shared"] else (tokens, 2 * top)
-    args = [Arg("x", (rows, weight.k)), Arg("routes", shape), *weight.args, Arg("y", (pairs, outputs))]
-    return b.kernel(args, body)

@@ -174,14 +174,68 @@ def head_norm_rotary(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc
     )
 
 
-def expert_sum(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
-    """residual + what the experts of each token say, by their shares."""
-    top, pairs, rows, width = fields["top"], b.size("pairs"), b.size("rows"), b.size("width")
+def qk_means(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """The means of squares of q and of k features: a block for each row."""
+    features, rows, threads = fields["features"], b.size("rows"), device.threads
+    widths = (fields["q_width"], fields["k_width"])
 
-    def body(x: Buffer, shares: Buffer, residual: Buffer, y: Buffer) -> None:
+    def body(x: Buffer, y: Buffer) -> None:
+        with b.launch(threads, rows) as (row, _, thread):
+            room = b.shared(2 * threads)
+            for part, width in enumerate(widths):
+                start = T.Bind(row * features + part * widths[0])
+
+                def square(h: Expr, start: Expr = start) -> Expr:
+                    value = T.Bind(b.load(x, start + h))
+                    return value * value
+
+                mean = T.Bind(summed(square, width, thread, threads, room) / b.number(float(width)))
+                with b.when(thread < 1):
+                    b.store(y, row * 2 + part, mean)
+
+    return b.kernel([Arg("x", (rows, features)), Arg("y", (rows, 2))], body)
+
+
+def qk_scaled(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """q and k features over the roots of the ranks' average means, times their weights; v features are copied."""
+    features, dtype, rows = fields["features"], fields["dtype"], b.size("rows")
+    widths = (fields["q_width"], fields["k_width"])
+
+    def body(x: Buffer, means: Buffer, q_weight: Buffer, k_weight: Buffer, y: Buffer) -> None:
+        def one(index: Expr) -> None:
+            row, f = T.Bind(b.div(index, features)), T.Bind(b.mod(index, features))
+
+            def scaled(part: int, weight: Buffer, at: Expr) -> None:
+                scale = inverse_root(b.load(means, row * 2 + part), fields["ranks"], fields["eps"])
+                b.store(y, index, b.load(x, index) * scale * b.to_float32(b.load(weight, at), dtype))
+
+            def not_q() -> None:
+                b.either(
+                    f < sum(widths),
+                    lambda: scaled(1, k_weight, f - widths[0]),
+                    lambda: b.store(y, index, b.load(x, index)),
+                )
+
+            b.either(f < widths[0], lambda: scaled(0, q_weight, f), not_q)
+
+        b.each(device, rows * features, one)
+
+    whole = (rows, features)
+    weights = [Arg(name, (width,), dtype) for name, width in zip(("q_weight", "k_weight"), widths, strict=True)]
+    return b.kernel([Arg("x", whole), Arg("means", (rows, 2)), *weights, Arg("y", whole)], body)
+
+
+def expert_sum(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """(residual +) what the experts of each token say, by their shares."""
+    top, pairs, rows, width = fields["top"], b.size("pairs"), b.size("rows"), b.size("width")
+    residual = [Arg("residual", (rows, width))] if fields["residual"] else []
+
+    def body(x: Buffer, shares: Buffer, *rest: Buffer) -> None:
+        y = rest[-1]
+
         def one(index: Expr) -> None:
             row, h = T.Bind(b.div(index, width)), T.Bind(b.mod(index, width))
-            value = b.load(residual, index)
+            value = b.load(rest[0], index) if residual else b.number(0.0)
             for slot in range(top):
                 part = b.load(x, (row * top + slot) * width + h)
                 value = value + part * b.load(shares, row * (2 * top) + top + slot)
@@ -189,5 +243,5 @@ def expert_sum(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
 
         b.each(device, rows * width, one)
 
-    args = [Arg("x", (pairs, width)), Arg("routes", (rows, 2 * top)), Arg("residual", (rows, width))]
+    args = [Arg("x", (pairs, width)), Arg("routes", (rows, 2 * top)), *residual]
     return b.kernel([*args, Arg("y", (rows, width))], body)

@@ -64,6 +64,38 @@ def mapped(width: int, value: Callable[[Expr], Expr], device: Device) -> tirx.Pr
     return b.kernel([Arg("x", (rows, width)), Arg("y", (rows, width))], body)
 
 
+def add(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """x (+ residual) (+ bias)."""
+    width, rows = fields["width"], b.size("rows")
+    residual = [Arg("residual", (rows, width))] if fields["residual"] else []
+    bias = [Arg("bias", (width,), fields["dtype"])] if fields["bias"] else []
+
+    def body(x: Buffer, *rest: Buffer) -> None:
+        def one(index: Expr) -> None:
+            value = b.load(x, index)
+            if bias:
+                value = value + b.to_float32(b.load(rest[-2], b.mod(index, width)), fields["dtype"])
+            b.store(rest[-1], index, value + b.load(rest[0], index) if residual else value)
+
+        b.each(device, rows * width, one)
+
+    return b.kernel([Arg("x", (rows, width)), *residual, *bias, Arg("y", (rows, width))], body)
+
+
+def joined(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """Columns of each rank, one rank's rows after the other's -> rows of all columns."""
+    ranks, width, parts, rows = fields["ranks"], fields["width"], b.size("parts"), b.size("rows")
+
+    def body(x: Buffer, y: Buffer) -> None:
+        def one(index: Expr) -> None:
+            row, v = T.Bind(b.div(index, ranks * width)), T.Bind(b.mod(index, ranks * width))
+            b.store(y, index, b.load(x, (b.div(v, width) * rows + row) * width + b.mod(v, width)))
+
+        b.each(device, rows * (ranks * width), one)
+
+    return b.kernel([Arg("x", (parts, width)), Arg("y", (rows, ranks * width))], body)
+
+
 def exact_gelu(x: Expr) -> Expr:
     """max(x, 0) - |x| * erfc(|x| / sqrt(2)) / 2."""
     size = T.Bind(T.max(x, -x))

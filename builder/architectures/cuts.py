@@ -1,0 +1,92 @@
+"""How tensor parallelism cuts a model over several ranks (Shoeybi et al. 2019, arXiv:1909.08053), as printable data.
+
+Every family states its cuts beside its weight map, by module. A matrix (output, input) is cut by ``rows``, its outputs,
+or by ``columns``, its inputs: then each rank has a sum of its own, and all of them are added up. A bias goes with the
+rows of its matrix; beside a matrix that is cut by columns it is whole, and counts once. What no cut names is whole on
+every rank: norms, embeddings, routers, a tied head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from builder.architectures.weights import Parameter
+
+ROWS, COLUMNS = "rows", "columns"
+VOCABULARY = "vocab_size"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """``units`` runs of ``width`` rows or inputs each, of which every rank gets as many; ``what`` they are, for people.
+
+    ``shared``: where there are fewer of them than ranks, each is held by several ranks (heads of keys and values).
+    """
+
+    what: str
+    units: int
+    width: int = 1
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The parts along an axis, in order, each cut for itself; all of them once in each of ``blocks`` (experts)."""
+
+    axis: str  # rows | columns
+    parts: tuple[Part, ...]
+    blocks: int = 1
+
+
+def heads(attention: str, output: str, queries: int, keys: int, width: int) -> dict[str, Cut]:
+    """``<attention>.qkv_proj`` by heads of ``width`` rows, and the ``output`` matrix (module name) that reads them."""
+    query, key = Part("num_attention_heads", queries, width), Part("num_key_value_heads", keys, width, shared=True)
+    return {f"{attention}.qkv_proj": Cut(ROWS, (query, key, key)), output: Cut(COLUMNS, (query,))}
+
+
+def head_norms(attention: str, queries: int, keys: int, width: int) -> dict[str, Cut]:
+    """Norms over all heads of queries, and of keys, one weight for each of their rows."""
+    query, key = Part("num_attention_heads", queries, width), Part("num_key_value_heads", keys, width, shared=True)
+    return {f"{attention}.q_norm": Cut(ROWS, (query,)), f"{attention}.k_norm": Cut(ROWS, (key,))}
+
+
+def gated(mlp: str, inner: int, *, width: str = "intermediate_size", blocks: int = 1) -> dict[str, Cut]:
+    """``<mlp>.gate_up_proj``, gates over ups, and ``<mlp>.down_proj``; ``blocks`` experts, each cut in the same way.
+    ``width``: what the family's Config calls ``inner``."""
+    part = Part(width, inner)
+    return {f"{mlp}.gate_up_proj": Cut(ROWS, (part, part), blocks), f"{mlp}.down_proj": Cut(COLUMNS, (part,))}
+
+
+def head(name: str, vocab: int) -> dict[str, Cut]:
+    """The matrix that makes logits, by tokens of the vocabulary; whole where they cannot be dealt out evenly."""
+    return {name: Cut(ROWS, (Part(VOCABULARY, vocab),))}
+
+
+def per_rank(units: int, shards: int, *, shared: bool = False) -> int:
+    """How many of ``units`` each of ``shards`` ranks has; 0 if they cannot be dealt out evenly."""
+    if units % shards == 0:
+        return units // shards
+    return 1 if shared and shards % units == 0 else 0
+
+
+def cut_of(parameter: Parameter, cuts: Mapping[str, Cut], shards: int) -> Cut | None:
+    """How a parameter is cut for that many ranks; None: it is whole."""
+    cut = cuts.get(parameter.name.rpartition(".")[0])
+    if cut is None or shards == 1 or (cut.axis == COLUMNS and parameter.kind == "bias"):
+        return None
+    return None if parameter.kind == "head" and cut.parts[0].units % shards else cut
+
+
+def local(parameter: Parameter, cut: Cut | None, shards: int) -> Parameter:
+    """The parameter as each rank has it."""
+    if cut is None:
+        return parameter
+    own = [per_rank(part.units, shards, shared=part.shared) * part.width for part in cut.parts]
+    axis, length = int(cut.axis == COLUMNS), cut.blocks * sum(own)
+    return replace(parameter, shape=(*parameter.shape[:axis], length, *parameter.shape[axis + 1 :]))
+
+
+def local_parameters(table: Sequence[Parameter], cuts: Mapping[str, Cut], shards: int) -> tuple[Parameter, ...]:
+    """The parameters of a model as each rank has them, in their order."""
+    return tuple(local(parameter, cut_of(parameter, cuts, shards), shards) for parameter in table)

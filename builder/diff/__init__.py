@@ -1,0 +1,1 @@
+"""What differs between two recipes, locks or built folders, in words."""

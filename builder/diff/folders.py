@@ -1,0 +1,100 @@
+"""What differs between the weights of two built folders, by tensor: names, shapes, types, bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from builder.core.errors import StepError
+
+INDEX = "tensor-cache.json"
+READ_BYTES = 1 << 20
+
+
+class Stored(NamedTuple):
+    """A tensor and where it lies."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    shard: str
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+class Tensors(NamedTuple):
+    """``changed``: same shape and type, other bytes. ``shards``: the files of the second folder they lie in."""
+
+    added: dict[str, str]
+    removed: dict[str, str]
+    reshaped: dict[str, tuple[str, str]]
+    changed: tuple[str, ...]
+    shards: tuple[str, ...]
+    same: int
+
+
+def tensors_of(folder: Path) -> dict[str, Stored]:
+    """Of tensor-cache.json, in its order; empty when there is none. Raises StepError for what is no such index."""
+    path = folder / INDEX
+    if not path.is_file():
+        return {}
+    try:
+        shards: list[Any] = json.loads(path.read_bytes())["records"]
+        return {
+            each["name"]: Stored(
+                tuple(each["shape"]), each["dtype"], each["nbytes"], shard["dataPath"], each["byteOffset"]
+            )
+            for shard in shards
+            for each in shard["records"]
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise StepError(f"{path}: no index of tensors: {type(error).__name__}: {error}", "build") from error
+
+
+def compare(last: Path, now: Path, equal: Mapping[str, bool]) -> Tensors:
+    """``equal``: {shard: whether both folders have the same file}; tensors at one place of such a shard are not read.
+
+    Raises StepError for a shard that ends before its tensors do, or is not there."""
+    olds, news = tensors_of(last), tensors_of(now)
+    both = [name for name in news if name in olds]
+    alike = [name for name in both if olds[name][:3] == news[name][:3]]
+    changed = [
+        name
+        for name in alike
+        if not (equal.get(news[name].shard) and olds[name][3:] == news[name][3:])
+        and not same_bytes(last, olds[name], now, news[name])
+    ]
+    return Tensors(
+        added={name: str(news[name]) for name in news if name not in olds},
+        removed={name: str(olds[name]) for name in olds if name not in news},
+        reshaped={name: (str(olds[name]), str(news[name])) for name in both if olds[name][:3] != news[name][:3]},
+        changed=tuple(changed),
+        shards=tuple(dict.fromkeys(news[name].shard for name in changed)),
+        same=len(alike) - len(changed),
+    )
+
+
+def same_bytes(last: Path, old: Stored, now: Path, new: Stored) -> bool:
+    try:
+        with open(last / old.shard, "rb") as left, open(now / new.shard, "rb") as right:
+            left.seek(old.offset)
+            right.seek(new.offset)
+            return all(a == b for a, b in zip(pieces(left, old), pieces(right, new), strict=True))
+    except OSError as error:
+        raise StepError(f"{error.filename}: cannot be read: {error.strerror}", "build") from error
+
+
+def pieces(file: BinaryIO, tensor: Stored) -> Iterator[bytes]:
+    left = tensor.nbytes
+    while left:
+        piece = file.read(min(READ_BYTES, left))
+        if len(piece) < min(READ_BYTES, left):
+            raise StepError(
+                f"{file.name}: ends before its tensors do", "build verify-provenance says what else changed"
+            )
+        left -= len(piece)
+        yield piece

@@ -1,0 +1,77 @@
+"""What a node of a cluster is told of a step: the job, where its bytes are, what must be the same there and here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import builder
+from builder.core.digest import digest_of_names, sha256_hex
+from builder.core.filestore import FileStore
+from builder.core.job import Job
+from builder.core.step import File
+from builder.remote.location import Location
+
+PACKAGE = Path(builder.__file__).parent
+# What a step's result depends on besides our own code (the tools that graph.py names).
+TOOLS = ("apache-tvm", "apache-tvm-ffi", "torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2")
+
+
+class Order(NamedTuple):
+    """One step, as the coordinator sends it: its paths are those of the coordinator's machine."""
+
+    job: Job
+    root: Path  # of the coordinator's store
+    package: Path  # where its llm-build is installed
+    remote: Location | None  # None: every node sees ``root``
+    blobs: Mapping[str, int]  # {digest: bytes} of all that the step reads from the store
+    outside: Mapping[str, tuple[int, int]]  # {path: (bytes, mtime_ns)} of what it reads from elsewhere
+    code: str
+    tools: Mapping[str, str]
+
+
+def order_for(job: Job, store: FileStore, remote: Location | None) -> Order:
+    """The job with all that a node must know of this machine."""
+    blobs, outside = {}, {}
+    for path in paths_of(job):
+        status = os.stat(path)
+        if path.is_relative_to(store.root / "blobs"):
+            blobs[f"blake3:{path.name}"] = status.st_size
+        else:
+            outside[str(path)] = (status.st_size, status.st_mtime_ns)
+    return Order(job, store.root, PACKAGE, remote, blobs, outside, code_digest(), tool_versions())
+
+
+def paths_of(job: Job) -> set[Path]:
+    """Every file that the step reads: its inputs, and what its context names."""
+    found = {Path(value) for value in job.context.values() if isinstance(value, str) and os.path.isfile(value)}
+    for files in job.inputs.values():
+        found |= {files.path} if isinstance(files, File) else {file.path for file in files.values()}
+    return found
+
+
+@cache
+def code_digest() -> str:
+    """Of llm-build's own files, less configuration, which a wheel has elsewhere, and the demo's tensors."""
+    digests = {}
+    for path in PACKAGE.rglob("*"):
+        name = path.relative_to(PACKAGE)
+        if path.is_file() and path.suffix not in (".pyc", ".safetensors") and name.parts[0] not in ("conf", "recipes"):
+            digests[name.as_posix()] = sha256_hex(path.read_bytes())
+    return digest_of_names(digests)
+
+
+@cache
+def tool_versions() -> Mapping[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for tool in TOOLS:
+        try:
+            found[tool] = version(tool)
+        except PackageNotFoundError:
+            found[tool] = "absent"
+    return found

@@ -1,0 +1,374 @@
+"""Steps on a Ray cluster: each is a task of its own, the coordinator alone decides what is stale.
+
+The only file that imports ray, and not before a step is to run. Ray places the tasks and says which of them were lost;
+what steps read and make goes through the shared store, not through Ray's. What a running step says goes through an
+actor beside the coordinator.
+https://docs.ray.io/en/latest/ray-core/scheduling/resources.html, .../fault_tolerance/tasks.html
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from builder.core.errors import BuildError, StepError, UserError
+from builder.core.filestore import FileStore
+from builder.core.job import Job, JobDone, JobWarned, Report
+from builder.core.step import Json, Resources
+from builder.executors.exchange import Exchange, check_exchange, location_of
+from builder.executors.log import write_log
+from builder.executors.order import Order, order_for
+from builder.executors.wire import report_from_json
+
+if TYPE_CHECKING:
+    pass
+
+LOST = {  # Ray's errors for a task that was killed from outside, in words; any other error is told as it is
+    "NodeDiedError": "died",
+    "WorkerCrashedError": "lost the process of this step",
+    "OutOfMemoryError": "ran out of memory, and Ray killed the process of this step",
+}
+TRIES = 4  # how often a step is started whose node is lost each time
+OBJECT_STORE_BYTES = 80 << 20  # Ray's least is 75 MiB; no result goes through it
+LOOK_S = 5.0  # how often a task that has not begun is looked after
+KNOCK_S = 5.0
+END_S = 3.0  # how long a cancelled task may take to end its step before its process is killed
+INSTALL = "pip install 'llm-build[ray]'"
+NOT_INSTALLED = "every node needs llm-build, in the Python that its Ray runs with: " + INSTALL
+
+
+class RayExecutor:
+    """Use as a context manager: leaving it ends what still runs, and disconnects.
+
+    ``address``: "local" starts Ray on this machine, "auto" joins the cluster that this machine is a node of, host:port
+    or ray://host:port another one. ``jobs`` limits the processors that steps take at one time, 0 is all."""
+
+    def __init__(self, store: FileStore, address: str, jobs: int = 0) -> None:
+        self._store = store
+        self._address = address
+        self._jobs = jobs
+        self._cluster: _Cluster | None = None
+        self._reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
+        self._tasks: dict[str, _Task] = {}
+
+    @property
+    def capacity(self) -> Resources:
+        nodes = self._connected().nodes()
+        cpu = int(sum(node.get("CPU", 0) for node in nodes))
+        memory = int(sum(node.get("memory", 0) for node in nodes))
+        return Resources(min(self._jobs or cpu, cpu), memory, int(sum(node.get("GPU", 0) for node in nodes)))
+
+    @property
+    def largest(self) -> Resources:
+        nodes = self._connected().nodes()
+        cpu, memory, gpu = (int(max(node.get(name, 0) for node in nodes)) for name in ("CPU", "memory", "GPU"))
+        return Resources(min(self._jobs or cpu, cpu), memory, gpu)
+
+    def _connected(self) -> _Cluster:
+        if self._cluster is None:
+            check_exchange(self._store, self._address)
+            self._cluster = _Cluster(self._address, self._jobs, self._store)
+        return self._cluster
+
+    def __enter__(self) -> RayExecutor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._cluster:
+            self._cluster.leave()
+
+    def submit(self, job: Job) -> None:
+        task = _Task(job, self._store, self._connected(), self._reports.put)
+        self._tasks = {id_: each for id_, each in self._tasks.items() if each.is_alive()}
+        self._tasks[job.id] = task
+        task.start()
+
+    def wait(self, timeout_s: float) -> list[Report]:
+        reports = []
+        with suppress(queue.Empty):
+            reports.append(self._reports.get(timeout=timeout_s) if timeout_s else self._reports.get_nowait())
+            while True:
+                reports.append(self._reports.get_nowait())
+        return reports
+
+    def stop(self) -> None:
+        running = [task for task in self._tasks.values() if task.is_alive()]
+        for task in running:
+            task.cancel()
+        for task in running:
+            task.join(END_S)
+            if task.is_alive():
+                task.cancel(force=True)
+                task.join(END_S)
+        self.wait(0)
+        self._tasks.clear()
+
+
+class _Cluster:
+    """The connection, and the actor that hears what running steps say."""
+
+    def __init__(self, address: str, jobs: int, store: FileStore) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError("executor=ray needs the package ray, which is not installed", INSTALL) from error
+        self.ray: Any = ray
+        self.is_local = address == "local"
+        self.exchange = Exchange(store)
+        _connect(ray, address, jobs)
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        if not self.nodes():
+            ray.shutdown()
+            raise UserError(
+                f"executor.address={address}: no node of this Ray cluster has a processor for steps",
+                "ray start --address=... --num-cpus=8 on another machine, or executor.address=local",
+            )
+        beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=beside).remote()
+        self.run = ray.remote(run_task)
+        try:
+            ray.get(self.mailbox.take.remote("", 0, 0, 0.0))
+        except ray.exceptions.RayError as error:
+            ray.shutdown()
+            raise UserError(
+                f"executor.address={address}: llm-build does not start there: {_last_line(error)}", NOT_INSTALLED
+            ) from error
+
+    def nodes(self) -> list[Mapping[str, float]]:
+        """What each living node has in all, of those that steps may run on."""
+        return [
+            node["Resources"] for node in self.ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+        ]
+
+    def options(self, job: Job) -> dict[str, Any]:
+        """What Ray must find on one node for the job, and that it never starts a task again by itself."""
+        wanted = job.resources
+        resources = {} if self.is_local else dict(wanted.custom)  # this machine alone: it has what it has
+        return {
+            "num_cpus": wanted.cpu,
+            "memory": wanted.memory_bytes,
+            "num_gpus": wanted.gpu,
+            "resources": resources,
+            "max_retries": 0,
+            "name": job.name,
+        }
+
+    def leave(self) -> None:
+        with suppress(Exception):  # whatever it was, the build is over
+            self.ray.shutdown()
+
+
+def _connect(ray: Any, address: str, jobs: int) -> None:
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    try:
+        if address == "local":
+            from builder.executors.local import capacity
+
+            mine = capacity(jobs)
+            ray.init(
+                "local", num_cpus=mine.cpu, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
+            )
+        else:
+            _knock(address)
+            ray.init(address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, ImportError, OSError) as error:
+        raise UserError(
+            f"executor.address={address}: no Ray cluster can be reached there: {_first_line(error)}",
+            "ray status shows whether one runs; executor.address= takes local, auto, host:port or ray://host:port",
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """OSError when nobody listens at host:port: Ray itself would try for minutes. ValueError for other words."""
+    import socket
+
+    if address != "auto":
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if not (host and port.isdigit()):
+            raise ValueError("expected local, auto, host:port or ray://host:port")
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
+
+
+class Mailbox:
+    """What running steps say, kept until the coordinator has taken it. An actor, on the coordinator's side."""
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self._said: dict[str, list[Json]] = {}
+        self._news = asyncio.Condition()
+
+    async def put(self, key: str, frame: Json) -> None:
+        async with self._news:
+            self._said.setdefault(key, []).append(frame)
+            self._news.notify_all()
+
+    async def take(self, key: str, seen: int, least: int, timeout_s: float) -> list[Json]:
+        """The frames after the first ``seen``, as soon as there are ``least`` in all or time is up."""
+        import asyncio
+
+        async with self._news:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._news.wait_for(lambda: len(self._said.get(key, ())) >= least), timeout_s)
+            return self._said.get(key, [])[seen:]
+
+    async def forget(self, key: str) -> None:
+        self._said.pop(key, None)
+
+
+def run_task(order: Order, mailbox: Any, key: str) -> tuple[Json, int]:
+    """The Ray task: the step's JobDone, and how many frames it has put into the mailbox."""
+    from builder.executors.node import host, run_order
+
+    posted = 0
+
+    def post(frame: Json) -> None:
+        nonlocal posted
+        posted += 1
+        mailbox.put.remote(key, frame)
+
+    post({"began": host()})
+    return run_order(order, post), posted
+
+
+class _Lost(Exception):
+    """A task whose node or process is gone; the text says which."""
+
+
+class _Cancelled(Exception):
+    """We are stopping."""
+
+
+class _Task(threading.Thread):
+    """Sees one step through: its inputs are up, its task runs, again when it is lost, its outputs are here."""
+
+    def __init__(self, job: Job, store: FileStore, cluster: _Cluster, report: Callable[[Report], None]) -> None:
+        super().__init__(name=job.name, daemon=True)
+        self._job = job
+        self._store = store
+        self._cluster = cluster
+        self._report = report
+        self._stopping = threading.Event()
+        self._handle: Any = None
+        self._where = "the node"
+
+    def cancel(self, force: bool = False) -> None:
+        """``force`` kills the process of the task; otherwise the task ends its step and itself."""
+        self._stopping.set()
+        if self._handle is not None:
+            with suppress(Exception):  # it has ended by itself, or all of Ray has
+                self._cluster.ray.cancel(self._handle, force=force)
+
+    def run(self) -> None:
+        try:
+            done = self._see_through()
+        except _Cancelled:
+            return
+        except BuildError as error:
+            done = JobDone(self._job.id, None, error)
+        except Exception as error:  # of Ray's own: a build must not wait for a thread that died
+            done = JobDone(self._job.id, None, StepError(f"Ray: {type(error).__name__}: {_first_line(error)}"))
+        self._report(done)
+
+    def _see_through(self) -> JobDone:
+        order = order_for(self._job, self._store, None if self._cluster.is_local else location_of(self._store))
+        if order.remote:
+            self._cluster.exchange.send(order.blobs)
+        for attempt in range(2, TRIES + 2):
+            try:
+                done = self._attempt(order)
+                break
+            except _Lost as lost:
+                if attempt > TRIES:
+                    raise StepError(f"was lost {TRIES} times; the last time: {lost}", "ray status") from lost
+                self._report(JobWarned(self._job.id, f"{lost}; started again ({attempt} of at most {TRIES} times)"))
+        if done.result and order.remote:
+            done = done._replace(result=self._cluster.exchange.fetched(done.result))
+        return done
+
+    def _attempt(self, order: Order) -> JobDone:
+        """One task. Raises _Lost and _Cancelled."""
+        ray, mailbox = self._cluster.ray, self._cluster.mailbox
+        wanted = self._cluster.options(self._job)
+        check_placeable(self._job, wanted, self._cluster.nodes())
+        key = f"{self._job.id} {os.urandom(4).hex()}"
+        if self._stopping.is_set():
+            raise _Cancelled
+        self._handle = self._cluster.run.options(**wanted).remote(order, mailbox, key)
+        heard = 0
+        try:
+            while True:
+                news = mailbox.take.remote(key, heard, heard + 1, LOOK_S)
+                ready, _ = ray.wait([self._handle, news], num_returns=1)
+                if self._handle in ready:
+                    break
+                frames = ray.get(news)
+                self._hear(frames)
+                heard += len(frames)
+                if not heard:
+                    check_placeable(self._job, wanted, self._cluster.nodes())
+            done, in_all = self._result()
+            self._hear(ray.get(mailbox.take.remote(key, heard, in_all, LOOK_S)))
+            return done
+        except UserError:  # it waits for a node that is gone
+            ray.cancel(self._handle)
+            raise
+        finally:
+            mailbox.forget.remote(key)
+
+    def _result(self) -> tuple[JobDone, int]:
+        errors = self._cluster.ray.exceptions
+        try:
+            done, in_all = self._cluster.ray.get(self._handle)
+        except errors.RayError as error:
+            if self._stopping.is_set():
+                raise _Cancelled from error
+            if isinstance(error, errors.RayTaskError):
+                raise StepError(f"the task failed: {_last_line(error)}", NOT_INSTALLED) from error
+            what = LOST.get(type(error).__name__, f"was lost ({type(error).__name__}: {_first_line(error)})")
+            raise _Lost(f"{self._where} {what}") from error
+        report = report_from_json(done)
+        assert isinstance(report, JobDone)
+        return report, in_all
+
+    def _hear(self, frames: list[Json]) -> None:
+        for frame in frames:
+            if "log" in frame:
+                write_log(self._job.scratch / "log", frame["log"], frame["at"])
+            elif "began" in frame:
+                self._where = frame["began"]
+            else:
+                self._report(report_from_json(frame))
+
+
+def check_placeable(job: Job, wanted: Mapping[str, Any], nodes: list[Mapping[str, float]]) -> None:
+    """Raises UserError when no living node could ever run the job: Ray would wait for one without a word."""
+    needs = {"CPU": wanted["num_cpus"], "GPU": wanted["num_gpus"], "memory": wanted["memory"], **wanted["resources"]}
+    if any(all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes):
+        return
+    absent = [name for name in wanted["resources"] if not any(name in node for node in nodes)]
+    if absent:
+        raise UserError(
+            f"{job.name} needs {' and '.join(absent)}, which no node of the Ray cluster declares",
+            f"start the nodes that have it with: ray start --resources='{{\"{absent[0]}\": 1}}' ..., or executor=local",
+        )
+    said = ", ".join(f"{name} {amount:g}" for name, amount in needs.items() if amount)
+    raise UserError(f"{job.name} needs {said} on one node, and no node of the Ray cluster has all of it", "ray status")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _last_line(error: BaseException) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

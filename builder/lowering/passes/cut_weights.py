@@ -1,0 +1,99 @@
+"""Functions that cut whole weights for several ranks, for readers that do it while they load: ``preprocs`` in the
+library's metadata (LoadMultiGPU of mlc-ai/mlc-llm, cpp/multi_gpu/multi_gpu_loader.cc)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from tvm import ir, tirx, transform
+
+from builder.formats.ranks import WORD_BITS, Slicing
+from builder.lowering.machine import Machine
+from builder.lowering.schedules.cpu import vector as v
+from builder.lowering.schedules.function import Arg
+from builder.lowering.schedules.gpu import block as b
+from builder.quant.cuts import Share, preprocs
+
+Expr = Any
+
+
+def attach(shares: Mapping[str, Share], shards: int, machine: Machine) -> transform.Pass:
+    """Add a function (whole, parts) for every kind of cut: parts (shards, ...) is what each rank has of the whole."""
+
+    def add(module: ir.IRModule, _context: Any) -> ir.IRModule:
+        found = {each["func_name"]: share for share in shares.values() for each in preprocs(share, shards)}
+        result = ir.IRModule(dict(module.functions_items()), attrs=module.attrs)
+        for name, share in found.items():
+            result[name] = kernel(share, shards, machine).with_attr("global_symbol", name)
+        return result
+
+    return transform.module_pass(add, opt_level=0, name="AttachCuts")
+
+
+def kernel(share: Share, shards: int, machine: Machine) -> tirx.PrimFunc:
+    """One value of the parts after the other; on a GPU a thread each."""
+    assert share.cut is not None
+    cut, whole, own = share.cut, share.whole.shape, share.local.shape
+    count = shards * prod(own)
+    assert count < 1 << 31, "an index is an int32"
+    args = [Arg("whole", whole, share.whole.dtype), Arg("parts", (shards, *own), share.whole.dtype)]
+
+    def body(given: Any, parts: Any) -> None:
+        def one(index: Expr) -> None:
+            def value(place: Expr) -> Expr:
+                return tirx.BufferLoad(given, [place])
+
+            found = fields(cut, whole, own, shards, index, value) if cut.bits else value(place_of(share, shards, index))
+            b.store(parts, index, found)
+
+        if machine.kind == "cpu":
+            with v.loop(b.integer(count)) as index:
+                one(index)
+        else:
+            b.each(machine.made_for, count, one)
+
+    return v.kernel(args, body) if machine.kind == "cpu" else b.kernel(args, body)
+
+
+def place_of(share: Share, shards: int, index: Expr) -> Expr:
+    """Where the value ``index`` of the parts is in the whole."""
+    assert share.cut is not None
+    axis, whole, own = share.cut.axis, share.whole.shape, share.local.shape
+    inner, outer = prod(own[axis + 1 :]), prod(own[:axis])
+    run = b.div(index, inner)
+    at, row = b.mod(run, own[axis]), b.mod(b.div(run, own[axis]), outer)
+    rank = b.div(run, own[axis] * outer)
+    return (row * whole[axis] + along(share.cut, shards, rank, at)) * inner + b.mod(index, inner)
+
+
+def along(cut: Slicing, shards: int, rank: Expr, at: Expr) -> Expr:
+    """Position ``at`` of a rank's part as a position of the whole axis."""
+    owned = [max(1, units // shards) * width for units, width in cut.parts]
+    place, within = None, b.mod(at, sum(owned))
+    for index in reversed(range(len(owned))):
+        units, width = cut.parts[index]
+        start = sum(units * width for units, width in cut.parts[:index])
+        found = start + b.div(rank * units, shards) * width + within - sum(owned[:index])
+        place = found if place is None else tirx.if_then_else(within < sum(owned[: index + 1]), found, place)
+    return b.div(at, sum(owned)) * sum(units * width for units, width in cut.parts) + place
+
+
+def fields(cut: Slicing, whole: tuple[int, ...], own: tuple[int, ...], shards: int, index: Expr, value: Any) -> Expr:
+    """The word ``index`` of the parts: fields of words of the whole (rows, words), put together anew."""
+    per_word, owned = WORD_BITS // cut.bits, cut.parts[0][0] // shards
+    row, word, rank = b.mod(b.div(index, own[1]), own[0]), b.mod(index, own[1]), b.div(index, own[0] * own[1])
+    found = tirx.const(0, "uint32")
+    for slot in range(per_word):
+        at = word * per_word + slot
+        field = rank * owned + at
+        held = value(row * whole[1] + b.div(field, per_word))
+        moved = tirx.bitwise_and(held >> shift(field, per_word, cut.bits), tirx.const((1 << cut.bits) - 1, "uint32"))
+        moved = moved << tirx.const(slot * cut.bits, "uint32")
+        found = tirx.bitwise_or(found, tirx.if_then_else(at < owned, moved, tirx.const(0, "uint32")))
+    return found
+
+
+def shift(field: Expr, per_word: int, bits: int) -> Expr:
+    return tirx.Cast("uint32", b.mod(field, per_word) * bits)

@@ -1,0 +1,71 @@
+"""Is each step up to date, with what the shared store has counted as there? Brings records, and no results."""
+
+from __future__ import annotations
+
+from builder.core.errors import StepError
+from builder.core.examine import Verdict, examine
+from builder.core.filestore import FileStore
+from builder.core.plan import Plan
+from builder.core.record import Lookup, Record
+from builder.remote.layout import blobs_of
+from builder.remote.store import SharedStore
+
+
+class _View(FileStore):
+    """The local store, with records that the shared one has. ``wanted``: keys that neither is known to have."""
+
+    def __init__(self, store: SharedStore) -> None:
+        super().__init__(store.root)
+        self.shared = store
+        self.wanted: set[str] = set()
+        self.asked: set[str] = set()
+        self.far: dict[str, Record] = {}
+
+    def load(self, key: str, repair: bool = False) -> Lookup:
+        lookup = super().load(key, repair)
+        if lookup.record:
+            return lookup
+        if key in self.far:
+            return Lookup(self.far[key])
+        self.wanted.add(key)
+        return lookup
+
+    def read(self, digest: str) -> bytes:
+        """A small blob that the plan itself depends on: a list of items, rules. Brought when it is not here."""
+        try:
+            return super().read(digest)
+        except FileNotFoundError:
+            output = next(o for record in self.far.values() for o in record.outputs.values() if o.digest == digest)
+            try:
+                self.shared.bring({"items": output})
+            except StepError as error:
+                raise _Unreadable(digest) from error
+            finally:
+                self.shared.stop()
+            return super().read(digest)
+
+
+class _Unreadable(Exception):
+    def __init__(self, digest: str) -> None:
+        super().__init__(digest)
+        self.digest = digest
+
+
+def ahead(plan: Plan, store: SharedStore) -> dict[str, Verdict]:
+    """A verdict per step id, as examine(); one whose result the shared store has is a hit that says so. Warnings about
+    the shared store are among the store's ``news``; without an answer from there, the verdicts are those of here."""
+    view = _View(store)
+    while True:
+        try:
+            verdicts = examine(plan, view)
+        except _Unreadable as error:
+            view.far = {key: r for key, r in view.far.items() if error.digest not in blobs_of(r.outputs)}
+            continue
+        unknown = view.wanted - view.asked
+        records = store.records(unknown) if unknown else {}
+        if not records:
+            break
+        view.asked |= unknown
+        view.far |= records
+    far = {id_: v._replace(reason="in the shared store") for id_, v in verdicts.items() if v.key in view.far}
+    return verdicts | far

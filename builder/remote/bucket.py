@@ -1,0 +1,238 @@
+"""Objects of a shared store by name ("blobs/ab/abcd..."), over fsspec. The only file that imports it.
+
+Whatever a backend raises becomes one of four: Missing, Refused, Away, or an OSError of this machine's own disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from builder.core.disk import FULL
+from builder.core.errors import UserError
+from builder.core.step import Json
+from builder.remote.location import Location, with_environment
+
+T = TypeVar("T")
+Moved = Callable[[int], None]  # called with the bytes moved since the last call
+
+CHUNK_BYTES = 1 << 20
+PART_BYTES = 16 << 20
+PAUSES_S = (0.2, 0.8)  # before the second and the third attempt
+CONNECT_S = 10.0
+S3 = ("s3", "s3a")
+PARTIAL = ".part"  # a file on its way into a store without atomic writes
+MODIFIED = ("LastModified", "last_modified", "mtime", "updated", "created")  # as the backends call it
+CREDENTIAL_ERRORS = {  # of botocore, google.auth and paramiko, which need not be installed
+    "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound",
+    "TokenRetrievalError", "UnauthorizedSSOTokenError", "DefaultCredentialsError", "RefreshError",
+    "ClientAuthenticationError", "AuthenticationException",
+}  # fmt: skip
+
+
+class Missing(Exception):
+    """There is no such object."""
+
+
+class Refused(Exception):
+    """The store is there, and does not let us."""
+
+
+class Away(Exception):
+    """No answer, or none that makes sense."""
+
+
+class Entry(NamedTuple):
+    name: str
+    nbytes: int
+    modified: float  # unix time, seconds
+
+
+class Bucket:
+    """Safe to use from many threads. Transient errors are tried again, twice."""
+
+    def __init__(self, location: Location) -> None:
+        fs, self._root = _connect(location)
+        self._location = location
+        self._shared = fs
+        self._own = threading.local()
+        self._own.fs = fs
+        self._is_objects = bool(fs.async_impl)  # an object store: a put is seen whole or not at all
+        self._parts = {"chunksize": PART_BYTES} if location.protocol in S3 else {}  # bounds the memory of an upload
+
+    @property
+    def _fs(self) -> Any:
+        """The file system: one for all threads where fsspec has a loop of its own for it, else one for each (paramiko
+        mixes up the answers of threads that share a connection)."""
+        if self._is_objects:
+            return self._shared
+        if not hasattr(self._own, "fs"):
+            self._own.fs, _ = _connect(self._location)
+        return self._own.fs
+
+    def read(self, name: str) -> bytes:
+        return _tried(lambda: bytes(self._fs.cat_file(self._at(name))))
+
+    def get(self, name: str, target: Path, moved: Moved) -> None:
+        """Download to ``target``; its bytes are not to be trusted yet."""
+        _tried(lambda: self._get(self._at(name), target, moved))
+
+    def _get(self, path: str, target: Path, moved: Moved) -> None:
+        if self._is_objects:
+            self._fs.get_file(path, str(target), callback=_callback(moved))
+            return
+        with self._fs.open(path, "rb") as source, open(target, "wb") as file:
+            while chunk := source.read(CHUNK_BYTES):
+                file.write(chunk)
+                moved(len(chunk))
+
+    def put(self, name: str, source: Path, moved: Moved) -> None:
+        _tried(lambda: self._put(self._at(name), source, moved))
+
+    def _put(self, path: str, source: Path, moved: Moved) -> None:
+        if self._is_objects:
+            self._fs.put_file(str(source), path, callback=_callback(moved), **self._parts)
+            return
+        with open(source, "rb") as file:
+            self._write(path, iter(lambda: file.read(CHUNK_BYTES), b""), moved)
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self._at(name)
+        if self._is_objects:
+            _tried(lambda: self._fs.pipe_file(path, data))
+        else:
+            _tried(lambda: self._write(path, iter([data]), lambda _: None))
+
+    def _write(self, path: str, chunks: Iterator[bytes], moved: Moved) -> None:
+        """Write beside ``path`` and rename: nobody sees half a file."""
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        partial = f"{path}.{os.urandom(6).hex()}{PARTIAL}"
+        try:
+            with self._fs.open(partial, "wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
+                    moved(len(chunk))
+            self._fs.mv(partial, path)
+        except BaseException:
+            with suppress(Exception):
+                self._fs.rm_file(partial)
+            raise
+
+    def nbytes(self, name: str) -> int | None:
+        """The size of an object, None when there is none."""
+        try:
+            return _tried(lambda: int(self._fs.info(self._at(name))["size"]))
+        except Missing:
+            return None
+
+    def entries(self, folder: str) -> list[Entry]:
+        """Everything below a folder ("" for all), read anew."""
+        return _tried(lambda: self._entries(folder))
+
+    def _entries(self, folder: str) -> list[Entry]:
+        self._fs.invalidate_cache()
+        start = len(self._root) + 1
+        found = self._fs.find(self._at(folder) if folder else self._root, detail=True)
+        return [Entry(path[start:], int(info["size"]), _modified(info)) for path, info in found.items()]
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove objects; those that are gone already are no error."""
+        for name in names:
+            with suppress(Missing):
+                _tried(partial(self._fs.rm_file, self._at(name)))
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+
+def _connect(location: Location) -> tuple[Any, str]:
+    """The file system and the path of the store in it. UserError when fsspec cannot speak it; Refused, Away."""
+    from fsspec.core import url_to_fs
+
+    options = _options(location)
+    try:
+        fs, root = url_to_fs(location.url, skip_instance_cache=True, **options)
+    except ImportError as error:
+        extra = "pip install 'llm-build[remote]'" if location.protocol in S3 else str(error)
+        raise UserError(
+            f"store.remote={location.url} needs a package that is not installed ({error})",
+            f"{extra}; or build store.remote=null",
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"store.remote={location.url} with store.remote_options {sorted(location.options)}: {error}",
+            "docs/store.md has an example for each kind of store",
+        ) from error
+    except Exception as error:  # some backends connect at once
+        raise _as_ours(error) from error
+    if location.protocol in S3:
+        fs.retries = 2  # of s3fs: a download that breaks off is continued once, nothing else is tried five times
+    return fs, root.rstrip("/")
+
+
+def _options(location: Location) -> dict[str, Json]:
+    """What the user gave; for S3 with limits, so that a dead server is noticed."""
+    given: dict[str, Json] = dict(with_environment(location.options))
+    if location.protocol in S3:
+        limits = {"connect_timeout": min(CONNECT_S, location.timeout_s), "read_timeout": location.timeout_s}
+        once = {"retries": {"total_max_attempts": 1}}  # we try again ourselves
+        given["config_kwargs"] = {**limits, **once, **given.get("config_kwargs", {})}
+        given.setdefault("use_listings_cache", False)
+        given.setdefault("max_concurrency", 1)  # per object: many are moved at once, and a small one takes one request
+    return given
+
+
+def _callback(moved: Moved) -> Any:
+    from fsspec.callbacks import Callback
+
+    class Moving(Callback):  # type: ignore[misc]
+        def relative_update(self, inc: int = 1) -> None:
+            moved(inc)
+
+    return Moving()
+
+
+def _modified(info: dict[str, Any]) -> float:
+    value = next((info[key] for key in MODIFIED if key in info), None)
+    if isinstance(value, datetime):
+        return value.timestamp()
+    return (
+        float(value) if isinstance(value, (int, float)) else time.time()
+    )  # unknown: as young as can be, never removed
+
+
+def _tried(call: Callable[[], T]) -> T:
+    for pause_s in PAUSES_S:
+        try:
+            return _translated(call)
+        except Away:
+            time.sleep(pause_s)
+    return _translated(call)
+
+
+def _translated(call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        raise _as_ours(error) from error
+
+
+def _as_ours(error: Exception) -> Exception:
+    if isinstance(error, FileNotFoundError):
+        return Missing(str(error))
+    refused = isinstance(error, PermissionError) or type(error).__name__ in CREDENTIAL_ERRORS
+    return (Refused if refused else Away)(_said(error))
+
+
+def _said(error: Exception) -> str:
+    """One line of what a backend raised."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines[0] else type(error).__name__

@@ -1,0 +1,118 @@
+"""One command's connection to a shared store: opened when first needed, given up for good when it fails."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+from builder.core.errors import BuildError, StepError, UserError
+from builder.core.events import Event, Warned
+from builder.core.filestore import VERSION as LAYOUT
+from builder.core.store import Sought
+from builder.remote.bucket import Away, Bucket, Missing, Refused
+from builder.remote.layout import VERSION
+from builder.remote.location import Location
+
+CREDENTIALS = {  # protocol: what to set
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "gcs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_CONNECTION_STRING",
+    "abfs": "AZURE_STORAGE_CONNECTION_STRING",
+    "sftp": "store.remote_options.username, and a key that ssh finds",
+    "ssh": "store.remote_options.username, and a key that ssh finds",
+}
+
+
+class Connection:
+    """``news``: what the threads have to say, in order; a BuildError is to be raised by who reads it."""
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+        self.news: queue.SimpleQueue[Event | Sought | BuildError] = queue.SimpleQueue()
+        self.bad: set[str] = set()  # digests and keys whose object is not to be trusted, and is replaced
+        self.lost: Exception | None = None  # why it was given up
+        self.unwritable: Exception | None = None
+        self._bucket: Bucket | None = None
+        self._reached = False
+        self._has_version = False
+        self._guard = threading.Lock()  # held for a moment
+        self._reaching = threading.Lock()  # held while a request is out
+
+    def open(self) -> None:
+        """Load what speaks the protocol. UserError when that cannot be; most send nothing yet."""
+        if self._bucket is None and not self.lost:
+            try:
+                self._bucket = Bucket(self.location)
+            except (Away, Refused) as error:
+                self.lose(error)
+
+    def bucket(self) -> Bucket:
+        """The objects. The first call, whoever makes it, finds out whether the store is there."""
+        with self._reaching:
+            if self.lost:
+                raise Away("given up before") from self.lost
+            assert self._bucket is not None, "open() comes first"
+            if not self._reached:
+                self._check_layout(self._bucket)
+                self._reached = True
+        return self._bucket
+
+    def _check_layout(self, bucket: Bucket) -> None:
+        try:
+            found = bucket.read(VERSION).decode("utf-8", "replace").strip()
+        except Missing:
+            return
+        self._has_version = True
+        if found != LAYOUT:
+            raise Away(f"its layout is {found[:20]!r}, this version reads {LAYOUT!r}")
+
+    def writable(self) -> Bucket:
+        """The objects, for whoever writes some."""
+        bucket = self.bucket()
+        with self._reaching:
+            if not self._has_version:
+                bucket.write(VERSION, f"{LAYOUT}\n".encode())
+                self._has_version = True
+        return bucket
+
+    # Trouble
+
+    def warn(self, message: str) -> None:
+        self.news.put(Warned("", "", message))
+
+    def lose(self, error: Exception) -> None:
+        """Go on without the store, and say so once."""
+        with self._guard:
+            if self.lost:
+                return
+            self.lost = error
+        self.warn(f"{self._said(error)}; going on without it{self._advice(error)}")
+
+    def close_for_writing(self, error: Exception) -> None:
+        """Go on without uploads, and say so once."""
+        with self._guard:
+            if self.unwritable or self.lost:
+                return
+            self.unwritable = error
+        why = "there is no such bucket or folder" if isinstance(error, Missing) else str(error)
+        said = f"the shared store {self.location.url} cannot be written ({why}); results stay here"
+        self.warn(f"{said}. store.mode=readonly does not try")
+
+    def trouble(self) -> BuildError | None:
+        """What a command that is about the shared store ends with."""
+        if self.lost:
+            kind = UserError if isinstance(self.lost, Refused) else StepError
+            return kind(self._said(self.lost), self._advice(self.lost).removeprefix(". ") or "the same command again")
+        if self.unwritable:
+            return UserError(f"the shared store {self.location.url} cannot be written ({self.unwritable})")
+        return None
+
+    def _said(self, error: Exception) -> str:
+        does = "refuses the credentials" if isinstance(error, Refused) else "does not answer"
+        return f"the shared store {self.location.url} {does} ({error})"
+
+    def _advice(self, error: Exception) -> str:
+        if not isinstance(error, Refused):
+            return ""
+        return f". Set {CREDENTIALS.get(self.location.protocol, 'store.remote_options')}"

@@ -1,0 +1,176 @@
+"""From the shared store to the local one: records with all their blobs, each verified by digest on arrival."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+from builder.core.digest import digest_of_file
+from builder.core.disk import FULL, explain_os_error
+from builder.core.errors import BuildError
+from builder.core.filestore import FileStore
+from builder.core.record import Output, Record
+from builder.core.store import Sought
+from builder.remote.bucket import Away, Missing, Moved
+from builder.remote.connection import Connection
+from builder.remote.lane import Lane
+from builder.remote.layout import Damaged, blob_name, blobs_of, read_manifest, record_name
+
+ATTEMPTS = 2  # at a blob that arrives with other bytes: the line may be to blame
+
+
+class _Coming:
+    """A record whose blobs are on their way."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.left = set(blobs_of(record.outputs))
+        self.whole = True
+
+
+class Downloads:
+    def __init__(self, connection: Connection, store: FileStore) -> None:
+        self.lane = Lane("download", connection.location.transfers, self._bring)
+        self.incoming: Path | None = None  # a folder of the local store, while that is started
+        self._connection = connection
+        self._store = store
+        self._guard = threading.Lock()
+        self._asked: set[str] = set()
+        self._seeking: set[str] = set()
+        self._answers: dict[str, Record | None] = {}
+
+    # Results by key
+
+    def seek(self, key: str) -> bool:
+        """Begin to bring the result of ``key``; Sought(key) follows. False when that was tried, or would be in vain."""
+        with self._guard:
+            if key in self._asked or self._answers.get(key, key) is None:
+                return False
+            self._asked.add(key)
+            self._seeking.add(key)
+        self.lane.call(partial(self._look, key))
+        return True
+
+    def _look(self, key: str) -> None:
+        record = self.record(key)
+        if record is None:
+            self._over(key)
+            return
+        coming, wanted = _Coming(record), blobs_of(record.outputs)
+        for name, output in wanted.values():
+            self.lane.want(name, output, partial(self._arrived, coming, name, output))
+        if not wanted:
+            self._keep(coming)
+
+    def _arrived(self, coming: _Coming, name: str, output: Output, error: Exception | None) -> None:
+        if error:
+            self._note(error, blob_name(output.digest), output.digest, f" ({name})")
+        with self._guard:
+            coming.whole = coming.whole and error is None
+            coming.left.discard(output.digest)
+            if coming.left:
+                return
+        self._keep(coming)
+
+    def _keep(self, coming: _Coming) -> None:
+        """All blobs are here: write the local manifest."""
+        record = coming.record
+        if coming.whole and record.key in self._seeking:
+            try:
+                FileStore.commit(self._store, record._replace(outputs=self.stamped(record.outputs)))
+            except BuildError as error:
+                self._connection.news.put(error)
+            except FileNotFoundError:
+                pass  # a gc of this machine was quicker: the step finds nothing and runs
+        self._over(record.key)
+
+    def _over(self, key: str) -> None:
+        with self._guard:
+            if key not in self._seeking:
+                return
+            self._seeking.discard(key)
+        self._connection.news.put(Sought(key))
+
+    def abandon(self) -> list[Sought]:
+        """Answers that will not come any more."""
+        with self._guard:
+            keys, self._seeking = self._seeking, set()
+        return [Sought(key) for key in sorted(keys)]
+
+    def ask(self, keys: Iterable[str]) -> list[threading.Event]:
+        """Ask for many records at once, without their blobs; ``record`` has the answers when the events are set."""
+        events = []
+        for key in keys:
+            events.append(threading.Event())
+            self.lane.call(partial(self._answer, key, events[-1]))
+        return events
+
+    def _answer(self, key: str, event: threading.Event) -> None:
+        self.record(key)
+        event.set()
+
+    def record(self, key: str) -> Record | None:
+        """The remote's record, remembered; None when there is none, or none that can be read."""
+        if key not in self._answers:
+            self._answers[key] = self._read(key)
+        return self._answers[key]
+
+    def _read(self, key: str) -> Record | None:
+        try:
+            return read_manifest(self._connection.bucket().read(record_name(key)), key)
+        except Missing:
+            pass
+        except Exception as error:
+            self._note(error, record_name(key), key)
+        return None
+
+    def _note(self, error: Exception, name: str, mark: str, more: str = "") -> None:
+        """Say what is wrong with an object, or give the store up."""
+        connection = self._connection
+        if isinstance(error, (Damaged, Missing)):
+            connection.bad.add(mark)
+            what = f"is damaged: {error}" if isinstance(error, Damaged) else "is missing"
+            connection.warn(f"the shared store {connection.location.url}: {name}{more} {what}; its step runs here")
+        elif isinstance(error, OSError) and error.errno in FULL:
+            connection.news.put(explain_os_error(error, f"cannot bring {name}{more}", self._store.root))
+        else:
+            connection.lose(error)
+
+    # Blobs
+
+    def _bring(self, name: str, output: Output, moved: Moved) -> None:
+        if self._is_here(output):
+            return
+        bucket, incoming = self._connection.bucket(), self.incoming
+        if incoming is None:
+            raise Away("the build has ended")
+        for _ in range(ATTEMPTS):
+            target = incoming / os.urandom(8).hex()
+            try:
+                bucket.get(blob_name(output.digest), target, moved)
+                nbytes, found = os.stat(target).st_size, digest_of_file(target, threads=1)
+                if found == output.digest:
+                    self._store.adopt({name: target}, threads=1)
+                    return
+            finally:
+                target.unlink(missing_ok=True)
+        raise Damaged(f"{nbytes} bytes of {found[:15]}..., expected {output.nbytes} of {output.digest[:15]}...")
+
+    def _is_here(self, output: Output) -> bool:
+        path = self._store.path(output.digest)
+        try:
+            return os.stat(path).st_size == output.nbytes and self._store.file_digest(path) == output.digest
+        except FileNotFoundError:
+            return False
+
+    def stamped(self, outputs: Mapping[str, Output]) -> dict[str, Output]:
+        """Outputs with the mtimes of the blobs here. FileNotFoundError."""
+        return {
+            name: output
+            if output.of
+            else output._replace(mtime_ns=os.stat(self._store.path(output.digest)).st_mtime_ns)
+            for name, output in outputs.items()
+        }

@@ -1,0 +1,125 @@
+"""Transfers in one direction: a few daemon threads, each blob moved once however many results want it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from builder.core.events import Progress
+from builder.core.record import Output
+from builder.remote.bucket import Moved
+
+SLOWEST_BYTES_S = 100_000.0  # an upload in one piece says nothing before its end: slower than this it counts as stuck
+REPORT_S = 0.1
+
+Then = Callable[["Exception | None"], None]
+Work = Callable[[str, Output, Moved], None]
+
+
+class _Clock:
+    """When a call last moved a byte, and for how many seconds more than others it may be silent."""
+
+    def __init__(self) -> None:
+        self.moved = time.monotonic()
+        self.extra_s = 0.0
+
+
+class Lane:
+    """``work(name, output, moved)`` transfers one blob, or raises. ``patient``: it may do so in one piece. Threads
+    start when there is something to do and die with the process: a dead server can never keep it alive."""
+
+    def __init__(self, name: str, threads: int, work: Work, patient: bool = False) -> None:
+        self.name = name
+        self._most = threads
+        self._patient = patient
+        self._work = work
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._guard = threading.Lock()
+        self._threads = 0
+        self._idle = 0
+        self._clocks: dict[int, _Clock] = {}  # thread -> the call it is in
+        self._wanted: dict[str, list[Then]] = {}  # digest -> who waits for it
+        self._files = self._files_done = self._total = self._done = 0
+        self._reported = (0, 0)
+        self._report_at = 0.0
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run ``function``, which must not raise, in one of the threads."""
+        self._calls.put(function)
+        with self._guard:
+            if self._idle < self._calls.qsize() and self._threads < self._most:
+                self._threads += 1
+                threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        me = threading.get_ident()
+        while True:
+            with self._guard:
+                self._idle += 1
+            function = self._calls.get()
+            with self._guard:
+                self._idle -= 1
+                self._clocks[me] = _Clock()
+            function()
+            with self._guard:
+                del self._clocks[me]
+
+    def want(self, name: str, output: Output, then: Then) -> None:
+        """Transfer a blob; ``then`` gets what went wrong, or None, in one of the threads."""
+        with self._guard:
+            waiting = self._wanted.setdefault(output.digest, [])
+            waiting.append(then)
+            if len(waiting) > 1:
+                return
+            self._files += 1
+            self._total += output.nbytes
+        self.call(lambda: self._transfer(name, output))
+
+    def _transfer(self, name: str, output: Output) -> None:
+        moved = 0
+        clock = self._clocks[threading.get_ident()]
+        clock.extra_s = output.nbytes / SLOWEST_BYTES_S if self._patient else 0.0
+
+        def tell(nbytes: int) -> None:  # called by a thread of the backend
+            nonlocal moved
+            with self._guard:
+                moved += nbytes
+                clock.moved = time.monotonic()
+                self._done += nbytes
+
+        error = None
+        try:
+            self._work(name, output, tell)
+        except Exception as raised:
+            error = raised
+        with self._guard:
+            self._total += moved - output.nbytes  # it was there already, or moved twice
+            self._files -= 0 if moved or error else 1
+            self._files_done += 1 if moved or error else 0
+            waiting = self._wanted.pop(output.digest)
+        for then in waiting:
+            then(error)
+
+    def silence_s(self) -> float:
+        """How much longer than allowed the most silent call has said nothing."""
+        now = time.monotonic()
+        with self._guard:
+            return max((now - clock.moved - clock.extra_s for clock in self._clocks.values()), default=0.0)
+
+    @property
+    def moved(self) -> int:
+        """Bytes transferred so far."""
+        return self._done
+
+    def progress(self) -> Progress | None:
+        """How far all transfers of this lane are, when that is news."""
+        with self._guard:
+            state, now = (self._done, self._total), time.monotonic()
+            over = self._files_done == self._files
+            if state == self._reported or (now < self._report_at and not over):
+                return None
+            self._reported, self._report_at = state, now + REPORT_S
+            label = f"{self._files_done} of {self._files} files"
+            return Progress("", self.name, self._done, self._total, "B", label)

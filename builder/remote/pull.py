@@ -1,0 +1,76 @@
+"""Results from the shared store alone: nothing is computed but the digests of a checkpoint that is on this machine."""
+
+from __future__ import annotations
+
+from builder.core.errors import StepError
+from builder.core.events import Event, Finished, Listener, Planned, Progress, Started, Warned
+from builder.core.job import Executor, Job, JobDone, Report
+from builder.core.record import Record
+from builder.core.step import Resources
+from builder.core.store import Sought
+from builder.remote.store import POLL_S, SharedStore
+
+
+class Reader:
+    """An executor that lets steps run which read files of this machine (their keys hold inode numbers, so no other
+    machine's result is theirs), and no others."""
+
+    def __init__(self, executor: Executor, url: str) -> None:
+        self._executor = executor
+        self._url = url
+        self._refused: list[Report] = []
+
+    @property
+    def capacity(self) -> Resources:
+        return self._executor.capacity
+
+    @property
+    def largest(self) -> Resources:
+        return self._executor.largest
+
+    def submit(self, job: Job) -> None:
+        if "watch" in job.inputs:
+            self._executor.submit(job)
+            return
+        error = StepError(f"its result is not in {self._url}", "build makes it here; build push, where it was made")
+        self._refused.append(JobDone(job.id, None, error))
+
+    def wait(self, timeout_s: float) -> list[Report]:
+        refused, self._refused = self._refused, []
+        return refused + self._executor.wait(0.0 if refused else timeout_s)
+
+    def stop(self) -> None:
+        self._executor.stop()
+
+
+def hushed(listener: Listener) -> Listener:
+    """Passes on what is about transfers and about reading the checkpoint, not what a build would say of its steps."""
+    reading: set[str] = set()
+
+    def hear(event: Event) -> None:
+        match event:
+            case Planned() | Warned() | Progress(id=""):
+                listener(event)
+            case Started(name="fetch"):
+                reading.add(event.id)
+                listener(event)
+            case Progress() | Finished() if event.id in reading:
+                listener(event)
+
+    return hear
+
+
+def pull_keys(store: SharedStore, keys: list[str], listener: Listener) -> dict[str, Record]:
+    """The records of ``keys`` that are here or were brought here whole. BuildError when the local store fails."""
+    store.start()
+    try:
+        waiting = {key for key in keys if not store.load(key, repair=True).record and store.seek(key)}
+        while waiting:
+            for news in store.news(POLL_S):
+                if isinstance(news, Sought):
+                    waiting.discard(news.key)
+                else:
+                    listener(news)
+        return {key: record for key in keys if (record := store.load(key).record)}
+    finally:
+        store.stop()

@@ -1,0 +1,181 @@
+"""A local store with a shared one behind it: what is missing here is looked for there, what is made here goes there.
+
+No request is sent for what the local store has; nothing of fsspec is loaded before the first request."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+from builder.core.errors import BuildError, StepError
+from builder.core.events import Event, Listener
+from builder.core.filestore import FileStore
+from builder.core.record import Output, Record
+from builder.core.store import Sought
+from builder.remote.bucket import Away, Missing, Refused
+from builder.remote.connection import Connection
+from builder.remote.downloads import Downloads
+from builder.remote.lane import Lane
+from builder.remote.layout import Damaged, blob_name, blobs_of, provenance_name
+from builder.remote.location import Location, check_location
+from builder.remote.uploads import Uploads
+
+POLL_S = 0.1
+
+
+def open_shared(root: Path, location: Location) -> SharedStore:
+    """The store at ``root`` with the shared one at ``location``; touches neither. UserError as open_store and
+    check_location."""
+    check_location(location)
+    store = SharedStore(root.absolute(), location)
+    store.check_version()
+    return store
+
+
+class SharedStore(FileStore):
+    """``load`` answers for the local store; ``seek`` and ``news`` are how a build hears of the shared one."""
+
+    def __init__(self, root: Path, location: Location) -> None:
+        super().__init__(root)
+        self.location = location
+        self.connection = Connection(location)
+        self.downloads = Downloads(self.connection, self)
+        self.uploads = Uploads(self.connection, self)
+        self._used = False
+        self._opening = threading.Lock()
+
+    def start(self) -> None:
+        super().start()
+        if self.downloads.incoming is None:
+            self.downloads.incoming = self.scratch()
+
+    def stop(self) -> None:
+        self.downloads.incoming = None
+        super().stop()
+
+    def _open(self) -> None:
+        with self._opening:
+            self.connection.open()
+            self._used = True
+
+    # What a build asks
+
+    def seek(self, key: str) -> bool:
+        if self.connection.lost:
+            return False
+        self._open()
+        self.start()
+        return self.downloads.seek(key)
+
+    def news(self, wait_s: float) -> list[Event | Sought]:
+        """What happened, within ``wait_s`` seconds. BuildError when the local store failed (its disk is full)."""
+        if not self._used:
+            return []
+        found: list[Event | Sought] = []
+        try:
+            while True:
+                heard = self.connection.news.get(timeout=0 if found else wait_s)
+                if isinstance(heard, BuildError):
+                    raise heard
+                found.append(heard)
+        except queue.Empty:
+            pass
+        self.watch()
+        if self.connection.lost:
+            found += self.downloads.abandon()
+        return found + [each for lane in self._lanes if (each := lane.progress())]
+
+    def records(self, keys: Iterable[str]) -> dict[str, Record]:
+        """What the shared store has of ``keys``: records alone. Blocks; empty when it is away."""
+        if self.connection.lost:
+            return {}
+        self._open()
+        wanted = sorted(keys)
+        for event in self.downloads.ask(wanted):
+            while not event.wait(POLL_S):
+                self.watch()
+                if self.connection.lost:
+                    return {}
+        return {key: record for key in wanted if (record := self.downloads.record(key))}
+
+    def left(self, key: str, file: str) -> str | None:
+        """A small file beside the record of ``key``; None when there is none. Blocks."""
+        self._open()
+        try:
+            return self.connection.bucket().read(provenance_name(key, file)).decode("utf-8", "replace")
+        except (Missing, Away, Refused):
+            return None
+
+    @property
+    def _lanes(self) -> tuple[Lane, Lane]:
+        return self.downloads.lane, self.uploads.lane
+
+    def watch(self) -> None:
+        """Give the shared store up when it has been silent for too long."""
+        silence_s = max(lane.silence_s() for lane in self._lanes)
+        if silence_s > self.location.timeout_s:
+            self.connection.lose(Away(f"no byte for {silence_s:.0f} s; store.timeout_s is {self.location.timeout_s:g}"))
+
+    def commit(self, record: Record) -> None:
+        """Keep a result here, and begin to upload it."""
+        super().commit(record)
+        if self.location.mode == "write":
+            self.offer(record)
+
+    def offer(self, record: Record) -> None:
+        self._open()
+        self.uploads.offer(record)
+
+    def drain(self, listener: Listener) -> None:
+        """Wait for the uploads, passing on what is heard; ends early when the shared store is lost."""
+        while self.uploads.pending:
+            self.tell(listener, POLL_S)
+        self.tell(listener, 0.0)
+
+    def close(self) -> None:
+        """Drop what is under way; the shared store stays valid."""
+        self.connection.lost = self.connection.lost or Away("closed")
+
+    def tell(self, listener: Listener, wait_s: float) -> None:
+        for each in self.news(wait_s):
+            if not isinstance(each, Sought):
+                listener(each)
+
+    # What an executor asks
+
+    def bring(self, outputs: Mapping[str, Output]) -> dict[str, Output]:
+        """Download the blobs that are not here, verified; the outputs with their mtimes here. Blocks. StepError."""
+        self._open()
+        self.start()
+        self._move(self.downloads.lane, outputs)
+        return self.downloads.stamped(outputs)
+
+    def send(self, outputs: Mapping[str, Output]) -> None:
+        """Upload the blobs that the shared store lacks. Blocks. StepError."""
+        self._open()
+        self._move(self.uploads.lane, outputs)
+
+    def _move(self, lane: Lane, outputs: Mapping[str, Output]) -> None:
+        waits: list[tuple[str, Output, list[Exception | None], threading.Event]] = []
+        for name, output in blobs_of(outputs).values():
+            waits.append((name, output, [], threading.Event()))
+            lane.want(name, output, partial(_heard, waits[-1][2], waits[-1][3]))
+        for name, output, errors, event in waits:
+            while not event.wait(POLL_S):
+                self.watch()
+                if self.connection.lost:
+                    raise self._failed(name, output, self.connection.lost)
+            if errors[0]:
+                raise self._failed(name, output, errors[0])
+
+    def _failed(self, name: str, output: Output, error: Exception) -> StepError:
+        said = {Missing: "is missing", Damaged: "is damaged"}.get(type(error), "cannot be moved")
+        return StepError(f"{name} ({blob_name(output.digest)}) {said} in {self.location.url}: {error}")
+
+
+def _heard(errors: list[Exception | None], event: threading.Event, error: Exception | None) -> None:
+    errors.append(error)
+    event.set()

@@ -1,0 +1,153 @@
+"""Where every step and every cell stands, learned from the events of a run."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from builder.core.events import Event, Finished, Grew, Planned, Started, Warned
+from builder.core.plan import goals_of_steps
+from builder.report.matrix import Cell, Matrix
+from builder.report.words import base
+
+State = Literal["waiting", "running", "hit", "ran", "failed", "skipped"]
+OVER = ("hit", "ran", "failed", "skipped")
+
+
+class Standing(NamedTuple):
+    """A cell now: its status in a word, the name of the step that runs or failed, how many of its steps are over."""
+
+    status: str  # waiting, running, fresh, built, failed
+    step: str
+    done: int
+    total: int
+    nbytes: int = 0  # of the artifact, once it is made
+
+
+class Board:
+    """A listener. ``matrix``: of a sweep, before it starts; None for a plain build.
+
+    A template stands for its items: it is over when they all are."""
+
+    def __init__(self, matrix: Matrix | None = None) -> None:
+        self.matrix = matrix or Matrix((), ())
+        self.at = {cell.name: cell.at for cell in self.matrix.cells}
+        self.names: dict[str, str] = {}  # step id -> name
+        self.goals: dict[str, tuple[str, ...]] = {}
+        self.artifacts: dict[str, str] = {}
+        self.partial: dict[str, bool] = {}  # cells of which more steps will follow
+        self.wanted: dict[str, list[str]] = {}  # step id -> cells
+        self.states: dict[str, State] = {}
+        self.items: dict[str, dict[str, State]] = {}  # template -> its items
+        self.sizes: dict[str, int] = {}
+        self.columns: list[int] = []  # how many values the planned cells have on each axis
+        self.labels: dict[str, str] = {}
+        self.warned: dict[tuple[str, str], set[str]] = {}  # (step, message) -> step ids
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Planned():
+                self.plan(event)
+            case Grew():
+                self.items[event.template] = dict.fromkeys(event.items, "waiting")
+                self.fold(event.template)
+            case Started():
+                self.note(event.id, "running")
+            case Finished():
+                self.note(event.id, event.status)
+                self.sizes[event.id] = event.nbytes
+
+    def plan(self, event: Planned) -> None:
+        for id_, step in event.plan.steps.items():
+            self.names[id_] = step.name
+            self.states.setdefault(id_, "waiting")
+        for goal in event.plan.goals:
+            self.goals[goal.name], self.artifacts[goal.name] = goal.steps, goal.artifact
+            self.partial[goal.name] = goal.partial
+        self.wanted |= goals_of_steps(event.plan.goals)
+        places = [self.at[name] for name in self.goals if name in self.at]
+        self.columns = [len(set(column)) for column in zip(*places, strict=True)]
+        self.labels.clear()
+
+    def note(self, id_: str, state: State) -> None:
+        template = id_.partition("[")[0]
+        if template != id_ and template in self.items:
+            self.items[template][id_] = state
+            self.fold(template)
+        else:
+            self.states[id_] = state
+
+    def fold(self, template: str) -> None:
+        """The state of a template from those of its items."""
+        items = set(self.items[template].values())
+        for state in ("failed", "running"):
+            if state in items:
+                self.states[template] = state
+                return
+        if "waiting" not in items:
+            self.states[template] = next((s for s in ("skipped", "ran") if s in items), "hit")
+        elif items - {"waiting"}:
+            self.states[template] = "running"
+
+    def label(self, id_: str, name: str) -> str:
+        """The name of a step, in a sweep with what tells it from others: the axis values that all its cells share, and
+        not all cells that are built."""
+        template = id_.partition("[")[0]
+        if template not in self.labels:
+            places = [self.at[goal] for goal in self.wanted.get(template, ()) if goal in self.at]
+            self.labels[template] = " ".join(
+                own[0]
+                for own, every in zip(zip(*places, strict=True), self.columns, strict=False)
+                if len(set(own)) == 1 and every > 1
+            )
+        return f"{name} {self.labels[template]}".rstrip()
+
+    def is_new(self, event: Warned) -> bool:
+        """Whether a warning was not said of a step of this kind before: in a sweep, many have the same to say."""
+        said = base(event.name), event.message
+        is_new = said not in self.warned
+        self.warned.setdefault(said, set()).add(event.id)
+        return is_new
+
+    def repeated(self) -> list[str]:
+        """What to add about the warnings that were said once for many."""
+        return [
+            f"{name}: the same for {len(ids) - 1} more: {message}"
+            for (name, message), ids in self.warned.items()
+            if len(ids) > 1
+        ]
+
+    def is_over(self, id_: str) -> bool:
+        """Whether a step is, and all the items that were made of it."""
+        template = id_.partition("[")[0]
+        return self.states.get(template if template in self.items else id_) in OVER
+
+    def now(self) -> Matrix:
+        """The matrix with every planned cell as it stands."""
+        return self.matrix._replace(cells=tuple(self.cell(cell) for cell in self.matrix.cells))
+
+    def cell(self, cell: Cell) -> Cell:
+        if cell.name not in self.goals:
+            return cell
+        found = self.standing(cell.name)
+        note = found.step if found.status != "waiting" else f"{found.done}/{found.total}" if found.done else ""
+        return cell._replace(status=found.status, note=note, nbytes=found.nbytes)
+
+    def counts(self) -> tuple[int, int]:
+        """Steps that are over, and all of them; the items of a fan-out count one each."""
+        states = [s for id_, s in self.states.items() if id_ not in self.items]
+        states += [s for items in self.items.values() for s in items.values()]
+        return sum(state in OVER for state in states), len(states)
+
+    def standing(self, cell: str) -> Standing:
+        steps = self.goals.get(cell, ())
+        states = [self.states[id_] for id_ in steps]
+        done = sum(state in OVER for state in states)
+        size = self.sizes.get(self.artifacts.get(cell, ""), 0)
+        for state in ("failed", "running"):
+            if state in states:
+                return Standing(state, self.names[steps[states.index(state)]], done, len(steps), size)
+        if "skipped" in states:
+            return Standing("failed", "", done, len(steps), size)
+        if done < len(steps) or self.partial.get(cell, True):
+            return Standing("waiting", "", done, len(steps), size)
+        return Standing("built" if "ran" in states else "fresh", "", done, len(steps), size)

@@ -1,0 +1,255 @@
+"""The cells of a sweep as a matrix: models by quants by targets, and whatever else is swept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from builder.report.words import rate, size
+
+STYLES = {  # of every status, in the order that they are counted in
+    "running": "cyan", "failed": "bold red", "skipped": "yellow", "built": "green", "fresh": "green", "stale": "yellow",
+    "waiting": "dim", "unsupported": "magenta", "excluded": "dim",
+}  # fmt: skip
+WHOLE = ("built", "fresh")
+ANSI = {"cyan": "36", "green": "32", "yellow": "33", "magenta": "35", "dim": "2", "bold": "1", "bold red": "1;31"}
+COLUMN_AXIS = "target"
+
+
+class Cell(NamedTuple):
+    """``at``: its value on each axis; ``note``: the step that runs or failed, or how many steps there are to run.
+    ``original``: the perplexity before quantization."""
+
+    name: str
+    at: tuple[str, ...]
+    status: str
+    note: str = ""
+    nbytes: int = 0
+    perplexity: float | None = None
+    original: float | None = None
+    tokens_per_s: float | None = None
+
+
+class Matrix(NamedTuple):
+    """``excluded``: how many combinations were left out by a rule; without one, what is no cell is blank."""
+
+    axes: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    excluded: int = 0
+
+
+class Piece(NamedTuple):
+    """Text of one style."""
+
+    text: str
+    style: str = ""
+
+
+Line = list[Piece]
+Form = Callable[["Cell"], list[list[str]]]
+GAP = "  "
+LIVE_COLUMN = 16  # "failed calibrate"
+
+
+def lines(matrix: Matrix, width: int) -> list[Line]:
+    """The matrix with all figures in ``width`` columns, or a list of its cells where that is too narrow."""
+    for form in (beside, stacked):
+        made = grid(matrix, form)
+        if made and max(len(plain(line)) for line in made) <= width:
+            return made
+    return listing(matrix.cells)
+
+
+def lines_live(matrix: Matrix, width: int, height: int) -> list[Line]:
+    """The matrix while it changes, in ``width`` columns and ``height`` lines: status and size alone, in columns that do
+    not move. Where it does not fit, the cells that run or failed, in half as many lines."""
+    made = grid(matrix, short, LIVE_COLUMN)
+    if made and max(len(plain(line)) for line in made) <= width and len(made) <= height:
+        return made
+    return first([cell for cell in matrix.cells if cell.status in ("failed", "running")], height // 2)
+
+
+def lines_short(matrix: Matrix, height: int) -> list[Line]:
+    """In place of a matrix that nobody would scroll through: the cells that are not simply up to date."""
+    return first([cell for cell in matrix.cells if cell.status in ("failed", "skipped", "built", "stale")], height)
+
+
+def first(cells: Sequence[Cell], room: int) -> list[Line]:
+    """A list of cells in ``room`` lines."""
+    if len(cells) <= room:
+        return listing(cells)
+    return [*listing(cells[: room - 1]), [Piece(f"and {len(cells) - room + 1} more", "dim")]] if room > 0 else []
+
+
+def counted(matrix: Matrix) -> Line:
+    """ "36 cells: 20 built, 3 fresh, ..." """
+    found = Counter({"excluded": matrix.excluded})
+    found.update(cell.status for cell in matrix.cells)
+    line = [Piece(f"{len(matrix.cells)} cells: ")]
+    for status, style in STYLES.items():
+        if found[status]:
+            line += [Piece(f"{found[status]} {status}", style), Piece(", ")]
+    return line[:-1]
+
+
+def legend(matrix: Matrix) -> list[str]:
+    """What the figures are, of those that are shown."""
+    said = []
+    found = {cell.original: cell for cell in matrix.cells if cell.original is not None}
+    if "model" in matrix.axes and len(found) > 1:
+        at = matrix.axes.index("model")
+        each = ", ".join(f"{cell.at[at]} {original:.2f}" for original, cell in found.items())
+        said = [f"ppl: perplexity on held-out text (originals: {each})"]
+    elif found:
+        said = [f"ppl: perplexity on held-out text (original: {next(iter(found)):.2f})"]
+    if any(cell.tokens_per_s is not None for cell in matrix.cells):
+        said.append("tok/s: decoding, as `build bench` measured it on this machine")
+    return said
+
+
+def plain(line: Line) -> str:
+    return "".join(piece.text for piece in line).rstrip()
+
+
+def coloured(line: Line) -> str:
+    """With the escape sequences of a terminal (ECMA-48, SGR)."""
+    return "".join(f"\033[{ANSI[p.style]}m{p.text}\033[0m" if p.style and p.text else p.text for p in line).rstrip()
+
+
+# What a cell says: a status with a note, and figures, on one or two lines.
+
+
+def word(cell: Cell) -> str:
+    if cell.status == "running":
+        return f"▸ {cell.note}"
+    return f"{cell.status} {cell.note}".rstrip()
+
+
+def figures(cell: Cell) -> list[str]:
+    """Size, perplexity and speed of a cell that is up to date, "" where not known."""
+    if cell.status not in WHOLE:
+        return ["", "", ""]
+    return [
+        size(cell.nbytes) if cell.nbytes else "",
+        f"ppl {cell.perplexity:.2f}" if cell.perplexity is not None else "",
+        f"{rate(cell.tokens_per_s)} tok/s" if cell.tokens_per_s is not None else "",
+    ]
+
+
+def beside(cell: Cell) -> list[list[str]]:
+    return [[word(cell), *figures(cell)]]
+
+
+def stacked(cell: Cell) -> list[list[str]]:
+    nbytes, perplexity, speed = figures(cell)
+    return [[word(cell), nbytes], [perplexity, speed]]
+
+
+def short(cell: Cell) -> list[list[str]]:
+    """What it says is at most LIVE_COLUMN wide: "verify.dequantized" is "verify"."""
+    said = word(cell._replace(note=cell.note.partition(".")[0]))
+    said = said if len(said) <= LIVE_COLUMN else said[: LIVE_COLUMN - 1] + "…"
+    return [[said, figures(cell)[0]]]
+
+
+class Column(NamedTuple):
+    """``spans``: for each line of a cell the widths of its parts; a cell of one part only may run over them."""
+
+    title: str
+    spans: tuple[tuple[int, ...], ...]
+    width: int
+
+
+def column_of(title: str, cells: Sequence[Cell], form: Form, least: int = 0) -> Column:
+    made = [form(cell) for cell in cells]
+    spans = tuple(
+        tuple(max((len(line[i]) for line in lines if any(line[1:])), default=0) for i in range(len(lines[0])))
+        for lines in zip(*made, strict=True)
+    )
+    width = max(len(laid(line, span)) for parts in made for line, span in zip(parts, spans, strict=True))
+    return Column(title, spans, max(width, len(title), least))
+
+
+def laid(parts: Sequence[str], spans: Sequence[int]) -> str:
+    """The first part to the left, the others to the right of their columns."""
+    if not any(parts[1:]):
+        return parts[0]
+    first, *rest = (
+        part.rjust(span) if i else part.ljust(span) for i, (part, span) in enumerate(zip(parts, spans, strict=True))
+    )
+    return " ".join([first, *(part for part in rest if part)]).rstrip()
+
+
+# Forms of the whole.
+
+
+def grid(matrix: Matrix, form: Form, least: int = 0) -> list[Line]:
+    """A table for each value of the first of three axes or more; [] where cells share a place. ``least``: the width of
+    a column, at least."""
+    at = {cell.at: cell for cell in matrix.cells}
+    if len(at) < len(matrix.cells) or not matrix.axes:
+        return []
+    across, down = directions(matrix)
+    names = list(dict.fromkeys(split(cell.at, across)[1] for cell in matrix.cells)) if across is not None else [""]
+    rows = list(dict.fromkeys(split(cell.at, across)[0] for cell in matrix.cells))
+    empty = Cell("", (), "excluded" if matrix.excluded else "")
+    table = {split(cell.at, across): cell for cell in matrix.cells}
+    columns = [column_of(name, [table.get((row, name), empty) for row in rows], form, least) for name in names]
+    grouped = len(down) > 1
+    titles = [row[0] for row in rows] if grouped else [" × ".join(down)]
+    stub = 2 + max(map(len, [*titles, *(" ".join(row[grouped:]) for row in rows)]))
+    made: list[Line] = []
+    for title in dict.fromkeys(titles):
+        if made:
+            made.append([])
+        if across is not None or grouped:
+            made.append(heading(title, stub, columns, "bold" if grouped else "dim"))
+        for row in rows:
+            if not grouped or row[0] == title:
+                cells = [table.get((row, name), empty) for name in names]
+                made += row_of(" ".join(row[grouped:]), stub, cells, columns, form)
+    return made
+
+
+def directions(matrix: Matrix) -> tuple[int | None, list[str]]:
+    """The axis that runs across, none where there is one only, and the names of those that run down."""
+    if len(matrix.axes) == 1:
+        return None, list(matrix.axes)
+    across = matrix.axes.index(COLUMN_AXIS) if COLUMN_AXIS in matrix.axes else len(matrix.axes) - 1
+    return across, [name for i, name in enumerate(matrix.axes) if i != across]
+
+
+def split(at: tuple[str, ...], across: int | None) -> tuple[tuple[str, ...], str]:
+    """The row and the column of a place."""
+    if across is None:
+        return at, ""
+    return at[:across] + at[across + 1 :], at[across]
+
+
+def heading(title: str, stub: int, columns: Sequence[Column], style: str) -> Line:
+    line = [Piece(title.ljust(stub), style)]
+    for column in columns:
+        line.append(Piece(column.title.ljust(column.width) + GAP, "bold"))
+    return line
+
+
+def row_of(name: str, stub: int, cells: Sequence[Cell], columns: Sequence[Column], form: Form) -> list[Line]:
+    made: list[Line] = []
+    for i in range(len(columns[0].spans)):
+        line = [Piece(("" if i else name).ljust(stub))]
+        for cell, column in zip(cells, columns, strict=True):
+            parts = form(cell)[i]
+            text, said = laid(parts, column.spans[i]).ljust(column.width), 0 if i else len(parts[0])
+            line += [Piece(text[:said], STYLES.get(cell.status, "")), Piece(text[said:] + GAP)]
+        made.append(line)
+    return [line for i, line in enumerate(made) if not i or plain(line)]
+
+
+def listing(cells: Sequence[Cell]) -> list[Line]:
+    """A line for each cell, under its name."""
+    stub = max((len(cell.name) for cell in cells), default=0) + 2
+    if not cells:
+        return []
+    column = column_of("", cells, beside)
+    return [line for cell in cells for line in row_of(cell.name, stub, [cell], [column], beside)]

@@ -1,0 +1,130 @@
+"""The functions of one loaded library, on one device: a whole model's, or those of one rank of several.
+
+Axes: T tokens, B sequences, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from builder.core.errors import UserError
+from builder.runtime import weights
+from builder.runtime.device import Device, device_of
+from builder.targets.cpu import check_runs_here
+from builder.targets.tvm_import import import_tvm
+
+PAGE_TOKENS = 16  # of the KV cache, as the kernels have it
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Ids = np.ndarray[Any, np.dtype[np.int32]]
+STATE = ("add_sequence", "remove_sequence", "begin_forward", "end_forward", "popn")  # of the cache, in TVM's runtime
+
+
+class Calls:
+    """The library's functions, looked up once, on a KV cache for ``sequences`` whole contexts."""
+
+    def __init__(
+        self, machine: Any, device: Device, params: list[Any], metadata: dict[str, Any], sequences: int
+    ) -> None:
+        tvm = import_tvm(runtime_only=True)
+        self.metadata = metadata
+        self._shape, self._device = tvm.runtime.ShapeTuple, device
+        self._params = tvm_array(params)
+        names = ("embed", "prefill", "decode", "batch_decode", "batch_verify")
+        self._embed, self._prefill, self._decode, self._batch_decode, self._verify = (machine[name] for name in names)
+        state = {name: tvm.get_global_func(f"vm.builtin.kv_state_{name}") for name in STATE}
+        self._add, self._remove, self._begin, self._end, self._pop = (state[name] for name in STATE)
+        self._chunk = metadata["prefill_chunk_size"]
+        sizes = (sequences, sequences * metadata["context_window_size"], self._chunk, PAGE_TOKENS, 0)
+        self._cache = machine["create_tir_paged_kv_cache"](*(self._shape([size]) for size in sizes))
+        self._machine = machine  # it owns the functions
+        self._one = device.slot()
+        self._one_length = self._shape([1])
+
+    def add(self, seq: int) -> None:
+        self._add(self._cache, seq)
+
+    def remove(self, seq: int) -> None:
+        self._remove(self._cache, seq)
+
+    def rewind(self, seq: int, tokens: int) -> None:
+        self._pop(self._cache, seq, tokens)
+
+    def prefill(self, seq: int, ids: Ids) -> Floats:
+        return cast(Floats, self._run(self._prefill, self._embedded(ids, 1, ids.size), [seq], [ids.size])[0])
+
+    def verify(self, seq: int, ids: Ids) -> Floats:
+        return self._run(self._verify, self._embedded(ids, 1, ids.size), [seq], [ids.size])
+
+    def decode(self, seq: int, token: int) -> Floats:
+        embedded = self._embed(self._one.holding(token), self._params)
+        rows = embedded._create_view((1, 1, embedded.shape[1]))
+        self._begin(self._cache, self._shape([seq]), self._one_length)
+        logits = self._device.take(self._decode(rows, self._cache, self._params)[0])
+        self._end(self._cache)
+        return cast(Floats, logits.reshape(-1))
+
+    def decode_batch(self, seqs: Sequence[int], ids: Ids) -> Floats:
+        return self._run(self._batch_decode, self._embedded(ids, ids.size, 1), seqs, [1] * ids.size)
+
+    def _embedded(self, ids: Ids, batch: int, length: int) -> Any:
+        """(batch, length, hidden). TVM's memory pool keeps a buffer of every size it ever made, and prompts are of all
+        lengths: they are filled up to a power of two, or the whole chunk."""
+        filled = np.zeros(min(1 << (ids.size - 1).bit_length(), max(self._chunk, ids.size)), np.int32)
+        filled[: ids.size] = ids
+        embedded = self._embed(self._device.put(filled), self._params)
+        return embedded._create_view((batch, length, embedded.shape[1]))
+
+    def _run(self, function: Any, rows: Any, seqs: Sequence[int], lengths: Sequence[int]) -> Floats:
+        """One forward pass; all its logits, (rows of logits, V)."""
+        self._begin(self._cache, self._shape(list(seqs)), self._shape(list(lengths)))
+        logits = self._device.take(function(rows, self._cache, self._params)[0])
+        self._end(self._cache)
+        return cast(Floats, logits.reshape(-1, logits.shape[-1]))
+
+
+def load(files: Mapping[str, Path], sequences: int | None, rank: int = 0, ranks: int = 1) -> Calls:
+    """An artifact on this process's device: the ``rank``-th of the machine. UserError as Engine says."""
+    library = find_library(files)
+    device = device_of(library, rank)
+    machine = load_library(library, device)
+    metadata: dict[str, Any] = json.loads(str(machine["_metadata"]()))
+    built_for = metadata["target"]
+    if built_for["cpu"]:
+        check_runs_here(built_for["cpu"], built_for["features"], library.name)
+    params = device.put_all(weights.load(files, metadata["params"], rank, ranks))
+    return Calls(machine, device, params, metadata, metadata["max_batch_size"] if sequences is None else sequences)
+
+
+def tvm_array(tensors: list[Any]) -> Any:
+    """A list as one FFI object, so that passing it costs nothing per call."""
+    import_tvm(runtime_only=True)
+    import tvm_ffi
+
+    return tvm_ffi.Array(tensors)
+
+
+def find_library(files: Mapping[str, Path]) -> Path:
+    found = sorted(name for name in files if name.endswith(".so"))
+    if len(found) != 1:
+        raise UserError(f"the artifact should hold one library (.so); found: {', '.join(found) or 'none'}", "build")
+    return files[found[0]]
+
+
+def load_library(path: Path, device: Device) -> Any:
+    """The library's virtual machine on a device."""
+    tvm = import_tvm(runtime_only=True)
+    from tvm.runtime.vm import VirtualMachine
+
+    try:
+        load = tvm.get_global_func("ffi.Module.load_from_file.so")  # by kind: a blob of the store has no suffix
+        return VirtualMachine(load(str(path.resolve()), "so"), device.tvm)
+    except Exception as error:
+        raise UserError(
+            f"{path.name} cannot be loaded with apache-tvm {tvm.__version__}: {str(error).strip().splitlines()[-1]}",
+            "was it built with another version of apache-tvm? build",
+        ) from error

@@ -1,0 +1,139 @@
+"""NCCL, called directly: TVM's own stream and memory, no copy, no other framework.
+
+Functions and numbers are those of nccl.h (https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/api.html). Where
+TVM captures a CUDA graph these calls are captured with the kernels around them, and Python is not asked again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from builder.core.errors import StepError, UserError
+from builder.runtime.peers import Kernels, Peers
+from builder.targets.cuda import starts_early
+from builder.targets.cuda_runtime import RUNTIME, opened
+from builder.targets.gpus import find_nccl
+from builder.targets.peer_sum import MOST, NAME, NORM_ROWS
+from builder.targets.tvm_import import import_tvm
+
+MEET_S = 100.0
+ID_BYTES = 128  # NCCL_UNIQUE_ID_BYTES
+TYPES = {"int8": 0, "uint8": 1, "int32": 2, "uint32": 3, "int64": 4, "uint64": 5, "float16": 6, "float32": 7}
+REDUCTIONS = {"sum": 0, "max": 2}
+
+
+class UniqueId(ctypes.Structure):
+    _fields_ = (("internal", ctypes.c_char * ID_BYTES),)
+
+
+class Nccl:
+    """One rank's end of a communicator of all ranks, each with the GPU of its number."""
+
+    def __init__(self, rank: int, ranks: int, folder: Path) -> None:
+        import_tvm(runtime_only=True)
+        from tvm_ffi import get_raw_stream
+
+        self._nccl, self._communicator, self._stream = library(), ctypes.c_void_p(), get_raw_stream
+        self._rank, self._ranks, self._folder = rank, ranks, folder
+        self._kernels: Kernels | None = None
+        self._peers: Peers | None = None
+        set_device(rank)
+        identity = UniqueId()
+        if rank == 0:
+            self._checked("ncclGetUniqueId", self._nccl.ncclGetUniqueId(ctypes.byref(identity)))
+            tell(folder / "nccl", bytes(identity))
+        else:
+            identity = UniqueId.from_buffer_copy(told(folder / "nccl", 0))
+        code = self._nccl.ncclCommInitRank(ctypes.byref(self._communicator), ranks, identity, rank)
+        self._checked("ncclCommInitRank", code)
+
+    def quicken(self, metadata: Mapping[str, Any]) -> None:
+        if self._kernels is not None or NAME not in metadata:
+            return
+        self._kernels = Kernels(metadata[NAME], starts_early(metadata["target"]["arch"]))
+        try:
+            self._peers = Peers(self._kernels, self._rank, self._ranks, self._exchange)
+        except StepError as error:
+            print(f"small sums go through NCCL too: {error.message}", file=sys.stderr)
+
+    def _exchange(self, name: str, own: bytes) -> list[bytes]:
+        tell(self._folder / f"{name}-{self._rank}", own)
+        return [told(self._folder / f"{name}-{rank}", rank) for rank in range(self._ranks)]
+
+    def all_reduce(self, send: Any, recv: Any, kind: str) -> None:
+        count = send.numel()
+        if self._peers and kind == "sum" and str(send.dtype) == "float32" and count % 2 == 0 and count <= MOST:
+            self._peers.sum(send.data_ptr(), recv.data_ptr(), count, self._stream(send.device))
+            return
+        code = self._nccl.ncclAllReduce(
+            send.data_ptr(), recv.data_ptr(), count, TYPES[str(send.dtype)], REDUCTIONS[kind],
+            self._communicator, self._stream(send.device),
+        )  # fmt: skip
+        self._checked("ncclAllReduce", code)
+
+    def sum_norm(self, part: Any, weight: Any, eps: float, total: Any, normed: Any) -> None:
+        """The sum of all ranks' parts (rows, width), and its RMS norm; what a library calls by the name SUM_NORM."""
+        assert self._kernels is not None, "the library that calls this brings them"
+        peers = self._peers.norms if self._peers and part.shape[0] <= NORM_ROWS else ()
+        if not peers:
+            self.all_reduce(part, total, "sum")
+        self._kernels.norm(part if peers else total, weight, eps, total, normed, self._stream(part.device), peers)
+
+    def all_gather(self, send: Any, recv: Any) -> None:
+        code = self._nccl.ncclAllGather(
+            send.data_ptr(), recv.data_ptr(), send.numel(), TYPES[str(send.dtype)], self._communicator,
+            self._stream(send.device),
+        )  # fmt: skip
+        self._checked("ncclAllGather", code)
+
+    def _checked(self, name: str, code: int) -> None:
+        if code:
+            said = self._nccl.ncclGetErrorString(code).decode()
+            last = (self._nccl.ncclGetLastError(None) or b"").decode()
+            raise StepError(f"{name}: {said}. {last}".strip(), "NCCL_DEBUG=WARN shows more")
+
+
+def library() -> ctypes.CDLL:
+    found = find_nccl()
+    if found is None:
+        raise UserError(
+            "no libnccl.so.2 on this machine: GPUs cannot talk to each other", "pip install nvidia-nccl-cu13"
+        )
+    nccl = ctypes.CDLL(str(found[0]))
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    nccl.ncclGetErrorString.restype = ctypes.c_char_p
+    nccl.ncclGetLastError.restype, nccl.ncclGetLastError.argtypes = ctypes.c_char_p, [pointer]
+    nccl.ncclCommInitRank.argtypes = [pointer, number, UniqueId, number]
+    nccl.ncclAllReduce.argtypes = [pointer, pointer, size, number, number, pointer, pointer]
+    nccl.ncclAllGather.argtypes = [pointer, pointer, size, number, pointer, pointer]
+    return nccl
+
+
+def set_device(number: int) -> None:
+    """For the calling thread: NCCL takes the device that is current."""
+    runtime = opened(RUNTIME)
+    assert runtime is not None, "TVM's runtime is linked to it"
+    if code := runtime.cudaSetDevice(number):
+        raise StepError(f"cudaSetDevice({number}): error {code}", "nvidia-smi")
+
+
+def tell(path: Path, content: bytes) -> None:
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def told(path: Path, rank: int) -> bytes:
+    """What a rank wrote; StepError when it does not come."""
+    until = time.monotonic() + MEET_S
+    while not path.exists():
+        if time.monotonic() > until:
+            raise StepError(f"rank {rank} wrote no {path.name} in {MEET_S:.0f} s")
+        time.sleep(0.005)
+    return path.read_bytes()

@@ -1,0 +1,159 @@
+"""Small sums over GPUs that can write to each other's memory, by the kernels that the library brings (``peer_sum`` in
+its metadata; builder/targets/peer_sum.py says how they work). NCCL takes 10 us for them, or 17 in a CUDA graph.
+
+Functions are those of CUDA's runtime and driver: https://docs.nvidia.com/cuda/cuda-runtime-api, cuda-driver-api.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from builder.core.errors import StepError
+from builder.targets.cuda_runtime import DRIVER, RUNTIME, opened
+from builder.targets.peer_sum import (
+    LINE_BYTES,
+    MOST,
+    NAME,
+    NORM,
+    NORM_PAIRS,
+    NORM_ROWS,
+    NORM_THREADS,
+    THREADS,
+    WEIGHT_TYPES,
+)
+
+HANDLE_BYTES = 64  # CUDA_IPC_HANDLE_SIZE
+PEER_ACCESS = 1  # cudaIpcMemLazyEnablePeerAccess
+TO_DEVICE = 1  # cudaMemcpyHostToDevice
+EARLY = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+Pointer = ctypes.c_void_p
+Number = ctypes.c_uint
+Real = ctypes.c_float
+Exchange = Callable[[str, bytes], list[bytes]]  # a name and this rank's bytes -> those of all ranks
+
+
+class Handle(ctypes.Structure):
+    _fields_ = (("reserved", ctypes.c_char * HANDLE_BYTES),)
+
+
+class Attribute(ctypes.Structure):
+    """CUlaunchAttribute, of which one number is set."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60))
+
+
+class Launch(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", Number * 3), ("block", Number * 3), ("shared_bytes", Number), ("stream", Pointer),
+        ("attributes", ctypes.POINTER(Attribute)), ("attribute_count", Number),
+    )  # fmt: skip
+
+
+class Kernels:
+    """The library's kernels on the GPU that is current."""
+
+    def __init__(self, code: str, early: bool) -> None:
+        """``code``: machine code in base64; ``early``: its kernels wait by themselves for the ones before them.
+        StepError when the driver does not take it."""
+        self._early = (Attribute * 1)(Attribute(EARLY, 0, 1)) if early else (Attribute * 0)()
+        driver = opened(DRIVER)
+        assert driver is not None, "TVM's runtime is linked to it"
+        self._driver, self._module = driver, Pointer()
+        did("cuModuleLoadData", driver.cuModuleLoadData(ctypes.byref(self._module), base64.b64decode(code)))
+        self._functions = {name: self._function(name) for name in (NAME, NORM)}
+
+    def launch(self, name: str, blocks: int, threads: int, values: Sequence[Any], stream: int) -> None:
+        addresses = (Pointer * len(values))(*(ctypes.addressof(value) for value in values))
+        launch = Launch((blocks, 1, 1), (threads, 1, 1), 0, stream, self._early, len(self._early))
+        code = self._driver.cuLaunchKernelEx(ctypes.byref(launch), self._functions[name], addresses, None)
+        did("cuLaunchKernelEx", code)
+
+    def norm(
+        self, part: Any, weight: Any, eps: float, total: Any, normed: Any, stream: int, peers: Sequence[Any]
+    ) -> None:
+        """The sum over ``peers`` (none: what ``part`` has) and its RMS norm; tensors of TVM, rows of at most 2 *
+        NORM_PAIRS numbers."""
+        rows, width = part.shape
+        alone = (Pointer(), Pointer(), Number(0), Number(1))
+        values = (
+            Pointer(part.data_ptr()), Pointer(weight.data_ptr()), Number(WEIGHT_TYPES.index(str(weight.dtype))),
+            Real(eps), Pointer(total.data_ptr()), Pointer(normed.data_ptr()), Number(width // 2), *(peers or alone),
+        )  # fmt: skip
+        self.launch(NORM, rows, NORM_THREADS, values, stream)
+
+    def _function(self, name: str) -> Pointer:
+        found = Pointer()
+        code = self._driver.cuModuleGetFunction(ctypes.byref(found), self._module, name.encode())
+        did("cuModuleGetFunction", code)
+        return found
+
+
+class Peers:
+    """One rank's rooms and the others' as it sees them. For tensors of float32 on the GPU that is current."""
+
+    def __init__(self, kernels: Kernels, rank: int, ranks: int, exchange: Exchange) -> None:
+        """Raises StepError when a rank cannot reach another one's memory; then all ranks raise it."""
+        runtime = opened(RUNTIME)
+        assert runtime is not None, "TVM's runtime is linked to it"
+        self._kernels, self._runtime, self._rank, self._ranks = kernels, runtime, rank, ranks
+        pairs = MOST // 2
+        sums = self._rooms("room", 2 * ranks * pairs, exchange)
+        norms = self._rooms("rows", 2 * ranks * NORM_ROWS * NORM_PAIRS, exchange)
+        mine = (Number(rank), Number(ranks))
+        self._sums = (sums, self._zeroed(pairs // THREADS * 4), Number(pairs), *mine)
+        self.norms = (norms, self._zeroed(NORM_ROWS * 4), *mine)  # what Kernels.norm takes
+
+    def sum(self, part: int, total: int, count: int, stream: int) -> None:
+        """Launch the sum of ``count`` numbers (even, at most MOST) at the addresses ``part`` of all ranks."""
+        values = (Pointer(part), Pointer(total), Number(count // 2), *self._sums)
+        self._kernels.launch(NAME, -(-count // (2 * THREADS)), THREADS, values, stream)
+
+    def _rooms(self, name: str, lines: int, exchange: Exchange) -> Pointer:
+        """A table on the GPU of all ranks' rooms of that many lines."""
+        own, handle = self._room(lines * LINE_BYTES)
+        rooms, problem = [own] * self._ranks, ""
+        try:
+            for number, given in enumerate(exchange(name, handle)):
+                rooms[number] = own if number == self._rank else self._opened(given)
+        except StepError as error:
+            problem = error.message
+        for said in exchange(f"{name}-reached", problem.encode()):
+            if said:
+                raise StepError(said.decode())
+        table, place = (Pointer * self._ranks)(*(room.value for room in rooms)), self._zeroed(8 * self._ranks)
+        did("cudaMemcpy", self._runtime.cudaMemcpy(place, table, ctypes.c_size_t(8 * self._ranks), TO_DEVICE))
+        return place
+
+    def _room(self, nbytes: int) -> tuple[Pointer, bytes]:
+        """Memory that others may open, and its handle; an empty one where that cannot be."""
+        handle = Handle()
+        try:
+            own = self._zeroed(nbytes)
+            did("cudaIpcGetMemHandle", self._runtime.cudaIpcGetMemHandle(ctypes.byref(handle), own))
+        except StepError:
+            return Pointer(), b""
+        return own, bytes(handle)
+
+    def _zeroed(self, nbytes: int) -> Pointer:
+        room, size = Pointer(), ctypes.c_size_t(nbytes)
+        did("cudaMalloc", self._runtime.cudaMalloc(ctypes.byref(room), size))
+        did("cudaMemset", self._runtime.cudaMemset(room, 0, size))
+        did("cudaDeviceSynchronize", self._runtime.cudaDeviceSynchronize())
+        return room
+
+    def _opened(self, handle: bytes) -> Pointer:
+        if len(handle) != HANDLE_BYTES:
+            raise StepError("another rank has no room")
+        room, given = Pointer(), Handle.from_buffer_copy(handle)
+        did("cudaIpcOpenMemHandle", self._runtime.cudaIpcOpenMemHandle(ctypes.byref(room), given, PEER_ACCESS))
+        return room
+
+
+def did(name: str, code: int) -> None:
+    if code:
+        raise StepError(f"{name}: error {code}")

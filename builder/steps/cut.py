@@ -1,0 +1,79 @@
+"""cut[i]: a quantized shard, dealt out: what is whole into params_shard_<i>.bin, what each rank has of the rest into a
+file of its own. No value changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from builder.core.digest import canonical
+from builder.core.step import InputFiles, Json, Out
+from builder.formats.ranks import from_json, rank_name, take
+from builder.quant.storage import HELD
+from builder.steps.ports import one
+
+ALIGNMENT_BYTES = 64  # of a tensor in its file: what kernels assume of an address, so that a mapped file can be used
+
+
+def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
+    """Outputs: params_shard_<i>.bin, params_shard_<i>_rank_<r>.bin, and their entries for tensor-cache.json.
+
+    Args:
+        params: {"shards": ranks, "index", "tensors": [{"name", "shape", "dtype", "offset", "nbytes", "cut"}]}.
+        inputs: {"shard": the quantized shard, "records": its entry}.
+    """
+    source, stem = one(inputs["shard"]), f"params_shard_{params['index']}"
+    whole = [tensor for tensor in params["tensors"] if tensor["cut"] is None]
+    divided = [tensor for tensor in params["tensors"] if tensor["cut"] is not None]
+    if not divided:
+        out.link(f"{stem}.bin", source)
+        entries = [json.loads(one(inputs["records"]).path.read_bytes())]
+    else:
+        held = np.memmap(source.path, np.uint8, "r", source.offset, (source.nbytes,))
+        entries = [_write(out.path(f"{stem}.bin"), _parts(held, whole, None, 1))] if whole else []
+        for rank in range(params["shards"]):
+            path = out.path(f"{stem}_rank_{rank}.bin")
+            entries.append(_write(path, _parts(held, divided, rank, params["shards"])))
+            out.progress(rank + 1, params["shards"], "ranks", stem)
+    out.path("records.json").write_bytes(canonical({"shards": entries}))
+
+
+def _parts(
+    held: np.ndarray, tensors: Sequence[Mapping[str, Any]], rank: int | None, shards: int
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(name, dtype, array) of what a rank has of each tensor; ``rank`` None: all of it."""
+    for tensor in tensors:
+        stored = held[tensor["offset"] : tensor["offset"] + tensor["nbytes"]]
+        if tensor["offset"] % HELD[tensor["dtype"]].itemsize:
+            stored = stored.copy()
+        array = stored.view(HELD[tensor["dtype"]]).reshape(tensor["shape"])
+        if rank is None:
+            yield tensor["name"], tensor["dtype"], array
+        else:
+            yield rank_name(tensor["name"], rank), tensor["dtype"], take(array, from_json(tensor["cut"]), rank, shards)
+
+
+def _write(path: Path, parts: Iterator[tuple[str, str, np.ndarray]]) -> dict[str, Any]:
+    """One file, and its entry for tensor-cache.json."""
+    records, offset, hasher = [], 0, hashlib.md5(usedforsecurity=False)  # what the format asks for
+    with path.open("wb") as file:
+        for name, dtype, array in parts:
+            gap = -offset % ALIGNMENT_BYTES
+            for data in (bytes(gap), np.ascontiguousarray(array).reshape(-1).view(np.uint8).data):
+                hasher.update(data)
+                file.write(data)
+            offset += gap
+            records.append({
+                "name": name, "shape": list(array.shape), "dtype": dtype, "format": "raw", "nbytes": array.nbytes,
+                "byteOffset": offset,
+            })  # fmt: skip
+            offset += array.nbytes
+    return {
+        "dataPath": path.name, "format": "raw-shard", "nbytes": offset, "records": records,
+        "md5sum": hasher.hexdigest(),
+    }  # fmt: skip

@@ -1,0 +1,48 @@
+"""What steps are said to take, for models whose shapes are known."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from builder import architectures, compose, demands, resolve
+from builder.core.step import Resources
+from builder.graph import build_plan
+from builder.recipe import Metadata, Recipe
+from tests.planning.test_sizing import LLAMA, MIXTRAL
+
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def demo() -> Recipe:
+    return resolve.resolve(compose.compose(["quant.method=gptq"], None), compose.find_folders())
+
+
+def like(demo: Recipe, config: dict[str, object], **sizes: int) -> Recipe:
+    family = str(config["model_type"])
+    architecture = asdict(architectures.load(family).from_hf(config))
+    metadata = replace(Metadata(1024, -1, 512, 0, 1, 1), **sizes)
+    return replace(demo, family=family, architecture=architecture, metadata=metadata)
+
+
+def test_a_7b_llama(demo: Recipe) -> None:
+    """Its reference was measured at 1.2 GB, its weights in 4 bits are 3.8 GB."""
+    recipe = like(demo, LLAMA)
+    assert 1.2 * GB < demands.reference_bytes(recipe) < 3 * GB
+    assert 3.8 * GB < demands.running_bytes(recipe) < 6.5 * GB
+    assert demands.running_bytes(like(demo, LLAMA, max_batch_size=8)) > demands.running_bytes(recipe) + 3 * GB
+    assert demands.extent(recipe).widest == 11008
+
+
+def test_transformers_holds_a_mixture_whole(demo: Recipe) -> None:
+    recipe = like(demo, MIXTRAL)
+    assert demands.reference_bytes(recipe) > 4 * demands.extent(recipe).elements
+
+
+def test_steps_of_the_plan_say_what_they_take(demo: Recipe) -> None:
+    taken = {step.name: step.resources for step in build_plan([demo]).steps.values()}
+    assert taken["verify"] == Resources(1, demands.running_bytes(demo), 0)
+    assert taken["verify.reference"].memory_bytes == demands.reference_bytes(demo)
+    assert taken["calibrate"].memory_bytes == demands.reference_bytes(demo) + demands.moments_bytes(demo)

@@ -1,0 +1,201 @@
+"""What is told while a build runs, in lines and on a terminal, from the events of a run. Nothing is built here."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from builder.core.errors import StepError
+from builder.core.events import Event, Finished, Grew, Planned, Progress, Started, Waiting, Warned
+from builder.core.plan import Goal, Plan
+from builder.core.step import Step
+from builder.report import lines as lines_module
+from builder.report.board import Board, Standing
+from builder.report.lines import Lines
+from builder.report.live import Live
+from builder.report.matrix import Cell, Matrix
+from builder.report.words import Flow, clock, folded
+
+CELLS = tuple(Cell(f"{q}-{t}", (q, t), "waiting") for q in ("q4", "q8") for t in ("cpu", "cuda"))
+MATRIX = Matrix(("quant", "target"), (*CELLS, Cell("q8-vulkan", ("q8", "vulkan"), "unsupported")))
+ITEMS = ("quantize-q4[0]", "quantize-q4[1]")
+
+
+def plan() -> Plan:
+    """fetch is of all cells, quantize of those of a scheme, lower and package of one."""
+    steps: dict[str, Step] = {}
+    goals = []
+    for cell in CELLS:
+        quant, target = cell.at
+        ids = ("fetch-1", f"quantize-{quant}", f"lower-{quant}{target}", f"package-{quant}{target}")
+        steps |= {id_: Step(id=id_, name=id_.partition("-")[0], function="x", params={}) for id_ in ids}
+        goals.append(Goal(cell.name, ids, ids[-1]))
+    return Plan(steps, tuple(goals))
+
+
+def started(id_: str) -> Event:
+    return Started(id_, name_of(id_), "never built", "")
+
+
+def ended(id_: str, status: str = "ran") -> Event:
+    error = StepError("it broke") if status == "failed" else None
+    reason = "needs lower, which failed" if status == "skipped" else "never built"
+    return Finished(id_, name_of(id_), status, reason, 1.0, 2_000_000, error=error)  # type: ignore[arg-type]
+
+
+def name_of(id_: str) -> str:
+    return id_.partition("-")[0] + ("[" + id_.partition("[")[2] if "[" in id_ else "")
+
+
+BEGUN = [
+    Planned(plan()), started("fetch-1"), ended("fetch-1"), Grew("quantize-q4", ITEMS, ("quantize[0]", "quantize[1]")),
+    started(ITEMS[0]), Progress(ITEMS[0], "quantize[0]", 5, 10, "B", ""), started("lower-q8cpu"),
+]  # fmt: skip
+
+
+def test_a_cell_stands_where_its_steps_do():
+    board = Board(MATRIX)
+    for event in BEGUN:
+        board(event)
+    assert board.standing("q4-cpu") == Standing("running", "quantize", 1, 4)
+    assert board.standing("q8-cpu") == Standing("running", "lower", 1, 4)
+    assert board.standing("q8-cuda") == Standing("waiting", "", 1, 4)
+    assert board.counts() == (1, 12)
+    for event in (
+        ended(ITEMS[0]),
+        ended(ITEMS[1], "hit"),
+        ended("lower-q8cpu", "failed"),
+        ended("package-q8cpu", "skipped"),
+    ):
+        board(event)
+    assert board.states["quantize-q4"] == "ran"
+    assert board.standing("q8-cpu").status == "failed"
+    for event in (ended("lower-q4cpu", "hit"), ended("package-q4cpu")):
+        board(event)
+    assert board.standing("q4-cpu") == Standing("built", "", 4, 4, 2_000_000)
+    assert [cell.status for cell in board.now().cells] == ["built", "waiting", "failed", "waiting", "unsupported"]
+
+
+def test_a_cell_whose_rules_are_still_to_be_picked_waits_for_the_rest():
+    board, (first, *_) = Board(MATRIX), plan().goals
+    board(Planned(Plan({"fetch-1": plan().steps["fetch-1"]}, (first._replace(steps=("fetch-1",), partial=True),))))
+    board(ended("fetch-1"))
+    assert board.standing("q4-cpu") == Standing("waiting", "", 1, 1)
+    board(Planned(plan()))
+    assert board.standing("q4-cpu") == Standing("waiting", "", 1, 4, 0)
+
+
+def test_a_step_is_named_by_what_its_cells_share():
+    board = Board(MATRIX)
+    board(Planned(plan()))
+    assert board.label("fetch-1", "fetch") == "fetch"
+    assert board.label(ITEMS[1], "quantize[1]") == "quantize[1] q4"
+    assert board.label("lower-q8cuda", "lower") == "lower q8 cuda"
+    plain = Board()
+    plain(Planned(plan()))
+    assert plain.label("lower-q8cuda", "lower") == "lower"
+
+
+def told(*events: Event, matrix: Matrix | None = MATRIX) -> list[str]:
+    stream = io.StringIO()
+    with Lines(stream, matrix=matrix) as listen:
+        for event in events:
+            listen(event)
+    return stream.getvalue().splitlines()
+
+
+def test_lines_say_for_which_cells_and_each_thing_once():
+    warning = "no chat template"
+    said = told(
+        *BEGUN, Warned("package-q4cpu", "package", warning), Warned("package-q8cpu", "package", warning),
+        Waiting("lower-q4cpu", "lower", 7), ended("lower-q8cpu", "failed"), ended("package-q8cpu", "skipped"),
+        ended("package-q8cuda", "skipped"), Warned("", "", "the remote is away"),
+    )  # fmt: skip
+    assert said[:4] == [
+        "fetch: started (never built)", "fetch: done in 1.0 s, 2.0 MB", "quantize[0] q4: started (never built)",
+        "lower q8 cpu: started (never built)",
+    ]  # fmt: skip
+    assert said[4:6] == [
+        "warning: package q4 cpu: no chat template",
+        "lower q4 cpu: another build (process 7) is at it, waiting",
+    ]
+    assert said[6].startswith("lower q8 cpu: FAILED after ")
+    assert said[7:] == [
+        "warning: the remote is away",
+        "warning: package: the same for 1 more: no chat template",
+        "2 steps skipped (needs lower, which failed)",
+    ]
+
+
+def test_transfers_are_told_now_and_then_and_when_they_are_over(monkeypatch: pytest.MonkeyPatch):
+    events = [Progress("", "download", 1_000_000 * n, 4_000_000, "B", f"{n // 2} of 2 files") for n in (1, 2, 4)]
+    assert told(*events) == ["download: 4.0 MB of 4.0 MB, 2 of 2 files"]
+    monkeypatch.setattr(lines_module, "FLOW_S", 0.0)
+    said = told(*events)
+    assert said[0].startswith("download: 2.0 MB of 4.0 MB, 1 of 2 files, ")
+    assert said[0].endswith("/s")
+    assert len(said) == 3
+
+
+def test_a_rate_is_that_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch):
+    flow, now = Flow(), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for at, done in ((0, 0), (1, 10), (2, 20), (10, 5020), (11, 8020), (12, 9020)):
+        now[0] = 100.0 + at
+        flow.note("download", done * 1000)
+    assert flow.rate("download") == ", 2.0 MB/s"
+    flow.note("download", 0)  # another lot
+    assert flow.rate("download") == ""
+    assert [clock(4.9), clock(750), clock(3723)] == ["0:04", "12:30", "1:02:03"]
+
+
+def screen(live: Live, width: int, height: int) -> list[str]:
+    live.console = live.bars.live.console = Console(file=io.StringIO(), width=width, height=height, highlight=False)
+    live.console.print(live.draw())
+    return [line.rstrip() for line in live.console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+def test_the_screen_of_a_sweep_has_its_matrix_what_runs_and_a_sum():
+    with Live(io.StringIO(), MATRIX) as live:
+        for event in BEGUN:
+            live(event)
+        shown = screen(live, 80, 24)
+        assert shown[:4] == [
+            "quant  cpu               cuda              vulkan",
+            "q4     ▸ quantize        ▸ quantize",
+            "q8     ▸ lower           waiting 1/4       unsupported",
+            "",
+        ]
+        assert shown[4][2:].startswith("quantize q4")
+        assert "0 of 2 parts" in shown[4]
+        assert shown[5][2:].startswith("lower q8 cpu")
+        assert shown[6].startswith("5 cells: 3 running, 1 waiting, 1 unsupported; 1 of 12 steps, 0:0")
+        assert len(shown) == 7
+        assert all(len(line) <= 40 for line in screen(live, 40, 24))
+        small = screen(live, 80, 6)
+        assert len(small) <= 6
+        assert small[-1].startswith("5 cells: ")
+
+
+def test_bars_of_a_plain_build_stay_when_they_are_done():
+    with Live(io.StringIO()) as live:
+        for event in (*BEGUN, ended(ITEMS[0]), ended(ITEMS[1]), ended("lower-q8cpu", "failed")):
+            live(event)
+        fetch, quantize, lower = screen(live, 80, 24)
+    assert fetch.startswith("✓ fetch")
+    assert fetch.endswith("1.0 s, 2.0 MB")
+    assert quantize.endswith("2 parts, 4.0 MB")
+    assert lower.endswith("failed")
+
+
+def test_long_lines_are_broken_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "20")
+    assert folded("one two three four five six", io.StringIO()) == "one two three four five six"
+    assert folded("one two three four five six\n  kept", Terminal()) == "one two three four\n  five six\n  kept"

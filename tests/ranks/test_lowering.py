@@ -1,0 +1,58 @@
+"""What several ranks change in a graph, and that one rank changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from builder.targets.tvm_import import import_tvm
+
+import_tvm()
+
+from tvm import relax  # noqa: E402
+
+from builder import architectures, models  # noqa: E402
+from builder.lowering.passes import sums_with_norms  # noqa: E402
+from builder.targets.peer_sum import SUM_NORM  # noqa: E402
+from tests.tvm import tiny  # noqa: E402
+
+COLLECTIVES = ("allreduce", "allgather", "broadcast_from_worker0")
+
+
+def graph(ranks: int, *passes: Any) -> dict[str, str]:
+    """The functions of a small Llama after these passes, as text."""
+    config = architectures.load("llama").from_architecture({**tiny.BASE, "num_hidden_layers": 2, "vocab_size": 204})
+    metadata = {**tiny.METADATA, "tensor_parallel_shards": ranks}
+    model = models.load("llama").Model(config, tiny.SCHEMES["q0f32"], metadata)
+    module, _ = model.export_tvm(spec=model.functions())
+    for transform in (relax.transform.LegalizeOps(), relax.transform.DeadCodeElimination(), *passes):
+        module = transform(module)
+    functions = module.functions_items()
+    return {variable.name_hint: str(f) for variable, f in functions if isinstance(f, relax.Function)}
+
+
+def counts(text: str) -> dict[str, int]:
+    return {name: text.count(f'"runtime.disco.{name}"') for name in COLLECTIVES}
+
+
+def test_one_rank_calls_no_collective():
+    assert not any("disco" in text for text in graph(1).values())
+
+
+def test_ranks_sum_twice_a_layer_and_gather_logits():
+    found = graph(2)
+    one_pass = {"allreduce": 4, "allgather": 1, "broadcast_from_worker0": 0}
+    for name in ("prefill", "decode", "batch_decode", "batch_verify"):
+        assert counts(found[name]) == one_pass, name
+    assert counts(found["embed"]) == {"allreduce": 0, "allgather": 0, "broadcast_from_worker0": 1}
+    assert counts(found["batch_prefill"]) == {**one_pass, "broadcast_from_worker0": 1}
+
+
+@pytest.mark.parametrize(("function", "fused"), [("decode", 4), ("batch_decode", 4), ("prefill", 0)])
+def test_sums_take_their_norms_along_where_there_are_few_rows(function: str, fused: int):
+    """The last norm of the model as well; what adds to the sum later has the sum itself."""
+    text = graph(2, sums_with_norms.fused())[function]
+    assert text.count(f'"{SUM_NORM}"') == fused
+    assert counts(text)["allreduce"] == 4 - fused
+    assert text.count("R.call_tir(rms_norm") == 5 - fused  # the first one is of the embedding

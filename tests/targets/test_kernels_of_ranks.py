@@ -1,0 +1,94 @@
+"""GPU kernels that only models on several ranks have, run by PoCL on this CPU, against numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from builder.targets.tvm_import import import_tvm
+
+import_tvm()
+
+import tvm  # noqa: E402
+from tvm import ir  # noqa: E402
+
+from builder.lowering import gpu_code  # noqa: E402
+from builder.lowering.machine import machine_of  # noqa: E402
+from builder.lowering.schedules.gpu import SCHEDULES  # noqa: E402
+
+LIMITS = ("max_threads_per_block", "max_shared_memory_bytes", "max_binding_bytes", "max_storage_buffers")
+TARGET = {
+    "kind": "opencl", "triple": "x86_64-linux-gnu", "cpu": "", "features": [], "arch": [], "library": "tar",
+    "supports": [], "limits": dict.fromkeys(LIMITS, 0),
+}  # fmt: skip
+ROWS, THREADS = 3, 256
+RANDOM = np.random.default_rng(0)
+Arrays = dict[str, np.ndarray]
+
+
+def numbers(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def joined() -> tuple[dict[str, Any], Arrays, np.ndarray, int]:
+    x = numbers(2 * ROWS, 37)
+    return {"ranks": 2, "width": 37}, {"x": x}, np.concatenate([x[:ROWS], x[ROWS:]], 1), ROWS * 74
+
+
+def add() -> tuple[dict[str, Any], Arrays, np.ndarray, int]:
+    arrays = {"x": numbers(ROWS, 50), "residual": numbers(ROWS, 50), "bias": numbers(50)}
+    fields = {"width": 50, "residual": True, "bias": True, "dtype": "float32"}
+    return fields, arrays, arrays["x"] + arrays["residual"] + arrays["bias"], ROWS * 50
+
+
+HEADS = {"features": 100, "q_width": 48, "k_width": 24}
+
+
+def qk_means() -> tuple[dict[str, Any], Arrays, np.ndarray, int]:
+    x = numbers(ROWS, 100)
+    means = [(x[:, part] ** 2).mean(1) for part in (slice(48), slice(48, 72))]
+    return HEADS, {"x": x}, np.stack(means, 1), ROWS * THREADS
+
+
+def qk_scaled() -> tuple[dict[str, Any], Arrays, np.ndarray, int]:
+    arrays = {"x": numbers(ROWS, 100), "means": numbers(ROWS, 2) ** 2, "q_weight": numbers(48), "k_weight": numbers(24)}
+    roots, expected = np.sqrt(arrays["means"] / 2 + 1e-3), arrays["x"].copy()
+    expected[:, :48] *= arrays["q_weight"] / roots[:, :1]
+    expected[:, 48:72] *= arrays["k_weight"] / roots[:, 1:]
+    return {**HEADS, "eps": 1e-3, "dtype": "float32", "ranks": 2}, arrays, expected, ROWS * 100
+
+
+def expert_sum() -> tuple[dict[str, Any], Arrays, np.ndarray, int]:
+    x, shares = numbers(2 * ROWS, 30), numbers(ROWS, 2)
+    arrays = {"x": x, "routes": np.concatenate([np.zeros_like(shares), shares], 1)}
+    return {"top": 2, "residual": False}, arrays, (x.reshape(ROWS, 2, 30) * shares[..., None]).sum(1), ROWS * 30
+
+
+@pytest.mark.parametrize("case", [joined, add, qk_means, qk_scaled, expert_sum], ids=lambda case: case.__name__)
+def test_against_numpy(case: Any, pocl: None):
+    from tests.targets.opencl import Kernels
+
+    fields, arrays, expected, threads = case()
+    found, sizes = np.full(expected.shape, np.nan, np.float32), {"rows": ROWS, "width": expected.shape[1]}
+    kernels = Kernels(source(case.__name__, fields))
+    ((name, signature),) = kernels.signatures.items()
+    given = {f"{key}_ptr": array.ctypes.data for key, array in {**arrays, "y": found}.items()} | sizes
+    words = [given[argument.split()[-1].lstrip("*")] for argument in signature]
+    kernels.function(name)(*words, -(-threads // THREADS), 1, THREADS)
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def source(name: str, fields: dict[str, Any]) -> str:
+    machine = machine_of(TARGET, "x_")
+    kernel = SCHEDULES[name](fields, machine.made_for).with_attr("global_symbol", name)
+    module = ir.IRModule({name: kernel})
+    with machine.tvm, tvm.transform.PassContext(opt_level=3):
+        for _, transform in gpu_code.passes(machine):
+            module = transform(module)
+        kernels = {variable: f for variable, f in module.functions_items() if not gpu_code.is_host(f)}
+        module = ir.IRModule(kernels)
+        for _, transform in gpu_code.DEVICE:
+            module = transform(module)
+        return str(gpu_code.source_code(module, machine).inspect_source())
