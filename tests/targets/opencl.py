@@ -103,7 +103,7 @@ def main(objects: Path, artifact: Path, prefix: str, prompt: list[int], count: i
 
     library, kernels = load(objects, prefix)
     device = Device("opencl", tvm.runtime.device("opencl", 0))
-    calls.device_of = lambda _path: device
+    calls.device_of = lambda _path, _rank: device
     calls.load_library = lambda _path, _device: VirtualMachine(library, device.tvm)
     files = {item.name: item for item in artifact.iterdir()} | {"library.so": objects}
     running = engine.Engine(files, sequences=1)
