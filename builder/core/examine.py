@@ -69,6 +69,10 @@ class Walk:
     def first(self) -> list[str]:
         return [id_ for id_, missing in self.missing.items() if not missing]
 
+    def frees(self, id_: str) -> bool:
+        """Whether a step waits for this result alone."""
+        return any(self.missing[reader] == {id_} for reader in self.readers.get(id_, ()))
+
     def finish(self, id_: str, record: Record) -> list[str]:
         """Note a result; the steps that have all their inputs now."""
         self.records[id_] = record

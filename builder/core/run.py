@@ -251,8 +251,11 @@ class _Build:
                 self.settle(report)
 
     def settle(self, report: JobDone) -> None:
-        running = self.running.pop(report.id)
+        running = self.running[report.id]
         self.ledger.give(running.job.resources)
+        if report.error is None and not self.halted and not self.walk.frees(report.id):
+            self.start_some()  # a worker is free: writing down what it made, with its syncs, need not hold it up
+        del self.running[report.id]
         verdict = running.verdict
         try:
             if report.error:
