@@ -21,6 +21,7 @@ from builder.lowering.passes import (
     kv_cache,
     metadata,
     sampling,
+    shape_functions,
     sums_with_norms,
     symbols,
 )
@@ -62,6 +63,7 @@ def graph_passes(
         ("builtins", relax.transform.LowerRuntimeBuiltin()),
         ("computed values", relax.transform.ComputePrimValue()),
         ("shapes", relax.transform.VMShapeLower()),
+        ("order of shapes", shape_functions.ordered()),
         ("symbols", symbols.attach(machine)),
     ]
 
