@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 
 from builder import architectures, models
 from builder.core.errors import StepError, UserError
-from builder.lowering import gpu_code, pipeline
+from builder.lowering import early_launch, gpu_code, pipeline
 from builder.lowering.machine import gpu_machine, machine_of
 from builder.lowering.op import label_of
 from builder.lowering.passes.kernels import check_covered, with_schedules
@@ -104,6 +105,40 @@ def test_a_cuda_library_holds_machine_code_for_each_architecture_and_no_source(t
     assert b"__global__" not in library
     assert b"\x50\xed\x55\xba" in library  # a fatbin
     assert library.count(b"\x50\xed\x55\xba") == 1
+
+
+def test_from_sm_90_on_each_kernel_starts_early_and_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """All wait before they read anything, but for products, which ask for their weights first."""
+    if cuda.find_compiler() is None:
+        pytest.skip("no CUDA compiler")
+    found, compiled = [], cuda.compile_kernels
+
+    def kept(text: str, arch: Sequence[str]) -> bytes:
+        found.append(text)
+        return compiled(text, arch)
+
+    monkeypatch.setattr(cuda, "compile_kernels", kept)
+    lower.run(params(target("cuda", arch=["sm_90a"])), {}, tiny.FolderOut(tmp_path))
+    kernel = r'^extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\([^;{]*\{\n(.*?)^}'
+    bodies = re.findall(kernel, found[0], re.MULTILINE | re.DOTALL)
+    assert len(bodies) > 25
+    later = set()
+    for name, body in bodies:
+        first, second, *_ = body.splitlines()
+        assert first.strip() == "next_may_start();", name
+        assert body.count("inputs_ready();") >= 1, name
+        if second.strip() != "inputs_ready();":
+            later.add(name)
+            assert "x_ptr" not in body.partition("inputs_ready();")[0], name
+            assert "weight_ptr +" in body.partition("inputs_ready();")[0], name
+    assert later
+    assert {name for name in later if not name.startswith("linear")} == set()
+
+
+def test_kernels_of_older_architectures_do_not_start_early():
+    assert early_launch.is_possible(target("cuda", arch=["sm_90a", "sm_100"]))
+    assert not early_launch.is_possible(target("cuda", arch=["sm_80", "sm_90a"]))
+    assert not early_launch.is_possible(target("webgpu"))
 
 
 @pytest.fixture
