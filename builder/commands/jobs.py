@@ -15,7 +15,7 @@ from builder.axes import Axes, axes_of
 from builder.core.errors import BuildError, StepError, Unsupported
 from builder.core.examine import Verdict, examine
 from builder.core.filestore import FileStore
-from builder.core.plan import Plan
+from builder.core.plan import Goal, Plan
 from builder.home import store_path
 from builder.recipe import LOCAL, Executor, Recipe
 from builder.sweeps.once import Once
@@ -129,9 +129,8 @@ def equipped(job: Job) -> Job:
         several = ("cuda.several",) if len(target.arch) > 1 else ()
         kinds = (target.kind, f"{target.kind}.{target.library}", recipe.package.kind, *several)
         for tool in tools.lacking(*kinds):
-            steps = {id_: job.plan.steps[id_] for id_ in goal.steps if job.plan.steps[id_].name == tool.step}
-            if steps and all(verdict.status == "hit" for verdict in verdicts(Plan(steps, ()), job.store).values()):
-                continue  # what it makes was made elsewhere
+            if is_made(job, goal, tool.step):
+                continue
             group = "package" if recipe.package.kind in tool.needed else "target"
             refused.setdefault(recipe.name, tools.refusal(tool, f"{group}={recipe.choices[group]}"))
     if refused and len(job.names) == 1:
@@ -139,6 +138,12 @@ def equipped(job: Job) -> Job:
     if len(job.names) > 1:  # a plain build without a linker fails in its step lower, before that runs
         refused |= unlinked(job)
     return without(job, refused) if refused else job
+
+
+def is_made(job: Job, goal: Goal, name: str) -> bool:
+    """Whether a goal's steps of this name have their results, made on another machine perhaps."""
+    steps = {id_: job.plan.steps[id_] for id_ in goal.steps if job.plan.steps[id_].name == name}
+    return bool(steps) and all(verdict.status == "hit" for verdict in verdicts(Plan(steps, ()), job.store).values())
 
 
 def verdicts(plan: Plan, store: FileStore) -> dict[str, Verdict]:
@@ -162,8 +167,7 @@ def unlinked(job: Job) -> dict[str, Unsupported]:
             try:
                 link.require_linker(recipe.target.triple)
             except StepError as error:
-                lower = {id_: job.plan.steps[id_] for id_ in goal.steps if job.plan.steps[id_].name == "lower"}
-                if lower and all(verdict.status == "hit" for verdict in verdicts(Plan(lower, ()), job.store).values()):
+                if is_made(job, goal, "lower"):
                     continue
                 found[recipe.name] = Unsupported(f"target={recipe.choices['target']}: {error.message}", error.hint)
     return found
