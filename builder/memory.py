@@ -6,7 +6,7 @@
 - Activations: what TVM's ``StaticPlanBlockMemory`` gives to the functions of a library, which its memory pool keeps:
   the planner is played through for one layer (all are alike), for prefill_chunk_size rows, for max_batch_size rows and
   for one. Beside them the inputs of the layers, the cache's own buffers for one chunk, and the logits.
-- Runtime: ``target.runtime_bytes``, measured.
+- Runtime: ``target.runtime_bytes``, measured; of one of several GPUs PEERS_BYTES more.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from builder.recipe import Metadata, Target
 PAGE_TOKENS = 16
 REUSE_RANGE = 16  # the planner takes memory up to this many times larger or smaller than asked for
 FLOAT32, INDEX = 4, 4  # bytes
+PEERS_BYTES = 680_000_000  # NCCL and the rooms for small sums, on each of two H200s (10,489 MiB in all, of a 7B shape)
 POOL_BYTES = 4096  # TVM's memory pool hands out multiples of it
 
 
@@ -86,6 +87,7 @@ def shapes(
     widths = tuple(planned_widths(layer, layers, FLOAT32))
     weights = {piece.name: piece.nbytes for parameter in table for piece in packed(parameter, scheme)}
     vocab, runtime = int(architecture["vocab_size"]), target.runtime_bytes
+    runtime += PEERS_BYTES if target.kind == "cuda" and shards > 1 else 0
     parts = next((vocab // parameter.shape[0] for parameter in table if parameter.kind == "head"), 1)
     return Shapes(layer, layers, vocab, parts, FLOAT32, widths, weights, runtime, target.max_sequences)
 

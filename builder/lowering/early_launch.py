@@ -2,8 +2,9 @@
 
 A kernel's blocks come up, and matrix products ask for their weights, while the kernel before still runs; a decoded
 token is some 300 kernels of a few microseconds, so this is a good part of it. Each kernel lets the next one start
-at once, and waits for the one before, all of it, before it reads or writes anything but weights. None may end
-without that wait, or what comes after it would wait for too little.
+at once, and waits for the one before, all of it, before it reads or writes anything but weights and the page table,
+which no kernel writes: the runtime copies it to the device, in front of a token's first kernel. None may end without
+that wait, or what comes after it would wait for too little.
 https://docs.nvidia.com/cuda/cuda-programming-guide, "Programmatic Dependent Launch"; PTX ISA, griddepcontrol.
 """
 
@@ -13,11 +14,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tvm import ir, transform
+import tvm_ffi
+from tvm import ir, tirx, transform
 
 from builder.targets import cuda
 
 READY = "inputs_ready"  # what a kernel calls that has a better place for the wait than its start
+START = "next_may_start"  # what one calls that lets the next one start later than at its own start
+LATE = "starts_late"  # what one calls that does not start early
 LAUNCH = "tirx.kernel_launch_params"
 EARLY = "tirx.use_programtic_dependent_launch"  # as TVM's runtime spells it (src/runtime/metadata.h)
 KERNEL = re.compile(r'^extern "C" __global__ void [^;{]*\{\n', re.MULTILINE)
@@ -29,11 +33,13 @@ def is_possible(target: Mapping[str, Any]) -> bool:
 
 
 def tagged() -> transform.Pass:
-    """For device functions: TVM's runtime launches them early."""
+    """For device functions: TVM's runtime launches them early. Those of many equal blocks that compute for long do not:
+    they would go to where the kernel before leaves room, and not to all multiprocessors alike (a prefill of 128 tokens
+    took a fifth longer)."""
 
     def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
         functions = {
-            variable: function.with_attr(LAUNCH, [*function.attrs[LAUNCH], EARLY])
+            variable: function.with_attr(LAUNCH, [*function.attrs[LAUNCH], *([] if is_late(function) else [EARLY])])
             for variable, function in module.functions_items()
         }
         return ir.IRModule(functions, attrs=module.attrs)
@@ -41,11 +47,26 @@ def tagged() -> transform.Pass:
     return transform.module_pass(rewrite, opt_level=0, name="EarlyLaunch")
 
 
+def is_late(function: Any) -> bool:
+    found = []
+
+    def look(statement: Any) -> None:
+        call = statement.value
+        if isinstance(call, ir.Call) and call.op.name == "tirx.call_extern" and str(call.args[0].value) == LATE:
+            found.append(statement)
+
+    tvm_ffi.structural_walk(function.body, (tirx.Evaluate, look))
+    return bool(found)
+
+
 def waiting(source: str) -> str:
-    """The source of kernels with the waits in it."""
+    """The source of kernels with the waits in it. Without __restrict__: what may not be written by others may be read
+    at any time, so that the compiler moves loads to either side of a wait."""
+    source = source.replace(" __restrict__", "")
     starts = [found.end() for found in KERNEL.finditer(source)]
     parts, ends = [cuda.EARLY_START, source[: starts[0]] if starts else source], [*starts[1:], len(source)]
     for start, end in zip(starts, ends, strict=False):
         wait = "" if f"{READY}()" in source[start:end] else f"  {READY}();\n"
-        parts += [f"  next_may_start();\n{wait}", source[start:end]]
+        begin = "" if f"{START}()" in source[start:end] else f"  {START}();\n"
+        parts += [begin + wait, source[start:end]]
     return "".join(parts)

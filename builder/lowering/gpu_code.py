@@ -16,7 +16,7 @@ from builder.lowering import early_launch, flat_code
 from builder.lowering.machine import Machine
 from builder.lowering.passes import shared_memory
 from builder.lowering.stages import Stages
-from builder.targets import apple, cuda, cuda_runtime
+from builder.targets import apple, cuda, cuda_runtime, peer_sum
 
 Pass = tuple[str, Any]
 
@@ -56,7 +56,8 @@ def cuda_code(functions: Any, machine: Machine) -> Any:
     early = early_launch.is_possible(machine.description)
 
     def compiled(source: str) -> bytes:
-        return cuda.compile_kernels(early_launch.waiting(source) if early else source, arch)
+        known = peer_sum.LINES + peer_sum.SENDER if "send_pair(" in source else ""
+        return cuda.compile_kernels(known + (early_launch.waiting(source) if early else source), arch)
 
     tvm.register_global_func("tvm_callback_cuda_compile", compiled, override=True)
     return source_code(early_launch.tagged()(functions) if early else functions, machine)

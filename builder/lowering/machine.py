@@ -32,6 +32,7 @@ class Kernels:
     sampling: ModuleType
 
 
+CUDA_ROOM = 11_264  # values: 44 KiB of the 48 that every block may have
 CPU = Kernels(cpu_schedules.SCHEDULES, attention, cache, sampling)
 GPU = Kernels(gpu_schedules.SCHEDULES, gpu_attention, gpu_cache, gpu_sampling)
 
@@ -103,6 +104,9 @@ def gpu_machine(target: Mapping[str, Any]) -> Machine:
     description: dict[str, Any] = {"kind": target["kind"], "max_num_threads": THREADS}
     if target["kind"] == "cuda":
         description["arch"] = target["arch"][-1]  # it steers no kernel here; the compiler gets all of them
-    early = early_launch.READY if early_launch.is_possible(target) else ""
-    device = Device(THREADS, SHARED_BYTES, strips=2 if target["kind"] == "cuda" else 1, ready=early)
+    device = Device(THREADS, SHARED_BYTES)
+    if early_launch.is_possible(target):
+        device = replace(device, ready=early_launch.READY, start=early_launch.START, late=early_launch.LATE)
+    if target["kind"] == "cuda":
+        device = replace(device, strips=2, room=CUDA_ROOM, load_bytes=16, shuffles=True)
     return Machine(tvm.target.Target(description, host=llvm(target)), GPU, device, target)

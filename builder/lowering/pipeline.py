@@ -12,13 +12,15 @@ import tvm
 from tvm import relax
 from tvm.relax import vm_build
 
-from builder.lowering import cpu_code, gpu_code
+from builder.lowering import cpu_code, early_launch, gpu_code
 from builder.lowering.machine import Machine
 from builder.lowering.passes import (
     cuda_graphs,
     cut_weights,
+    gated_products,
     kernels,
     kv_cache,
+    late_weights,
     metadata,
     sampling,
     shape_functions,
@@ -39,16 +41,24 @@ def graph_passes(
 ) -> list[Pass]:
     """Everything that happens to the graph, in order. ``shares``: what each of several ranks has of each tensor."""
     memory = metadata.Memory()
-    graphs = [("CUDA graphs", cuda_graphs.captured())] if machine.kind == "cuda" else []
-    pairs = [("sums with norms", sums_with_norms.fused())] if machine.kind == "cuda" and shares else []
+    early = early_launch.is_possible(machine.description)
+    graphs = (
+        [("CUDA graphs", cuda_graphs.captured())] if machine.kind == "cuda" and cuda_graphs.pay(model, early) else []
+    )
+    several = machine.kind == "cuda" and bool(shares)
+    pairs = [("sums with norms", sums_with_norms.fused(machine))] if several else []
+    peers = [("peers", sums_with_norms.attach_peers(machine))] if several else []
+    gates = [("products with gates", gated_products.fused())] if machine.kind == "cuda" else []
     return [
         ("plain operators", relax.transform.LegalizeOps()),
         ("reshapes", relax.transform.RewriteDataflowReshape()),
         ("unused functions", relax.transform.DeadCodeElimination()),
+        *gates,
         *pairs,
         ("KV cache kernels", kv_cache.with_kernels(machine)),
         ("kernels", kernels.with_schedules(machine.kernels.schedules, machine.made_for)),
         ("sampling functions", sampling.attach(model.vocab, model.hidden, model.metadata, machine)),
+        *peers,
         *([("cuts of weights", cut_weights.attach(shares, model.ranks, machine))] if shares else []),
         ("size limits", metadata.bound_sizes(model.metadata)),
         ("dataflow", relax.transform.ToNonDataflow()),
@@ -59,6 +69,7 @@ def graph_passes(
         *graphs,
         ("metadata", metadata.attach(model, family, scheme, machine.description, memory, shares)),
         ("allocation", relax.transform.LowerAllocTensor()),
+        ("weights where they are used", late_weights.taken_late()),
         ("lifetimes", relax.transform.KillAfterLastUse()),
         ("builtins", relax.transform.LowerRuntimeBuiltin()),
         ("computed values", relax.transform.ComputePrimValue()),

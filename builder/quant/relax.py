@@ -77,7 +77,7 @@ def _rounded_product(fields: Mapping[str, Any], codes_MW: Any, scale_M1: Any, q_
     )
 
 
-def _linear(fields: Mapping[str, Any], x_MK: Any, *tensors: Any) -> Any:
+def product(fields: Mapping[str, Any], x_MK: Any, *tensors: Any) -> Any:
     """y = x @ weight.T (+ bias) (+ residual); tensors: residual, weight (one or more tensors), bias. With an activation
     x is codes, and the first of the tensors the scales of their rows."""
     rest = list(tensors)
@@ -220,4 +220,4 @@ def project(
     if residual_MN is not None:
         activations.append(residual_MN)
     stored = weight.stored() if bias is None else [*weight.stored(), bias]
-    return op.emit("linear", _linear, fields, activations, stored, (x_MK.shape[0], fields["n"]))
+    return op.emit("linear", product, fields, activations, stored, (x_MK.shape[0], fields["n"]))

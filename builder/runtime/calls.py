@@ -14,7 +14,7 @@ import numpy as np
 
 from builder.core.errors import UserError
 from builder.runtime import weights
-from builder.runtime.device import Device, device_of
+from builder.runtime.device import Device, Landing, device_of
 from builder.targets.cpu import check_runs_here
 from builder.targets.tvm_import import import_tvm
 
@@ -23,53 +23,105 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 STATE = ("add_sequence", "remove_sequence", "begin_forward", "end_forward", "popn")  # of the cache, in TVM's runtime
 
+SEEN = ("get_query_positions", "get_num_available_pages")
+
 
 class Calls:
-    """The library's functions, looked up once, on a KV cache for ``sequences`` whole contexts."""
+    """The library's functions, looked up once, on a KV cache for ``sequences`` whole contexts. They return what
+    ``landing`` makes of the logits."""
 
     def __init__(
-        self, machine: Any, device: Device, params: list[Any], metadata: dict[str, Any], sequences: int
+        self,
+        machine: Any,
+        device: Device,
+        params: list[Any],
+        metadata: dict[str, Any],
+        sequences: int,
+        landing: Landing,
     ) -> None:
         tvm = import_tvm(runtime_only=True)
         self.metadata = metadata
-        self._shape, self._device = tvm.runtime.ShapeTuple, device
+        self._shape, self._device, self._landing = tvm.runtime.ShapeTuple, device, landing
         self._params = tvm_array(params)
         names = ("embed", "prefill", "decode", "batch_decode", "batch_verify")
         self._embed, self._prefill, self._decode, self._batch_decode, self._verify = (machine[name] for name in names)
         state = {name: tvm.get_global_func(f"vm.builtin.kv_state_{name}") for name in STATE}
         self._add, self._remove, self._begin, self._end, self._pop = (state[name] for name in STATE)
+        seen = {name: tvm.get_global_func(f"vm.builtin.attention_kv_cache_{name}") for name in SEEN}
+        self._positions, self._pages = (seen[name] for name in SEEN)
         self._chunk = metadata["prefill_chunk_size"]
         sizes = (sequences, sequences * metadata["context_window_size"], self._chunk, PAGE_TOKENS, 0)
         self._cache = machine["create_tir_paged_kv_cache"](*(self._shape([size]) for size in sizes))
         self._machine = machine  # it owns the functions
-        self._one = device.slot()
+        self._one, self._logits = device.slot(), (metadata["vocab_size"],)
         self._one_length = self._shape([1])
+        self._one_row: Any = None  # (1, 1, hidden); an object of TVM's takes 2 us to make
+        self._held: Any = None  # the token
+        self._graph = token_graph(device, metadata)
+        self._sequences = 0
+        self._last: tuple[int, Any] = (-1, None)  # the sequence that was decoded last, and its number as TVM wants it
+
+    def function(self, name: str) -> Any:
+        """One of the library's that is no function of the graph."""
+        return self._machine.module.get_function(name, query_imports=True)
+
+    def decode_as_batch(self) -> None:
+        """One token as a batch of one."""
+        self._decode = self._batch_decode
 
     def add(self, seq: int) -> None:
         self._add(self._cache, seq)
+        self._sequences += 1
 
     def remove(self, seq: int) -> None:
         self._remove(self._cache, seq)
+        self._sequences -= 1
 
     def rewind(self, seq: int, tokens: int) -> None:
         self._pop(self._cache, seq, tokens)
 
     def prefill(self, seq: int, ids: Ids) -> Floats:
-        return cast(Floats, self._run(self._prefill, self._embedded(ids, 1, ids.size), [seq], [ids.size])[0])
+        """Logits (V,) after the last token."""
+        return self._run(self._prefill, self._embedded(ids, 1, ids.size), [seq], [ids.size], self._logits)
 
     def verify(self, seq: int, ids: Ids) -> Floats:
-        return self._run(self._verify, self._embedded(ids, 1, ids.size), [seq], [ids.size])
+        """Logits (T, V)."""
+        rows = self._embedded(ids, 1, ids.size)
+        return self._run(self._verify, rows, [seq], [ids.size], (ids.size, *self._logits))
 
     def decode(self, seq: int, token: int) -> Floats:
-        embedded = self._embed(self._one.holding(token), self._params)
-        rows = embedded._create_view((1, 1, embedded.shape[1]))
-        self._begin(self._cache, self._shape([seq]), self._one_length)
-        logits = self._device.take(self._decode(rows, self._cache, self._params)[0])
+        """Logits (V,). Until they are asked for a GPU waits for each line here, and from then on this for the GPU."""
+        self._held = self._one.holding(token)
+        if self._last[0] != seq:
+            self._last = (seq, self._shape([seq]))
+        self._begin(self._cache, self._last[1], self._one_length)
+        layout = self._layout() if self._graph and self._sequences == 1 else None
+        if layout is None or (kept := self._graph.launched(layout)) is None:
+            self._landing.ask(self._token()[0], self._logits)
+            if layout is not None:
+                self._graph.capture(layout, self._token)
+        else:
+            self._landing.ask(kept[0], self._logits)
         self._end(self._cache)
-        return cast(Floats, logits.reshape(-1))
+        return cast(Floats, self._landing.get())
+
+    def _token(self) -> tuple[Any, Any]:
+        """The kernels of one token: its logits, and what they are made of."""
+        embedded = self._embed(self._held, self._params)
+        if self._one_row is None:
+            self._one_row = self._shape((1, 1, embedded.shape[1]))
+        rows = embedded._create_view(self._one_row)
+        return self._decode(rows, self._cache, self._params)[0], rows
+
+    def _layout(self) -> tuple[int, int]:
+        """What the kernels of the only sequence are told by value hangs on this. Brings the cache's tables there."""
+        positions = self._positions(self._cache)
+        return self._pages(self._cache), positions.data_ptr()
 
     def decode_batch(self, seqs: Sequence[int], ids: Ids) -> Floats:
-        return self._run(self._batch_decode, self._embedded(ids, ids.size, 1), seqs, [1] * ids.size)
+        """Logits (B, V)."""
+        rows = self._embedded(ids, ids.size, 1)
+        return self._run(self._batch_decode, rows, seqs, [1] * ids.size, (ids.size, *self._logits))
 
     def _embedded(self, ids: Ids, batch: int, length: int) -> Any:
         """(batch, length, hidden). TVM's memory pool keeps a buffer of every size it ever made, and prompts are of all
@@ -79,16 +131,35 @@ class Calls:
         embedded = self._embed(self._device.put(filled), self._params)
         return embedded._create_view((batch, length, embedded.shape[1]))
 
-    def _run(self, function: Any, rows: Any, seqs: Sequence[int], lengths: Sequence[int]) -> Floats:
-        """One forward pass; all its logits, (rows of logits, V)."""
+    def _run(
+        self, function: Any, rows: Any, seqs: Sequence[int], lengths: Sequence[int], shape: tuple[int, ...]
+    ) -> Floats:
+        """One forward pass; all its logits."""
         self._begin(self._cache, self._shape(list(seqs)), self._shape(list(lengths)))
-        logits = self._device.take(function(rows, self._cache, self._params)[0])
-        self._end(self._cache)
-        return cast(Floats, logits.reshape(-1, logits.shape[-1]))
+        return self._brought(function(rows, self._cache, self._params)[0], shape)
+
+    def _brought(self, logits: Any, shape: tuple[int, ...]) -> Floats:
+        self._landing.ask(logits, shape)
+        self._end(self._cache)  # while the logits are computed
+        return cast(Floats, self._landing.get())
 
 
-def load(files: Mapping[str, Path], sequences: int | None, rank: int = 0, ranks: int = 1) -> Calls:
-    """An artifact on this process's device: the ``rank``-th of the machine. UserError as Engine says."""
+def token_graph(device: Device, metadata: Mapping[str, Any]) -> Any:
+    """For GPUs whose libraries capture nothing themselves."""
+    if device.kind != "cuda" or metadata.get("cuda_graphs", True):
+        return None
+    from builder.runtime.token_graph import TokenGraph
+
+    return TokenGraph(device)
+
+
+def load(
+    files: Mapping[str, Path], sequences: int | None, rank: int = 0, ranks: int = 1, landing: Landing | None = None
+) -> Calls:
+    """An artifact on this process's device: the ``rank``-th of the machine. UserError as Engine says.
+
+    ``landing``: where logits come; None: to arrays that are the caller's.
+    """
     library = find_library(files)
     device = device_of(library, rank)
     machine = load_library(library, device)
@@ -97,7 +168,8 @@ def load(files: Mapping[str, Path], sequences: int | None, rank: int = 0, ranks:
     if built_for["cpu"]:
         check_runs_here(built_for["cpu"], built_for["features"], library.name)
     params = device.put_all(weights.load(files, metadata["params"], rank, ranks))
-    return Calls(machine, device, params, metadata, metadata["max_batch_size"] if sequences is None else sequences)
+    sequences = metadata["max_batch_size"] if sequences is None else sequences
+    return Calls(machine, device, params, metadata, sequences, landing or device.landing())
 
 
 def tvm_array(tensors: list[Any]) -> Any:

@@ -7,7 +7,7 @@ things, so what worker 0 would broadcast is there already.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,8 +27,9 @@ class Network(Protocol):
     def all_reduce(self, send: Any, recv: Any, kind: str) -> None: ...
     def all_gather(self, send: Any, recv: Any) -> None: ...
 
-    def quicken(self, metadata: Mapping[str, Any]) -> None:
-        """Use what the library brings for it. All ranks call this, before they are asked for anything."""
+    def quicken(self, metadata: Mapping[str, Any], function: Callable[[str], Any]) -> bool:
+        """Use what the library brings for it; ``function`` finds one of the library's. Whether its products can send
+        what they make, as "decode" wants. All ranks call this, before they are asked for anything."""
 
 
 def join(rank: int, ranks: int, folder: Path, device: Device) -> Network:
@@ -97,5 +98,6 @@ class Gloo:
         parts = self._torch.from_dlpack(recv).chunk(self._distributed.get_world_size())
         self._distributed.all_gather(list(parts), self._torch.from_dlpack(send))
 
-    def quicken(self, metadata: Mapping[str, Any]) -> None:
-        """Libraries for CPUs bring nothing."""
+    def quicken(self, metadata: Mapping[str, Any], function: Callable[[str], Any]) -> bool:
+        """Libraries for CPUs bring nothing, and send nothing."""
+        return True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +17,8 @@ from builder.targets.tvm_import import import_tvm
 
 MARKS = {kind: f'"kind": "{kind}"'.encode() for kind in ("cuda", "metal", "opencl", "webgpu")}
 RANKS = re.compile(rb'"tensor_parallel_shards": (\d+)')
+PINNED = 3  # kDLCUDAHost of dlpack.h: the host's memory, which a GPU reads and writes by itself
+LANDING_BYTES = 1 << 22  # for the logits of a token or a batch; those of a long prompt take long anyway
 Array = np.ndarray[Any, Any]
 
 
@@ -72,6 +76,16 @@ class Slot(Protocol):
     def holding(self, token: int) -> Any: ...
 
 
+class Landing(Protocol):
+    """Where float32 numbers of a device come to the host, one tensor at a time."""
+
+    def ask(self, tensor: Any, shape: tuple[int, ...]) -> None:
+        """Have it brought once it is computed; this does not wait for it."""
+
+    def get(self) -> Any:
+        """Wait for it: an array of that shape, or what the landing's other end needs to find it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """``tvm``: the device as TVM's runtime names it."""
@@ -89,12 +103,23 @@ class Device:
             return tensors
         return [tensor.copyto(self.tvm) for tensor in tensors]
 
-    def take(self, tensor: Any) -> Any:
-        """A tensor as an array of the host. On the CPU it is the same memory."""
-        return np.from_dlpack(tensor) if self.kind == "cpu" else tensor.numpy()
-
     def slot(self) -> Slot:
         return HostSlot() if self.kind == "cpu" else DeviceSlot(self)
+
+    def landing(self) -> Landing:
+        """One whose arrays are the caller's."""
+        return HostLanding() if self.kind == "cpu" else DeviceLanding(self)
+
+    def pin(self, array: Array) -> None:
+        """Have a GPU write to this memory by itself, from now on; where that cannot be, copies to it take longer."""
+        if self.kind == "cpu":
+            return
+        from builder.targets.cuda_runtime import RUNTIME, opened
+
+        runtime = opened(RUNTIME)
+        assert runtime is not None, "TVM's runtime is linked to it"
+        if runtime.cudaHostRegister(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), 0):
+            runtime.cudaGetLastError()  # or what is called next takes this error for its own
 
 
 class HostSlot:
@@ -108,11 +133,77 @@ class HostSlot:
 
 
 class DeviceSlot:
+    """The GPU fetches the token by itself. It has done so before there are logits, and so before the next one comes."""
+
     def __init__(self, device: Device) -> None:
         self._tensor = import_tvm(runtime_only=True).runtime.empty((1,), "int32", device.tvm)
-        self._array = np.zeros(1, np.int32)
+        self._pinned = pinned(1, "int32")
+        self._array: Array = np.from_dlpack(self._pinned)  # the same memory
 
     def holding(self, token: int) -> Any:
         self._array[0] = token
-        self._tensor.copyfrom(self._array)
-        return self._tensor
+        return self._pinned.copyto(self._tensor)
+
+
+class HostLanding:
+    """Arrays are the memory of the tensors themselves."""
+
+    def __init__(self) -> None:
+        self._array: Any = None
+
+    def ask(self, tensor: Any, shape: tuple[int, ...]) -> None:
+        self._array = np.from_dlpack(tensor).reshape(shape)
+
+    def get(self) -> Any:
+        array, self._array = self._array, None
+        return array
+
+
+class Room:
+    """Memory of the host that tensors are copied to, each over the last one; those that have no room come elsewhere."""
+
+    def __init__(self, device: Device, room: Any) -> None:
+        """``room``: a tensor of the host, of float32 in one axis."""
+        self._device, self._room = device, room
+        self._floats: Array = np.from_dlpack(room)  # the same memory
+        self._shape: tuple[int, ...] = ()  # of the tensor that was asked for
+        self._fits = True
+        self._view, self._array = room, self._floats  # of that shape
+        self._large: Any = None
+
+    def ask(self, tensor: Any, shape: tuple[int, ...]) -> None:
+        if shape != self._shape:
+            self._shape, self._fits = shape, prod(shape) <= self._floats.size
+            if self._fits:  # views take longer to make than all else here
+                self._view = self._room._create_view(shape)
+                self._array = self._floats[: prod(shape)].reshape(shape)
+        if self._fits:
+            tensor.copyto(self._view)
+        else:
+            self._large = tensor
+
+    def landed(self) -> tuple[Array, bool]:
+        """Wait for it: the array, and whether the next one comes over it."""
+        if self._fits:
+            self._device.tvm.sync()
+            return self._array, True
+        tensor, self._large = self._large, None
+        return tensor.numpy().reshape(self._shape), False
+
+
+class DeviceLanding:
+    def __init__(self, device: Device) -> None:
+        self._room = Room(device, pinned(LANDING_BYTES // 4, "float32"))
+        self.ask = self._room.ask
+
+    def get(self) -> Any:
+        array, shared = self._room.landed()
+        return array.copy() if shared else array
+
+
+def pinned(size: int, dtype: str) -> Any:
+    """A tensor of the host with one axis."""
+    tvm = import_tvm(runtime_only=True)
+    import tvm_ffi
+
+    return tvm.runtime.empty((size,), dtype, tvm_ffi.device(PINNED, 0))

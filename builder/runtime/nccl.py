@@ -10,7 +10,7 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from builder.runtime.peers import Kernels, Peers
 from builder.targets.cuda import starts_early
 from builder.targets.cuda_runtime import RUNTIME, opened
 from builder.targets.gpus import find_nccl
-from builder.targets.peer_sum import MOST, NAME, NORM_ROWS
+from builder.targets.peer_sum import MOST, NAME, NORM_ROWS, SET_PEERS
 from builder.targets.tvm_import import import_tvm
 
 MEET_S = 100.0
@@ -53,14 +53,19 @@ class Nccl:
         code = self._nccl.ncclCommInitRank(ctypes.byref(self._communicator), ranks, identity, rank)
         self._checked("ncclCommInitRank", code)
 
-    def quicken(self, metadata: Mapping[str, Any]) -> None:
-        if self._kernels is not None or NAME not in metadata:
-            return
-        self._kernels = Kernels(metadata[NAME], starts_early(metadata["target"]["arch"]))
-        try:
-            self._peers = Peers(self._kernels, self._rank, self._ranks, self._exchange)
-        except StepError as error:
-            print(f"small sums go through NCCL too: {error.message}", file=sys.stderr)
+    def quicken(self, metadata: Mapping[str, Any], function: Callable[[str], Any]) -> bool:
+        if NAME not in metadata:
+            return True
+        if self._kernels is None:
+            self._kernels = Kernels(metadata[NAME], starts_early(metadata["target"]["arch"]))
+            try:
+                self._peers = Peers(self._kernels, self._rank, self._ranks, self._exchange)
+            except StepError as error:
+                print(f"small sums go through NCCL too: {error.message}", file=sys.stderr)
+        if self._peers:
+            tvm = import_tvm(runtime_only=True)
+            function(SET_PEERS)(tvm.runtime.tensor(self._peers.table, tvm.runtime.device("cuda", self._rank)))
+        return self._peers is not None
 
     def _exchange(self, name: str, own: bytes) -> list[bytes]:
         tell(self._folder / f"{name}-{self._rank}", own)
@@ -68,7 +73,7 @@ class Nccl:
 
     def all_reduce(self, send: Any, recv: Any, kind: str) -> None:
         count = send.numel()
-        if self._peers and kind == "sum" and str(send.dtype) == "float32" and count % 2 == 0 and count <= MOST:
+        if self._peers and kind == "sum" and is_small(send):
             self._peers.sum(send.data_ptr(), recv.data_ptr(), count, self._stream(send.device))
             return
         code = self._nccl.ncclAllReduce(
@@ -86,6 +91,9 @@ class Nccl:
         self._kernels.norm(part if peers else total, weight, eps, total, normed, self._stream(part.device), peers)
 
     def all_gather(self, send: Any, recv: Any) -> None:
+        if self._peers and is_small(send):
+            self._peers.gather(send.data_ptr(), recv.data_ptr(), send.numel(), self._stream(send.device))
+            return
         code = self._nccl.ncclAllGather(
             send.data_ptr(), recv.data_ptr(), send.numel(), TYPES[str(send.dtype)], self._communicator,
             self._stream(send.device),
@@ -97,6 +105,12 @@ class Nccl:
             said = self._nccl.ncclGetErrorString(code).decode()
             last = (self._nccl.ncclGetLastError(None) or b"").decode()
             raise StepError(f"{name}: {said}. {last}".strip(), "NCCL_DEBUG=WARN shows more")
+
+
+def is_small(send: Any) -> bool:
+    """Whether the kernels for small tensors take it."""
+    count = send.numel()
+    return str(send.dtype) == "float32" and count % 2 == 0 and count <= MOST
 
 
 def library() -> ctypes.CDLL:

@@ -11,9 +11,12 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from builder.core.errors import StepError
 from builder.targets.cuda_runtime import DRIVER, RUNTIME, opened
 from builder.targets.peer_sum import (
+    GATHER,
     LINE_BYTES,
     MOST,
     NAME,
@@ -21,13 +24,14 @@ from builder.targets.peer_sum import (
     NORM_PAIRS,
     NORM_ROWS,
     NORM_THREADS,
+    TABLE_WORDS,
     THREADS,
     WEIGHT_TYPES,
 )
 
 HANDLE_BYTES = 64  # CUDA_IPC_HANDLE_SIZE
+MOST_RANKS = 8  # that the kernels have pointers for
 PEER_ACCESS = 1  # cudaIpcMemLazyEnablePeerAccess
-TO_DEVICE = 1  # cudaMemcpyHostToDevice
 EARLY = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 Pointer = ctypes.c_void_p
 Number = ctypes.c_uint
@@ -37,6 +41,12 @@ Exchange = Callable[[str, bytes], list[bytes]]  # a name and this rank's bytes -
 
 class Handle(ctypes.Structure):
     _fields_ = (("reserved", ctypes.c_char * HANDLE_BYTES),)
+
+
+class Rooms(ctypes.Structure):
+    """Where all ranks' rooms are, as this rank sees them."""
+
+    _fields_ = (("at", Pointer * MOST_RANKS),)
 
 
 class Attribute(ctypes.Structure):
@@ -65,7 +75,7 @@ class Kernels:
         assert driver is not None, "TVM's runtime is linked to it"
         self._driver, self._module = driver, Pointer()
         did("cuModuleLoadData", driver.cuModuleLoadData(ctypes.byref(self._module), base64.b64decode(code)))
-        self._functions = {name: self._function(name) for name in (NAME, NORM)}
+        self._functions = {name: self._function(name) for name in (NAME, GATHER, NORM)}
 
     def launch(self, name: str, blocks: int, threads: int, values: Sequence[Any], stream: int) -> None:
         addresses = (Pointer * len(values))(*(ctypes.addressof(value) for value in values))
@@ -79,7 +89,7 @@ class Kernels:
         """The sum over ``peers`` (none: what ``part`` has) and its RMS norm; tensors of TVM, rows of at most 2 *
         NORM_PAIRS numbers."""
         rows, width = part.shape
-        alone = (Pointer(), Pointer(), Number(0), Number(1))
+        alone = (Rooms(), Pointer(), Pointer(), Number(0), Number(1))
         values = (
             Pointer(part.data_ptr()), Pointer(weight.data_ptr()), Number(WEIGHT_TYPES.index(str(weight.dtype))),
             Real(eps), Pointer(total.data_ptr()), Pointer(normed.data_ptr()), Number(width // 2), *(peers or alone),
@@ -98,23 +108,37 @@ class Peers:
 
     def __init__(self, kernels: Kernels, rank: int, ranks: int, exchange: Exchange) -> None:
         """Raises StepError when a rank cannot reach another one's memory; then all ranks raise it."""
+        if ranks > MOST_RANKS:
+            raise StepError(f"{ranks} GPUs; the kernel is made for {MOST_RANKS}")
         runtime = opened(RUNTIME)
         assert runtime is not None, "TVM's runtime is linked to it"
         self._kernels, self._runtime, self._rank, self._ranks = kernels, runtime, rank, ranks
         pairs = MOST // 2
         sums = self._rooms("room", 2 * ranks * pairs, exchange)
         norms = self._rooms("rows", 2 * ranks * NORM_ROWS * NORM_PAIRS, exchange)
+        sent, _own = self._rooms("sent", 2 * ranks * NORM_PAIRS, exchange)
+        addresses = [self._zeroed(8).value or 0, *(sent.at[each] or 0 for each in range(MOST_RANKS))]
+        words = [word for address in addresses for word in (address & 0xFFFFFFFF, address >> 32)]
+        self.table = np.array([rank, ranks, *words], np.uint32)  # what the library's products are told
+        assert self.table.size == TABLE_WORDS
         mine = (Number(rank), Number(ranks))
-        self._sums = (sums, self._zeroed(pairs // THREADS * 4), Number(pairs), *mine)
-        self.norms = (norms, self._zeroed(NORM_ROWS * 4), *mine)  # what Kernels.norm takes
+        self._sums = (*sums, self._zeroed(pairs // THREADS * 4), Number(pairs), *mine)
+        self.norms = (*norms, self._zeroed(NORM_ROWS * 4), *mine)  # what Kernels.norm takes
 
     def sum(self, part: int, total: int, count: int, stream: int) -> None:
         """Launch the sum of ``count`` numbers (even, at most MOST) at the addresses ``part`` of all ranks."""
-        values = (Pointer(part), Pointer(total), Number(count // 2), *self._sums)
-        self._kernels.launch(NAME, -(-count // (2 * THREADS)), THREADS, values, stream)
+        self._launch(NAME, part, total, count, stream)
 
-    def _rooms(self, name: str, lines: int, exchange: Exchange) -> Pointer:
-        """A table on the GPU of all ranks' rooms of that many lines."""
+    def gather(self, part: int, whole: int, count: int, stream: int) -> None:
+        """Likewise, the ``count`` numbers of each rank, one rank's after the other's."""
+        self._launch(GATHER, part, whole, count, stream)
+
+    def _launch(self, name: str, part: int, result: int, count: int, stream: int) -> None:
+        values = (Pointer(part), Pointer(result), Number(count // 2), *self._sums)
+        self._kernels.launch(name, -(-count // (2 * THREADS)), THREADS, values, stream)
+
+    def _rooms(self, name: str, lines: int, exchange: Exchange) -> tuple[Rooms, Pointer]:
+        """All ranks' rooms of that many lines, and this rank's own."""
         own, handle = self._room(lines * LINE_BYTES)
         rooms, problem = [own] * self._ranks, ""
         try:
@@ -125,9 +149,7 @@ class Peers:
         for said in exchange(f"{name}-reached", problem.encode()):
             if said:
                 raise StepError(said.decode())
-        table, place = (Pointer * self._ranks)(*(room.value for room in rooms)), self._zeroed(8 * self._ranks)
-        did("cudaMemcpy", self._runtime.cudaMemcpy(place, table, ctypes.c_size_t(8 * self._ranks), TO_DEVICE))
-        return place
+        return Rooms((Pointer * MOST_RANKS)(*(room.value for room in rooms))), own
 
     def _room(self, nbytes: int) -> tuple[Pointer, bytes]:
         """Memory that others may open, and its handle; an empty one where that cannot be."""

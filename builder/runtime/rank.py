@@ -1,9 +1,10 @@
 """One rank of several, in a process of its own: python -m builder.runtime.rank (started by builder/runtime/ranks.py)
 
-Arguments: number of this rank, count, file descriptors of the channel and of the pipe that is watched, folder where
-the ranks meet, library. A message is a tuple: "load", files, sequences; or "memory"; or a function of calls.Calls and
-its arguments. Answers are ("answer" | "error", content). All ranks say that they have met, what they loaded, how much
-memory they have and what goes wrong; else rank 0 answers.
+Arguments: number of this rank, count, file descriptors of the channel, of the pipe that is watched and of the board,
+seconds before it sleeps, folder where the ranks meet, library. A message is a tuple: "load", files, sequences; or
+"memory"; or "look", at the board; or a function of calls.Calls and its arguments. Answers are ("answer" | "error",
+content). All ranks say that they have met, what they loaded, how much memory they have and what goes wrong; else rank 0
+answers.
 """
 
 from __future__ import annotations
@@ -17,28 +18,26 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from builder.core.errors import BuildError, StepError
-from builder.runtime.ranks import LOGITS
+from builder.runtime.board import LOOKS, Board
 
-SPIN_S = 0.001  # on a GPU, where a core for each rank is little
 FUNCTIONS = ("add", "remove", "rewind", "prefill", "verify", "decode", "decode_batch")
 
 
 def main() -> None:
     faulthandler.enable()  # where this rank was when it crashed, or was given up: in its log
-    number, count, channel, watched = (int(word) for word in sys.argv[1:5])
-    folder, library = Path(sys.argv[5]), Path(sys.argv[6])
+    number, count, channel, watched, board = (int(word) for word in sys.argv[1:6])
+    patience_s, folder, library = float(sys.argv[6]), Path(sys.argv[7]), Path(sys.argv[8])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one decides
     threading.Thread(target=watch, args=(watched, folder), daemon=True).start()
     pipe = Connection(channel)
     try:
-        serve(pipe, number, count, folder, library)
+        serve(Ears(pipe, Board(board), number, patience_s), number, count, folder, library)
     except EOFError:
         return
     except BuildError as error:
@@ -57,48 +56,57 @@ def watch(descriptor: int, folder: Path) -> None:
     os._exit(1)
 
 
-def serve(pipe: Connection, number: int, count: int, folder: Path, library: Path) -> None:
+class Ears:
+    """Where a rank hears what it is to do."""
+
+    def __init__(self, pipe: Connection, board: Board, number: int, patience_s: float) -> None:
+        self.pipe, self.board, self._number, self._patience_s = pipe, board, number, patience_s
+
+    def message(self) -> Any:
+        """The next one. The one after a token comes soon, and a process that sleeps takes 50 us to wake up."""
+        until = time.perf_counter() + self._patience_s
+        while time.perf_counter() < until and not select.select((self.pipe,), (), (), 0)[0]:
+            if self.board.posted(LOOKS):
+                return ("look",)
+        self.board.look(self._number, False)
+        try:  # what was posted before that was seen is found here
+            return ("look",) if self.board.posted() else self.pipe.recv()
+        finally:
+            self.board.look(self._number, self._patience_s > 0)
+
+
+def serve(ears: Ears, number: int, count: int, folder: Path, library: Path) -> None:
     from builder.runtime import calls, collectives
+    from builder.runtime.board import NoLanding, SharedLanding
     from builder.runtime.device import device_of
 
-    device = device_of(library, number)
+    device, pipe, board = device_of(library, number), ears.pipe, ears.board
     network = collectives.join(number, count, folder, device)
+    landing = NoLanding(device) if number else SharedLanding(device, board)
     pipe.send(("answer", None))
     model: Any = None
-    logits = np.memmap(folder / LOGITS, np.float32, "r+")
     while True:
-        name, *arguments = heard(pipe, 0.0 if device.kind == "cpu" else SPIN_S)
+        name, *arguments = ears.message()
         if name == "load":
             model = None  # what was loaded before makes room
             files, sequences = arguments
-            model = calls.load({name: Path(path) for name, path in files.items()}, sequences, number, count)
-            network.quicken(model.metadata)
+            model = calls.load({name: Path(path) for name, path in files.items()}, sequences, number, count, landing)
+            if not network.quicken(model.metadata, model.function):
+                model.decode_as_batch()
             pipe.send(("answer", model.metadata))
         elif name == "memory":
             pipe.send(("answer", memory()))
-        else:
+        elif name != "look":
             answer = run(model, name, arguments)
             if number == 0:
-                pipe.send(("answer", shared(answer, logits)))
+                pipe.send(("answer", answer))
+        elif board.posted():
+            run(model, "decode", board.taken())
+            if number == 0:
+                board.answer()
 
 
-def heard(pipe: Connection, patience_s: float) -> Any:
-    """The next message. The one after a token comes soon, and a process that sleeps takes 50 us to wake up."""
-    until = time.perf_counter() + patience_s
-    while time.perf_counter() < until and not select.select((pipe,), (), (), 0)[0]:
-        pass
-    return pipe.recv()
-
-
-def shared(answer: Any, logits: np.ndarray[Any, Any]) -> Any:
-    """The shape of logits that fit into the memory that is shared, or else the answer itself."""
-    if answer is None or answer.size > logits.size:
-        return answer
-    logits[: answer.size] = answer.reshape(-1)
-    return answer.shape
-
-
-def run(model: Any, name: str, arguments: list[Any]) -> Any:
+def run(model: Any, name: str, arguments: Sequence[Any]) -> Any:
     assert name in FUNCTIONS
     return getattr(model, name)(*arguments)
 

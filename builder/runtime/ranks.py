@@ -1,15 +1,16 @@
 """A library for several ranks, run by as many processes of this machine: one command for all, the first rank answers.
 
-Each process is ``python -m builder.runtime.rank``. Logits come through memory that it shares with this one, all else
-through pipes. Every wait here has a limit, and a process that ends, is killed or
-says that something went wrong ends all of them. They end by themselves when this process is gone: each watches a pipe
-whose other end only this process has.
+Each process is ``python -m builder.runtime.rank``. Logits come through memory that it shares with this one, and so do
+the commands for one token (builder/runtime/board.py), while these take less than SPIN_S; all else through pipes. Every
+wait here has a limit, and a process that ends, is killed or says that something went wrong ends all of them. They end
+by themselves when this process is gone: each watches a pipe whose other end only this process has.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import pickle
 import selectors
 import shutil
 import signal
@@ -28,14 +29,17 @@ from typing import Any
 import numpy as np
 
 from builder.core.errors import BuildError, StepError
+from builder.runtime.board import LOOKS, ORDERED, Board, shared_memory
 from builder.runtime.calls import Floats, Ids
 from builder.runtime.device import kind_of
 
-LOGITS, LOGITS_BYTES = "logits", 1 << 24  # a file that the ranks share: most answers are smaller
 MEET_S = 120.0  # until all ranks have found each other; loading tvm and torch is in it
 LOAD_BYTES_PER_S, LOAD_S = 10e6, 120.0  # the slowest disk that is waited for, and what is added
 ANSWER_S = 600.0  # for the logits of one chunk of a prompt
 SPIN_S = 0.02  # on GPUs, before this process sleeps: a token's answer comes in less, and to wake up takes 50 us
+NAP_S = 0.001  # between looks at the board, then
+LATER = 1.25  # a token takes this much longer than the one before, at most: one that was late says nothing
+PATIENCE_S = 0.001  # on GPUs, before a rank sleeps: the command after an answer comes soon
 LAST_WORDS_S = 0.5  # after the first rank failed: another one's end may be what it failed of
 LOG_BYTES = 2000  # of the end of a log that go into a message
 
@@ -54,12 +58,12 @@ class Rank:
 class RankedCalls:
     """What calls.Calls does, done by several ranks."""
 
-    def __init__(self, ranks: Sequence[Rank], folder: Path, spin_s: float) -> None:
-        self._ranks, self._spin_s = tuple(ranks), spin_s
+    def __init__(self, ranks: Sequence[Rank], folder: Path, board: Board, spin_s: float) -> None:
+        self._ranks, self._board, self._spin_s = tuple(ranks), board, spin_s
+        self._token_s = math.inf  # that a token takes
         self._selector = selectors.DefaultSelector()
         for rank in self._ranks:
             self._selector.register(rank.channel, selectors.EVENT_READ, rank)
-        self._logits = np.memmap(folder / LOGITS, np.float32, "r")
         self._finalizer = weakref.finalize(self, end, self._ranks, folder)
         self.metadata: dict[str, Any] = {}
 
@@ -100,7 +104,10 @@ class RankedCalls:
         return self._floats("verify", seq, ids)
 
     def decode(self, seq: int, token: int) -> Floats:
-        return self._floats("decode", seq, token)
+        started, quick = time.monotonic(), ORDERED and self._token_s < self._spin_s
+        found = self._posted(seq, token) if quick else self._floats("decode", seq, token)
+        self._token_s = min(time.monotonic() - started, LATER * self._token_s)
+        return found
 
     def decode_batch(self, seqs: Sequence[int], ids: Ids) -> Floats:
         return self._floats("decode_batch", list(seqs), ids)
@@ -119,16 +126,35 @@ class RankedCalls:
         answer = self._ask(name, *arguments)
         if isinstance(answer, np.ndarray):
             return answer
-        return np.array(self._logits[: math.prod(answer)]).reshape(answer)
+        return self._board.logits[: math.prod(answer)].reshape(answer).copy()
+
+    def _posted(self, seq: int, token: int) -> Floats:
+        """What decode returns, asked for and answered on the board. This process sleeps for half of the time, in which
+        the ranks are busiest: its core may be the other half of one of theirs."""
+        self._alive()
+        self._board.post(seq, token)
+        started, looking, nap_s = time.monotonic(), list(self._ranks), self._token_s / 2
+        while True:
+            send(("look",), [rank for rank in looking if not self._board.looking(rank.number)])
+            looking = [rank for rank in looking if self._board.looking(rank.number)]
+            if nap_s:  # a sleep of no time takes 70 us
+                time.sleep(nap_s)
+            if self._board.answered(LOOKS):
+                return self._board.logits[: self.metadata["vocab_size"]].copy()
+            for key, _ in self._selector.select(0):
+                self._received(key.data, "computed")
+            waited = time.monotonic() - started
+            nap_s = 0.0 if waited < self._spin_s else NAP_S
+            if waited > ANSWER_S:
+                self._give_up(self._ranks[:1], ANSWER_S)
 
     def _tell(self, message: Any) -> None:
+        self._alive()
+        send(message, self._ranks)
+
+    def _alive(self) -> None:
         if not self._finalizer.alive:
             raise StepError("the ranks of this model have ended", "load it again")
-        for rank in self._ranks:
-            try:
-                rank.channel.send(message)
-            except OSError:  # it is gone: waiting for its answer says how
-                continue
 
     def _from_all(self, limit_s: float, doing: str) -> list[Any]:
         answers: dict[int, Any] = {}
@@ -144,17 +170,21 @@ class RankedCalls:
         until, numbers = time.monotonic() + limit_s, {rank.number for rank in waited_for}
         while ready := self._heard(until):
             for key, _ in ready:
-                rank: Rank = key.data
-                try:
-                    kind, content = rank.channel.recv()
-                except (EOFError, OSError):
-                    self._fail(rank, None, doing)
-                if kind != "answer":
-                    self._fail(rank, content, doing)
-                if rank.number in numbers:
-                    return rank.number, content
+                content = self._received(key.data, doing)
+                if key.data.number in numbers:
+                    return key.data.number, content
         self._give_up(waited_for, limit_s)
         raise AssertionError
+
+    def _received(self, rank: Rank, doing: str) -> Any:
+        """What a rank said, unless that it failed."""
+        try:
+            kind, content = rank.channel.recv()
+        except (EOFError, OSError):
+            self._fail(rank, None, doing)
+        if kind != "answer":
+            self._fail(rank, content, doing)
+        return content
 
     def _heard(self, until: float) -> list[tuple[selectors.SelectorKey, int]]:
         """The channels that have something to say."""
@@ -207,16 +237,17 @@ def processes(count: int, library: Path) -> RankedCalls:
         StepError: a rank ended, or they did not find each other in time.
     """
     folder = Path(tempfile.mkdtemp(prefix="llm-build-ranks-"))
-    with (folder / LOGITS).open("wb") as file:
-        file.truncate(LOGITS_BYTES)
+    spin_s, patience_s = (0.0, 0.0) if kind_of(library) == "cpu" else (SPIN_S, PATIENCE_S)  # ranks need all cores
     ranks: list[Rank] = []
     try:
-        for number in range(count):
-            ranks.append(started(number, count, folder, library))
+        with shared_memory() as memory:
+            board = Board(memory.fileno())
+            for number in range(count):
+                ranks.append(started(number, count, memory.fileno(), patience_s, folder, library))
     except BaseException:
         end(ranks, folder)
         raise
-    calls = RankedCalls(ranks, folder, 0.0 if kind_of(library) == "cpu" else SPIN_S)
+    calls = RankedCalls(ranks, folder, board, spin_s)
     try:
         calls.meet()
     except BaseException:
@@ -225,16 +256,25 @@ def processes(count: int, library: Path) -> RankedCalls:
     return calls
 
 
-def started(number: int, count: int, folder: Path, library: Path) -> Rank:
+def send(message: Any, ranks: Sequence[Rank]) -> None:
+    content = pickle.dumps(message)
+    for rank in ranks:
+        try:
+            rank.channel.send_bytes(content)
+        except OSError:  # it is gone: waiting for its answer says how
+            continue
+
+
+def started(number: int, count: int, board: int, patience_s: float, folder: Path, library: Path) -> Rank:
     ours, theirs = Pipe()
     watched, lifeline = Pipe(duplex=False)
     log = folder / f"rank-{number}.log"
-    words = [number, count, theirs.fileno(), watched.fileno(), folder, library.absolute()]
+    words = [number, count, theirs.fileno(), watched.fileno(), board, patience_s, folder, library.absolute()]
     with theirs, watched, log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", module(), *map(str, words)],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment(count),
-            pass_fds=(theirs.fileno(), watched.fileno()),
+            pass_fds=(theirs.fileno(), watched.fileno(), board),
         )  # fmt: skip
     return Rank(number, process, ours, lifeline, log)
 

@@ -31,6 +31,8 @@ static __device__ __forceinline__ void next_may_start() {{
 #endif
 }}
 
+static __device__ __forceinline__ int starts_late() {{ return 0; }}
+
 static __device__ __forceinline__ int inputs_ready() {{
 #if __CUDA_ARCH__ >= {EARLY_FROM}0
   asm volatile("griddepcontrol.wait;" ::: "memory");

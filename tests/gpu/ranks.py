@@ -32,6 +32,7 @@ from tests.gpu.cells import GREEDY_TOKENS, PROMPT
 
 DEMO = ("llama-q4f16_1", "gpt_neox-q0f16", "olmo2-q0f16", "mixtral-q0f16")
 CONTEXTS = (128, 2000)
+STEPS = 70
 TOKENS, RUNS = 64, 5
 CLOSE = 1e-3  # of the spread: float32 sums in another order, through 32 layers
 
@@ -88,8 +89,22 @@ def large(folder: Path) -> dict[str, Any]:
         "bytes": read, "load_s": loaded, "load_bytes_per_s": read / loaded, "disk_bytes_per_s": disk, **speeds(engine)
     }  # fmt: skip
     found["gpu_memory"] = said("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader")
+    found["steps_from_one_pass"] = steps_from_one_pass(engine)
     found["from_one_gpu"] = compared_with_one(folder, engine)
     return found
+
+
+def steps_from_one_pass(engine: Engine) -> float:
+    """The largest difference of logits token by token, over several pages of the cache, from those of one pass."""
+    sequence, ids = engine.add_sequence(), [int(each) for each in np.random.default_rng(0).integers(0, 1000, STEPS)]
+    engine.prefill(sequence, list(range(100, 150)))
+    steps = np.stack([engine.decode(sequence, token) for token in ids])
+    engine.rewind(sequence, STEPS)
+    whole = engine.logits(sequence, ids)
+    engine.remove_sequence(sequence)
+    difference = float(np.abs(steps - whole).max() / whole.std())
+    assert difference < CLOSE, difference
+    return difference
 
 
 def compared_with_one(folder: Path, engine: Engine) -> float | None:

@@ -13,7 +13,8 @@ import_tvm()
 from tvm import relax  # noqa: E402
 
 from builder import architectures, models  # noqa: E402
-from builder.lowering.passes import sums_with_norms  # noqa: E402
+from builder.lowering.machine import machine_of  # noqa: E402
+from builder.lowering.passes import gated_products, sums_with_norms  # noqa: E402
 from builder.targets.peer_sum import SUM_NORM  # noqa: E402
 from tests.tvm import tiny  # noqa: E402
 
@@ -49,10 +50,26 @@ def test_ranks_sum_twice_a_layer_and_gather_logits():
     assert counts(found["batch_prefill"]) == {**one_pass, "broadcast_from_worker0": 1}
 
 
+CUDA = {
+    "kind": "cuda", "triple": "x86_64-linux-gnu", "cpu": "", "features": [], "arch": ["sm_90a"], "library": "so",
+    "supports": [], "limits": dict.fromkeys(
+        ("max_threads_per_block", "max_shared_memory_bytes", "max_binding_bytes", "max_storage_buffers"), 0
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(("function", "fused"), [("decode", 4), ("batch_decode", 4), ("prefill", 0)])
 def test_sums_take_their_norms_along_where_there_are_few_rows(function: str, fused: int):
     """The last norm of the model as well; what adds to the sum later has the sum itself."""
-    text = graph(2, sums_with_norms.fused())[function]
+    text = graph(2, sums_with_norms.fused(machine_of(CUDA)))[function]
     assert text.count(f'"{SUM_NORM}"') == fused
     assert counts(text)["allreduce"] == 4 - fused
     assert text.count("R.call_tir(rms_norm") == 5 - fused  # the first one is of the embedding
+
+
+@pytest.mark.parametrize(("function", "fused"), [("decode", 2), ("batch_decode", 0), ("prefill", 0)])
+def test_a_decoded_token_has_its_gates_in_the_products(function: str, fused: int):
+    text = graph(1, gated_products.fused())[function]
+    assert text.count("R.call_tir(gated_linear") == fused
+    assert text.count("R.call_tir(silu_mul") == 2 - fused
+    assert text.count("R.call_tir(linear") == 9 - fused

@@ -62,8 +62,12 @@ def one_rank(built: cells.Ranked, folder: Path, scheme: str) -> None:
     assert all(two.metadata["kv_cache"][name] * 2 == one.metadata["kv_cache"][name] for name in heads)
 
 
-def test_four_ranks_share_key_heads_and_biases(tmp_path: Path):
-    """Two key heads: each on two ranks. Biases of q, k, v are cut. Then a rank is killed while tokens come."""
+def test_four_ranks_share_key_heads_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two key heads: each on two ranks. Biases of q, k, v are cut. Tokens come through the board, as on GPUs; then a
+    rank is killed while they do."""
+    monkeypatch.setattr(ranks, "kind_of", lambda _library: "cuda")
+    monkeypatch.setattr(ranks, "SPIN_S", 5.0)
+    monkeypatch.setattr(ranks, "ORDERED", True)
     built = cells.build(tmp_path, "qwen2", "q0f32", 4)
     engine = built.engine()
     assert isinstance(engine._call, RankedCalls)
@@ -72,6 +76,7 @@ def test_four_ranks_share_key_heads_and_biases(tmp_path: Path):
     sequence = engine.add_sequence()
     found = [engine.prefill(sequence, tokens[:30]), *(engine.decode(sequence, token) for token in tokens[30:])]
     assert np.abs(np.stack(found) - expected[29:]).max() / expected.std() < cells.ROUNDING
+    assert engine._call._token_s < ranks.SPIN_S
     pids = engine._call.pids
     os.kill(pids[2], signal.SIGKILL)
     started = time.monotonic()

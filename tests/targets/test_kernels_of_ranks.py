@@ -1,4 +1,4 @@
-"""GPU kernels that only models on several ranks have, run by PoCL on this CPU, against numpy."""
+"""GPU kernels that only libraries for CUDA have, of one or several ranks, run by PoCL on this CPU, against numpy."""
 
 from __future__ import annotations
 
@@ -66,7 +66,18 @@ def expert_sum() -> tuple[dict[str, Any], Arrays, np.ndarray, int]:
     return {"top": 2, "residual": False}, arrays, (x.reshape(ROWS, 2, 30) * shares[..., None]).sum(1), ROWS * 30
 
 
-@pytest.mark.parametrize("case", [joined, add, qk_means, qk_scaled, expert_sum], ids=lambda case: case.__name__)
+def gated_linear() -> tuple[dict[str, Any], Arrays, np.ndarray, int]:
+    """Widths that are no whole number of blocks, and rows of several chunks."""
+    width, k = 21, 12_300
+    x, weight = numbers(1, k), numbers(2 * width, k) / np.float32(k**0.5)
+    gate, up = np.split(x.astype(np.float64) @ weight.astype(np.float64).T, 2, 1)
+    fields = {"n": 2 * width, "k": k, "kind": "none", "dtype": "float32", "gate": "silu_mul", "width": width}
+    return fields, {"x": x, "weight": weight}, gate / (1 + np.exp(-gate)) * up, -(-width // 8) * THREADS
+
+
+@pytest.mark.parametrize(
+    "case", [joined, add, qk_means, qk_scaled, expert_sum, gated_linear], ids=lambda case: case.__name__
+)
 def test_against_numpy(case: Any, pocl: None):
     from tests.targets.opencl import Kernels
 

@@ -24,7 +24,9 @@ MOST_THREADS, MOST_SHARED_BYTES = (
     32 << 10,
 )  # of Adreno and Mali alike: CL_DEVICE_MAX_WORK_GROUP_SIZE, ..._LOCAL_MEM_SIZE
 BYTES = {"float": 4, "int": 4, "uint": 4, "half": 2}
-NOT_HERE = {"kv_copy_page", "kv_compact", "kv_debug_get", "take_rows"}  # of forks, speculation and batched prefill
+NOT_HERE = {  # of forks, speculation, batched prefill, and the second launch of decoding in a long context
+    "kv_copy_page", "kv_compact", "kv_debug_get", "take_rows", "attention_decode",
+}  # fmt: skip
 HERE = "demo-q4f32_1-here"
 
 

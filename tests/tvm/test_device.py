@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from builder.core.errors import UserError
-from builder.runtime.device import device_of, kind_of
+from builder.runtime.device import Room, device_of, kind_of
 from builder.targets import cuda, cuda_runtime
 
 
@@ -41,8 +41,24 @@ def test_tensors_of_the_cpu_are_the_same_memory(tmp_path: Path):
     tensor = device.put(np.arange(3, dtype=np.int32))
     assert device.put_all([tensor])[0] is tensor
     slot = device.slot()
-    assert device.take(slot.holding(7)).tolist() == [7]
-    assert device.take(slot.holding(8)).tolist() == [8]
+    assert np.from_dlpack(slot.holding(7)).tolist() == [7]
+    assert np.from_dlpack(slot.holding(8)).tolist() == [8]
+    landing, floats = device.landing(), device.put(np.ones((1, 1, 6), np.float32))
+    landing.ask(floats, (2, 3))
+    found = landing.get()
+    assert found.shape == (2, 3)
+    assert np.shares_memory(found, np.from_dlpack(floats))
+
+
+def test_what_has_no_room_lands_elsewhere(tmp_path: Path):
+    device = device_of(library(tmp_path, "none"))
+    room = Room(device, device.put(np.zeros(4, np.float32)))
+    for shape, shared in (((4,), True), ((2, 3), False), ((4,), True), ((3, 1), True)):
+        numbers = np.arange(np.prod(shape), dtype=np.float32)
+        room.ask(device.put(numbers), shape)
+        found, reused = room.landed()
+        assert found.tolist() == numbers.reshape(shape).tolist()
+        assert reused == shared
 
 
 def test_a_stand_in_has_the_functions_that_tvm_is_linked_to():

@@ -1,58 +1,91 @@
 """A sum over GPUs and the RMS norm that follows as one call (builder/targets/peer_sum.py), where there are few rows.
 
-A decoded token has two such pairs a layer, and each of their kernels takes longer to start than to run.
+A decoded token has two such pairs a layer, and each of their kernels takes longer to start than to run. Where there is
+one row, the product before the sum sends its results to the other GPUs itself. The runtime that has these calls tells
+all ranks the same tokens: they are not broadcast.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
-from tvm import ir, relax, transform
+from tvm import ir, relax, tirx, transform
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from builder.lowering.op import label_of
-from builder.targets.peer_sum import NORM_PAIRS, SUM_NORM
+from builder.lowering.machine import Machine
+from builder.lowering.op import LABEL, label_of
+from builder.lowering.schedules.gpu import peers
+from builder.lowering.schedules.gpu.rows import can_send
+from builder.lowering.schedules.gpu.weights import weight_of
+from builder.targets.peer_sum import NORM_PAIRS, SET_PEERS, SUM_NORM
 
-FUNCTIONS = ("decode", "batch_decode")
+ONE_ROW, SOME_ROWS, TOKENS = "decode", "batch_decode", "embed"
+BROADCAST = "runtime.disco.broadcast_from_worker0"
 ALL_REDUCE = "runtime.disco.allreduce"
 
 
-def fused() -> transform.Pass:
+def fused(machine: Machine) -> transform.Pass:
     """Comes before operations lose their labels."""
 
     def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
-        result = ir.IRModule(dict(module.functions_items()), attrs=module.attrs)
-        for variable, function in module.functions_items():
-            if variable.name_hint in FUNCTIONS:
-                result.update_func(variable, _Pairs(module).visit_expr(function))
-        return result
+        for name in (ONE_ROW, SOME_ROWS, TOKENS):
+            module = _Pairs(module, machine).run(name)
+        return module
 
     return transform.module_pass(rewrite, opt_level=0, name="SumsWithNorms")
 
 
+def attach_peers(machine: Machine) -> transform.Pass:
+    """Add the function that tells products where to send."""
+
+    def add(module: ir.IRModule, _context: Any) -> ir.IRModule:
+        result = ir.IRModule(dict(module.functions_items()), attrs=module.attrs)
+        result[SET_PEERS] = peers.set_peers(machine.made_for).with_attr("global_symbol", SET_PEERS)
+        return result
+
+    return transform.module_pass(add, opt_level=0, name="AttachPeers")
+
+
 @mutator
 class _Pairs(PyExprMutator):  # type: ignore[misc]
-    def __init__(self, module: ir.IRModule) -> None:
+    def __init__(self, module: ir.IRModule, machine: Machine) -> None:
         super().__init__(module)
-        self.module = module
+        self.module, self.machine = module, machine
         self.norms: dict[Any, Any] = {}  # variable of a sum -> the norm of it
         self.made: dict[Any, Any] = {}  # variable of a sum -> the variable of the call that makes both
+        self.sent: set[Any] = set()  # variables of products that are sent as they are made
+
+    def run(self, name: str) -> ir.IRModule:
+        for variable, function in list(self.module.functions_items()):
+            if variable.name_hint == name:
+                self.builder_.update_func(variable, self.visit_expr(function))
+        return self.builder_.get()
 
     def visit_dataflow_block_(self, block: Any) -> Any:
         sums = {binding.var for binding in block.bindings if is_sum(binding.value)}
         for binding in block.bindings:
             if (normed := self.normed(binding.value)) in sums:
                 self.norms.setdefault(normed, binding.value)
+        parts = {binding.value.args[1][0] for binding in block.bindings if binding.var in self.norms}
+        for binding in block.bindings:
+            if binding.var in parts and is_sendable(self.label(binding.value), binding.var):
+                self.sent.add(binding.var)
         return super().visit_dataflow_block_(block)
 
     def normed(self, value: Any) -> Any:
         """The variable that an RMS norm is of, if the kernel has room for its width; of all else None."""
-        if not isinstance(value, relax.Call) or not value.op.same_as(ir.Op.get("relax.call_tir")):
-            return None
-        label = label_of(self.module[value.args[0]])
-        if label is None or label["op"] != "rms_norm" or label["residual"]:
+        label = self.label(value)
+        if label.get("op") != "rms_norm" or label["residual"]:
             return None
         return value.args[1][0] if label["width"] % 2 == 0 and label["width"] <= 2 * NORM_PAIRS else None
+
+    def label(self, value: Any) -> dict[str, Any]:
+        """Of the operation that is called, if it is one."""
+        if not isinstance(value, relax.Call) or not value.op.same_as(ir.Op.get("relax.call_tir")):
+            return {}
+        return label_of(self.module[value.args[0]]) or {}
 
     def visit_var_binding_(self, binding: Any) -> None:
         normed = self.normed(binding.value)
@@ -61,22 +94,43 @@ class _Pairs(PyExprMutator):  # type: ignore[misc]
             self.set_var_remap(binding.var, self.part_of(binding.var, 0))
         elif normed in self.norms and self.norms[normed].same_as(binding.value):
             self.set_var_remap(binding.var, self.part_of(normed, 1))
+        elif is_packed(binding.value, BROADCAST):
+            self.set_var_remap(binding.var, self.visit_expr(binding.value.args[1][0]))
+        elif binding.var in self.sent:
+            self.set_var_remap(binding.var, self.builder_.emit(self.sending(binding.value, binding.var.ty)))
         else:
             super().visit_var_binding_(binding)
+
+    def sending(self, call: Any, made: Any) -> Any:
+        label = json.dumps({**self.label(call), "sent": True}, sort_keys=True)
+        function = self.builder_.add_func(self.module[call.args[0]].with_attr(LABEL, label), "sent_linear")
+        return relax.call_tir(function, [self.visit_expr(each) for each in call.args[1]], made)
 
     def part_of(self, variable: Any, index: int) -> Any:
         return self.builder_.emit(relax.TupleGetItem(self.made[variable], index))
 
     def pair(self, binding: Any) -> Any:
-        norm = self.norms[binding.var]
-        label = label_of(self.module[norm.args[0]])
-        assert label is not None
-        part, weight = (self.visit_expr(each) for each in (binding.value.args[1][0], norm.args[1][1]))
-        arguments = [part, weight, relax.prim_value(float(label["eps"]))]
-        return relax.call_dps_packed(SUM_NORM, arguments, out_ty=[binding.var.ty, binding.var.ty])
+        norm, of = self.norms[binding.var], binding.value.args[1][0]
+        part, weight = (self.visit_expr(each) for each in (of, norm.args[1][1]))
+        label, both = self.label(norm), [binding.var.ty, binding.var.ty]
+        if of not in self.sent:
+            return relax.call_dps_packed(SUM_NORM, [part, weight, relax.prim_value(float(label["eps"]))], out_ty=both)
+        kernel = peers.sent_norm(label["width"], label["dtype"], float(label["eps"]), self.machine.made_for)
+        return relax.call_tir(self.builder_.add_func(kernel, "sent_norm"), [part, weight], both)
 
 
 def is_sum(value: Any) -> bool:
-    if not isinstance(value, relax.Call) or not value.op.same_as(ir.Op.get("relax.call_dps_packed")):
+    return is_packed(value, ALL_REDUCE) and int(value.args[1][1].values[0]) == 0
+
+
+def is_packed(value: Any, name: str) -> bool:
+    packed = isinstance(value, relax.Call) and value.op.same_as(ir.Op.get("relax.call_dps_packed"))
+    return packed and value.args[0].global_symbol == name
+
+
+def is_sendable(label: Mapping[str, Any], made: Any) -> bool:
+    """Whether it is one row of a product whose kernel can send it."""
+    rows = made.ty.shape[0]
+    if label.get("op") != "linear" or not isinstance(rows, tirx.IntImm) or int(rows) != 1:
         return False
-    return value.args[0].global_symbol == ALL_REDUCE and int(value.args[1][1].values[0]) == 0
+    return can_send(weight_of(label), label["n"])

@@ -47,7 +47,7 @@ class Norm(nn.Module):
         return op.emit("gemma_norm", _norm_add, fields, activations, [self.weight], x_MH.shape)
 
 
-def _gelu_mul(fields: Mapping[str, Any], gate_up_MI: Any) -> Any:
+def gelu_gate(fields: Mapping[str, Any], gate_up_MI: Any) -> Any:
     """gelu in its tanh form (Hendrycks and Gimpel 2016, arXiv:1606.08415): x * sigmoid(2 u), u the tanh's argument."""
     width = fields["width"]
 
@@ -61,7 +61,7 @@ def _gelu_mul(fields: Mapping[str, Any], gate_up_MI: Any) -> Any:
 
 def gelu_mul(gate_up_MI: nn.Tensor, width: int) -> nn.Tensor:
     """gelu(first half) * second half: (M, 2 * width) -> (M, width)."""
-    return op.emit("gelu_mul", _gelu_mul, {"width": width}, [gate_up_MI], [], (gate_up_MI.shape[0], width))
+    return op.emit("gelu_mul", gelu_gate, {"width": width}, [gate_up_MI], [], (gate_up_MI.shape[0], width))
 
 
 def _scaled(fields: Mapping[str, Any], x_MH: Any) -> Any:

@@ -144,7 +144,8 @@ def gelu(x_MI: nn.Tensor, width: int, kind: str) -> nn.Tensor:
     return op.emit("gelu", _gelu, {"width": width, "kind": kind}, [x_MI], [], x_MI.shape)
 
 
-def _silu_mul(fields: Mapping[str, Any], gate_up_MI: Any) -> Any:
+def silu_gate(fields: Mapping[str, Any], gate_up_MI: Any) -> Any:
+    """silu(gate) * up; the gates are the first half of each row."""
     width = fields["width"]
 
     def value(m: Any, i: Any) -> Any:
@@ -156,7 +157,7 @@ def _silu_mul(fields: Mapping[str, Any], gate_up_MI: Any) -> Any:
 
 def silu_mul(gate_up_MI: nn.Tensor, width: int) -> nn.Tensor:
     """silu(first half) * second half: (M, 2 * width) -> (M, width)."""
-    return op.emit("silu_mul", _silu_mul, {"width": width}, [gate_up_MI], [], (gate_up_MI.shape[0], width))
+    return op.emit("silu_mul", silu_gate, {"width": width}, [gate_up_MI], [], (gate_up_MI.shape[0], width))
 
 
 def _last_row(fields: Mapping[str, Any], x_MH: Any) -> Any:

@@ -14,6 +14,7 @@ Schedule = Callable[[Mapping[str, Any], Device], tirx.PrimFunc]
 
 SCHEDULES: dict[str, Schedule] = {
     "linear": linear.linear,
+    "gated_linear": linear.gated_linear,
     "expert_linear": experts.expert_linear,
     "row_scale": inputs.row_scale,
     "rounded": inputs.rounded,

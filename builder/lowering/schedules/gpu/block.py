@@ -30,23 +30,42 @@ MINUS_INFINITY = -1e30  # finite, so that no difference of two of them is NaN
 LOG2_E = math.log2(math.e)
 THREADS = 256  # of a block
 SHARED_BYTES = 32 << 10  # of a block
+ROOM = 4096  # values
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
     """``threads`` of a block (a power of two, 64 to 256) and its ``shared_bytes`` of memory. ``strips``: rows that a
-    thread takes of a large product, in fours; more than one need more registers, and another kernel. ``ready``: the
-    function that waits for the kernel before, where kernels start early (lowering/early_launch.py)."""
+    thread takes of a large product, in fours; more than one need more registers, and another kernel. Where kernels
+    start early (lowering/early_launch.py), ``ready``: the function that waits for the one before, ``start``: that lets
+    the next one start, ``late``: that says that this one does not start early. ``room``: values of an input row in
+    shared memory, at most. ``load_bytes``: of one load of 16-bit numbers. ``shuffles``: whether 32 threads in a row can
+    read each other's registers."""
 
     threads: int
     shared_bytes: int
     strips: int = 1
     ready: str = ""
+    start: str = ""
+    late: str = ""
+    room: int = ROOM
+    load_bytes: int = 8
+    shuffles: bool = False
 
     def wait(self) -> None:
         """From here on a kernel reads what others wrote."""
         if self.ready:
             T.evaluate(tirx.call_extern("int32", self.ready))
+
+    def start_next(self) -> None:
+        """The next kernel may start from here on, and not from the start of this one."""
+        if self.start:
+            T.evaluate(tirx.call_extern("int32", self.start))
+
+    def start_late(self) -> None:
+        """This kernel starts when the one before is done."""
+        if self.late:
+            T.evaluate(tirx.call_extern("int32", self.late))
 
 
 def kernel(args: Sequence[Arg | Scalar], body: Callable[..., None]) -> tirx.PrimFunc:
@@ -122,6 +141,13 @@ def private(count: int, dtype: str = "float32") -> Buffer:
     return named("own", T.alloc_buffer((count,), dtype, scope="local"))
 
 
+def kept(value: Expr, dtype: str = "int32") -> Expr:
+    """A number that is computed once: what TVM may compute again, it does."""
+    memory = private(1, dtype)
+    store(memory, 0, value)
+    return T.Bind(load(memory, 0))
+
+
 def scratch(count: Expr, dtype: str = "float32") -> Buffer:
     """Memory of the device between two launches of one function."""
     return named("device_memory", T.alloc_buffer((count,), dtype))
@@ -154,9 +180,23 @@ def fetch(source: Buffer, index: Expr, count: int, dtype: str) -> list[Expr]:
     if count == 1:
         return [T.Bind(load(source, index))]
     loaded = private(count, dtype)
-    with T.vectorized(0, count) as lane:
-        store(loaded, lane, load(source, index + lane))
+    copy(source, index, loaded, 0, count)
     return [load(loaded, lane) for lane in range(count)]
+
+
+def copy(source: Buffer, index: Expr, target: Buffer, place: Expr, count: int) -> None:
+    """``count`` values (2 or 4) that lie beside each other, at once; both indices are multiples of count."""
+    with T.vectorized(0, count) as lane:
+        store(target, place + lane, load(source, index + lane))
+
+
+def move(target: Buffer, at: Expr | int, source: Buffer, index: Expr, count: int) -> None:
+    """``count`` values that lie beside each other into ``target``, in one load; ``index`` is a multiple of count."""
+    if count == 1:
+        store(target, at, load(source, index))
+        return
+    with T.vectorized(0, count) as lane:
+        store(target, at + lane, load(source, index + lane))
 
 
 def number(value: float) -> Expr:
@@ -216,15 +256,29 @@ def strided(thread: Expr, threads: int, count: int | Expr, body: Callable[[Expr]
         guarded(None if covered else index < count, lambda: body(index))
 
 
-def guarded(condition: Expr | None, body: Callable[[], None]) -> None:
-    if condition is None:
+def repeat(count: int, unrolled: int, body: Callable[[Any], None]) -> None:
+    """body(i) for 0 <= i < count: written out with numbers up to ``unrolled`` times, else in a loop."""
+    if count <= unrolled:
+        for index in range(count):
+            body(index)
+        return
+    with loop(count) as index:
+        body(index)
+
+
+def guarded(condition: Expr | bool | None, body: Callable[[], None]) -> None:
+    """``condition``: none is true; one that is known now leaves no question in the code."""
+    if condition is None or condition is True:
         body()
+        return
+    if condition is False:
         return
     with when(condition):
         body()
 
 
 Combine = Callable[[Expr, Expr], Expr]
+WARP, ALL_LANES = 32, 0xFFFFFFFF  # threads that shuffle with each other
 ROOT = 16  # values that one thread combines
 
 
@@ -242,6 +296,29 @@ def combined(value: Expr, thread: Expr, threads: int, combine: Combine, room: Bu
     result = T.Bind(chain([load(room, threads + i) for i in range(parts)], combine))
     barrier()
     return result
+
+
+def sum_of_block(device: Device, value: Expr, thread: Expr) -> Expr:
+    """The sum over the threads of a block, in each of them."""
+    if not device.shuffles:
+        return combined(value, thread, device.threads, add, shared(2 * device.threads))
+    room = shared(device.threads // WARP)
+    total = sum_of_lanes(value, WARP)
+    with when(tirx.EQ(mod(thread, WARP), 0)):
+        store(room, div(thread, WARP), total)
+    barrier()
+    return T.Bind(chain([load(room, i) for i in range(device.threads // WARP)], add))
+
+
+def sum_of_lanes(value: Expr, lanes: int) -> Expr:
+    """The sum over ``lanes`` threads in a row, in each of them, by shuffles; all threads come here."""
+    total = T.Bind(value)
+    distance = lanes // 2
+    while distance:
+        other = T.tvm_warp_shuffle_xor(word(ALL_LANES), total, integer(distance), integer(lanes), integer(lanes))
+        total = T.Bind(total + other)
+        distance //= 2
+    return total
 
 
 def chain(values: Sequence[Expr], combine: Combine) -> Expr:

@@ -1,16 +1,18 @@
 """Attention of one query token per sequence over a paged KV cache on a GPU, float32.
 
-The keys of a sequence are cut into pieces of one token per thread. A block takes the query heads that share a key head
-and one piece: scores (a thread each token), their softmax in base 2, and the values summed with its weights (a thread
-some features of every so many tokens). The pieces' results are merged by a second launch.
+A block takes the query heads that share a key head, and a part of a sequence; each group of its threads takes a page at
+a time (team.py). Where sequences are cut into several parts, a second launch joins the parts' results.
+
+At a short context all that counts is how often a block waits for memory: for the page table, which it reads while the
+kernel in front still runs, and then once for the query, keys and values together, where there are registers for it.
 
 Axes: A query heads, D features of a head.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -19,59 +21,113 @@ from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr, Scalar
 from builder.lowering.schedules.gpu.cache import PAGE, key_base, pages_arg, value_base
 from builder.lowering.schedules.gpu.paged import ROTARY, Paged, Scores, table_args
+from builder.lowering.schedules.gpu.team import Member, Team, join_groups, member_of, team_of, working
 from builder.models.common.kv_cache import CacheLayout
 
 SHARED_HEADS = 8  # query heads of one block, at most
-STEP = 16  # features of a key that a thread asks for together; heads are multiples of 4 wide
-TURNS = 4  # values that it asks for together
+AHEAD_HEADS = 4  # of a block that has the registers to ask for its next pages while it works on these, at most
+TOGETHER = 4  # loads that are asked for together without those registers
+SHORT = 16  # pages of a sequence that is not worth a second launch
+MOST_PARTS = 32  # of a sequence
+FULL = 128  # blocks that keep a large GPU busy
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """What a block of decode works on: ``rows`` query heads from ``first`` of a sequence, and its keys from token
-    number * threads on, of ``tokens`` in all. ``position`` of the query, ``start`` of the first key."""
+class Results:
+    """Of the kernel: ``out`` (rows, D) and ``lse`` (rows,), where rows = sequences * heads. And of the ``parts`` of
+    sequences, if they have several: ``some`` (rows, parts, D + 4), the values and, behind them, the lse of each."""
+
+    width: int
+    parts: Expr
+    out: Buffer
+    lse: Buffer
+    some: Buffer
+
+    def place(self, row: Expr, number: Expr) -> Expr:
+        return (row * self.parts + number) * (self.width + 4)
+
+    def put(self, row: Expr, d: Expr, value: Expr, log: Expr) -> None:
+        b.store(self.out, row * self.width + d, value)
+        with b.when(tirx.EQ(d, 0)):
+            b.store(self.lse, row, log)
+
+    def put_part(self, row: Expr, number: Expr, d: Expr, value: Expr, log: Expr) -> None:
+        b.store(self.some, self.place(row, number) + d, value)
+        with b.when(tirx.EQ(d, 0)):
+            b.store(self.some, self.place(row, number) + self.width, log)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Part ``number`` of a ``sequence``: its pages from ``begin`` to ``end``. ``first``: row of the first query head,
+    which has this key ``head``; ``seen``: whether the query sees a token."""
 
     sequence: Expr
-    first: Expr
-    rows: int
     head: Expr
+    first: Expr
     number: Expr
-    tokens: Expr
-    position: Expr
-    start: Expr
+    begin: Expr
+    end: Expr
+    seen: Callable[[Expr], Expr]
 
 
 @dataclass(frozen=True, slots=True)
-class Some:
-    """Results of the pieces, in scratch memory: (sequences * heads, parts, D), and logs (sequences * heads, parts)."""
+class Ahead:
+    """What a thread asked for of its next page: ``keys`` (features, 4 tokens), ``values`` (PAGE, 4 features)."""
 
+    keys: Buffer
     values: Buffer
-    logs: Buffer
-    parts: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Memory of the block: ``queries`` (rows, padded), ``room``, ``weights`` (rows, groups, PAGE). Of the thread: the
+    number of the ``page`` that comes next."""
+
+    team: Team
+    paged: Paged
+    scores: Scores
+    part: Part
+    me: Member
+    queries: Buffer
+    room: Buffer
+    weights: Buffer
+    page: Buffer
+    ahead: Ahead | None
+
+    def at(self, step: Expr) -> Expr:
+        """Which page of the sequence the thread's group has in a step."""
+        return self.part.begin + step * self.team.groups + self.me.group
+
+    def has(self, step: Expr, members: int) -> Expr:
+        """Whether it has one, and the thread is one of the first members."""
+        return tirx.And(self.at(step) < self.part.end, working(self.team, self.me, members))
 
 
 def decode(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
     """One query token per sequence; its keys are in the pages already."""
     width, heads, shared = layout.head_dim, layout.query_heads, layout.query_heads // layout.key_heads
-    batch, rows, threads = b.size("batch"), min(SHARED_HEADS, shared), device.threads
-    blocks = -(-shared // rows)
-    each = layout.key_heads * blocks
+    batch, team = b.size("batch"), team_of(width, min(SHARED_HEADS, shared), device)
+    turns = -(-shared // team.rows)
+    each = layout.key_heads * turns
 
     def body(q: Buffer, pages: Buffer, indptr: Buffer, table: Buffer, last: Buffer, k_start: Buffer, position: Buffer,
              out: Buffer, lse: Buffer, _mode: Expr, _scale: Expr, _theta: Expr, scale: Expr) -> None:  # fmt: skip
         paged, scores = Paged(layout, pages, indptr, table, last), Scores(layout, scale)
-        parts = T.max(b.up(table.shape[0] * PAGE, threads), b.integer(1))  # enough for a sequence that has all pages
-        some = Some(b.scratch(batch * (heads * width) * parts), b.scratch(batch * heads * parts), parts)
-        with b.launch(threads, batch * each, parts) as (block, number, thread):
-            sequence, place = T.Bind(b.div(block, each)), T.Bind(b.mod(block, each))
-            head = T.Bind(b.div(place, blocks))
-            first = T.Bind(head * shared + T.min(b.mod(place, blocks) * rows, shared - rows))
-            tokens = paged.tokens(sequence)
-            with b.when(number * threads < tokens):
-                at, start = T.Bind(b.load(position, sequence)), T.Bind(b.load(k_start, sequence))
-                piece = Piece(sequence, first, rows, head, number, tokens, at, start)
-                one_piece(device, paged, scores, q, piece, some, thread)
-        merge_pieces(device, paged, batch, some, out, lse)
+        parts = T.Bind(parts_of(team, table.shape[0], batch, batch * each))  # on the host, which keeps nothing
+        results = Results(width, parts, out, lse, b.scratch(batch * (heads * (width + 4)) * parts))
+        with b.launch(device.threads, batch * each, parts) as (block, number, thread):
+            sequence, turn = T.Bind(b.div(block, each)), T.Bind(b.mod(block, each))
+            head = T.Bind(b.div(turn, turns))
+            first = T.Bind(head * shared + T.min(b.mod(turn, turns) * team.rows, shared - team.rows))
+            count, tokens = paged.count(sequence), paged.tokens(sequence)
+            share = b.kept(pages_of_part(team, count, parts))
+            begin, end = b.kept(number * share), b.kept(T.min((number + 1) * share, count))
+            seen = scores.sight(position, k_start, sequence, tokens)
+            part = Part(sequence, head, T.Bind(sequence * heads + first), number, begin, end, seen)
+            one_part(device, work_of(device, team, paged, scores, part, thread), tokens, q, results)
+        with b.when(parts > 1):
+            join_parts(device, team, paged, batch * heads, results)
 
     result = (batch, heads, width)
     return b.kernel(
@@ -90,119 +146,244 @@ def decode(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
     )
 
 
-def one_piece(device: Device, paged: Paged, scores: Scores, q: Buffer, piece: Piece, some: Some, thread: Expr) -> None:
-    """The result of one piece: scores, their softmax by rows, values."""
-    width, heads, threads = paged.layout.head_dim, paged.layout.query_heads, device.threads
-    queries, weights, room = b.shared(piece.rows * width), b.shared(piece.rows * threads), b.shared(2 * threads)
-    pages = b.shared(threads // PAGE, "int32")
-    first = T.Bind(piece.sequence * heads + piece.first)
-    b.strided(thread, threads, piece.rows * width, lambda i: b.store(queries, i, b.load(q, first * width + i)))
-    with b.when(thread < threads // PAGE):
-        at = T.min(piece.number * threads + thread * PAGE, piece.tokens - 1)
-        b.store(pages, thread, paged.page(piece.sequence, at))
+def parts_of(team: Team, pages: Expr, batch: Expr, blocks: Expr) -> Expr:
+    """Parts of every sequence, by ``pages`` of all of them, which is what the host knows: where they are long on the
+    average, enough parts for FULL blocks, but of a step at least."""
+    filling, whole = b.div(blocks + (FULL - 1), blocks), b.div(pages, batch * team.groups)
+    parts = T.max(T.min(T.min(filling, whole), b.integer(MOST_PARTS)), b.integer(1))
+    return tirx.Select(pages > batch * SHORT, parts, b.integer(1))
+
+
+def pages_of_part(team: Team, pages: Expr, parts: Expr) -> Expr:
+    """Whole steps, one at least."""
+    return b.up(b.div(T.max(pages, b.integer(1)) + (parts - 1), parts), team.groups) * team.groups
+
+
+def work_of(device: Device, team: Team, paged: Paged, scores: Scores, part: Part, thread: Expr) -> Work:
+    asks = device.strips > 1 and team.rows <= AHEAD_HEADS
+    ahead = Ahead(b.private(team.features * 4), b.private(PAGE * 4)) if asks else None
+    queries, room = b.shared(team.rows * team.padded), b.shared(team.room)
+    weights = b.shared(team.rows * team.groups * PAGE)
+    me = member_of(team, thread)
+    return Work(team, paged, scores, part, me, queries, room, weights, b.private(1, "int32"), ahead)
+
+
+def one_part(device: Device, work: Work, tokens: Expr, q: Buffer, results: Results) -> None:
+    """The result of one part; the first has one even without tokens."""
+    team, part = work.team, work.part
+    steps = b.kept(b.up(T.max(part.end - part.begin, b.integer(0)), team.groups))
+    find_page(work, b.integer(0))
+    device.wait()
+    with b.when(tirx.Or(steps > 0, tirx.EQ(part.number, 0))):
+        take_queries(work, tokens, q)
+        with b.loop(steps) as step:
+            one_step(work, step, tokens)
+
+        def put(r: Expr, d: Expr, value: Expr, log: Expr) -> None:
+            row = part.first + r
+            b.either(
+                results.parts > 1,
+                lambda: results.put_part(row, part.number, d, value, log),
+                lambda: results.put(row, d, value, log),
+            )
+
+        join_groups(team, work.me, work.room, put)
+
+
+def find_page(work: Work, step: Expr) -> None:
+    """Ask the page table for the page of a step."""
+    with b.when(work.has(step, work.team.members)):
+        b.store(work.page, 0, work.paged.page(work.part.sequence, work.at(step) * PAGE))
+
+
+def take_queries(work: Work, tokens: Expr, q: Buffer) -> None:
+    """The block's queries, zero past their last feature. The pages of the first step are asked for with them."""
+    team, threads = work.team, work.team.threads
+    count = team.rows * team.padded
+    places = [T.Bind(work.me.thread + turn * threads) for turn in range(-(-count // threads))]
+    held = b.private(len(places))
+    for turn, i in enumerate(places):
+        r, d = b.div(i, team.padded), b.mod(i, team.padded)
+        value = b.load(q, (work.part.first + r) * team.width + d)
+        b.store(held, turn, tirx.if_then_else(tirx.And(i < count, d < team.width), value, b.number(0.0)))
+    if work.ahead:
+        ask_keys(work, work.ahead.keys, b.integer(0))
+        ask_values(work, work.ahead.values, b.integer(0), tokens)
+        find_page(work, b.integer(1))
+    for turn, i in enumerate(places):
+        with b.when(i < count):
+            b.store(work.queries, i, b.load(held, turn))
     b.barrier()
-    token = T.Bind(piece.number * threads + thread)
-    products = b.private(piece.rows)
-    for r in range(piece.rows):
-        b.store(products, r, b.number(0.0))
-    with b.when(token < piece.tokens):
-        multiply(paged, piece, queries, pages, thread, products)
-    for r in range(piece.rows):
-        seen = scores.visible(piece.position, token + piece.start, token < piece.tokens)
-        masked = tirx.Select(seen, scores.exponent(b.load(products, r)), b.number(b.MINUS_INFINITY))
-        score = T.Bind(masked)
-        top = b.combined(score, thread, threads, b.largest, room)
-        power = tirx.exp2(score - top)
-        weight = T.Bind(tirx.Select(score > b.number(b.MINUS_INFINITY / 2), power, b.number(0.0)))
-        total = T.Bind(T.max(b.combined(weight, thread, threads, b.add, room), b.number(1e-37)))
-        b.store(weights, r * threads + thread, weight / total)
-        with b.when(tirx.EQ(thread, 0)):
-            b.store(some.logs, (first + r) * some.parts + piece.number, top + tirx.log2(total))
-    b.barrier()
-    sum_values(device, paged, piece, weights, pages, first, some, thread)
 
 
-def multiply(paged: Paged, piece: Piece, queries: Buffer, pages: Buffer, inside: Expr, products: Buffer) -> None:
-    """The products of one key of the piece with the queries."""
-    width = paged.layout.head_dim
-    page = b.load(pages, b.div(inside, PAGE))
-    base = T.Bind(key_base(paged.layout, page, piece.head) + b.mod(inside, PAGE))
-    count = math.gcd(STEP, width)
-    with b.loop(width // count) as step:
-        keys = [T.Bind(b.load(paged.pages, base + (step * count + i) * PAGE)) for i in range(count)]
-        for r in range(piece.rows):
-            part = b.load(products, r)
-            for i in range(0, count, 4):
-                query = b.fetch(queries, r * width + step * count + i, 4, "float32")
-                part = b.chain([part, *(query[j] * keys[i + j] for j in range(4))], b.add)
-            b.store(products, r, part)
+def ask_keys(work: Work, keys: Buffer, step: Expr) -> None:
+    with b.when(work.has(step, work.team.slices * 4)):
+        key = key_places(work)
+        for j in range(work.team.features):
+            b.copy(work.paged.pages, key(j), keys, j * 4, 4)
 
 
-def sum_values(
-    device: Device, paged: Paged, piece: Piece, weights: Buffer, pages: Buffer, first: Expr, some: Some, thread: Expr
-) -> None:
-    """Sums of the piece's values: groups of threads take turns along the tokens, a thread has four features. Past the
-    last token weights are zero, and the last one's values are taken."""
-    width, threads, rows = paged.layout.head_dim, device.threads, piece.rows
-    across = width // 4
-    groups = threads // across
-    sums, acc = b.shared(groups * width), b.private(rows * 4)
-    for place in range(rows * 4):
-        b.store(acc, place, b.number(0.0))
-    group, d = T.Bind(b.div(thread, across)), T.Bind(b.mod(thread, across) * 4)
-    count = T.Bind(T.min(piece.tokens - piece.number * threads, threads))
-    with b.loop(b.up(count, groups * TURNS)) as step:
-        tokens = [T.Bind((step * TURNS + i) * groups + group) for i in range(TURNS)]
-        values = []
-        for token in tokens:
-            last = T.Bind(T.min(token, count - 1))
-            base = value_base(paged.layout, b.load(pages, b.div(last, PAGE)), piece.head)
-            values.append(b.fetch(paged.pages, base + b.mod(last, PAGE) * width + d, 4, "float32"))
-        for token, value in zip(tokens, values, strict=True):
-            for r in range(rows):
-                inside = tirx.And(group < groups, token < count)
-                weight = T.Bind(tirx.if_then_else(inside, b.load(weights, r * threads + token), b.number(0.0)))
-                for i in range(4):
-                    b.store(acc, r * 4 + i, b.load(acc, r * 4 + i) + weight * value[i])
-    for r in range(rows):
-        with b.when(group < groups):
+def ask_values(work: Work, values: Buffer, step: Expr, tokens: Expr) -> None:
+    with b.when(work.has(step, work.team.width // 4)):
+        value = value_places(work, step, tokens)
+        for t in range(PAGE):
+            b.copy(work.paged.pages, value(t), values, t * 4, 4)
+
+
+def key_places(work: Work) -> Callable[[int], Expr]:
+    """Where the thread's j-th feature of its four tokens of the next page lies; past the last one, that."""
+    team, place = work.team, work.me.place
+    base = key_base(work.paged.layout, T.Bind(b.load(work.page, 0)), work.part.head)
+    slice_, token = b.div(place, 4), b.mod(place, 4) * 4
+
+    def at(j: int) -> Expr:
+        d = slice_ + j * team.slices
+        return base + (d if (j + 1) * team.slices <= team.width else T.min(d, team.width - 1)) * PAGE + token
+
+    return at
+
+
+def value_places(work: Work, step: Expr, tokens: Expr) -> Callable[[int], Expr]:
+    """Where the thread's features of token t of the next page lie; past the last token, that one's."""
+    base = value_base(work.paged.layout, T.Bind(b.load(work.page, 0)), work.part.head) + work.me.place * 4
+    last = b.kept(tokens - 1 - work.at(step) * PAGE)
+    return lambda t: base + T.min(last, b.integer(t)) * work.team.width
+
+
+def keys_of(work: Work) -> Callable[[int], list[Expr]]:
+    """The thread's j-th feature of its four tokens."""
+    if work.ahead:
+        keys = work.ahead.keys
+        return lambda j: [b.load(keys, j * 4 + t) for t in range(4)]
+    key = key_places(work)
+    return lambda j: b.fetch(work.paged.pages, key(j), 4, "float32")
+
+
+def values_of(work: Work, step: Expr, tokens: Expr) -> Callable[[int], list[Expr]]:
+    """The thread's four features of token t."""
+    if work.ahead:
+        values = work.ahead.values
+        return lambda t: [b.load(values, t * 4 + i) for i in range(4)]
+    value = value_places(work, step, tokens)
+    return lambda t: b.fetch(work.paged.pages, value(t), 4, "float32")
+
+
+def one_step(work: Work, step: Expr, tokens: Expr) -> None:
+    """A page for each group: products, their softmax, values. What is asked for ahead comes in the meantime."""
+    team, me, ahead = work.team, work.me, work.ahead
+    products, decay = b.private(team.rows * 4), b.private(team.rows)
+    with b.when(work.has(step, team.slices * 4)):
+        multiply(work, products)
+    if ahead:
+        ask_keys(work, ahead.keys, step + 1)
+    for first in range(0, team.rows, team.together):
+        rows = range(first, min(first + team.together, team.rows))
+        with b.when(work.has(step, team.slices * 4)):
+            for r in rows:
+                line = ((r - first) * team.groups + me.group) * (team.slices * PAGE)
+                b.copy(products, r * 4, work.room, line + me.place * 4, 4)
+        b.barrier()
+        b.strided(me.thread, team.threads, len(rows) * team.groups * PAGE, lambda i: add_up(work, step, i))
+        b.barrier()
+        with b.when(work.has(step, team.members)):
+            for r in rows:
+                weigh(work, r, r - first, decay)
+        b.barrier()
+    with b.when(work.has(step, team.width // 4)):
+        gather(work, step, tokens, decay)
+    if ahead:
+        ask_values(work, ahead.values, step + 1, tokens)
+    find_page(work, step + (2 if ahead else 1))
+
+
+def multiply(work: Work, products: Buffer) -> None:
+    """The thread's products of queries and keys: four tokens, some of the features."""
+    team, slice_ = work.team, T.Bind(b.div(work.me.place, 4))
+    key = keys_of(work)
+    for place in range(team.rows * 4):
+        b.store(products, place, b.number(0.0))
+    for first in range(0, team.features, TOGETHER):
+        some = range(first, min(first + TOGETHER, team.features))
+        keys = [key(j) for j in some]
+        for r in range(team.rows):
+            query = [T.Bind(b.load(work.queries, r * team.padded + j * team.slices + slice_)) for j in some]
+            for t in range(4):
+                terms = [one * four[t] for one, four in zip(query, keys, strict=True)]
+                b.store(products, r * 4 + t, b.chain([b.load(products, r * 4 + t), *terms], b.add))
+
+
+def add_up(work: Work, step: Expr, i: Expr) -> None:
+    """The exponent of one token and row, where the first slice had its product; it is the thread's own."""
+    team, part = work.team, work.part
+    pair, t = T.Bind(b.div(i, PAGE)), T.Bind(b.mod(i, PAGE))
+    place = T.Bind(pair * (team.slices * PAGE) + t)
+    product = b.chain([b.load(work.room, place + s * PAGE) for s in range(team.slices)], b.add)
+    token = T.Bind((part.begin + step * team.groups + b.mod(pair, team.groups)) * PAGE + t)
+    exponent = T.Bind(work.scores.exponent(product))
+    b.store(work.room, place, tirx.Select(part.seen(token), exponent, b.number(b.MINUS_INFINITY)))
+
+
+def weigh(work: Work, r: int, turn: int, decay: Buffer) -> None:
+    """Weights of the tokens of the group's page for row r, the ``turn``-th in the block's memory, by the new top;
+    decay: what the sums so far are worth by it."""
+    team, me = work.team, work.me
+    line = T.Bind((turn * team.groups + me.group) * (team.slices * PAGE))
+    exponents = [e for t in range(0, PAGE, 4) for e in b.fetch(work.room, line + t, 4, "float32")]
+    top = T.Bind(b.chain([b.load(me.top, r), *exponents], b.largest))
+    b.store(decay, r, tirx.exp2(b.load(me.top, r) - top))
+    b.store(me.top, r, top)
+
+    def one(t: Expr) -> None:
+        exponent = T.Bind(b.load(work.room, line + t))
+        weight = tirx.Select(exponent > b.number(b.MINUS_INFINITY / 2), tirx.exp2(exponent - top), b.number(0.0))
+        b.store(work.weights, (r * team.groups + me.group) * PAGE + t, weight)
+
+    b.strided(me.place, team.members, PAGE, one)
+
+
+def gather(work: Work, step: Expr, tokens: Expr, decay: Buffer) -> None:
+    """Add the values of the group's page to the sums, and the weights to the totals."""
+    team, me = work.team, work.me
+    value = values_of(work, step, tokens)
+    for r in range(team.rows):
+        b.store(me.total, r, b.load(me.total, r) * b.load(decay, r))
+        for i in range(4):
+            b.store(me.sums, r * 4 + i, b.load(me.sums, r * 4 + i) * b.load(decay, r))
+    for first in range(0, PAGE, 4):
+        some = range(first, first + 4)
+        values = [value(t) for t in some]
+        for r in range(team.rows):
+            weights = b.fetch(work.weights, (r * team.groups + me.group) * PAGE + first, 4, "float32")
+            b.store(me.total, r, b.chain([b.load(me.total, r), *weights], b.add))
             for i in range(4):
-                b.store(sums, group * width + d + i, b.load(acc, r * 4 + i))
-        b.barrier()
-
-        def one(feature: Expr, r: int = r) -> None:
-            total = b.chain([b.load(sums, g * width + feature) for g in range(groups)], b.add)
-            b.store(some.values, ((first + r) * some.parts + piece.number) * width + feature, total)
-
-        b.strided(thread, threads, width, one)
-        b.barrier()
+                terms = [weight * four[i] for weight, four in zip(weights, values, strict=True)]
+                b.store(me.sums, r * 4 + i, b.chain([b.load(me.sums, r * 4 + i), *terms], b.add))
 
 
-def merge_pieces(device: Device, paged: Paged, batch: Expr, some: Some, out: Buffer, lse: Buffer) -> None:
-    """out = the pieces' results, weighed by 2^log as in a softmax over all of them."""
-    width, heads, threads = paged.layout.head_dim, paged.layout.query_heads, device.threads
-    with b.launch(threads, batch * heads) as (at, _, thread):
-        pieces = T.Bind(b.up(paged.tokens(T.Bind(b.div(at, heads))), threads))
-        top, total = b.private(1), b.private(1)
-        b.store(top, 0, b.number(b.MINUS_INFINITY))
-        b.store(total, 0, b.number(1e-37))
-        with b.loop(pieces) as number:
-            b.store(top, 0, T.max(b.load(top, 0), b.load(some.logs, at * some.parts + number)))
-
-        def weight(number: Expr) -> Expr:
-            return T.Bind(tirx.exp2(b.load(some.logs, at * some.parts + number) - b.load(top, 0)))
-
-        with b.loop(pieces) as number:
-            b.store(total, 0, b.load(total, 0) + weight(number))
-
-        def one(d: Expr) -> None:
-            value = b.private(1)
-            b.store(value, 0, b.number(0.0))
-            with b.loop(pieces) as number:
-                part = b.load(some.values, (at * some.parts + number) * width + d)
-                b.store(value, 0, b.load(value, 0) + weight(number) * part)
-            b.store(out, at * width + d, b.load(value, 0) / b.load(total, 0))
-
-        b.strided(thread, threads, width, one)
-        with b.when(tirx.EQ(thread, 0)):
-            b.store(lse, at, b.load(top, 0) + tirx.log2(b.load(total, 0)))
+def join_parts(device: Device, team: Team, paged: Paged, rows: Expr, results: Results) -> None:
+    """The result of each row from its parts, each of which is worth 2^lse; groups of threads share the parts."""
+    team = replace(team, rows=1, together=1)
+    with b.launch(device.threads, rows) as (row, _, thread):
+        pages = paged.count(T.Bind(b.div(row, paged.layout.query_heads)))
+        share = b.kept(pages_of_part(team, pages, results.parts))
+        last = b.kept(T.max(b.div(pages + (share - 1), share), b.integer(1)) - 1)
+        me, room = member_of(team, thread), b.shared(team.room)
+        turns = range(-(-MOST_PARTS // team.groups))
+        logs, values = b.private(len(turns)), b.private(len(turns) * 4)
+        device.wait()
+        for turn in turns:
+            part = results.place(row, T.min(me.group + turn * team.groups, last))
+            log = T.Bind(b.load(results.some, part + team.width))
+            b.store(logs, turn, log)
+            b.copy(results.some, part + T.min(me.place * 4, team.width - 4), values, turn * 4, 4)
+        for turn in turns:
+            real = me.group + turn * team.groups <= last
+            b.store(logs, turn, tirx.Select(real, b.load(logs, turn), b.number(b.MINUS_INFINITY)))
+            b.store(me.top, 0, T.max(b.load(me.top, 0), b.load(logs, turn)))
+        for turn in turns:
+            real = me.group + turn * team.groups <= last
+            weight = T.Bind(tirx.Select(real, tirx.exp2(b.load(logs, turn) - b.load(me.top, 0)), b.number(0.0)))
+            b.store(me.total, 0, b.load(me.total, 0) + weight)
+            for i in range(4):
+                b.store(me.sums, i, b.load(me.sums, i) + weight * b.load(values, turn * 4 + i))
+        join_groups(team, me, room, lambda _, *result: results.put(row, *result))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tvm import tirx
@@ -10,7 +10,7 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
-from builder.lowering.schedules.gpu.linear import Inputs, products
+from builder.lowering.schedules.gpu.rows import Inputs, Results, products
 from builder.lowering.schedules.gpu.weights import weight_of
 
 
@@ -31,10 +31,10 @@ def expert_linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
             number = b.load(routes, token * (2 * top) + b.mod(pair, top))
             return read, token if fields["shared"] else pair, T.Bind(tirx.Cast("int32", number) * outputs)
 
-        def put(pair: Expr, n: Expr, value: Expr) -> None:
-            b.store(y, pair * outputs + n, value)
+        def put(_pair: Expr, _n: Expr) -> Callable[..., Expr]:
+            return lambda value: value
 
-        products(device, weight, stored, pairs, row_of, put, outputs)
+        products(device, weight, stored, pairs, row_of, Results(y, outputs, put))
 
     shape = (rows, 2 * top) if fields["shared"] else (tokens, 2 * top)
     args = [Arg("x", (rows, weight.k)), Arg("routes", shape), *weight.args, Arg("y", (pairs, outputs))]

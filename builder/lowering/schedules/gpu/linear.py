@@ -1,9 +1,7 @@
 """y = x @ weight.T (+ bias) (+ residual) on a GPU, the weight read as it is stored.
 
-Few rows: LANES threads go along the weight's rows of a few outputs, a unit at a time, x in shared memory; their sums
-are added at the end. Where outputs lie beside each other (layout KN) the lanes are outputs, and groups of threads
-share the inputs. Many rows: tiles of TILE rows (or more) x TILE outputs; slices of x and of the dequantized weight go
-through shared memory, each thread sums squares of SIDE x SIDE.
+Few rows: see rows.py. Many rows: tiles of TILE rows (or more) x TILE outputs; slices of x and of the dequantized
+weight go through shared memory, each thread sums squares of SIDE x SIDE.
 
 Axes: M rows, N outputs, K inputs, U units of a row, E values of a unit (see weights.py).
 """
@@ -19,21 +17,16 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
-from builder.lowering.schedules.gpu.weights import Plain, Weight, values, weight_of
-from builder.quant.inputs import PER_WORD, byte_value
+from builder.lowering.schedules.gpu.pointwise import GATES
+from builder.lowering.schedules.gpu.rows import Inputs, Results, is_regular, products
+from builder.lowering.schedules.gpu.weights import Weight, values, weight_of
+from builder.quant.inputs import PER_WORD
 from builder.quant.relax import activation_of
 
 FEW = 4  # rows that are multiplied one by one
-LANES = 32
 TILE, SIDE = 64, 4
 LINE = TILE + SIDE  # of a tile in shared memory, for the banks' sake
 DEPTH = 32  # slots of a slice, about
-ROOM = 4096  # values of x in shared memory, at most
-HELD = 16  # units that a thread holds of each of four outputs, at most
-HELD_OF_FEW = 24  # and of each of one or two: rows of 5,504 and 11,008 inputs are then chunks that waste little
-TURNS = 4  # units that it asks for together where outputs lie beside each other
-MANY_OUTPUTS = 16384  # of which a thread takes four
-FEW_PLAIN, FEW_PACKED = 4096, 2047  # of which it takes one
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +41,17 @@ class Ends:
     y: Buffer
     share: float = 1.0
 
-    def put(self, row: Expr, n: Expr, value: Expr) -> None:
-        if self.scale is not None:
-            value = value * b.load(self.scale, row)
-        if self.bias is not None:
-            value = value + self.part(b.to_float32(b.load(self.bias, n), self.dtype))
+    def put(self, row: Expr, n: Expr) -> Callable[..., Expr]:
+        """What makes a result of a product; everything else that it takes is read here."""
         at = T.Bind(row * self.n + n)
+        scale = None if self.scale is None else T.Bind(b.load(self.scale, row))
+        added = []
+        if self.bias is not None:
+            added.append(T.Bind(self.part(b.to_float32(b.load(self.bias, n), self.dtype))))
         if self.residual is not None:
-            value = value + self.part(b.load(self.residual, at))
-        b.store(self.y, at, value)
+            added.append(T.Bind(self.part(b.load(self.residual, at))))
+
+        return lambda product: b.chain([product if scale is None else product * scale, *added], b.add)
 
     def part(self, value: Expr) -> Expr:
         return value if self.share == 1 else value * b.number(self.share)
@@ -79,8 +74,10 @@ def linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
         ends = Ends(weight.n, fields["dtype"], rest.pop() if bias else None, scale, added, y, share)
         stored, read = tuple(rest), Inputs(x, weight.k, kind)
 
+        results = Results(y, weight.n, ends.put, peers=fields["ranks"] if fields.get("sent") else 0)
+
         def few() -> None:
-            products(device, weight, stored, rows, lambda row: (read, row, b.integer(0)), ends.put, weight.n)
+            products(device, weight, stored, rows, lambda row: (read, row, b.integer(0)), results)
 
         def many(strips: int) -> None:
             many_rows(device, weight, stored, read, ends, rows, strips)
@@ -88,201 +85,12 @@ def linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
         def more() -> None:
             b.either(rows <= TILE, lambda: many(1), lambda: many(device.strips))
 
+        if results.peers:
+            few()  # there is one row
+            return
         b.either(rows <= FEW, few, more if device.strips > 1 else lambda: many(1))
 
     return b.kernel([*inputs, *residual, *weight.args, *bias, Arg("y", (rows, weight.n))], body)
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """x (M, K) float32; or codes of a ``kind`` (M, W), whose rows have scales that are applied at the end."""
-
-    x: Buffer
-    k: int
-    kind: str
-
-    def at(self, row: Expr, k: Expr) -> Expr:
-        if not self.kind:
-            return b.load(self.x, row * self.k + k)
-        word = b.load(self.x, row * -(-self.k // PER_WORD) + b.div(k, PER_WORD))
-        shift = tirx.Cast("uint32", b.mod(k, PER_WORD) * 8)
-        return byte_value((word >> shift) & b.word(0xFF), self.kind)
-
-    def four(self, row: Expr, k: Expr) -> list[Expr]:
-        """Inputs k .. k + 4; k is a multiple of 4."""
-        return b.fetch(self.x, row * self.k + k, 4, "float32")
-
-
-Row = Callable[[Expr], tuple[Inputs, Expr, Expr]]  # row of the result -> x, its row, the first row of the weight
-Put = Callable[[Expr, Expr, Expr], None]  # (row, n, product)
-
-
-def products(
-    device: Device, weight: Weight, stored: Sequence[Buffer], rows: Expr, row_of: Row, put: Put, outputs: int
-) -> None:
-    """Each row by itself, with ``outputs`` rows of the weight."""
-    if weight.stacked:
-        beside(device, weight, stored, rows, row_of, put, outputs)
-    else:
-        along(device, weight, stored, rows, row_of, put, outputs)
-
-
-def planes(weight: Weight) -> int:
-    """x lies in shared memory in planes of four values per unit, so that threads read from different banks."""
-    return -(-weight.per_unit // 4)
-
-
-def is_regular(weight: Weight, x: Inputs) -> bool:
-    """Whether four inputs at a time can be read as they lie."""
-    return weight.per_unit % 4 == 0 and weight.units * weight.per_unit == weight.k and not x.kind
-
-
-def chunk_units(weight: Weight, held: int = HELD) -> int:
-    """Units whose x is in shared memory at a time, in whole rounds of LANES threads: few chunks of equal size."""
-    most = min(ROOM // (4 * planes(weight)), held * LANES)
-    step = LANES * weight.together
-    chunks = b.up(weight.units, max(1, most // step) * step)
-    return int(b.up(b.up(weight.units, chunks), step)) * step
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """x of ``count`` units in ``room``, in an order in which threads that take ``together`` units each read beside each
-    other: (place in a thread's units, plane of four values, thread's turn, value)."""
-
-    room: Buffer
-    count: int
-    together: int
-    planes: int
-
-    def at(self, turn: Expr, place: Expr | int, e: int) -> Expr:
-        return ((place * self.planes + e // 4) * (self.count // self.together) + turn) * 4 + e % 4
-
-
-def stage(weight: Weight, x: Inputs, row: Expr, first: Expr, staged: Staged, thread: Expr, threads: int) -> None:
-    """x of the units from ``first``, times each value's factor; zero where a slot is padding or past the end."""
-
-    regular = is_regular(weight, x)
-
-    def unit(place: Expr) -> None:
-        u = T.Bind(first + place)
-        turn, inside = T.Bind(b.div(place, staged.together)), T.Bind(b.mod(place, staged.together))
-        last = T.Bind(T.min(u, weight.units - 1))
-        xs: list[Expr] = []
-        for e in range(weight.per_unit):
-            k, real = weight.input_of(last if regular else u, b.integer(e))
-            there = u < weight.units if real is None else tirx.And(u < weight.units, real)
-            if regular:
-                xs = xs if e % 4 else x.four(row, k)
-                value = tirx.Select(there, xs[e % 4], b.number(0.0))
-            else:
-                value = tirx.if_then_else(there, x.at(row, k), b.number(0.0))
-            factor = weight.factor(e)
-            b.store(staged.room, staged.at(turn, inside, e), value if factor == 1.0 else value * b.number(factor))
-
-    b.strided(thread, threads, staged.count, unit)
-
-
-def along(
-    device: Device, weight: Weight, stored: Sequence[Buffer], rows: Expr, row_of: Row, put: Put, outputs: int
-) -> None:
-    """LANES threads along the rows of ``each`` outputs. A thread asks for all that it needs of the weight in a chunk
-    before it waits for x."""
-    few = FEW_PLAIN if isinstance(weight, Plain) else FEW_PACKED
-    each = 4 if outputs >= MANY_OUTPUTS else 2 if outputs > few else 1
-    groups, count = device.threads // LANES, chunk_units(weight, HELD if each == 4 else HELD_OF_FEW)
-    turns = count // (LANES * weight.together)
-    with b.launch(device.threads, -(-outputs // (groups * each)), rows) as (block, row, thread):
-        staged = Staged(b.shared(count * 4 * planes(weight)), count, weight.together, planes(weight))
-        sums, totals = b.shared(device.threads * each), b.private(each)
-        lane, group = T.Bind(b.mod(thread, LANES)), T.Bind(b.div(thread, LANES))
-        x, x_row, start = row_of(row)
-        first_n = T.Bind((block * groups + group) * each)
-        places = [T.Bind(start + T.min(first_n + r, outputs - 1)) for r in range(each)]
-        for r in range(each):
-            b.store(totals, r, b.number(0.0))
-        with b.loop(b.up(weight.units, count)) as chunk:
-            held = []
-            for turn in range(turns):
-                wanted = chunk * count + (turn * LANES + lane) * weight.together
-                u = T.Bind(T.min(wanted, weight.units - weight.together))
-                held.append([(weight.units_from(stored, n, u), weight.scale(stored, n, u)) for n in places])
-            device.wait()
-            b.barrier()
-            stage(weight, x, x_row, T.Bind(chunk * count), staged, thread, device.threads)
-            b.barrier()
-            for turn in range(turns):
-                dot(weight, held[turn], staged, T.Bind(turn * LANES + lane), totals)
-        for r in range(each):
-            b.store(sums, r * device.threads + thread, b.load(totals, r))
-        b.barrier()
-        finish(
-            sums, device.threads, groups * each, thread, lambda i: block * (groups * each) + i, outputs, row, put, each
-        )
-
-
-Held = tuple[list[list[Expr]], Expr | None]  # units that lie together, and their scale
-
-
-def dot(weight: Weight, held: Sequence[Held], staged: Staged, turn: Expr, totals: Buffer) -> None:
-    """Add the products of the units of each output to its total."""
-    parts = [b.number(0.0) for _ in held]
-    for place in range(weight.together if not weight.stacked else 1):
-        for plane in range(staged.planes):
-            xs = b.fetch(staged.room, staged.at(turn, place, plane * 4), 4, "float32")
-            for e in range(plane * 4, min(plane * 4 + 4, weight.per_unit)):
-                parts = [
-                    T.Bind(part + weight.raw(units[place], e) * xs[e % 4])
-                    for part, (units, _) in zip(parts, held, strict=True)
-                ]
-    for r, (part, (_, scale)) in enumerate(zip(parts, held, strict=True)):
-        b.store(totals, r, b.load(totals, r) + (part if scale is None else part * scale))
-
-
-def finish(
-    sums: Buffer, threads: int, count: int, thread: Expr, n_of: Callable[[Expr], Expr], outputs: int, row: Expr,
-    put: Put, each: int,
-) -> None:  # fmt: skip
-    """The sums of the lanes of each output, by one thread each; it starts at its own place, for the banks' sake."""
-    with b.when(thread < count):
-        base = T.Bind(b.mod(thread, each) * threads + b.div(thread, each) * LANES)
-        total = b.private(1)
-        b.store(total, 0, b.number(0.0))
-        with b.loop(LANES) as lane:
-            at = base + b.mod(lane + b.div(thread, each), LANES)
-            b.store(total, 0, b.load(total, 0) + b.load(sums, at))
-        n = T.Bind(n_of(thread))
-        with b.when(n < outputs):
-            put(row, n, b.load(total, 0))
-
-
-def beside(
-    device: Device, weight: Weight, stored: Sequence[Buffer], rows: Expr, row_of: Row, put: Put, outputs: int
-) -> None:
-    """LANES outputs beside each other; the groups of threads take turns along the inputs."""
-    groups, count = device.threads // LANES, chunk_units(weight)
-    with b.launch(device.threads, b.up(outputs, LANES), rows) as (block, row, thread):
-        staged = Staged(b.shared(count * 4 * planes(weight)), count, 1, planes(weight))
-        sums, totals = b.shared(device.threads), b.private(1)
-        lane, group = T.Bind(b.mod(thread, LANES)), T.Bind(b.div(thread, LANES))
-        x, x_row, start = row_of(row)
-        n = T.Bind(block * LANES + lane)
-        place = T.Bind(start + T.min(n, outputs - 1))
-        b.store(totals, 0, b.number(0.0))
-        with b.loop(b.up(weight.units, count)) as chunk:
-            b.barrier()
-            stage(weight, x, x_row, T.Bind(chunk * count), staged, thread, device.threads)
-            b.barrier()
-            with b.loop(count // (groups * TURNS)) as step:
-                turns = [T.Bind((step * TURNS + i) * groups + group) for i in range(TURNS)]
-                wanted = [T.Bind(T.min(chunk * count + turn, weight.units - 1)) for turn in turns]
-                held = [([weight.unit(stored, place, u)], weight.scale(stored, place, u)) for u in wanted]
-                for turn, one in zip(turns, held, strict=True):
-                    dot(weight, [one], staged, turn, totals)
-        b.store(sums, thread, b.load(totals, 0))
-        b.barrier()
-        with b.when(tirx.And(thread < LANES, n < outputs)):
-            put(row, n, b.chain([b.load(sums, group * LANES + lane) for group in range(groups)], b.add))
 
 
 def many_rows(
@@ -292,6 +100,7 @@ def many_rows(
     side_threads, tile = TILE // SIDE, Tile(weight, strips * TILE)
     threads = side_threads * side_threads
     with b.launch(threads, b.up(weight.n, TILE), b.up(rows, tile.rows)) as (block, row_block, thread):
+        device.start_late()
         x_tile, w_tile = b.shared(tile.depth * tile.line), b.shared(tile.depth * LINE)
         acc = b.private(strips * SIDE * SIDE)
         for place in range(strips * SIDE * SIDE):
@@ -317,7 +126,26 @@ def many_rows(
             for j in range(SIDE):
                 n = T.Bind(first_n + column * SIDE + j)
                 with b.when(tirx.And(row < rows, n < weight.n)):
-                    ends.put(row, n, b.load(acc, i * SIDE + j))
+                    b.store(ends.y, row * weight.n + n, ends.put(row, n)(b.load(acc, i * SIDE + j)))
+
+
+def gated_linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """One row times gate and up weights, and the gate's activation (lowering/passes/gated_products.py): an output's two
+    products are in the same threads."""
+    weight, width, activated = weight_of(fields), fields["width"], GATES[fields["gate"]]
+
+    def body(x: Buffer, *rest: Buffer) -> None:
+        stored, y = rest[:-1], rest[-1]
+
+        def row_of(row: Expr) -> tuple[Inputs, Expr, Expr]:
+            return Inputs(x, weight.k, ""), row, b.integer(0)
+
+        def put(_row: Expr, _n: Expr) -> Callable[..., Expr]:
+            return lambda gate, up: activated(gate) * up
+
+        products(device, weight, stored, b.integer(1), row_of, Results(y, width, put, strands=2))
+
+    return b.kernel([Arg("x", (1, weight.k)), *weight.args, Arg("y", (1, width))], body)
 
 
 @dataclass(frozen=True, slots=True)

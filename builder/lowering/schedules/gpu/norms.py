@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -11,6 +13,8 @@ from tvm.tirx.script.builder import ir as T
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.models.common.kv_cache import rope_frequencies
+
+OWN = 32  # features of a row that a thread keeps, at most
 
 
 def rms_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
@@ -30,40 +34,109 @@ def scaled_rows(fields: Mapping[str, Any], device: Device, gain: Callable[[Expr]
     def body(x: Buffer, *rest: Buffer) -> None:
         weight, y = rest[-2:]
         with b.launch(threads, rows) as (row, _, thread):
-            room = b.shared(2 * threads)
-            scale = inverse_rms(x, row * width, width, fields["eps"], thread, threads, room)
-
-            def one(h: Expr) -> None:
-                at = T.Bind(row * width + h)
-                value = b.load(x, at) * scale * gain(b.to_float32(b.load(weight, h), dtype))
-                b.store(y, at, value + b.load(rest[0], at) if residual else value)
-
-            b.strided(thread, threads, width, one)
+            mine, start = Mine(device, thread, width), T.Bind(row * width)
+            gains = partial(weight_at, weight, dtype)
+            scale_row(mine, x, y, start, fields["eps"], lambda h: gain(gains(h)), rest[0] if residual else None)
 
     args = [Arg("x", (rows, width)), *residual, Arg("weight", (width,), dtype), Arg("y", (rows, width))]
     return b.kernel(args, body)
 
 
-def inverse_rms(x: Buffer, start: Expr, width: int, eps: float, thread: Expr, threads: int, room: Buffer) -> Expr:
+Value = Callable[[Any], Expr]  # a feature, or which of the thread's it is -> its value
+
+
+@dataclass(frozen=True, slots=True)
+class Mine:
+    """The features of a row of ``width`` that a thread of a block works on: every so many, from its own number on. Of
+    rows up to OWN features a thread they are in its registers, each read once, all asked for at once."""
+
+    device: Device
+    thread: Expr
+    width: int
+
+    @property
+    def count(self) -> int:
+        return -(-self.width // self.device.threads)
+
+    @property
+    def kept(self) -> bool:
+        return self.count <= OWN
+
+    def feature(self, i: int) -> Expr:
+        return T.min(self.thread + i * self.device.threads, self.width - 1)
+
+    def there(self, i: int) -> Expr | None:
+        whole = (i + 1) * self.device.threads <= self.width
+        return None if whole else self.thread + i * self.device.threads < self.width
+
+    def read(self, value: Value) -> Value:
+        """``value`` of the features, read here if there is room for them, or else whenever it is asked for."""
+        if not self.kept:
+            return value
+        values = [T.Bind(value(T.Bind(self.feature(i)))) for i in range(self.count)]
+        return lambda i: values[i]
+
+    def total(self, value: Value) -> Expr:
+        """The sum over the row, in all threads."""
+        if not self.kept:
+            return summed(value, self.width, self.device, self.thread)
+        terms = [value(i) for i in range(self.count)]
+        masks = [self.there(i) for i in range(self.count)]
+        terms = [
+            term if mask is None else tirx.Select(mask, term, b.number(0.0))
+            for term, mask in zip(terms, masks, strict=True)
+        ]
+        return b.sum_of_block(self.device, T.Bind(b.chain(terms, b.add)), self.thread)
+
+    def write(self, y: Buffer, start: Expr, value: Value) -> None:
+        if not self.kept:
+            b.strided(self.thread, self.device.threads, self.width, lambda h: b.store(y, start + h, value(h)))
+            return
+        for i in range(self.count):
+            b.guarded(self.there(i), lambda i=i: b.store(y, start + self.thread + i * self.device.threads, value(i)))  # type: ignore[misc]
+
+
+def scale_row(
+    mine: Mine, x: Buffer, y: Buffer, start: Expr, eps: float, gain: Value, residual: Buffer | None = None
+) -> None:
+    """The row of x from ``start``, over the root of its mean square, times its gains (+ residual), into y."""
+    gains = mine.read(gain)
+    mine.device.wait()
+    values = mine.read(lambda h: b.load(x, start + h))
+    added = None if residual is None else mine.read(lambda h: b.load(residual, start + h))
+    scale = inverse_root(mine.total(lambda h: values(h) * values(h)), mine.width, eps)
+
+    def one(h: Any) -> Expr:
+        value = values(h) * scale * gains(h)
+        return value if added is None else value + added(h)
+
+    mine.write(y, start, one)
+
+
+def weight_at(weight: Buffer, dtype: str, h: Expr) -> Expr:
+    return b.to_float32(b.load(weight, h), dtype)
+
+
+def inverse_rms(x: Buffer, start: Expr, width: int, eps: float, device: Device, thread: Expr) -> Expr:
     """1 / sqrt(mean of squares + eps) of ``width`` values from ``start``."""
 
     def square(h: Expr) -> Expr:
         value = T.Bind(b.load(x, start + h))
         return value * value
 
-    return inverse_root(summed(square, width, thread, threads, room), width, eps)
+    return inverse_root(summed(square, width, device, thread), width, eps)
 
 
 def inverse_root(squares: Expr, width: int, eps: float) -> Expr:
     return T.Bind(b.number(1.0) / tirx.sqrt(squares / b.number(float(width)) + b.number(eps)))
 
 
-def summed(term: Callable[[Expr], Expr], width: int, thread: Expr, threads: int, room: Buffer) -> Expr:
+def summed(term: Callable[[Expr], Expr], width: int, device: Device, thread: Expr) -> Expr:
     """The sum of term(h) for h < width, in all threads of a block."""
     total = b.private(1)
     b.store(total, 0, b.number(0.0))
-    b.strided(thread, threads, width, lambda h: b.store(total, 0, b.load(total, 0) + term(h)))
-    return b.combined(b.load(total, 0), thread, threads, b.add, room)
+    b.strided(thread, device.threads, width, lambda h: b.store(total, 0, b.load(total, 0) + term(h)))
+    return b.sum_of_block(device, b.load(total, 0), thread)
 
 
 def layer_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
@@ -72,22 +145,14 @@ def layer_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
 
     def body(x: Buffer, weight: Buffer, bias: Buffer, y: Buffer) -> None:
         with b.launch(threads, rows) as (row, _, thread):
-            room = b.shared(2 * threads)
-            start = T.Bind(row * width)
-            total = summed(lambda h: b.load(x, start + h), width, thread, threads, room)
-            mean = T.Bind(total / b.number(float(width)))
-
-            def square(h: Expr) -> Expr:
-                value = T.Bind(b.load(x, start + h) - mean)
-                return value * value
-
-            scale = inverse_root(summed(square, width, thread, threads, room), width, fields["eps"])
-
-            def one(h: Expr) -> None:
-                gain, shift = (b.to_float32(b.load(stored, h), dtype) for stored in (weight, bias))
-                b.store(y, start + h, (b.load(x, start + h) - mean) * scale * gain + shift)
-
-            b.strided(thread, threads, width, one)
+            mine, start = Mine(device, thread, width), T.Bind(row * width)
+            gains, shifts = (mine.read(partial(weight_at, of, dtype)) for of in (weight, bias))
+            device.wait()
+            values = mine.read(lambda h: b.load(x, start + h))
+            mean = T.Bind(mine.total(values) / b.number(float(width)))
+            squares = mine.total(lambda h: (values(h) - mean) * (values(h) - mean))
+            scale = inverse_root(squares, width, fields["eps"])
+            mine.write(y, start, lambda h: (values(h) - mean) * scale * gains(h) + shifts(h))
 
     whole, vector = (rows, width), (width,)
     return b.kernel([Arg("x", whole), Arg("weight", vector, dtype), Arg("bias", vector, dtype), Arg("y", whole)], body)
@@ -112,15 +177,8 @@ def qk_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
 
     def norm_runs(x: Buffer, weight: Buffer, y: Buffer, first: int, width: int, count: int) -> None:
         with b.launch(threads, rows, b.integer(count)) as (row, run, thread):
-            room = b.shared(2 * threads)
             start = T.Bind(row * features + first + run * width)
-            scale = inverse_rms(x, start, width, fields["eps"], thread, threads, room)
-
-            def one(h: Expr) -> None:
-                gain = b.to_float32(b.load(weight, h), dtype)
-                b.store(y, start + h, b.load(x, start + h) * scale * gain)
-
-            b.strided(thread, threads, width, one)
+            scale_row(Mine(device, thread, width), x, y, start, fields["eps"], partial(weight_at, weight, dtype))
 
     whole = (rows, features)
     weights = [Arg(name, (width,), dtype) for name, width in zip(("q_weight", "k_weight"), widths, strict=True)]
@@ -135,12 +193,12 @@ def head_norm_rotary(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc
 
     def body(qkv: Buffer, positions: Buffer, q_weight: Buffer, k_weight: Buffer, y: Buffer) -> None:
         with b.launch(threads, rows, b.integer(heads)) as (row, head, thread):
-            room, normed, frequency = b.shared(2 * threads), b.shared(width), b.shared(half)
+            normed, frequency = b.shared(width), b.shared(half)
             for pair, value in enumerate(rope_frequencies(fields["theta"], width)):
                 with b.when(tirx.EQ(thread, pair % threads)):
                     b.store(frequency, pair, b.number(value / fields["factor"]))
             start = T.Bind((row * heads + head) * width)
-            scale = inverse_rms(qkv, start, width, fields["eps"], thread, threads, room)
+            scale = inverse_rms(qkv, start, width, fields["eps"], device, thread)
 
             def norm(d: Expr) -> None:
                 weight = tirx.if_then_else(head < queries, b.load(q_weight, d), b.load(k_weight, d))
@@ -181,7 +239,6 @@ def qk_means(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
 
     def body(x: Buffer, y: Buffer) -> None:
         with b.launch(threads, rows) as (row, _, thread):
-            room = b.shared(2 * threads)
             for part, width in enumerate(widths):
                 start = T.Bind(row * features + part * widths[0])
 
@@ -189,7 +246,7 @@ def qk_means(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
                     value = T.Bind(b.load(x, start + h))
                     return value * value
 
-                mean = T.Bind(summed(square, width, thread, threads, room) / b.number(float(width)))
+                mean = T.Bind(summed(square, width, device, thread) / b.number(float(width)))
                 with b.when(thread < 1):
                     b.store(y, row * 2 + part, mean)
 

@@ -5,6 +5,7 @@ Signatures are those that TVM's paged KV cache calls.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +30,13 @@ class Paged:
     table: Buffer
     last: Buffer
 
+    def count(self, sequence: Expr) -> Expr:
+        """How many pages a sequence has."""
+        return T.Bind(b.load(self.indptr, sequence + 1) - b.load(self.indptr, sequence))
+
     def tokens(self, sequence: Expr) -> Expr:
         """How many tokens a sequence has in its pages."""
-        count = T.Bind(b.load(self.indptr, sequence + 1) - b.load(self.indptr, sequence))
+        count = self.count(sequence)
         return T.Bind(tirx.if_then_else(count > 0, (count - 1) * PAGE + b.load(self.last, sequence), b.integer(0)))
 
     def page(self, sequence: Expr, token: Expr) -> Expr:
@@ -62,6 +67,13 @@ class Scores:
             return product * (size * b.number(b.LOG2_E))
         capped = b.tanh(product * (size * b.number(1.0 / self.layout.soft_cap)))
         return capped * b.number(self.layout.soft_cap * b.LOG2_E)
+
+    def sight(self, position: Buffer, start: Buffer, sequence: Expr, tokens: Expr) -> Callable[[Expr], Expr]:
+        """Whether the only query of a sequence sees a token of its pages; ``start``: where these begin."""
+        if not self.layout.window:
+            return lambda token: token < tokens
+        at, first = T.Bind(b.load(position, sequence)), T.Bind(b.load(start, sequence))
+        return lambda token: self.visible(at, token + first, token < tokens)
 
     def visible(self, position: Expr, key: Expr, seen: Expr) -> Expr:
         """``key`` and ``position`` count from the sequence's start; ``seen``: whether it sees it without a window."""

@@ -17,7 +17,7 @@ from builder.models.common.ops import ERFC, ERFC_P, TANH_GELU
 
 def silu_mul(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
     """gate / (1 + exp(-gate)) * up; the gates are the first half of each row."""
-    return gated(fields["width"], lambda gate: gate / (b.number(1.0) + b.exp(-gate)), device)
+    return gated(fields["width"], silu, device)
 
 
 def gelu_mul(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
@@ -102,6 +102,10 @@ def exact_gelu(x: Expr) -> Expr:
     t = T.Bind(b.number(1.0) / (b.number(1.0) + size * b.number(ERFC_P * 0.5**0.5)))
     series = b.horner(t, [0.5 * term for term in ERFC]) * t
     return T.max(x, b.number(0.0)) - size * series * tirx.exp2(x * x * b.number(-0.5 * b.LOG2_E))
+
+
+def silu(x: Expr) -> Expr:
+    return x / (b.number(1.0) + b.exp(-x))
 
 
 def tanh_gelu(x: Expr) -> Expr:
@@ -195,3 +199,6 @@ def routes(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
         b.each(device, rows, one)
 
     return b.kernel([Arg("logits", (rows, experts)), Arg("y", (rows, 2 * top))], body)
+
+
+GATES = {"silu_mul": silu, "gelu_mul": tanh_gelu}

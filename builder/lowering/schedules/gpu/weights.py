@@ -22,6 +22,15 @@ ONE_UNIT = 0x4B000000  # 2^23 as a float32: its last bit is worth 1, so an integ
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What a thread has of one row at a time: ``together`` units, with their scale and their zero point."""
+
+    values: Buffer
+    scale: Buffer | None = None
+    zero: Buffer | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plain:
     """A weight (N, K) kept as it is."""
 
@@ -29,9 +38,16 @@ class Plain:
     k: int
     dtype: str
 
+    plain = True
+
     @property
     def args(self) -> list[Arg]:
         return [Arg("weight", (self.n, self.k), self.dtype)]
+
+    @property
+    def loaded(self) -> str:
+        """The type of a value as a buffer of a kernel has it."""
+        return "uint16" if self.dtype == "bfloat16" else self.dtype
 
     @property
     def per_unit(self) -> int:
@@ -51,13 +67,29 @@ class Plain:
         """Units that a thread takes at a time."""
         return 2 if not self.units % 2 and self.dtype != "float32" else 1
 
-    def units_from(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> list[list[Expr]]:
-        """``together`` units from u, a multiple of that."""
-        return [self.unit(stored, n, u + i) for i in range(self.together)]
+    @property
+    def turn_bytes(self) -> int:
+        """Of ``together`` units."""
+        return self.together * self.per_unit * (4 if self.dtype == "float32" else 2)
+
+    def held(self) -> Held:
+        return Held(b.private(self.together * self.per_unit, self.loaded))
+
+    def fill(self, held: Held, stored: Sequence[Buffer], n: Expr, u: Expr, load_bytes: int) -> None:
+        """``together`` units from u, a multiple of that, in loads of at most ``load_bytes`` (or a unit)."""
+        step = max(
+            self.per_unit,
+            min(self.together * self.per_unit, load_bytes * self.together * self.per_unit // self.turn_bytes),
+        )
+        for first in range(0, self.together * self.per_unit, step):
+            b.move(held.values, first, stored[0], n * self.k + u * self.per_unit + first, step)
+
+    def units_of(self, held: Held) -> list[list[Expr]]:
+        each = self.per_unit
+        return [[b.load(held.values, i * each + e) for e in range(each)] for i in range(self.together)]
 
     def unit(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> list[Expr]:
-        dtype = "uint16" if self.dtype == "bfloat16" else self.dtype
-        return b.fetch(stored[0], n * self.k + u * self.per_unit, self.per_unit, dtype)
+        return b.fetch(stored[0], n * self.k + u * self.per_unit, self.per_unit, self.loaded)
 
     def raw(self, unit: list[Expr], e: int) -> Expr:
         return b.to_float32(unit[e], self.dtype)
@@ -88,6 +120,7 @@ class Packed:
     scale_dtype: str
     one_scale: bool  # of the whole matrix
     zero_point: bool
+    plain = False
 
     @property
     def groups(self) -> int:
@@ -115,13 +148,26 @@ class Packed:
         """Units that a thread takes at a time: of one group, with one load."""
         return 4 if not (self.stacked or self.units % 4 or self.group_units % 4) else 1
 
-    def units_from(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> list[list[Expr]]:
-        """``together`` units from u, a multiple of that."""
-        if self.together == 1:
-            return [self.unit(stored, n, u)]
-        words = b.fetch(stored[0], n * self.units + u, self.together, "uint32")
-        zero = [self.zero(stored, n, u)] if self.zero_point else []
-        return [[word, *zero] for word in words]
+    @property
+    def turn_bytes(self) -> int:
+        """Of ``together`` units, without their scale."""
+        return self.together * 4
+
+    def held(self) -> Held:
+        zero = b.private(1) if self.zero_point else None
+        return Held(b.private(self.together, "uint32"), b.private(1), zero)
+
+    def fill(self, held: Held, stored: Sequence[Buffer], n: Expr, u: Expr, _load_bytes: int) -> None:
+        """``together`` units from u, a multiple of that, of one group."""
+        at = u * self.n + n if self.stacked else n * self.units + u
+        b.move(held.values, 0, stored[0], at, self.together)
+        b.store(held.scale, 0, self.scale(stored, n, u))
+        if held.zero is not None:
+            b.store(held.zero, 0, self.zero(stored, n, u))
+
+    def units_of(self, held: Held) -> list[list[Expr]]:
+        zero = [b.load(held.zero, 0)] if held.zero is not None else []
+        return [[b.load(held.values, i), *zero] for i in range(self.together)]
 
     def unit(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> list[Expr]:
         unit = [T.Bind(b.load(stored[0], u * self.n + n if self.stacked else n * self.units + u))]

@@ -1,0 +1,93 @@
+"""The products of gate and up weights and the activation of the gate as one operation, where there is one row.
+
+A decoded token has one such pair a layer, and the activation's kernel takes longer to start than to run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import ir, relax, tirx, transform
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from builder.lowering import op
+from builder.models.common.gemma import gelu_gate
+from builder.models.common.ops import silu_gate
+from builder.quant.relax import activation_of, product
+
+FUNCTION = "decode"
+NAME = "gated_linear"
+GATES = {"silu_mul": silu_gate, "gelu_mul": gelu_gate}
+
+
+def fused() -> transform.Pass:
+    """Comes before operations lose their labels."""
+
+    def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
+        return _Gates(module).run()
+
+    return transform.module_pass(rewrite, opt_level=0, name="GatedProducts")
+
+
+def _gated(fields: Mapping[str, Any], x_1K: Any, *weight: Any) -> Any:
+    return GATES[fields["gate"]](fields, product(fields, x_1K, *weight))
+
+
+@mutator
+class _Gates(PyExprMutator):  # type: ignore[misc]
+    def __init__(self, module: ir.IRModule) -> None:
+        super().__init__(module)
+        self.module = module
+        self.products: dict[Any, Any] = {}  # variable of a product that a gate alone reads -> the product
+        self.made: dict[str, Any] = {}  # label -> the function
+
+    def run(self) -> ir.IRModule:
+        for variable, function in list(self.module.functions_items()):
+            if variable.name_hint == FUNCTION:
+                self.builder_.update_func(variable, self.visit_expr(function))
+        return self.builder_.get()
+
+    def label(self, value: Any) -> dict[str, Any]:
+        """Of the operation that is called, if it is one."""
+        if not isinstance(value, relax.Call) or not value.op.same_as(ir.Op.get("relax.call_tir")):
+            return {}
+        return op.label_of(self.module[value.args[0]]) or {}
+
+    def visit_dataflow_block_(self, block: Any) -> Any:
+        readers = relax.analysis.udchain(block)
+        for binding in block.bindings:
+            label = self.label(binding.value)
+            if label.get("op") == "linear" and is_plain(label, binding.value):
+                (reader, *others) = readers[binding.var]
+                self.products |= {} if others else {binding.var: (reader, binding.value)}
+        gates = {binding.var for binding in block.bindings if self.label(binding.value).get("op") in GATES}
+        self.products = {var: made for var, (reader, made) in self.products.items() if reader in gates}
+        return super().visit_dataflow_block_(block)
+
+    def visit_var_binding_(self, binding: Any) -> None:
+        if binding.var in self.products:
+            return
+        label = self.label(binding.value)
+        if label.get("op") in GATES and (of := binding.value.args[1][0]) in self.products:
+            self.set_var_remap(binding.var, self.builder_.emit(self.gated(label, self.products[of], binding.var)))
+            return
+        super().visit_var_binding_(binding)
+
+    def gated(self, gate: Mapping[str, Any], made: Any, var: Any) -> Any:
+        fields = self.label(made)
+        fields.pop("op")
+        label = json.dumps({**fields, "gate": gate["op"], "width": gate["width"]}, sort_keys=True)
+        arguments = [self.visit_expr(each) for each in made.args[1]]
+        if label not in self.made:
+            signature = tuple((tuple(map(int, each.ty.shape)), str(each.ty.dtype)) for each in arguments)
+            self.made[label] = self.builder_.add_func(op.prim_func(NAME, _gated, label, signature), NAME)
+        return relax.call_tir(self.made[label], arguments, var.ty)
+
+
+def is_plain(label: Mapping[str, Any], call: Any) -> bool:
+    """Whether a product is of one row and nothing else, and its rows can be taken in pairs."""
+    one = call.args[1][0].ty.shape[0]
+    alone = not (label["bias"] or label["residual"] or activation_of(label))
+    return alone and label.get("layout") != "KN" and isinstance(one, tirx.IntImm) and int(one) == 1
