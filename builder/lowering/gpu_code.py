@@ -56,7 +56,7 @@ def cuda_code(functions: Any, machine: Machine) -> Any:
     early = early_launch.is_possible(machine.description)
 
     def compiled(source: str) -> bytes:
-        known = peer_sum.LINES + peer_sum.SENDER if "send_pair(" in source else ""
+        known = peer_sum.LINES + peer_sum.SENDER if "keep_peers(" in source else ""
         return cuda.compile_kernels(known + (early_launch.waiting(source) if early else source), arch)
 
     tvm.register_global_func("tvm_callback_cuda_compile", compiled, override=True)

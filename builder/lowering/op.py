@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from tvm import te, tirx
+from tvm import ir, relax, te, tirx
 from tvm.relax.frontend import nn
 
 LABEL = "llm_build.op"
@@ -67,3 +67,10 @@ def label_of(function: Any) -> dict[str, Any] | None:
         return None
     label: dict[str, Any] = json.loads(str(function.attrs[LABEL]))
     return label
+
+
+def label_called(module: ir.IRModule, value: Any) -> dict[str, Any]:
+    """The label of the operation that a call in a graph is of; of all else {}."""
+    if not isinstance(value, relax.Call) or not value.op.same_as(ir.Op.get("relax.call_tir")):
+        return {}
+    return label_of(module[value.args[0]]) or {}

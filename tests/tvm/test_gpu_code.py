@@ -108,9 +108,11 @@ def test_a_cuda_library_holds_machine_code_for_each_architecture_and_no_source(t
     assert library.count(b"\x50\xed\x55\xba") == 1
 
 
-def test_from_sm_90_on_each_kernel_starts_early_and_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """All wait before they read anything, but for products and norms, which ask for their weights first, and attention
-    of one token, which looks into the page table. Products of many rows do not start early."""
+KERNEL = r'^extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\([^;{]*\{\n(.*?)^}'
+
+
+def cuda_kernels(monkeypatch: pytest.MonkeyPatch, folder: Path, params: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """The source of a library and the bodies of its kernels, which the compiler takes."""
     if cuda.find_compiler() is None:
         pytest.skip("no CUDA compiler")
     found, compiled = [], cuda.compile_kernels
@@ -120,12 +122,45 @@ def test_from_sm_90_on_each_kernel_starts_early_and_waits(monkeypatch: pytest.Mo
         return compiled(text, arch)
 
     monkeypatch.setattr(cuda, "compile_kernels", kept)
-    lower.run(params(target("cuda", arch=["sm_90a"])), {}, tiny.FolderOut(tmp_path))
-    kernel = r'^extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\([^;{]*\{\n(.*?)^}'
-    bodies = re.findall(kernel, found[0], re.MULTILINE | re.DOTALL)
+    lower.run(params, {}, tiny.FolderOut(folder))
+    (source,) = found
+    return source, dict(re.findall(KERNEL, source, re.MULTILINE | re.DOTALL))
+
+
+def test_products_of_two_gpus_send_what_they_make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Those of one row, where a group of threads has a pair of outputs. The sum takes its turn before the next kernel
+    may start, and waits for the kernel before when it is done."""
+    wide = {**tiny.BASE, "hidden_size": 2048, "num_hidden_layers": 1}
+    found = tiny.lower_params(wide, tiny.SCHEMES["q0f16"])
+    metadata = {**found["metadata"], "tensor_parallel_shards": 2}
+    wanted = {**found, "metadata": metadata, "target": target("cuda", arch=["sm_90a"])}
+    _, kernels = cuda_kernels(monkeypatch, tmp_path, wanted)
+    assert {name for name, body in kernels.items() if "send_pair(" in body} == {
+        "sent_linear_kernel", "sent_linear1_kernel",
+    }  # fmt: skip
+    order = [kernels["sent_norm_kernel"].index(f"{call}(") for call in ("take_turn", "next_may_start", "sent_norm")]
+    assert order == sorted(order)
+    assert kernels["sent_norm_kernel"].rstrip().endswith("inputs_ready();")
+    assert "keep_peers(" in kernels["llm_build_set_peers_kernel"]
+
+
+def test_products_that_cannot_send_leave_the_sum_to_a_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    found = tiny.lower_params(tiny.BASE, tiny.SCHEMES["q0f16"])
+    metadata = {**found["metadata"], "tensor_parallel_shards": 2}
+    wanted = {**found, "metadata": metadata, "target": target("cuda", arch=["sm_90a"])}
+    _, kernels = cuda_kernels(monkeypatch, tmp_path, wanted)
+    assert "sent_norm_kernel" not in kernels
+    assert "send_pair(" not in "".join(kernels.values())
+    assert b"llm_build.sum_norm" in (tmp_path / "library.so").read_bytes()
+
+
+def test_from_sm_90_on_each_kernel_starts_early_and_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """All wait before they read anything, but for products and norms, which ask for their weights first, and attention
+    of one token, which looks into the page table. Products of many rows do not start early."""
+    source, bodies = cuda_kernels(monkeypatch, tmp_path, params(target("cuda", arch=["sm_90a"])))
     assert len(bodies) > 25
     later = set()
-    for name, body in bodies:
+    for name, body in bodies.items():
         first, second, *_ = body.splitlines()
         assert first.strip() == "next_may_start();", name
         assert body.count("inputs_ready();") >= 1, name
@@ -137,8 +172,8 @@ def test_from_sm_90_on_each_kernel_starts_early_and_waits(monkeypatch: pytest.Mo
             assert read <= (known | table if name.startswith("attention_decode") else known), name
     assert {name for name in later if not name.startswith(EARLY_READERS)} == set()
     assert {"attention_decode_kernel", "attention_decode_kernel_1", "gated_linear_kernel", "rms_norm_kernel"} < later
-    assert {"linear_kernel_1", "linear_kernel_2"} <= {name for name, body in bodies if "starts_late();" in body}
-    assert "__restrict__" not in found[0]
+    assert {"linear_kernel_1", "linear_kernel_2"} <= {name for name, body in bodies.items() if "starts_late();" in body}
+    assert "__restrict__" not in source
 
 
 def test_kernels_of_older_architectures_do_not_start_early():

@@ -50,20 +50,18 @@ class _Gates(PyExprMutator):  # type: ignore[misc]
         return self.builder_.get()
 
     def label(self, value: Any) -> dict[str, Any]:
-        """Of the operation that is called, if it is one."""
-        if not isinstance(value, relax.Call) or not value.op.same_as(ir.Op.get("relax.call_tir")):
-            return {}
-        return op.label_of(self.module[value.args[0]]) or {}
+        return op.label_called(self.module, value)
 
     def visit_dataflow_block_(self, block: Any) -> Any:
-        readers = relax.analysis.udchain(block)
+        readers, found = relax.analysis.udchain(block), {}
         for binding in block.bindings:
             label = self.label(binding.value)
             if label.get("op") == "linear" and is_plain(label, binding.value):
                 (reader, *others) = readers[binding.var]
-                self.products |= {} if others else {binding.var: (reader, binding.value)}
+                if not others:
+                    found[binding.var] = (reader, binding.value)
         gates = {binding.var for binding in block.bindings if self.label(binding.value).get("op") in GATES}
-        self.products = {var: made for var, (reader, made) in self.products.items() if reader in gates}
+        self.products |= {var: made for var, (reader, made) in found.items() if reader in gates}
         return super().visit_dataflow_block_(block)
 
     def visit_var_binding_(self, binding: Any) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 from tvm import ir, relax, tirx, transform
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from builder.lowering import op
 from builder.lowering.machine import Machine
-from builder.lowering.op import LABEL, label_of
 from builder.lowering.schedules.gpu import peers
 from builder.lowering.schedules.gpu.rows import can_send
 from builder.lowering.schedules.gpu.weights import weight_of
@@ -82,10 +82,7 @@ class _Pairs(PyExprMutator):  # type: ignore[misc]
         return value.args[1][0] if label["width"] % 2 == 0 and label["width"] <= 2 * NORM_PAIRS else None
 
     def label(self, value: Any) -> dict[str, Any]:
-        """Of the operation that is called, if it is one."""
-        if not isinstance(value, relax.Call) or not value.op.same_as(ir.Op.get("relax.call_tir")):
-            return {}
-        return label_of(self.module[value.args[0]]) or {}
+        return op.label_called(self.module, value)
 
     def visit_var_binding_(self, binding: Any) -> None:
         normed = self.normed(binding.value)
@@ -103,7 +100,7 @@ class _Pairs(PyExprMutator):  # type: ignore[misc]
 
     def sending(self, call: Any, made: Any) -> Any:
         label = json.dumps({**self.label(call), "sent": True}, sort_keys=True)
-        function = self.builder_.add_func(self.module[call.args[0]].with_attr(LABEL, label), "sent_linear")
+        function = self.builder_.add_func(self.module[call.args[0]].with_attr(op.LABEL, label), "sent_linear")
         return relax.call_tir(function, [self.visit_expr(each) for each in call.args[1]], made)
 
     def part_of(self, variable: Any, index: int) -> Any:
