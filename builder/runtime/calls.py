@@ -135,6 +135,8 @@ class Calls:
         self, function: Any, rows: Any, seqs: Sequence[int], lengths: Sequence[int], shape: tuple[int, ...]
     ) -> Floats:
         """One forward pass; all its logits."""
+        if self._graph:
+            self._graph.forget()
         self._begin(self._cache, self._shape(list(seqs)), self._shape(list(lengths)))
         return self._brought(function(rows, self._cache, self._params)[0], shape)
 

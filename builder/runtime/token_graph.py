@@ -60,6 +60,10 @@ class TokenGraph:
             self._cuda.cudaGetLastError()
             print(f"tokens are not captured as CUDA graphs: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
 
+    def forget(self) -> None:
+        """Something else has run. Where memory is short, TVM may have given back what the graph would write to."""
+        self._key = None
+
     def _captured(self, calls: Callable[[], Kept]) -> Kept:
         graph = Pointer()
         self._did("cudaStreamBeginCapture", self._cuda.cudaStreamBeginCapture(self._stream, RELAXED))

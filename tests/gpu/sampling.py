@@ -29,7 +29,7 @@ def check_softmax(machine: Any, device: Any, rng: np.random.Generator, vocab: in
     logits = rng.standard_normal((SEQUENCES, 1, vocab)).astype(np.float32) * 5
     for heat in (1e-6, 0.7, 2.0):
         temperature = np.full(SEQUENCES, heat, np.float32)
-        found = device.take(machine["softmax_with_temperature"](device.put(logits), device.put(temperature)))
+        found = machine["softmax_with_temperature"](device.put(logits), device.put(temperature)).numpy()
         scaled = logits.astype(np.float64) / max(heat, 1e-5)
         power = np.exp(scaled - scaled.max(axis=2, keepdims=True))
         assert np.abs(found - power / power.sum(axis=2, keepdims=True)).max() < 1e-6
@@ -38,24 +38,24 @@ def check_softmax(machine: Any, device: Any, rng: np.random.Generator, vocab: in
 def check_order(machine: Any, device: Any, rng: np.random.Generator, probs: np.ndarray) -> None:
     """argsort_probs, sample_with_top_p, sampler_take_probs."""
     result = machine["argsort_probs"](device.put(probs))
-    values, tokens = (device.take(result[place]) for place in range(2))
+    values, tokens = (result[place].numpy() for place in range(2))
     order = np.argsort(-probs, axis=1, kind="stable")
     assert np.array_equal(tokens, order)
     assert np.array_equal(values, np.take_along_axis(probs, order, axis=1))
     which = np.array([0, 2, 1, 1, 0], np.int32)
     uniform, top_p = rng.random(5).astype(np.float32), np.array([0.3, 0.9, 1e-5], np.float32)
-    sampled = device.take(
-        machine["sample_with_top_p"](result[0], result[1], device.put(uniform), device.put(which), device.put(top_p))
-    )
+    sampled = machine["sample_with_top_p"](
+        result[0], result[1], device.put(uniform), device.put(which), device.put(top_p)
+    ).numpy()
     for token, row, draw in zip(sampled, which, uniform, strict=True):
         assert near(values[row], tokens[row], int(token), float(top_p[row]), float(draw)), (token, row, draw)
     places = np.array([0, 1, probs.shape[1] + 2], np.int32)
     taken = machine["sampler_take_probs"](
         device.put(probs), result[1], device.put(which), device.put(sampled), device.put(places)
     )
-    assert np.array_equal(device.take(taken[0]), probs[which, sampled])
-    assert np.array_equal(device.take(taken[1]), values.reshape(-1)[places])
-    assert np.array_equal(device.take(taken[2]), tokens.reshape(-1)[places])
+    assert np.array_equal(taken[0].numpy(), probs[which, sampled])
+    assert np.array_equal(taken[1].numpy(), values.reshape(-1)[places])
+    assert np.array_equal(taken[2].numpy(), tokens.reshape(-1)[places])
 
 
 def near(values: np.ndarray, tokens: np.ndarray, token: int, top_p: float, draw: float) -> bool:
@@ -75,7 +75,7 @@ def check_in_place(machine: Any, device: Any, rng: np.random.Generator, vocab: i
     kernel(machine, "apply_logit_bias_inplace")(held, device.put(rows), device.put(tokens), device.put(bias))
     expected = logits.copy()
     expected[rows, tokens] += bias
-    assert np.array_equal(device.take(held), expected)
+    assert np.array_equal(held.numpy(), expected)
     penalties = np.array([[0.1, 0.2, 1.5], [0.0, 0.3, 0.5]], np.float32)
     count, sequence = np.array([3, 1], np.int32), np.array([0, 1], np.int32)
     kernel(machine, "apply_penalty_inplace")(
@@ -83,13 +83,13 @@ def check_in_place(machine: Any, device: Any, rng: np.random.Generator, vocab: i
     )
     value = expected[rows, tokens] - (penalties[:, 0] + count * penalties[:, 1])
     expected[rows, tokens] = np.where(value < 0, value * penalties[:, 2], value / penalties[:, 2])
-    assert np.abs(device.take(held) - expected).max() < 1e-6
+    assert np.abs(held.numpy() - expected).max() < 1e-6
     mask = rng.integers(-(1 << 31), 1 << 31, (SEQUENCES, -(-vocab // 32)), dtype=np.int64).astype(np.int32)
     kernel(machine, "apply_bitmask_inplace")(held, device.put(rows), device.put(mask))
     allowed = np.unpackbits(mask.view(np.uint8), axis=1, bitorder="little")[:, :vocab].astype(bool)
     expected[rows] = np.where(allowed[rows], expected[rows], np.finfo(np.float32).min)
-    assert np.abs(device.take(held) - expected)[expected > -1e30].max(initial=0) < 1e-6
-    assert np.array_equal(device.take(held) < -1e30, expected < -1e30)
+    assert np.abs(held.numpy() - expected)[expected > -1e30].max(initial=0) < 1e-6
+    assert np.array_equal(held.numpy() < -1e30, expected < -1e30)
 
 
 def kernel(machine: Any, name: str) -> Any:

@@ -96,13 +96,32 @@ class HostMemory(Device):
     def put(self, array: Any) -> Any:
         return import_tvm(runtime_only=True).runtime.empty(array.shape, str(array.dtype), self.tvm).copyfrom(array)
 
+    def slot(self) -> Any:
+        return self
+
+    def holding(self, token: int) -> Any:
+        return self.put(np.array([token], np.int32))
+
+    def landing(self) -> Any:
+        return Copies()
+
+
+class Copies:
+    """A landing without pinned memory, which TVM's runtime has for CUDA alone."""
+
+    def ask(self, tensor: Any, shape: tuple[int, ...]) -> None:
+        self.array = tensor.numpy().reshape(shape)
+
+    def get(self) -> Any:
+        return self.array
+
 
 def main(objects: Path, artifact: Path, prefix: str, prompt: list[int], count: int) -> None:
     tvm = import_tvm(runtime_only=True)
     from tvm.runtime.vm import VirtualMachine
 
     library, kernels = load(objects, prefix)
-    device = Device("opencl", tvm.runtime.device("opencl", 0))
+    device = HostMemory("opencl", tvm.runtime.device("opencl", 0))
     calls.device_of = lambda _path, _rank: device
     calls.load_library = lambda _path, _device: VirtualMachine(library, device.tvm)
     files = {item.name: item for item in artifact.iterdir()} | {"library.so": objects}

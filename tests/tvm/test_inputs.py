@@ -28,7 +28,7 @@ TARGETS = {
     "vnni": (Isa(16, True, vnni=True), "x86-64-v4", ("avx512vnni",)),
     "vnni-8-lanes": (Isa(8, True, vnni=True), "x86-64-v4", ("avx512vnni",)),
 }
-COMPUTE = {"row_scale": inputs._row_scale, "rounded": inputs._rounded, "linear": relax._linear}
+COMPUTE = {"row_scale": inputs._row_scale, "rounded": inputs._rounded, "linear": relax.product}
 Run = Callable[..., np.ndarray]
 
 

@@ -63,7 +63,7 @@ def test_plain_loops_read_what_is_packed(scheme: layout.Scheme):
     arrays = [np.ascontiguousarray(a.T) if scheme.layout == "KN" else a for a in packed]
     fields = {**relax.Linear(n, k, scheme).fields, "bias": False, "residual": False}
     signature = (("rows", k), "float32"), *((a.shape, str(a.dtype)) for a in arrays)
-    function = prim_func("linear", relax._linear, json.dumps(fields, sort_keys=True), signature)
+    function = prim_func("linear", relax.product, json.dumps(fields, sort_keys=True), signature)
     built = tvm.compile(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}), target="llvm")
     given = [tvm.runtime.tensor(a) for a in (np.eye(k, dtype=np.float32), *arrays, np.zeros((k, n), np.float32))]
     built["main"](*given)
