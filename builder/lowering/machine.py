@@ -32,7 +32,7 @@ class Kernels:
     sampling: ModuleType
 
 
-CUDA_ROOM = 11_264  # values: 44 KiB of the 48 that every block may have
+CUDA_SHARED_BYTES, OTHERS = 48 << 10, 4 << 10  # that every block may have; of them for other things than x
 CPU = Kernels(cpu_schedules.SCHEDULES, attention, cache, sampling)
 GPU = Kernels(gpu_schedules.SCHEDULES, gpu_attention, gpu_cache, gpu_sampling)
 
@@ -108,5 +108,6 @@ def gpu_machine(target: Mapping[str, Any]) -> Machine:
     if early_launch.is_possible(target):
         device = replace(device, ready=early_launch.READY, start=early_launch.START, late=early_launch.LATE)
     if target["kind"] == "cuda":
-        device = replace(device, strips=2, room=CUDA_ROOM, load_bytes=16, shuffles=True)
+        room = (min(limits["max_shared_memory_bytes"] or CUDA_SHARED_BYTES, CUDA_SHARED_BYTES) - OTHERS) // 4
+        device = replace(device, strips=2, room=room, load_bytes=16, shuffles=True)
     return Machine(tvm.target.Target(description, host=llvm(target)), GPU, device, target)

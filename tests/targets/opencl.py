@@ -25,6 +25,7 @@ import pyopencl
 
 from builder.runtime import calls, engine
 from builder.runtime.device import Device
+from builder.steps.link import unpacked
 from builder.targets.tvm_import import import_tvm
 from tests.gpu import sampling
 from tests.targets.objects import opencl_of
@@ -72,9 +73,8 @@ def load(objects: Path, prefix: str) -> tuple[Any, Kernels]:
     folder = objects.parent / "linked"
     folder.mkdir()
     with tarfile.open(objects) as archive:
-        archive.extractall(folder, filter="data")
-        names = archive.getnames()
-    subprocess.run(["cc", "-shared", "-o", "library.so", *names], cwd=folder, check=True)
+        names = unpacked(archive, folder)
+    subprocess.run(["cc", "-shared", "-o", "library.so", *map(str, names)], cwd=folder, check=True)
     found: list[Kernels] = []
     nothing = tvm.get_global_func("ffi.SystemLib")("no symbol starts so")  # a module without functions
 
