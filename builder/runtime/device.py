@@ -101,7 +101,9 @@ class Device:
         """Tensors of the host, on the device; on the CPU they are there already."""
         if self.kind == "cpu":
             return tensors
-        return [tensor.copyto(self.tvm) for tensor in tensors]
+        from builder.runtime import pages
+
+        return [tensor.copyto(self.tvm) for tensor in pages.there(tensors)]
 
     def slot(self) -> Slot:
         return HostSlot() if self.kind == "cpu" else DeviceSlot(self)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from builder.targets.peer_sum import (
 
 HANDLE_BYTES = 64  # CUDA_IPC_HANDLE_SIZE
 MOST_RANKS = 8  # that the kernels have pointers for
+SWITCH = "LLM_BUILD_PEERS"  # in the environment; 0: all sums through NCCL
 PEER_ACCESS = 1  # cudaIpcMemLazyEnablePeerAccess
 EARLY = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 Pointer = ctypes.c_void_p
@@ -107,7 +109,10 @@ class Peers:
     """One rank's rooms and the others' as it sees them. For tensors of float32 on the GPU that is current."""
 
     def __init__(self, kernels: Kernels, rank: int, ranks: int, exchange: Exchange) -> None:
-        """Raises StepError when a rank cannot reach another one's memory; then all ranks raise it."""
+        """Raises StepError when a rank cannot reach another one's memory, or where SWITCH is 0; then all ranks
+        raise it."""
+        if os.environ.get(SWITCH) == "0":
+            raise StepError(f"{SWITCH}=0")
         if ranks > MOST_RANKS:
             raise StepError(f"{ranks} GPUs; the kernel is made for {MOST_RANKS}")
         runtime = opened(RUNTIME)

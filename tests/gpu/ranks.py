@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,10 +21,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from threading import Timer
 from typing import Any
 
 import numpy as np
 
+from builder.core.errors import StepError
 from builder.runtime import ranks
 from builder.runtime.engine import Engine
 from builder.runtime.generate import generate
@@ -31,7 +34,7 @@ from tests.gpu import shapes
 from tests.gpu.cells import GREEDY_TOKENS, PROMPT
 
 DEMO = ("llama-q4f16_1", "gpt_neox-q0f16", "olmo2-q0f16", "mixtral-q0f16")
-CONTEXTS = (128, 2000)
+CONTEXTS = (128, 512, 2000)
 STEPS = 70
 TOKENS, RUNS = 64, 5
 CLOSE = 1e-3  # of the spread: float32 sums in another order, through 32 layers
@@ -91,6 +94,7 @@ def large(folder: Path) -> dict[str, Any]:
     found["gpu_memory"] = said("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader")
     found["steps_from_one_pass"] = steps_from_one_pass(engine)
     found["from_one_gpu"] = compared_with_one(folder, engine)
+    found["killed_s"] = killed(engine)
     return found
 
 
@@ -111,6 +115,7 @@ def compared_with_one(folder: Path, engine: Engine) -> float | None:
     """The largest difference from one GPU's logits of the same weights, in units of their spread."""
     sequence = engine.add_sequence()
     logits = np.stack([engine.prefill(sequence, list(range(100, 164))), engine.decode(sequence, 7)])
+    engine.remove_sequence(sequence)
     np.save(folder / "logits.npy", logits)
     other = one_gpu(folder) / "logits.npy"
     if engine.metadata["tensor_parallel_shards"] == 1 or not other.exists():
@@ -119,6 +124,31 @@ def compared_with_one(folder: Path, engine: Engine) -> float | None:
     difference = float(np.abs(logits - expected).max() / expected.std())
     assert difference < CLOSE, difference
     return difference
+
+
+def killed(engine: Engine) -> float | None:
+    """Seconds from the death of the last rank in the middle of a generation to the error, when no rank is left."""
+    group, sequence, times = engine._call, engine.add_sequence(), list[float]()
+    if not isinstance(group, ranks.RankedCalls):
+        return None
+    engine.prefill(sequence, [1] * 64)
+
+    def kill() -> None:
+        times.append(time.perf_counter())
+        os.kill(group.pids[-1], signal.SIGKILL)
+
+    Timer(0.3, kill).start()
+    message = ""
+    while not message:
+        try:
+            engine.decode(sequence, 1)
+        except StepError as error:
+            message = error.message
+    seconds = time.perf_counter() - times[0]
+    assert f"rank {len(group.pids) - 1} of {len(group.pids)} was killed by SIGKILL" in message, message
+    assert not any(Path(f"/proc/{pid}").exists() for pid in group.pids)
+    assert seconds < 10
+    return seconds
 
 
 def one_gpu(folder: Path) -> Path:

@@ -26,7 +26,7 @@ SHAPES: dict[str, dict[str, Any]] = {  # Touvron et al. 2023 (arXiv:2307.09288),
         "num_key_value_heads": 8,
     },
 }  # fmt: skip
-CASES = (("7b", "q0f16", 1), ("7b", "q0f16", 2), ("70b", "q4f16_1", 2))  # shape, scheme, ranks
+CASES = (("7b", "q4f16_1", 1), ("7b", "q0f16", 1), ("7b", "q0f16", 2), ("70b", "q4f16_1", 2))  # shape, scheme, ranks
 CONTEXT, CHUNK = 4096, 2048
 BLOCK = 1 << 28  # bytes of random numbers that are written over and over
 SMALL = 1 << 24  # of them that become small numbers
