@@ -1,9 +1,10 @@
 """Memory that the processes of one model share: logits, and a board for the command that comes once per token.
 
 A message through a pipe takes both ends tens of microseconds, and a GPU waits for them. On the board the first process
-writes a sequence, a token and then the number of the command; ranks that look at it begin at once, and the first of
-them writes the number again when the logits are there. Ranks that have stopped to look say so, and are woken through
-their pipes. What is written is seen in that order where the processor keeps it, as those of x86 do.
+writes a sequence, a token, how many messages it has sent through pipes, and then the number of the command; ranks that
+look at it begin when they have heard as many, mostly at once, and the first of them writes the number again when the
+logits are there. Ranks that have stopped to look say so, and are woken through their pipes. What is written is seen in
+that order where the processor keeps it, as those of x86 do.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from builder.targets.tvm_import import import_tvm
 LOGITS_BYTES = 1 << 24  # most answers are smaller
 BOARD_BYTES = 4096
 LOOKS = 200  # at the board, for one at the pipes
-COMMAND, SEQUENCE, TOKEN, ANSWER, LOOKING = 0, 1, 2, 8, 16  # places of words of 8 bytes; LOOKING: of rank 0
+COMMAND, SEQUENCE, TOKEN, TOLD, ANSWER, LOOKING = 0, 1, 2, 3, 8, 16  # places of words of 8 bytes; LOOKING: of rank 0
 ORDERED = platform.machine() in ("x86_64", "AMD64")
 
 
@@ -41,9 +42,9 @@ class Board:
         self.logits: np.ndarray[Any, np.dtype[np.float32]] = np.frombuffer(memory, np.float32, offset=BOARD_BYTES)
         self._seen = 0
 
-    def post(self, seq: int, token: int) -> None:
-        """Command the ranks to decode."""
-        self._words[SEQUENCE], self._words[TOKEN] = seq, token
+    def post(self, seq: int, token: int, told: int) -> None:
+        """Command the ranks to decode after ``told`` messages through their pipes."""
+        self._words[SEQUENCE], self._words[TOKEN], self._words[TOLD] = seq, token, told
         self._words[COMMAND] += 1
 
     def answered(self, looks: int = 1) -> bool:
@@ -59,6 +60,10 @@ class Board:
     def posted(self, looks: int = 1) -> bool:
         """Whether there is a command that this process has not taken."""
         return any(self._words[COMMAND] != self._seen for _ in range(looks))
+
+    def comes_after(self) -> int:
+        """How many messages come before that command."""
+        return self._words[TOLD]
 
     def taken(self) -> tuple[int, int]:
         """The sequence and the token of that command."""

@@ -57,22 +57,34 @@ def watch(descriptor: int, folder: Path) -> None:
 
 
 class Ears:
-    """Where a rank hears what it is to do."""
+    """Where a rank hears what it is to do, in the order in which it was told."""
 
     def __init__(self, pipe: Connection, board: Board, number: int, patience_s: float) -> None:
         self.pipe, self.board, self._number, self._patience_s = pipe, board, number, patience_s
+        self._heard = 0  # messages through the pipe; but for "look", which goes to some ranks only
 
     def message(self) -> Any:
         """The next one. The one after a token comes soon, and a process that sleeps takes 50 us to wake up."""
         until = time.perf_counter() + self._patience_s
         while time.perf_counter() < until and not select.select((self.pipe,), (), (), 0)[0]:
             if self.board.posted(LOOKS):
-                return ("look",)
+                return self._first()
         self.board.look(self._number, False)
         try:  # what was posted before that was seen is found here
-            return ("look",) if self.board.posted() else self.pipe.recv()
+            return self._first()
         finally:
             self.board.look(self._number, self._patience_s > 0)
+
+    def is_due(self) -> bool:
+        """Whether there is a command on the board, and all has been heard that comes before it."""
+        return self.board.posted() and self.board.comes_after() == self._heard
+
+    def _first(self) -> Any:
+        if self.is_due():
+            return ("look",)
+        message = self.pipe.recv()
+        self._heard += message[0] != "look"
+        return message
 
 
 def serve(ears: Ears, number: int, count: int, folder: Path, library: Path) -> None:
@@ -100,7 +112,7 @@ def serve(ears: Ears, number: int, count: int, folder: Path, library: Path) -> N
             answer = run(model, name, arguments)
             if number == 0:
                 pipe.send(("answer", answer))
-        elif board.posted():
+        elif ears.is_due():
             run(model, "decode", board.taken())
             if number == 0:
                 board.answer()

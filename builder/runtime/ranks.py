@@ -61,6 +61,7 @@ class RankedCalls:
     def __init__(self, ranks: Sequence[Rank], folder: Path, board: Board, spin_s: float) -> None:
         self._ranks, self._board, self._spin_s = tuple(ranks), board, spin_s
         self._token_s = math.inf  # that a token takes
+        self._told = 0  # messages to all ranks
         self._selector = selectors.DefaultSelector()
         for rank in self._ranks:
             self._selector.register(rank.channel, selectors.EVENT_READ, rank)
@@ -132,7 +133,7 @@ class RankedCalls:
         """What decode returns, asked for and answered on the board. This process sleeps for half of the time, in which
         the ranks are busiest: its core may be the other half of one of theirs."""
         self._alive()
-        self._board.post(seq, token)
+        self._board.post(seq, token, self._told)
         started, looking, nap_s = time.monotonic(), list(self._ranks), self._token_s / 2
         while True:
             send(("look",), [rank for rank in looking if not self._board.looking(rank.number)])
@@ -150,6 +151,7 @@ class RankedCalls:
 
     def _tell(self, message: Any) -> None:
         self._alive()
+        self._told += 1
         send(message, self._ranks)
 
     def _alive(self) -> None:

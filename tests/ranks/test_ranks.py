@@ -49,8 +49,9 @@ def test_two_ranks_agree_with_transformers(family: str, scheme: str, pair: Ranke
 
 
 def test_four_ranks_share_key_heads_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Two key heads: each on two ranks. Biases of q, k, v are cut. Tokens come through the board, as on GPUs; then a
-    rank is killed while they do."""
+    """Two key heads: each on two ranks. Biases of q, k, v are cut. Tokens come through the board, as on GPUs, and what
+    comes through pipes between them is heard in its turn, also by a rank that is late; then a rank is killed."""
+    monkeypatch.setattr(ranks, "module", lambda: "tests.ranks.late")
     monkeypatch.setattr(ranks, "kind_of", lambda _library: "cuda")
     monkeypatch.setattr(ranks, "SPIN_S", 5.0)
     monkeypatch.setattr(ranks, "ORDERED", True)
@@ -63,6 +64,10 @@ def test_four_ranks_share_key_heads_and_biases(tmp_path: Path, monkeypatch: pyte
     found = [engine.prefill(sequence, tokens[:30]), *(engine.decode(sequence, token) for token in tokens[30:])]
     assert np.abs(np.stack(found) - expected[29:]).max() / expected.std() < cells.ROUNDING
     assert engine._call._token_s < ranks.SPIN_S
+    for length in (33, 36, 31):
+        engine.rewind(sequence, engine.length(sequence) - length)
+        again = np.stack([engine.decode(sequence, token) for token in tokens[length:]])
+        assert np.abs(again - expected[length:]).max() / expected.std() < cells.ROUNDING
     pids = engine._call.pids
     os.kill(pids[2], signal.SIGKILL)
     started = time.monotonic()

@@ -1,0 +1,25 @@
+"""A rank process (tests/ranks) whose last rank hears late, as one does whose core was busy with something else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from builder.runtime import rank
+from builder.runtime.rank import Ears
+
+LATE_S = 0.005
+
+
+class LateEars(Ears):
+    def message(self) -> Any:
+        time.sleep(LATE_S)
+        return super().message()
+
+
+if __name__ == "__main__":
+    number, count = int(sys.argv[1]), int(sys.argv[2])
+    if number == count - 1:
+        rank.Ears = LateEars  # type: ignore[misc]
+    rank.main()
