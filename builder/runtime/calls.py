@@ -50,6 +50,7 @@ class Calls:
         seen = {name: tvm.get_global_func(f"vm.builtin.attention_kv_cache_{name}") for name in SEEN}
         self._positions, self._pages = (seen[name] for name in SEEN)
         self._chunk = metadata["prefill_chunk_size"]
+        self._slides = metadata["sliding_window_size"] != -1  # tokens that left the window are not to be had again
         sizes = (sequences, sequences * metadata["context_window_size"], self._chunk, PAGE_TOKENS, 0)
         self._cache = machine["create_tir_paged_kv_cache"](*(self._shape([size]) for size in sizes))
         self._machine = machine  # it owns the functions
@@ -59,6 +60,8 @@ class Calls:
         self._held: Any = None  # the token
         self._graph = token_graph(device, metadata)
         self._sequences = 0
+        self._prepared: int | None = None  # the sequence whose next token is
+        self._layout: tuple[int, int] | None = None  # of the token that was begun last
         self._last: tuple[int, Any] = (-1, None)  # the sequence that was decoded last, and its number as TVM wants it
 
     def function(self, name: str) -> Any:
@@ -70,14 +73,17 @@ class Calls:
         self._decode = self._batch_decode
 
     def add(self, seq: int) -> None:
+        self.settle()
         self._add(self._cache, seq)
         self._sequences += 1
 
     def remove(self, seq: int) -> None:
+        self.settle()
         self._remove(self._cache, seq)
         self._sequences -= 1
 
     def rewind(self, seq: int, tokens: int) -> None:
+        self.settle()
         self._pop(self._cache, seq, tokens)
 
     def prefill(self, seq: int, ids: Ids) -> Floats:
@@ -91,11 +97,14 @@ class Calls:
 
     def decode(self, seq: int, token: int) -> Floats:
         """Logits (V,). Until they are asked for a GPU waits for each line here, and from then on this for the GPU."""
-        self._held = self._one.holding(token)
-        if self._last[0] != seq:
-            self._last = (seq, self._shape([seq]))
-        self._begin(self._cache, self._last[1], self._one_length)
-        layout = self._layout() if self._graph and self._sequences == 1 else None
+        self._one.write(token)
+        if self._prepared == seq:
+            self._prepared = None
+        else:
+            self.settle()
+            self._begin_token(seq)
+        self._held = self._one.fetched()
+        layout = self._layout
         if layout is None or (kept := self._graph.launched(layout)) is None:
             self._landing.ask(self._token()[0], self._logits)
             if layout is not None:
@@ -105,6 +114,31 @@ class Calls:
         self._end(self._cache)
         return cast(Floats, self._landing.get())
 
+    def prepare(self, seq: int) -> None:
+        """Do for the next token what can be done before it is known, where it can be undone: pages that leave a window
+        cannot be brought back, and there has to be a page for it."""
+        if self._graph and self._sequences == 1 and not self._slides and self._pages(self._cache):
+            self._begin_token(seq)
+            self._prepared = seq
+
+    def settle(self) -> None:
+        """Undo what was prepared."""
+        if self._prepared is not None:
+            self._end(self._cache)
+            self._pop(self._cache, self._prepared, 1)
+            self._prepared = None
+
+    def _begin_token(self, seq: int) -> None:
+        """The cache is told of a token, and its tables are brought to the device. What the kernels of the only sequence
+        are told by value hangs on its layout."""
+        if self._last[0] != seq:
+            self._last = (seq, self._shape([seq]))
+        self._begin(self._cache, self._last[1], self._one_length)
+        self._layout = None
+        if self._graph and self._sequences == 1:
+            positions = self._positions(self._cache)
+            self._layout = (self._pages(self._cache), positions.data_ptr())
+
     def _token(self) -> tuple[Any, Any]:
         """The kernels of one token: its logits, and what they are made of."""
         embedded = self._embed(self._held, self._params)
@@ -112,11 +146,6 @@ class Calls:
             self._one_row = self._shape((1, 1, embedded.shape[1]))
         rows = embedded._create_view(self._one_row)
         return self._decode(rows, self._cache, self._params)[0], rows
-
-    def _layout(self) -> tuple[int, int]:
-        """What the kernels of the only sequence are told by value hangs on this. Brings the cache's tables there."""
-        positions = self._positions(self._cache)
-        return self._pages(self._cache), positions.data_ptr()
 
     def decode_batch(self, seqs: Sequence[int], ids: Ids) -> Floats:
         """Logits (B, V)."""
@@ -126,6 +155,7 @@ class Calls:
     def _embedded(self, ids: Ids, batch: int, length: int) -> Any:
         """(batch, length, hidden). TVM's memory pool keeps a buffer of every size it ever made, and prompts are of all
         lengths: they are filled up to a power of two, or the whole chunk."""
+        self.settle()
         filled = np.zeros(min(1 << (ids.size - 1).bit_length(), max(self._chunk, ids.size)), np.int32)
         filled[: ids.size] = ids
         embedded = self._embed(self._device.put(filled), self._params)

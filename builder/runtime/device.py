@@ -73,7 +73,10 @@ def ranks_of(library: Path) -> int:
 class Slot(Protocol):
     """A tensor of one token that is used again and again."""
 
-    def holding(self, token: int) -> Any: ...
+    def write(self, token: int) -> None: ...
+
+    def fetched(self) -> Any:
+        """The tensor, on the device once what was written is there."""
 
 
 class Landing(Protocol):
@@ -129,8 +132,10 @@ class HostSlot:
         self._tensor = import_tvm(runtime_only=True).runtime.empty((1,), "int32")
         self._array: Array = np.from_dlpack(self._tensor)  # the same memory
 
-    def holding(self, token: int) -> Any:
+    def write(self, token: int) -> None:
         self._array[0] = token
+
+    def fetched(self) -> Any:
         return self._tensor
 
 
@@ -142,8 +147,10 @@ class DeviceSlot:
         self._pinned = pinned(1, "int32")
         self._array: Array = np.from_dlpack(self._pinned)  # the same memory
 
-    def holding(self, token: int) -> Any:
+    def write(self, token: int) -> None:
         self._array[0] = token
+
+    def fetched(self) -> Any:
         return self._pinned.copyto(self._tensor)
 
 

@@ -113,9 +113,11 @@ def serve(ears: Ears, number: int, count: int, folder: Path, library: Path) -> N
             if number == 0:
                 pipe.send(("answer", answer))
         elif ears.is_due():
-            run(model, "decode", board.taken())
+            seq, token = board.taken()
+            run(model, "decode", (seq, token))
             if number == 0:
                 board.answer()
+            model.prepare(seq)
 
 
 def run(model: Any, name: str, arguments: Sequence[Any]) -> Any:

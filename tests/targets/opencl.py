@@ -97,13 +97,21 @@ class HostMemory(Device):
         return import_tvm(runtime_only=True).runtime.empty(array.shape, str(array.dtype), self.tvm).copyfrom(array)
 
     def slot(self) -> Any:
-        return self
-
-    def holding(self, token: int) -> Any:
-        return self.put(np.array([token], np.int32))
+        return Slot(self)
 
     def landing(self) -> Any:
         return Copies()
+
+
+class Slot:
+    def __init__(self, memory: HostMemory) -> None:
+        self.memory = memory
+
+    def write(self, token: int) -> None:
+        self.token = self.memory.put(np.array([token], np.int32))
+
+    def fetched(self) -> Any:
+        return self.token
 
 
 class Copies:

@@ -148,7 +148,7 @@ def test_python_takes_little_of_a_token(case: Built, monkeypatch: pytest.MonkeyP
     engine = case.engine()
     sequence, calls = engine.add_sequence(), engine._call
     calls.decode(sequence, 1)
-    rows = calls._embed(calls._one.holding(0), calls._params)
+    rows = calls._embed(calls._one.fetched(), calls._params)
     monkeypatch.setattr(calls, "_embed", lambda *_: rows)
     result = [import_tvm().runtime.empty((1, 1, 203), "float32")]
     monkeypatch.setattr(calls, "_decode", lambda *_: result)
