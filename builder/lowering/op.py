@@ -74,3 +74,18 @@ def label_called(module: ir.IRModule, value: Any) -> dict[str, Any]:
     if not isinstance(value, relax.Call) or not value.op.same_as(ir.Op.get("relax.call_tir")):
         return {}
     return label_of(module[value.args[0]]) or {}
+
+
+def has_one_row(tensor: Any) -> bool:
+    """Whether a tensor of a graph has one row, known to be one."""
+    rows = tensor.ty.shape[0]
+    return isinstance(rows, tirx.IntImm) and int(rows) == 1
+
+
+def rewritten(mutator: Any, name: str) -> ir.IRModule:
+    """The mutator's module, with what it makes of the function of this name."""
+    for variable, function in list(mutator.module.functions_items()):
+        if variable.name_hint == name:
+            mutator.builder_.update_func(variable, mutator.visit_expr(function))
+    made: ir.IRModule = mutator.builder_.get()
+    return made

@@ -12,7 +12,7 @@ import tvm
 from tvm import relax
 from tvm.relax import vm_build
 
-from builder.lowering import cpu_code, early_launch, gpu_code
+from builder.lowering import cpu_code, gpu_code
 from builder.lowering.machine import Machine
 from builder.lowering.passes import (
     cuda_graphs,
@@ -41,14 +41,13 @@ def graph_passes(
 ) -> list[Pass]:
     """Everything that happens to the graph, in order. ``shares``: what each of several ranks has of each tensor."""
     memory = metadata.Memory()
-    early = early_launch.is_possible(machine.description)
-    graphs = (
-        [("CUDA graphs", cuda_graphs.captured())] if machine.kind == "cuda" and cuda_graphs.pay(model, early) else []
-    )
-    several = machine.kind == "cuda" and bool(shares)
+    on_cuda = machine.kind == "cuda"
+    capture = on_cuda and cuda_graphs.pay(model, machine.description)
+    graphs = [("CUDA graphs", cuda_graphs.captured())] if capture else []
+    several = on_cuda and bool(shares)
     pairs = [("sums with norms", sums_with_norms.fused(machine))] if several else []
     peers = [("peers", sums_with_norms.attach_peers(machine))] if several else []
-    gates = [("products with gates", gated_products.fused())] if machine.kind == "cuda" else []
+    gates = [("products with gates", gated_products.fused())] if on_cuda else []
     return [
         ("plain operators", relax.transform.LegalizeOps()),
         ("reshapes", relax.transform.RewriteDataflowReshape()),

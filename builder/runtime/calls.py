@@ -22,7 +22,6 @@ PAGE_TOKENS = 16  # of the KV cache, as the kernels have it
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 STATE = ("add_sequence", "remove_sequence", "begin_forward", "end_forward", "popn")  # of the cache, in TVM's runtime
-
 SEEN = ("get_query_positions", "get_num_available_pages")
 
 
@@ -104,15 +103,11 @@ class Calls:
             self.settle()
             self._begin_token(seq)
         self._held = self._one.fetched()
-        layout = self._layout
-        if layout is None or (kept := self._graph.launched(layout)) is None:
-            self._landing.ask(self._token()[0], self._logits)
-            if layout is not None:
-                self._graph.capture(layout, self._token)
-        else:
-            self._landing.ask(kept[0], self._logits)
-        self._end(self._cache)
-        return cast(Floats, self._landing.get())
+        kept = None if self._layout is None else self._graph.launched(self._layout)
+        self._landing.ask((kept or self._token())[0], self._logits)
+        if self._layout is not None and not kept:
+            self._graph.capture(self._layout, self._token)
+        return self._brought()
 
     def prepare(self, seq: int) -> None:
         """Do for the next token what can be done before it is known, where it can be undone: pages that leave a window
@@ -168,11 +163,12 @@ class Calls:
         if self._graph:
             self._graph.forget()
         self._begin(self._cache, self._shape(list(seqs)), self._shape(list(lengths)))
-        return self._brought(function(rows, self._cache, self._params)[0], shape)
+        self._landing.ask(function(rows, self._cache, self._params)[0], shape)
+        return self._brought()
 
-    def _brought(self, logits: Any, shape: tuple[int, ...]) -> Floats:
-        self._landing.ask(logits, shape)
-        self._end(self._cache)  # while the logits are computed
+    def _brought(self) -> Floats:
+        """The logits that were asked for."""
+        self._end(self._cache)  # while they are computed
         return cast(Floats, self._landing.get())
 
 

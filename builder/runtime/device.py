@@ -119,10 +119,9 @@ class Device:
         """Have a GPU write to this memory by itself, from now on; where that cannot be, copies to it take longer."""
         if self.kind == "cpu":
             return
-        from builder.targets.cuda_runtime import RUNTIME, opened
+        from builder.targets.cuda_runtime import RUNTIME, linked
 
-        runtime = opened(RUNTIME)
-        assert runtime is not None, "TVM's runtime is linked to it"
+        runtime = linked(RUNTIME)
         if runtime.cudaHostRegister(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), 0):
             runtime.cudaGetLastError()  # or what is called next takes this error for its own
 

@@ -17,7 +17,7 @@ from typing import Any
 from builder.core.errors import StepError, UserError
 from builder.runtime.peers import Kernels, Peers
 from builder.targets.cuda import starts_early
-from builder.targets.cuda_runtime import RUNTIME, opened
+from builder.targets.cuda_runtime import RUNTIME, linked
 from builder.targets.gpus import find_nccl
 from builder.targets.peer_sum import MOST, NAME, NORM_ROWS, SET_PEERS
 from builder.targets.tvm_import import import_tvm
@@ -131,9 +131,7 @@ def library() -> ctypes.CDLL:
 
 def set_device(number: int) -> None:
     """For the calling thread: NCCL takes the device that is current."""
-    runtime = opened(RUNTIME)
-    assert runtime is not None, "TVM's runtime is linked to it"
-    if code := runtime.cudaSetDevice(number):
+    if code := linked(RUNTIME).cudaSetDevice(number):
         raise StepError(f"cudaSetDevice({number}): error {code}", "nvidia-smi")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from builder.core.errors import StepError
-from builder.targets.cuda_runtime import DRIVER, RUNTIME, opened
+from builder.targets.cuda_runtime import DRIVER, RUNTIME, did, linked
 from builder.targets.peer_sum import (
     GATHER,
     LINE_BYTES,
@@ -73,10 +73,8 @@ class Kernels:
         """``code``: machine code in base64; ``early``: its kernels wait by themselves for the ones before them.
         StepError when the driver does not take it."""
         self._early = (Attribute * 1)(Attribute(EARLY, 0, 1)) if early else (Attribute * 0)()
-        driver = opened(DRIVER)
-        assert driver is not None, "TVM's runtime is linked to it"
-        self._driver, self._module = driver, Pointer()
-        did("cuModuleLoadData", driver.cuModuleLoadData(ctypes.byref(self._module), base64.b64decode(code)))
+        self._driver, self._module = linked(DRIVER), Pointer()
+        did("cuModuleLoadData", self._driver.cuModuleLoadData(ctypes.byref(self._module), base64.b64decode(code)))
         self._functions = {name: self._function(name) for name in (NAME, GATHER, NORM)}
 
     def launch(self, name: str, blocks: int, threads: int, values: Sequence[Any], stream: int) -> None:
@@ -115,9 +113,7 @@ class Peers:
             raise StepError(f"{SWITCH}=0")
         if ranks > MOST_RANKS:
             raise StepError(f"{ranks} GPUs; the kernel is made for {MOST_RANKS}")
-        runtime = opened(RUNTIME)
-        assert runtime is not None, "TVM's runtime is linked to it"
-        self._kernels, self._runtime, self._rank, self._ranks = kernels, runtime, rank, ranks
+        self._kernels, self._runtime, self._rank, self._ranks = kernels, linked(RUNTIME), rank, ranks
         pairs = MOST // 2
         sums = self._rooms("room", 2 * ranks * pairs, exchange)
         norms = self._rooms("rows", 2 * ranks * NORM_ROWS * NORM_PAIRS, exchange)
@@ -179,8 +175,3 @@ class Peers:
         room, given = Pointer(), Handle.from_buffer_copy(handle)
         did("cudaIpcOpenMemHandle", self._runtime.cudaIpcOpenMemHandle(ctypes.byref(room), given, PEER_ACCESS))
         return room
-
-
-def did(name: str, code: int) -> None:
-    if code:
-        raise StepError(f"{name}: error {code}")

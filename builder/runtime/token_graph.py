@@ -14,9 +14,8 @@ import sys
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from builder.core.errors import StepError
 from builder.runtime.device import Device
-from builder.targets.cuda_runtime import RUNTIME, opened
+from builder.targets.cuda_runtime import RUNTIME, did, linked
 
 APART = 1  # cudaStreamNonBlocking
 RELAXED = 2  # cudaStreamCaptureModeRelaxed: TVM may allocate memory while it is captured
@@ -31,12 +30,10 @@ class TokenGraph:
     def __init__(self, device: Device) -> None:
         import tvm_ffi
 
-        runtime = opened(RUNTIME)
-        assert runtime is not None, "TVM's runtime is linked to it"
-        self._cuda, self._within, self._device = runtime, tvm_ffi.use_raw_stream, device.tvm
+        self._cuda, self._within, self._device = linked(RUNTIME), tvm_ffi.use_raw_stream, device.tvm
         self._stream_of = tvm_ffi.get_raw_stream
         self._stream, self._ready = Pointer(), Pointer()
-        self._did("cudaStreamCreateWithFlags", runtime.cudaStreamCreateWithFlags(ctypes.byref(self._stream), APART))
+        did("cudaStreamCreateWithFlags", self._cuda.cudaStreamCreateWithFlags(ctypes.byref(self._stream), APART))
         self._key: Hashable = None
         self._kept: Kept = ()
         self._off = False
@@ -45,7 +42,7 @@ class TokenGraph:
         """Launch the graph of ``key``, if there is one: what its calls had returned."""
         if key != self._key:
             return None
-        self._did("cudaGraphLaunch", self._cuda.cudaGraphLaunch(self._ready, Pointer(self._stream_of(self._device))))
+        did("cudaGraphLaunch", self._cuda.cudaGraphLaunch(self._ready, Pointer(self._stream_of(self._device))))
         return self._kept
 
     def capture(self, key: Hashable, calls: Callable[[], Kept]) -> None:
@@ -66,13 +63,13 @@ class TokenGraph:
 
     def _captured(self, calls: Callable[[], Kept]) -> Kept:
         graph = Pointer()
-        self._did("cudaStreamBeginCapture", self._cuda.cudaStreamBeginCapture(self._stream, RELAXED))
+        did("cudaStreamBeginCapture", self._cuda.cudaStreamBeginCapture(self._stream, RELAXED))
         try:
             with self._within(self._device, self._stream.value or 0):
                 kept = calls()
         finally:
             code = self._cuda.cudaStreamEndCapture(self._stream, ctypes.byref(graph))
-        self._did("cudaStreamEndCapture", code)
+        did("cudaStreamEndCapture", code)
         try:
             self._make_ready(graph)
         finally:
@@ -85,11 +82,7 @@ class TokenGraph:
             if not self._cuda.cudaGraphExecUpdate(self._ready, graph, ctypes.create_string_buffer(INFO_BYTES)):
                 return
             self._cuda.cudaGetLastError()
-            self._did("cudaGraphExecDestroy", self._cuda.cudaGraphExecDestroy(self._ready))
+            did("cudaGraphExecDestroy", self._cuda.cudaGraphExecDestroy(self._ready))
             self._ready = Pointer()
         made = self._cuda.cudaGraphInstantiateWithFlags(ctypes.byref(self._ready), graph, ctypes.c_ulonglong(0))
-        self._did("cudaGraphInstantiateWithFlags", made)
-
-    def _did(self, name: str, code: int) -> None:
-        if code:
-            raise StepError(f"{name}: error {code}")
+        did("cudaGraphInstantiateWithFlags", made)

@@ -86,6 +86,19 @@ def opened(name: str) -> ctypes.CDLL | None:
     return None
 
 
+def linked(name: str) -> ctypes.CDLL:
+    """RUNTIME or DRIVER, which TVM's runtime is linked to: where that runs on a GPU, they are there."""
+    found = opened(name)
+    assert found is not None, "TVM's runtime is linked to it"
+    return found
+
+
+def did(name: str, code: int) -> None:
+    """StepError when a function of CUDA's runtime or driver says that it did not."""
+    if code:
+        raise StepError(f"{name}: error {code}")
+
+
 def stand_in(name: str) -> None:
     """Make and load a library with the functions that TVM's runtime is linked to."""
     if name == DRIVER:

@@ -140,23 +140,33 @@ struct Rooms {
   uint4* at[8];
 };
 
-// rooms.at[r]: rank r's room, as this GPU sees it: [2 turns][ranks][most pairs]; own: this rank's. turns: one count for
-// each block.
-extern "C" __global__ void peer_sum(const float2* part, float2* sum, unsigned pairs, const Rooms rooms,
-                                    const uint4* own_room, unsigned* turns, unsigned most, unsigned rank,
-                                    unsigned ranks) {
+// This block's turn, once its inputs are there. turns: one count for each block.
+static __device__ __forceinline__ unsigned next_turn(unsigned* turns) {
   next_may_start();
   inputs_ready();
   unsigned turn = turns[blockIdx.x] + 1;
   __syncthreads();
   if (threadIdx.x == 0) turns[blockIdx.x] = turn;
-  unsigned pair = blockIdx.x * blockDim.x + threadIdx.x;
-  if (pair >= pairs) return;
-  float2 own = part[pair], total = make_float2(0.0f, 0.0f);
-  size_t side = (size_t)(turn & 1) * ranks;
+  return turn;
+}
+
+static __device__ __forceinline__ void put_to_others(const Rooms& rooms, size_t at, float2 pair, unsigned turn,
+                                                     unsigned rank, unsigned ranks) {
 #pragma unroll
   for (unsigned other = 0; other < 8; ++other)
-    if (other < ranks && other != rank) put(rooms.at[other] + (side + rank) * most + pair, own, turn);
+    if (other < ranks && other != rank) put(rooms.at[other] + at, pair, turn);
+}
+
+// rooms.at[r]: rank r's room, as this GPU sees it: [2 turns][ranks][most pairs]; own: this rank's.
+extern "C" __global__ void peer_sum(const float2* part, float2* sum, unsigned pairs, const Rooms rooms,
+                                    const uint4* own_room, unsigned* turns, unsigned most, unsigned rank,
+                                    unsigned ranks) {
+  const unsigned turn = next_turn(turns), pair = blockIdx.x * blockDim.x + threadIdx.x;
+  if (pair >= pairs) return;
+  const float2 own = part[pair];
+  const size_t side = (size_t)(turn & 1) * ranks;
+  put_to_others(rooms, (side + rank) * most + pair, own, turn, rank, ranks);
+  float2 total = make_float2(0.0f, 0.0f);
   for (unsigned from = 0; from < ranks; ++from) {
     float2 value = from == rank ? own : awaited(own_room + (side + from) * most + pair, turn);
     total.x += value.x;
@@ -169,18 +179,11 @@ extern "C" __global__ void peer_sum(const float2* part, float2* sum, unsigned pa
 extern "C" __global__ void peer_gather(const float2* part, float2* whole, unsigned pairs, const Rooms rooms,
                                        const uint4* own_room, unsigned* turns, unsigned most, unsigned rank,
                                        unsigned ranks) {
-  next_may_start();
-  inputs_ready();
-  unsigned turn = turns[blockIdx.x] + 1;
-  __syncthreads();
-  if (threadIdx.x == 0) turns[blockIdx.x] = turn;
-  unsigned pair = blockIdx.x * blockDim.x + threadIdx.x;
+  const unsigned turn = next_turn(turns), pair = blockIdx.x * blockDim.x + threadIdx.x;
   if (pair >= pairs) return;
-  float2 own = part[pair];
-  size_t side = (size_t)(turn & 1) * ranks;
-#pragma unroll
-  for (unsigned other = 0; other < 8; ++other)
-    if (other < ranks && other != rank) put(rooms.at[other] + (side + rank) * most + pair, own, turn);
+  const float2 own = part[pair];
+  const size_t side = (size_t)(turn & 1) * ranks;
+  put_to_others(rooms, (side + rank) * most + pair, own, turn, rank, ranks);
   for (unsigned from = 0; from < ranks; ++from)
     whole[from * pairs + pair] = from == rank ? own : awaited(own_room + (side + from) * most + pair, turn);
 }

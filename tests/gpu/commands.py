@@ -10,24 +10,21 @@ Two NVIDIA H200, 2026-11-23: texts equal, 0.4 s from the kill to the end, 0.3 s 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from builder.runtime.peers import SWITCH
 from tests.gpu.cells import PROMPT
-from tests.matrix.checkpoints import DEMO
+from tests.matrix.checkpoints import make
 
 CUDA = ("target=cuda", "target.arch=[host]")
-SIZES: dict[str, Any] = {
+SIZES = {  # 22 layers, whose tokens take long enough to be interrupted
     "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
-    "num_key_value_heads": 4, "vocab_size": 3072, "max_position_embeddings": 4096, "bos_token_id": 0, "eos_token_id": 1,
-    "pad_token_id": None,
+    "num_key_value_heads": 4, "max_position_embeddings": 4096,
 }  # fmt: skip
 END_S = 10.0
 
@@ -44,20 +41,6 @@ def texts(folder: Path) -> None:
         print(f"{name}: {found[name]!r}", flush=True)
     assert found["one"].startswith(PROMPT)
     assert len(set(found.values())) == 1
-
-
-def checkpoint(folder: Path) -> Path:
-    """A Llama of 22 layers; its tokens take long enough to be interrupted."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    into = folder / "llama"
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES))
-    model.to(torch.float16).save_pretrained(into)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(DEMO / name, into / name)
-    return into
 
 
 def ended(folder: Path, words: tuple[str, ...], end: Callable[[int], None], code: int, message: str) -> None:
@@ -110,7 +93,13 @@ def main() -> None:
     folder = Path(sys.argv[1]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     texts(folder)
-    words = ("model=auto", f"model.source={checkpoint(folder)}", "quant=q0f16", *CUDA, "target.gpus=2")
+    words = (
+        "model=auto",
+        f"model.source={make('llama', folder / 'llama', **SIZES)}",
+        "quant=q0f16",
+        *CUDA,
+        "target.gpus=2",
+    )
     subprocess.run(build(folder, *words, "verify.tokens=64"), cwd=folder, check=True)
     ended(folder, (*words, "verify.tokens=64"), kill_a_rank, 1, "rank 1 of 2 was killed by SIGKILL")
     ended(folder, (*words, "verify.tokens=64"), ctrl_c, 130, "interrupted")

@@ -33,13 +33,13 @@ FAMILIES: dict[str, dict[str, Any]] = {  # model_type -> what it has besides the
 }  # fmt: skip
 
 
-def make(model_type: str, folder: Path) -> Path:
-    """The checkpoint in ``folder``; float16 weights, seed 0."""
+def make(model_type: str, folder: Path, **sizes: Any) -> Path:
+    """The checkpoint in ``folder``; float16 weights, seed 0. ``sizes``: other fields of its config.json."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{**SIZES, **FAMILIES[model_type]})
+    config = AutoConfig.for_model(model_type, **{**SIZES, **FAMILIES[model_type], **sizes})
     model = AutoModelForCausalLM.from_config(config).to(torch.float16)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):

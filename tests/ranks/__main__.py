@@ -14,8 +14,7 @@ import tempfile
 from pathlib import Path
 
 from builder.core.errors import BuildError
-from builder.runtime.engine import Engine
-from builder.runtime.ranks import RankedCalls, processes
+from builder.runtime.ranks import RankedCalls
 from builder.targets.tvm_import import import_tvm
 from tests.conftest import ROOT
 
@@ -32,8 +31,7 @@ def row(folder: Path, family: str, scheme: str, groups: dict[int, RankedCalls]) 
     built = cells.build(folder / "one", family, scheme, 1)
     found = {}
     for count, group in groups.items():
-        into = cells.also_for(built, folder / str(count), scheme, count)
-        many = Engine({path.name: path for path in into.iterdir()}, group=group)
+        many = cells.several(built, folder / str(count), scheme, count, group)
         found[str(count)] = cells.difference(built.engine(), many)
     return found
 
@@ -62,11 +60,7 @@ def main() -> int:
     found: dict[str, dict[str, float]] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     wrong = []
     with tempfile.TemporaryDirectory() as name:
-        library = Path(name, "library.so")
-        groups = {}
-        for count in map(int, given.ranks.split(",")):
-            library.write_text(f'{{"tensor_parallel_shards": {count}}}')
-            groups[count] = processes(count, library)
+        groups = {count: cells.processes_of(count, Path(name)) for count in map(int, given.ranks.split(","))}
         for family in given.families.split(","):
             for scheme in given.schemes.split(","):
                 cell = f"{family} {scheme}"

@@ -14,7 +14,7 @@ from builder import architectures
 from builder.quant import layout
 from builder.quant.layout import Scheme
 from builder.runtime.engine import Engine
-from builder.runtime.ranks import RankedCalls
+from builder.runtime.ranks import RankedCalls, processes
 from builder.steps import lower
 from tests.tvm import family_line, tiny
 
@@ -76,6 +76,19 @@ def also_for(built: family_line.Built, folder: Path, scheme: str, ranks: int) ->
     params = tiny.lower_params(asdict(config), SCHEMES[scheme])
     lower.run({**params, "family": family, "metadata": metadata}, {}, tiny.FolderOut(folder))
     return folder
+
+
+def processes_of(count: int, folder: Path) -> RankedCalls:
+    """That many ranks on this CPU, which have found each other; any library of as many can be loaded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "library.so").write_text(f'{{"tensor_parallel_shards": {count}}}')
+    return processes(count, folder / "library.so")
+
+
+def several(built: family_line.Built, folder: Path, scheme: str, ranks: int, group: RankedCalls) -> Engine:
+    """The same weights on ``group``, which has that many ranks."""
+    into = also_for(built, folder, scheme, ranks)
+    return Engine({path.name: path for path in into.iterdir()}, group=group)
 
 
 def difference(one: Engine, many: Engine) -> float:

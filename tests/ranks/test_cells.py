@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from builder.runtime.engine import Engine
-from builder.runtime.ranks import RankedCalls, processes
+from builder.runtime.ranks import RankedCalls
 from builder.targets.tvm_import import import_tvm
 
 import_tvm()  # with the compiler, before anything loads only its runtime
@@ -22,11 +21,7 @@ HEADS = ("num_attention_heads", "num_key_value_heads")
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, RankedCalls]]:
-    library = tmp_path_factory.mktemp("none") / "library.so"
-    found = {}
-    for count in COUNTS:
-        library.write_text(f'{{"tensor_parallel_shards": {count}}}')
-        found[count] = processes(count, library)
+    found = {count: cells.processes_of(count, tmp_path_factory.mktemp("none")) for count in COUNTS}
     yield found
     for group in found.values():
         group.close()
@@ -38,8 +33,7 @@ def test_ranks_give_the_logits_of_one(family: str, scheme: str, groups: dict[int
     built = cells.build(tmp_path / "one", family, scheme, 1)
     one = built.engine()
     for count, group in groups.items():
-        folder = cells.also_for(built, tmp_path / str(count), scheme, count)
-        many = Engine({path.name: path for path in folder.iterdir()}, group=group)
+        many = cells.several(built, tmp_path / str(count), scheme, count, group)
         assert cells.difference(one, many) < cells.ROUNDING
         shares(one.metadata, many.metadata, count)
 

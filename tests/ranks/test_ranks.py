@@ -29,9 +29,7 @@ TWO = (("llama", "q4f16_1"), ("gpt_neox", "q8f16_1"), ("mixtral", "q0f32"))
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankedCalls]:
-    library = tmp_path_factory.mktemp("none") / "library.so"
-    library.write_bytes(b'{"tensor_parallel_shards": 2}')
-    group = processes(2, library)
+    group = cells.processes_of(2, tmp_path_factory.mktemp("none"))
     yield group
     group.close()
 

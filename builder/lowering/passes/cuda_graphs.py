@@ -8,20 +8,23 @@ with and without, before that: q0f16 266 and 274, on two GPUs 400 and 425; q4f16
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
 from tvm import DataType, ir, relax, transform
+
+from builder.lowering import early_launch
 
 BY_BATCH = "batch_decode"  # a graph is captured for each number of sequences
 LARGE = 2e9  # bytes of weights on one GPU
 SYMBOLS = "relax.rewrite_cuda_graph.capture_symbolic_vars"
 
 
-def pay(model: Any, early: bool) -> bool:
-    """``early``: whether kernels start before the one in front of them is done."""
+def pay(model: Any, target: Mapping[str, Any]) -> bool:
+    """Whether a library for this GPU captures graphs itself."""
     held = sum(prod(map(int, each.shape)) * DataType(each.dtype).bits // 8 for each in model.parameters())
-    return not early or held < LARGE
+    return not early_launch.is_possible(target) or held < LARGE
 
 
 def captured() -> transform.Pass:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tvm import ir, relax, tirx, transform
+from tvm import ir, relax, transform
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from builder.lowering import op
@@ -26,7 +26,7 @@ def fused() -> transform.Pass:
     """Comes before operations lose their labels."""
 
     def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
-        return _Gates(module).run()
+        return op.rewritten(_Gates(module), FUNCTION)
 
     return transform.module_pass(rewrite, opt_level=0, name="GatedProducts")
 
@@ -42,12 +42,6 @@ class _Gates(PyExprMutator):  # type: ignore[misc]
         self.module = module
         self.products: dict[Any, Any] = {}  # variable of a product that a gate alone reads -> the product
         self.made: dict[str, Any] = {}  # label -> the function
-
-    def run(self) -> ir.IRModule:
-        for variable, function in list(self.module.functions_items()):
-            if variable.name_hint == FUNCTION:
-                self.builder_.update_func(variable, self.visit_expr(function))
-        return self.builder_.get()
 
     def label(self, value: Any) -> dict[str, Any]:
         return op.label_called(self.module, value)
@@ -86,6 +80,5 @@ class _Gates(PyExprMutator):  # type: ignore[misc]
 
 def is_plain(label: Mapping[str, Any], call: Any) -> bool:
     """Whether a product is of one row and nothing else, and its rows can be taken in pairs."""
-    one = call.args[1][0].ty.shape[0]
     alone = not (label["bias"] or label["residual"] or activation_of(label))
-    return alone and label.get("layout") != "KN" and isinstance(one, tirx.IntImm) and int(one) == 1
+    return alone and label.get("layout") != "KN" and op.has_one_row(call.args[1][0])

@@ -9,7 +9,6 @@ from typing import Any
 from tvm import ir, relax, tirx, transform
 from tvm.relax.expr_functor import PyExprVisitor, visitor
 
-from builder.lowering import early_launch
 from builder.lowering.passes import cuda_graphs
 from builder.quant.cuts import Share, described, preprocs
 from builder.targets import peer_sum
@@ -105,11 +104,7 @@ def describe(
         "model_task": "chat",
         "vocab_size": model.vocab,
         "target": built_for(target),
-        **(
-            {"cuda_graphs": cuda_graphs.pay(model, early_launch.is_possible(target))}
-            if target["kind"] == "cuda"
-            else {}
-        ),
+        **({"cuda_graphs": cuda_graphs.pay(model, target)} if target["kind"] == "cuda" else {}),
         **({peer_sum.NAME: peer_sum.code(target["arch"])} if shares and target["kind"] == "cuda" else {}),
     }
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tvm import ir, relax, tirx, transform
+from tvm import ir, relax, transform
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from builder.lowering import op
@@ -31,7 +31,7 @@ def fused(machine: Machine) -> transform.Pass:
 
     def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
         for name in (ONE_ROW, SOME_ROWS, TOKENS):
-            module = _Pairs(module, machine).run(name)
+            module = op.rewritten(_Pairs(module, machine), name)
         return module
 
     return transform.module_pass(rewrite, opt_level=0, name="SumsWithNorms")
@@ -56,12 +56,6 @@ class _Pairs(PyExprMutator):  # type: ignore[misc]
         self.norms: dict[Any, Any] = {}  # variable of a sum -> the norm of it
         self.made: dict[Any, Any] = {}  # variable of a sum -> the variable of the call that makes both
         self.sent: set[Any] = set()  # variables of products that are sent as they are made
-
-    def run(self, name: str) -> ir.IRModule:
-        for variable, function in list(self.module.functions_items()):
-            if variable.name_hint == name:
-                self.builder_.update_func(variable, self.visit_expr(function))
-        return self.builder_.get()
 
     def visit_dataflow_block_(self, block: Any) -> Any:
         sums = {binding.var for binding in block.bindings if is_sum(binding.value)}
@@ -127,7 +121,6 @@ def is_packed(value: Any, name: str) -> bool:
 
 def is_sendable(label: Mapping[str, Any], made: Any) -> bool:
     """Whether it is one row of a product whose kernel can send it."""
-    rows = made.ty.shape[0]
-    if label.get("op") != "linear" or not isinstance(rows, tirx.IntImm) or int(rows) != 1:
+    if label.get("op") != "linear" or not op.has_one_row(made):
         return False
     return can_send(weight_of(label), label["n"])

@@ -184,19 +184,13 @@ def fetch(source: Buffer, index: Expr, count: int, dtype: str) -> list[Expr]:
     return [load(loaded, lane) for lane in range(count)]
 
 
-def copy(source: Buffer, index: Expr, target: Buffer, place: Expr, count: int) -> None:
-    """``count`` values (2 or 4) that lie beside each other, at once; both indices are multiples of count."""
-    with T.vectorized(0, count) as lane:
-        store(target, place + lane, load(source, index + lane))
-
-
-def move(target: Buffer, at: Expr | int, source: Buffer, index: Expr, count: int) -> None:
-    """``count`` values that lie beside each other into ``target``, in one load; ``index`` is a multiple of count."""
+def copy(source: Buffer, index: Expr, target: Buffer, place: Expr | int, count: int) -> None:
+    """``count`` values that lie beside each other, at once; both indices are multiples of count."""
     if count == 1:
-        store(target, at, load(source, index))
+        store(target, place, load(source, index))
         return
     with T.vectorized(0, count) as lane:
-        store(target, at + lane, load(source, index + lane))
+        store(target, place + lane, load(source, index + lane))
 
 
 def number(value: float) -> Expr:

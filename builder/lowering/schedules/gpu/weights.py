@@ -82,7 +82,7 @@ class Plain:
             min(self.together * self.per_unit, load_bytes * self.together * self.per_unit // self.turn_bytes),
         )
         for first in range(0, self.together * self.per_unit, step):
-            b.move(held.values, first, stored[0], n * self.k + u * self.per_unit + first, step)
+            b.copy(stored[0], n * self.k + u * self.per_unit + first, held.values, first, step)
 
     def units_of(self, held: Held) -> list[list[Expr]]:
         each = self.per_unit
@@ -160,7 +160,7 @@ class Packed:
     def fill(self, held: Held, stored: Sequence[Buffer], n: Expr, u: Expr, _load_bytes: int) -> None:
         """``together`` units from u, a multiple of that, of one group."""
         at = u * self.n + n if self.stacked else n * self.units + u
-        b.move(held.values, 0, stored[0], at, self.together)
+        b.copy(stored[0], at, held.values, 0, self.together)
         b.store(held.scale, 0, self.scale(stored, n, u))
         if held.zero is not None:
             b.store(held.zero, 0, self.zero(stored, n, u))
