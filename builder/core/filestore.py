@@ -76,7 +76,9 @@ class FileStore:
         if not self.root.is_dir():
             raise UserError(f"store.path={self.root} is a file, not a folder", "set store.path= to a folder")
         names = [name for name in os.listdir(self.root) if not name.startswith(".VERSION")]
-        if not set(names) <= {"lost+found", "cache"}:  # the planner remembers things before the first build
+        if (self.root / "VERSION").exists():  # another build has made the store since it was looked for
+            self.check_version()
+        elif not set(names) <= {"lost+found", "cache"}:  # the planner remembers things before the first build
             raise UserError(
                 f"store.path={self.root} holds other files ({', '.join(sorted(names)[:3])}) and no store",
                 "set store.path= to an empty or a new folder",

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from builder.core.check import check
-from builder.core.filestore import FileStore
+from builder.core.filestore import VERSION, FileStore, open_store
 from tests.core import toy
 from tests.core.storm import Storm, alive, descendants, toys, wait_until_gone
 
@@ -47,6 +47,19 @@ def source(tmp_path: Path) -> Path:
 
 
 SIZE = {"shards": 8, "sleep_s": 0.03}
+
+
+def test_a_store_that_another_build_makes_meanwhile_is_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its VERSION was looked for when there was none, its folders are seen when there are some."""
+    listed = os.listdir
+
+    def after_another(path: Path) -> list[str]:
+        (tmp_path / "VERSION").write_text(VERSION)
+        (tmp_path / "blobs").mkdir()
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", after_another)
+    assert open_store(tmp_path).root == tmp_path
 
 
 def test_eight_builds_killed_and_restarted_at_random(tmp_path: Path, source: Path) -> None:
