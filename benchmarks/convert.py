@@ -35,14 +35,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from builder import compose, graph, resolve  # noqa: E402
+from builder.config import compose  # noqa: E402
 from builder.core.events import Event, Finished  # noqa: E402
 from builder.core.filestore import open_store  # noqa: E402
 from builder.core.plan import Goal, Plan  # noqa: E402
 from builder.core.run import run  # noqa: E402
 from builder.core.step import Resources, Step  # noqa: E402
 from builder.executors.local import LocalExecutor  # noqa: E402
-from builder.schemes import quantizing  # noqa: E402
+from builder.planner import resolve  # noqa: E402
+from builder.planner.graph import graph  # noqa: E402
+from builder.planner.schemes.schemes import quantizing  # noqa: E402
 
 SHAPES = {
     "1.1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_key_value_heads": 4},

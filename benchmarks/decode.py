@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from builder import schemes
+from builder.config.schema import Quant
+from builder.planner.schemes import schemes
 from builder.quant import storage
-from builder.recipe import Quant
 from builder.runtime import speed
 from builder.runtime.engine import Engine
 from builder.runtime.measured import active_experts

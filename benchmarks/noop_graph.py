@@ -18,10 +18,10 @@ from pathlib import Path
 
 from builder.core.examine import examine
 from builder.core.filestore import FileStore, open_store
-from builder.core.job import Job, JobDone, Report, Result
 from builder.core.plan import Goal, Plan, producers_of
 from builder.core.run import run
 from builder.core.step import Input, Resources, Step
+from builder.core.task import Job, JobDone, Report, Result
 
 ITEMS = 20
 PER_GOAL = ITEMS + 5

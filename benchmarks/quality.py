@@ -29,16 +29,19 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from builder import budget, compose, graph, resolve  # noqa: E402
+from builder.config import compose  # noqa: E402
+from builder.config.schema import Recipe  # noqa: E402
 from builder.core.events import Event, Finished  # noqa: E402
 from builder.core.filestore import FileStore, open_store  # noqa: E402
 from builder.core.plan import Goal, Plan  # noqa: E402
 from builder.core.record import Record  # noqa: E402
 from builder.core.run import run  # noqa: E402
 from builder.executors.local import LocalExecutor  # noqa: E402
+from builder.planner import resolve  # noqa: E402
+from builder.planner.graph import graph  # noqa: E402
+from builder.planner.schemes import budget  # noqa: E402
+from builder.planner.schemes.schemes import quantizing  # noqa: E402
 from builder.quant.methods import METHODS  # noqa: E402
-from builder.recipe import Recipe  # noqa: E402
-from builder.schemes import quantizing  # noqa: E402
 from builder.verification.measure import divergence, nll, perplexity  # noqa: E402
 
 ALL_TEXT = ["verify.tokens=10000000", "verify.window=256", "verify.logits_bytes=1000000000"]

@@ -14,17 +14,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from builder.arguments import Arguments, parse
-from builder.commands.build import export_good
-from builder.commands.hydra import sweep
-from builder.commands.jobs import folders_of, merge
-from builder.compose import Composed, choices_of, find_folders
+from builder.app.request import folders_of, merge
+from builder.app.sweep import sweep
+from builder.cli.arguments import Arguments, parse
+from builder.cli.build import export_good
+from builder.config.compose import Composed, choices_of, find_folders
 from builder.core.digest import digest_of_bytes
 from builder.core.filestore import FileStore
-from builder.core.job import Job, JobDone, Report, Result
 from builder.core.plan import Plan
 from builder.core.run import run
 from builder.core.step import Resources, Step
+from builder.core.task import Job, JobDone, Report, Result
 from builder.executors.output import StoreOut
 
 DEMO = Path(__file__).resolve().parent.parent / "builder" / "demo"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from builder.arguments import Arguments, parse
+from builder.cli.arguments import Arguments, parse
 from builder.core.errors import BuildError
 
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: Arguments) -> int:
-    """Hands over to the module of builder.commands that has the command's name: no other is imported."""
+    """Hands over to the module of builder.cli that has the command's name: no other is imported."""
     options, name = arguments.options, arguments.command.replace("-", "_")
     if options.help:
         name = "help"
@@ -47,7 +47,7 @@ def run(arguments: Arguments) -> int:
         name = "version"
     elif options.cfg or options.info or options.hydra_help or options.shell_completion:
         name = "hydra"
-    code: int = import_module(f"builder.commands.{name}").show(arguments)
+    code: int = import_module(f"builder.cli.{name}").show(arguments)
     return code
 
 

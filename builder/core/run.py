@@ -16,12 +16,12 @@ from builder.core.errors import BuildError, Interrupted, StepError
 from builder.core.events import Finished, Grew, Listener, Progress, Started, Status, Waiting, Warned
 from builder.core.examine import Verdict, Walk, examine_step, uncollected
 from builder.core.fingerprint import FileSources, Sources
-from builder.core.job import Executor, Job, JobDone, JobProgress, JobWarned, Report, Result
 from builder.core.plan import Goal, Plan
 from builder.core.priority import weights
 from builder.core.record import Place, Record
 from builder.core.step import Resources, Step
 from builder.core.store import Lock, Sought, Store, nbytes_of
+from builder.core.task import Executor, Job, JobDone, JobProgress, JobWarned, Report, Result
 
 WAIT_S = 0.2  # how long Ctrl-C may go unseen
 LOCK_POLL_S = 0.05

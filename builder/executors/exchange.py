@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from builder.core.errors import UserError
 from builder.core.filestore import FileStore
-from builder.core.job import Result
 from builder.core.record import Output
+from builder.core.task import Result
 
 if TYPE_CHECKING:
     from builder.remote.location import Location

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from builder.core import disk
 from builder.core.errors import StepError
 from builder.core.filestore import FileStore
-from builder.core.job import Job, JobDone, JobWarned, Report
 from builder.core.step import Resources
+from builder.core.task import Job, JobDone, JobWarned, Report
 from builder.executors.wire import Frames, job_to_json, report_from_json, send
 
 if TYPE_CHECKING:

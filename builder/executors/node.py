@@ -10,16 +10,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from builder.config.paths import store_path
 from builder.core.errors import BuildError, UserError
 from builder.core.filestore import FileStore
-from builder.core.job import Job, JobDone
 from builder.core.record import Output
 from builder.core.step import File, Json, Resources
+from builder.core.task import Job, JobDone
 from builder.executors.local import LocalExecutor
 from builder.executors.log import Tail
 from builder.executors.order import PACKAGE, Order, code_digest, tool_versions
 from builder.executors.wire import report_to_json
-from builder.home import store_path
 from builder.remote.location import Location
 from builder.remote.store import open_shared
 

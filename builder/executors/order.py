@@ -11,8 +11,8 @@ from typing import NamedTuple
 import builder
 from builder.core.digest import digest_of_names, sha256_hex
 from builder.core.filestore import FileStore
-from builder.core.job import Job
 from builder.core.step import File
+from builder.core.task import Job
 from builder.remote.location import Location
 
 PACKAGE = Path(builder.__file__).parent

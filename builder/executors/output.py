@@ -8,9 +8,9 @@ from pathlib import Path
 
 from builder.core.errors import StepError
 from builder.core.filestore import FileStore
-from builder.core.job import Job, JobProgress, JobWarned, Report
 from builder.core.record import Output
 from builder.core.step import File, Json
+from builder.core.task import Job, JobProgress, JobWarned, Report
 
 PROGRESS_EVERY_S = 0.05
 

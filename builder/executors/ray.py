@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from builder.core.errors import BuildError, StepError, UserError
 from builder.core.filestore import FileStore
-from builder.core.job import Job, JobDone, JobWarned, Report
 from builder.core.step import Json, Resources
+from builder.core.task import Job, JobDone, JobWarned, Report
 from builder.executors.exchange import Exchange, check_exchange, location_of
 from builder.executors.log import write_log
 from builder.executors.order import Order, order_for

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from builder.core.errors import BuildError, StepError, UserError
-from builder.core.job import Job, JobDone, JobProgress, JobWarned, Report, Result
 from builder.core.record import Output
 from builder.core.step import File, InputFiles, Json, Resources
+from builder.core.task import Job, JobDone, JobProgress, JobWarned, Report, Result
 
 HEADER = struct.Struct(">I")
 ERRORS: Mapping[str, type[BuildError]] = {"UserError": UserError, "StepError": StepError}

@@ -19,7 +19,7 @@ from pathlib import Path
 from builder.core.disk import FULL, explain_os_error
 from builder.core.errors import BuildError, StepError, UserError
 from builder.core.filestore import FileStore
-from builder.core.job import Job, JobDone, Report, Result
+from builder.core.task import Job, JobDone, Report, Result
 from builder.executors.output import StoreOut
 from builder.executors.wire import Frames, job_from_json, report_to_json, send
 

@@ -17,16 +17,16 @@ from builder.lowering.machine import Machine
 from builder.lowering.passes import (
     cuda_graphs,
     cut_weights,
-    gated_products,
     kernels,
     kv_cache,
-    late_weights,
     metadata,
     sampling,
     shape_functions,
-    sums_with_norms,
     symbols,
 )
+from builder.lowering.passes import fuse_allreduce_rmsnorm as sums_with_norms
+from builder.lowering.passes import fuse_gate_up as gated_products
+from builder.lowering.passes import lazy_param_load as late_weights
 from builder.lowering.stages import Progress, Stages
 from builder.quant.cuts import Share
 from builder.targets import android

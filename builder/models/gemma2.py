@@ -15,12 +15,12 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
 from builder.architectures.gemma2 import Config
-from builder.models.common.functions import Functions
-from builder.models.common.gemma import Norm, gelu_mul, scaled, soft_cap
-from builder.models.common.kv_cache import CacheLayout, attention, rope_frequencies
-from builder.models.common.ranks import Head, RowLinear, share
+from builder.models.functions import Functions
+from builder.ops.collectives import Head, RowLinear, share
+from builder.ops.gemma import Norm, gelu_mul, scaled, soft_cap
+from builder.ops.kv_cache import CacheLayout, attention, rope_frequencies
+from builder.ops.linear import Embedding, Linear
 from builder.quant.layout import Scheme
-from builder.quant.relax import Embedding, Linear
 
 
 class Attention(nn.Module):

@@ -16,12 +16,12 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
 from builder.architectures.gemma3_text import Config
-from builder.models.common.functions import Functions
-from builder.models.common.gemma import HeadNorm, HeadNormRotary, Norm, gelu_mul, scaled
-from builder.models.common.kv_cache import CacheLayout, attention
-from builder.models.common.ranks import Head, RowLinear, share
+from builder.models.functions import Functions
+from builder.ops.collectives import Head, RowLinear, share
+from builder.ops.gemma import HeadNorm, HeadNormRotary, Norm, gelu_mul, scaled
+from builder.ops.kv_cache import CacheLayout, attention
+from builder.ops.linear import Embedding, Linear
 from builder.quant.layout import Scheme
-from builder.quant.relax import Embedding, Linear
 
 
 class Attention(nn.Module):

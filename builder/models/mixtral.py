@@ -14,14 +14,14 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
 from builder.architectures.mixtral import Config
-from builder.models.common.experts import ExpertLinear, Router, expert_sum
-from builder.models.common.functions import Functions
-from builder.models.common.kv_cache import CacheLayout, attention
-from builder.models.common.ops import RMSNorm, silu_mul
-from builder.models.common.ranks import Head, RowLinear, share
-from builder.models.common.rope import frequencies
+from builder.models.functions import Functions
+from builder.ops.collectives import Head, RowLinear, share
+from builder.ops.experts import ExpertLinear, Router, expert_sum
+from builder.ops.kv_cache import CacheLayout, attention
+from builder.ops.linear import Embedding, Linear
+from builder.ops.norms import RMSNorm, silu_mul
+from builder.ops.rope import frequencies
 from builder.quant.layout import Scheme
-from builder.quant.relax import Embedding, Linear
 
 
 class Attention(nn.Module):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from builder.core.errors import UserError
 from builder.remote.bucket import PARTIAL, Bucket, Entry, Missing
-from builder.remote.layout import (
+from builder.remote.layout import (  # fmt: skip
     BLOBS,
     GC,
     PROVENANCE,
@@ -25,7 +25,7 @@ from builder.remote.layout import (
     blobs_of,
     key_of,
     read_manifest,
-)  # fmt: skip
+)
 
 GRACE_S = 24 * 3600.0  # an upload takes less
 LEASE_S = 600.0  # a gc that wrote GC so long ago is dead; one that lives removes for half of that, and writes it again

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from builder.core.errors import StepError
 from builder.core.events import Event, Finished, Listener, Planned, Progress, Started, Warned
-from builder.core.job import Executor, Job, JobDone, Report
 from builder.core.record import Record
 from builder.core.step import Resources
 from builder.core.store import Sought
+from builder.core.task import Executor, Job, JobDone, Report
 from builder.remote.store import POLL_S, SharedStore
 
 

@@ -104,7 +104,7 @@ class Device:
         """Tensors of the host, on the device; on the CPU they are there already."""
         if self.kind == "cpu":
             return tensors
-        from builder.runtime import pages
+        from builder.runtime import prefetch as pages
 
         return [tensor.copyto(self.tvm) for tensor in pages.there(tensors)]
 

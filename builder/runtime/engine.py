@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from builder.core.errors import UserError
-from builder.runtime.calls import PAGE_TOKENS, Calls, Floats, Ids, find_library, load
 from builder.runtime.device import ranks_of
+from builder.runtime.loaded_model import PAGE_TOKENS, Calls, Floats, Ids, find_library, load
 from builder.runtime.ranks import RankedCalls, processes
 
 __all__ = ["PAGE_TOKENS", "Engine", "Floats", "find_library"]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.core.errors import BuildError, StepError
-from builder.runtime.board import LOOKS, Board
+from builder.runtime.mailbox import LOOKS, Board
 
 FUNCTIONS = ("add", "remove", "rewind", "prefill", "verify", "decode", "decode_batch")
 
@@ -88,9 +88,10 @@ class Ears:
 
 
 def serve(ears: Ears, number: int, count: int, folder: Path, library: Path) -> None:
-    from builder.runtime import calls, collectives
-    from builder.runtime.board import NoLanding, SharedLanding
+    from builder.runtime import collectives
+    from builder.runtime import loaded_model as calls
     from builder.runtime.device import device_of
+    from builder.runtime.mailbox import NoLanding, SharedLanding
 
     device, pipe, board = device_of(library, number), ears.pipe, ears.board
     network = collectives.join(number, count, folder, device)

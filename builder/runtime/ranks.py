@@ -1,7 +1,7 @@
 """A library for several ranks, run by as many processes of this machine: one command for all, the first rank answers.
 
 Each process is ``python -m builder.runtime.rank``. Logits come through memory that it shares with this one, and so do
-the commands for one token (builder/runtime/board.py), while these take less than SPIN_S; all else through pipes. Every
+the commands for one token (runtime/mailbox.py), while these take less than SPIN_S; all else through pipes. Every
 wait here has a limit, and a process that ends, is killed or says that something went wrong ends all of them. They end
 by themselves when this process is gone: each watches a pipe whose other end only this process has.
 """
@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 from builder.core.errors import BuildError, StepError
-from builder.runtime.board import LOOKS, ORDERED, Board, shared_memory
-from builder.runtime.calls import Floats, Ids
 from builder.runtime.device import kind_of
+from builder.runtime.loaded_model import Floats, Ids
+from builder.runtime.mailbox import LOOKS, ORDERED, Board, shared_memory
 
 MEET_S = 120.0  # until all ranks have found each other; loading tvm and torch is in it
 LOAD_BYTES_PER_S, LOAD_S = 10e6, 120.0  # the slowest disk that is waited for, and what is added

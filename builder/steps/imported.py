@@ -10,7 +10,7 @@ import numpy as np
 from builder.core.errors import UserError
 from builder.core.step import InputFiles
 from builder.formats import quantized
-from builder.quant import shifted
+from builder.quant import asymmetric as shifted
 from builder.quant.layout import Scheme
 from builder.quant.storage import narrow, widened
 from builder.steps.ports import one

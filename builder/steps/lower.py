@@ -26,7 +26,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     import_tvm()
     from builder.lowering import pipeline
     from builder.lowering.machine import machine_of
-    from builder.quant.relax import apply_rules
+    from builder.ops.linear import apply_rules
 
     out.progress(0, 0, "passes", "building the graph")
     config = architectures.load(params["family"]).from_architecture(params["architecture"])

@@ -21,7 +21,8 @@ from builder.architectures.weights import Parameter
 from builder.core.digest import canonical
 from builder.core.errors import StepError, UserError
 from builder.core.step import File, InputFiles, Json, Out
-from builder.quant import pack, scaling, shifted
+from builder.quant import asymmetric as shifted
+from builder.quant import pack, scaling
 from builder.quant.layout import Scheme, is_transposed, scheme
 from builder.quant.methods import METHODS, Method, prepare
 from builder.quant.storage import HELD

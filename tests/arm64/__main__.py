@@ -15,8 +15,8 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
-from builder.arguments import parse
-from builder.commands.jobs import job_of
+from builder.app.request import job_of
+from builder.cli.arguments import parse
 from builder.runtime.engine import Engine
 from tests.conftest import ROOT, Shell
 from tests.gpu.prepare import checkpoint, keep_references, said

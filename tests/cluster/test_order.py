@@ -9,8 +9,8 @@ import pytest
 
 from builder.core.errors import UserError
 from builder.core.filestore import FileStore
-from builder.core.job import Job
 from builder.core.step import File, Resources
+from builder.core.task import Job
 from builder.executors.log import Tail, write_log
 from builder.executors.node import run_order
 from builder.executors.order import PACKAGE, Order, order_for

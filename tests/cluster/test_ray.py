@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from builder.app.export import export
 from builder.core.errors import StepError, UserError
 from builder.core.events import Event, Finished, Progress, Warned
-from builder.core.export import export
 from builder.core.filestore import FileStore, open_store
 from builder.core.plan import Goal, Plan
 from builder.core.run import Outcome, run

@@ -9,11 +9,11 @@ from typing import Any
 from builder.core.errors import StepError
 from builder.core.events import Event
 from builder.core.examine import Verdict, examine
-from builder.core.memory import MemoryStore
 from builder.core.plan import Goal, Plan
 from builder.core.run import Outcome, run
 from builder.core.step import Resources, Step
-from builder.executors.inprocess import Bytes, FakeStep, InProcessExecutor, MemoryOut
+from tests.core.inprocess import Bytes, FakeStep, InProcessExecutor, MemoryOut
+from tests.core.memory_store import MemoryStore
 
 
 class FakeSources:

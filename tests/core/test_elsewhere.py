@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from builder.core.errors import StepError
 from builder.core.events import Event, Warned
-from builder.core.memory import MemoryStore
 from builder.core.record import Record
 from builder.core.run import run
 from builder.core.step import Input, Resources, Step
 from builder.core.store import Sought
-from builder.executors.inprocess import InProcessExecutor
 from tests.core.fakes import FUNCTIONS, FakeSources, plan_of
+from tests.core.inprocess import InProcessExecutor
+from tests.core.memory_store import MemoryStore
 
 
 class Backed(MemoryStore):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from builder.core import export as export_module
+from builder.app import export as export_module
+from builder.app.export import Exported, export
 from builder.core.errors import UserError
-from builder.core.export import Exported, export
 from builder.core.filestore import FileStore, open_store
 from builder.core.run import Outcome, run
 from builder.executors.local import LocalExecutor, capacity

@@ -11,7 +11,7 @@ import pytest
 from builder.core import fingerprint
 from builder.core.filestore import FileStore
 from builder.core.fingerprint import FileSources, imports_of, installed_versions
-from builder.core.memory import MemoryStore
+from tests.core.memory_store import MemoryStore
 
 TREE = {
     "house/__init__.py": "",

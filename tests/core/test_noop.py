@@ -24,7 +24,7 @@ NOOP = """
 import sys
 from pathlib import Path
 from builder.core.examine import examine
-from builder.core.export import export
+from builder.app.export import export
 from builder.core.filestore import open_store
 from builder.core.run import run
 from builder.executors.local import LocalExecutor, capacity
@@ -39,7 +39,7 @@ print(*sys.modules)
 
 
 def test_a_no_op_imports_nothing_heavy_and_writes_nothing(tmp_path: Path) -> None:
-    from builder.core.export import export
+    from builder.app.export import export
 
     store, source = open_store(tmp_path / "store"), toy.write_source(tmp_path / "source.bin")
     with LocalExecutor(store, capacity()) as executor:

@@ -17,10 +17,10 @@ from builder.core.errors import StepError, UserError
 from builder.core.events import Event, Progress, Warned
 from builder.core.examine import examine
 from builder.core.filestore import FileStore, open_store
-from builder.core.job import Job, JobDone
 from builder.core.plan import Plan
 from builder.core.run import Outcome, run
 from builder.core.step import Input, Resources, Step
+from builder.core.task import Job, JobDone
 from builder.executors.local import LocalExecutor, capacity
 from tests.core import toy
 

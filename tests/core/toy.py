@@ -162,7 +162,7 @@ def tell(event: Event) -> None:
 
 
 def main(store_path: str, *settings: str) -> int:
-    from builder.core.export import export
+    from builder.app.export import export
     from builder.core.filestore import open_store
     from builder.core.run import run
     from builder.executors.local import LocalExecutor, capacity

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from builder import architectures, schemes
+from builder import architectures
+from builder.config.schema import Quant
 from builder.core.step import File
-from builder.recipe import Quant
+from builder.planner.schemes import schemes
 from builder.steps import dequantized, lower, package, reference, verify
 from builder.targets.cpu import resolve as resolve_cpu
 from builder.verification.limits import choose

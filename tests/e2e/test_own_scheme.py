@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from builder import compose, graph, resolve
+from builder.config import compose
 from builder.core.events import Event, Finished
 from builder.core.filestore import open_store
 from builder.core.plan import Goal, Plan
 from builder.core.run import run
 from builder.core.step import Resources
 from builder.executors.local import LocalExecutor
+from builder.planner import resolve
+from builder.planner.graph import graph
 from tests.conftest import Shell
 
 Q5G64 = """\

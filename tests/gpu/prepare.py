@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from builder.arguments import parse
-from builder.commands.jobs import Job, job_of
+from builder.app.request import Job, job_of
+from builder.cli.arguments import parse
 from builder.core.examine import examine
 from builder.runtime.engine import Engine
 from builder.runtime.generate import generate

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 from builder import architectures
-from builder.compose import find_folders
-from builder.schemes import quantizing
+from builder.config.compose import find_folders
+from builder.planner.schemes.schemes import quantizing
 from tests.conftest import ROOT, Shell
 from tests.matrix.checkpoints import FAMILIES, make
 

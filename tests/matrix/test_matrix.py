@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from builder import architectures
-from builder.compose import find_folders
-from builder.schemes import quantizing
+from builder.config.compose import find_folders
+from builder.planner.schemes.schemes import quantizing
 from tests.conftest import ROOT, Shell
 from tests.matrix.__main__ import END, RECORD, START, row, table
 from tests.matrix.checkpoints import FAMILIES, make

@@ -11,21 +11,23 @@ import builder
 
 ROOT = Path(builder.__file__).parent
 STDLIB_ONLY = {"blake3"}  # what core may import besides
-ARROWS = {  # package -> the packages of builder it may import
+ARROWS = {  # room -> the rooms of builder it may import
     "core": {"core"},
-    "executors": {"executors", "core", "remote", "home"},
+    "executors": {"executors", "core", "remote", "config"},
     "remote": {"remote", "core"},
     "architectures": {"architectures", "core"},
     "formats": {"formats", "core"},
-    "quant": {"quant", "architectures", "core", "formats", "lowering"},
+    "quant": {"quant", "architectures", "core", "formats"},
+    "ops": {"ops", "quant", "architectures", "core"},
     "targets": {"targets", "core"},
-    "models": {"models", "architectures", "quant", "lowering", "core"},
-    "lowering": {"lowering", "models", "quant", "targets", "architectures", "formats", "core"},
+    "models": {"models", "architectures", "ops", "quant", "core"},
+    "lowering": {"lowering", "ops", "quant", "targets", "formats", "core"},
     "runtime": {"runtime", "formats", "targets", "core"},
     "verification": {"verification", "formats", "quant", "architectures", "runtime", "core"},
     "steps": {
         "steps",
         "models",
+        "ops",
         "quant",
         "lowering",
         "targets",
@@ -36,8 +38,12 @@ ARROWS = {  # package -> the packages of builder it may import
         "core",
     },
     "report": {"report", "core"},
+    "config": {"config", "core"},
 }
-USERS = {"cryptography": {"signing.py"}, "fsspec": {"remote/bucket.py"}}  # package -> the only files that import it
+USERS = {  # package -> the only files that import it
+    "cryptography": {"provenance/signing.py"},
+    "fsspec": {"remote/bucket.py"},
+}
 HEAVY = ("fsspec", "tvm", "torch", "transformers", "ray", "numpy", "hydra", "rich", "omegaconf")
 
 
@@ -77,7 +83,7 @@ def test_only_the_compose_side_imports_hydra():
         for f in ROOT.rglob("*.py")
         if any(m.split(".")[0] == "hydra" for m in imports_of(f))
     }
-    assert users == {"compose.py", "hydra_plugins.py", "commands/hydra.py", "sweeps/batch.py"}
+    assert users == {"config/compose.py", "config/hydra_plugins.py", "app/sweep.py", "config/sweeps/batch.py"}
 
 
 def test_what_one_file_keeps_to_itself():
@@ -92,8 +98,9 @@ def test_what_one_file_keeps_to_itself():
 
 def test_the_planning_side_loads_nothing_heavy():
     code = (
-        "import sys; import builder.__main__, builder.graph, builder.resolve, builder.compose, builder.commands.build, "
-        "builder.commands.plan, builder.core.run, builder.core.export, builder.executors.local; "
+        "import sys; import builder.__main__, builder.planner.graph.graph, builder.planner.resolve, "
+        "builder.config.compose, builder.cli.build, builder.cli.plan, builder.core.run, "
+        "builder.app.export, builder.executors.local; "
         f"print([m for m in {HEAVY!r} if m in sys.modules])"
     )
     assert (

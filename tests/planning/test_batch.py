@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from builder.compose import GROUPS, Composed, choices_of, find_folders, guard, shipped, to_plain
+from builder.config.compose import GROUPS, Composed, choices_of, find_folders, guard, shipped, to_plain
+from builder.config.sweeps.batch import asked, compose_jobs
 from builder.core.errors import UserError
-from builder.sweeps.batch import asked, compose_jobs
 
 SWEPT = GROUPS[:-1]  # all but recipe
 
@@ -46,7 +46,7 @@ def hydra() -> Iterator[Loader]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    from builder.hydra_plugins import register
+    from builder.config.hydra_plugins import register
 
     register(find_folders())
     GlobalHydra.instance().clear()

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from builder import compose, graph
-from builder.arguments import parse
-from builder.commands.jobs import Job, merge, runnable
+from builder.app.request import Job, merge, runnable
+from builder.cli.arguments import parse
+from builder.config import compose
 from builder.core.errors import Unsupported
 from builder.core.plan import check_plan
+from builder.planner.graph import graph
 from builder.report.bench import print_bench
 from builder.targets import machine
 

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from builder import budget, compose, graph, resolve, schemes
 from builder.architectures.weights import Parameter
+from builder.config import compose
+from builder.config.schema import Recipe
 from builder.core.errors import UserError
 from builder.core.filestore import open_store
 from builder.core.plan import Plan
-from builder.recipe import Recipe
+from builder.planner import resolve
+from builder.planner.graph import graph
+from builder.planner.schemes import budget, schemes
 
 FIRST = ["fetch", "convert", "sensitivity", "allocate"]
 RULES = [{"match": "*.down_proj", "layers": [0, [2, 3]], "use": "q6f16_1"}, {"match": "lm_head", "use": "q8f16_1"}]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from builder import capabilities, compose, resolve, sources
+from builder.config import compose
+from builder.config.schema import Quant, Target
+from builder.config.strict import parse
 from builder.core.errors import Unsupported
-from builder.parse import parse
-from builder.recipe import Quant, Target
+from builder.planner import resolve, sources
+from builder.planner.feasibility import capabilities
 
 AMPERE = {"kind": "cuda", "arch": ("sm_86",), "supports": ("float16", "bfloat16", "float8", "int8_dot")}
 BROWSER = {"kind": "webgpu", "supports": ("float16", "int8_dot")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from builder import compose
+from builder.config import compose
 from builder.core.errors import UserError
 
 

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from builder import compose, graph, resolve
+from builder.config import compose
+from builder.config.schema import Recipe
 from builder.core.errors import StepError, UserError
 from builder.core.plan import Plan
-from builder.recipe import Recipe
+from builder.planner import resolve
+from builder.planner.graph import graph
 from builder.targets import cpu, link
 
 

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from builder import compose, graph, platforms, resolve
-from builder.commands.jobs import Job, equipped
+from builder.app.request import Job, equipped
+from builder.config import compose
+from builder.config.schema import Target
 from builder.core.errors import StepError, Unsupported, UserError
 from builder.core.filestore import open_store
-from builder.recipe import Target
+from builder.planner import resolve
+from builder.planner.feasibility import platforms
+from builder.planner.graph import graph
 from builder.targets import cuda, tools
 
 

@@ -6,10 +6,13 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from builder import architectures, compose, demands, resolve
+from builder import architectures
+from builder.config import compose
+from builder.config.schema import Metadata, Recipe
 from builder.core.step import Resources
-from builder.graph import build_plan
-from builder.recipe import Metadata, Recipe
+from builder.planner import resolve
+from builder.planner.graph import step_resources as demands
+from builder.planner.graph.graph import build_plan
 from tests.planning.test_sizing import LLAMA, MIXTRAL
 
 GB = 10**9

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from builder import compose
-from builder.commands import jobs
-from builder.compose import Composed
+from builder.app import request as jobs
+from builder.config import compose
+from builder.config.compose import Composed
+from builder.config.sweeps.exclude import thin
 from builder.core.errors import UserError
-from builder.sweeps.exclude import thin
 
 
 def cells(*rules: Any) -> list[Composed]:

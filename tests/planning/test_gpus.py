@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from builder import compose, graph, platforms, resolve, sizing
-from builder.commands import doctor
+from builder.cli import doctor
+from builder.config import compose
+from builder.config.schema import Recipe, Target
 from builder.core.errors import BuildError, Unsupported, UserError
 from builder.core.step import Step
-from builder.recipe import Recipe, Target
+from builder.planner import resolve
+from builder.planner.feasibility import platforms, sizing
+from builder.planner.graph import graph
 from builder.targets import gpus, link
 from tests.planning.test_sizing import LLAMA, demo
 

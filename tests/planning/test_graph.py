@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from builder import compose, graph, resolve
+from builder.config import compose
+from builder.config.sweeps.batch import compose_jobs
+from builder.config.sweeps.exclude import thin
 from builder.core.digest import digest_of_names
 from builder.core.errors import UserError
 from builder.core.plan import Plan
-from builder.sweeps.batch import compose_jobs
-from builder.sweeps.exclude import thin
+from builder.planner import resolve
+from builder.planner.graph import graph
 from builder.targets import apple, cuda, link, webgpu
 from tests.planning.test_batch import hydra
 

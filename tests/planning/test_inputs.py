@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from builder import compose, resolve, schemes
-from builder import limits as limits_of_verify
 from builder.architectures.weights import Parameter
+from builder.config import compose
 from builder.core.errors import UserError
+from builder.planner import resolve
+from builder.planner.schemes import schemes
+from builder.planner.schemes import verify_limits as limits_of_verify
 from builder.quant.layout import scheme
 from builder.steps import shard
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from builder import lockfile
 from builder.core.errors import UserError
-from builder.diff import folders
-from builder.diff.locks import line, moved
-from builder.diff.report import lines
-from builder.lockfile import Cell, Lock
+from builder.provenance import lock_file as lockfile
+from builder.provenance.diff import folders
+from builder.provenance.diff.locks import line, moved
+from builder.provenance.diff.report import lines
+from builder.provenance.lock_file import Cell, Lock
 
 CELL = Cell(
     artifact="package",

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from builder import compose, graph, resolve, schemes
+from builder.config import compose
+from builder.config.schema import Quant
 from builder.core.errors import UserError
 from builder.core.plan import Plan
+from builder.planner import resolve
+from builder.planner.graph import graph
+from builder.planner.schemes import schemes
 from builder.quant.methods import METHODS
-from builder.recipe import Quant
 
 
 def plan_of(*jobs: list[str]) -> Plan:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from builder.config.schema import Model, Pins, Quant, Target
+from builder.config.strict import nearest, parse
 from builder.core.errors import UserError
-from builder.parse import nearest, parse
-from builder.recipe import Model, Pins, Quant, Target
 
 
 @pytest.mark.parametrize(

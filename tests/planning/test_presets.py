@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from builder import architectures
-from builder.sources import HF
+from builder.planner.sources import HF
 from tests.conftest import Shell
 
 PRESETS = sorted((Path(__file__).resolve().parents[2] / "conf" / "model").glob("*.yaml"))

@@ -12,9 +12,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
-from builder import signing
 from builder.core.errors import StepError, UserError
-from builder.core.memory import MemoryStore
+from builder.provenance import signing
+from tests.core.memory_store import MemoryStore
 
 STORE = MemoryStore()
 PEM = serialization.Encoding.PEM

@@ -11,11 +11,16 @@ from math import prod
 import pytest
 import yaml
 
-from builder import architectures, compose, memory, resolve, schemes, sharding, sizing
+from builder import architectures
+from builder.config import compose
+from builder.config.schema import DeviceLimits, Metadata, Model, Recipe, Target
+from builder.config.strict import nowhere
 from builder.core.errors import Unsupported, UserError
-from builder.parse import nowhere
+from builder.planner import resolve
+from builder.planner.feasibility import device_memory as memory
+from builder.planner.feasibility import sharding, sizing
+from builder.planner.schemes import schemes
 from builder.quant.layout import scheme
-from builder.recipe import DeviceLimits, Metadata, Model, Recipe, Target
 
 SIZES = Metadata(1024, -1, 512, 0, 4, 1)
 LLAMA = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from builder import compose
-from builder.commands import jobs
+from builder.app import request as jobs
+from builder.config import compose
 from builder.core.errors import Unsupported, UserError
 from builder.report import document
 from builder.targets import link, tools

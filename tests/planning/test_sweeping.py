@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from builder.arguments import parse
-from builder.commands import hydra, jobs
-from builder.compose import Composed
+from builder.app import request as jobs
+from builder.app import sweep as hydra
+from builder.cli.arguments import parse
+from builder.config.compose import Composed
 from builder.core.errors import UserError
 from tests.conftest import ROOT
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from builder import compose, graph, resolve
-from builder.commands import jobs
-from builder.commands.generate import check_runs
-from builder.commands.jobs import distinct
+from builder.app import request as jobs
+from builder.app.request import distinct
+from builder.cli.generate import check_runs
+from builder.config import compose
+from builder.config.schema import Recipe
 from builder.core.errors import Unsupported, UserError
-from builder.recipe import Recipe
+from builder.planner import resolve
+from builder.planner.graph import graph
 from builder.targets import npm, webgpu
 from builder.targets import tools as lacking
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builder.commands.why import told
+from builder.cli.why import told
 from builder.core.reason import Difference
 
 

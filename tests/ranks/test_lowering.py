@@ -14,7 +14,8 @@ from tvm import relax  # noqa: E402
 
 from builder import architectures, models  # noqa: E402
 from builder.lowering.machine import machine_of  # noqa: E402
-from builder.lowering.passes import gated_products, sums_with_norms  # noqa: E402
+from builder.lowering.passes import fuse_allreduce_rmsnorm as sums_with_norms  # noqa: E402
+from builder.lowering.passes import fuse_gate_up as gated_products  # noqa: E402
 from builder.targets.peer_sum import SUM_NORM  # noqa: E402
 from tests.tvm import tiny  # noqa: E402
 

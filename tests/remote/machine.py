@@ -10,10 +10,10 @@ from typing import Any
 from builder.core.check import check
 from builder.core.events import Event, Warned
 from builder.core.filestore import FileStore
-from builder.core.job import Job, JobDone, Report, Result
 from builder.core.record import decode_record
 from builder.core.run import Outcome, run
 from builder.core.step import Resources
+from builder.core.task import Job, JobDone, Report, Result
 from builder.executors.output import StoreOut
 from builder.remote.location import Location
 from builder.remote.store import SharedStore, open_shared

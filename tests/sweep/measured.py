@@ -11,7 +11,7 @@ import resource
 import sys
 from pathlib import Path
 
-from builder.core.job import Job, JobDone, Report
+from builder.core.task import Job, JobDone, Report
 from builder.executors import local
 
 TICKS = os.sysconf("SC_CLK_TCK")  # per second

@@ -16,14 +16,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import synthetic
-from builder import graph, resolve
-from builder.arguments import parse
-from builder.commands.hydra import returned
-from builder.compose import Composed, compose, find_folders
+from builder.app.sweep import returned
+from builder.cli.arguments import parse
+from builder.config.compose import Composed, compose, find_folders
+from builder.config.sweeps.objective import worth
 from builder.core.errors import UserError
-from builder.core.job import Job
-from builder.sweeps.objective import worth
-from builder.sweeps.once import Once
+from builder.core.task import Job
+from builder.planner import resolve
+from builder.planner.cell_memo import Once
+from builder.planner.graph import graph
 from tests.conftest import ROOT, Shell
 from tests.sweep.__main__ import runs
 

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import pyopencl
 
-from builder.runtime import calls, engine
+from builder.runtime import engine
+from builder.runtime import loaded_model as calls
 from builder.runtime.device import Device
 from builder.steps.link import unpacked
 from builder.targets.tvm_import import import_tvm

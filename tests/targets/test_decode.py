@@ -17,9 +17,9 @@ from tvm import ir  # noqa: E402
 
 from builder.lowering import gpu_code  # noqa: E402
 from builder.lowering.machine import machine_of  # noqa: E402
-from builder.lowering.schedules.gpu import decode as schedule  # noqa: E402
+from builder.lowering.schedules.gpu import decode_attention as schedule  # noqa: E402
 from builder.lowering.schedules.gpu.cache import PAGE  # noqa: E402
-from builder.models.common.kv_cache import CacheLayout  # noqa: E402
+from builder.ops.kv_cache import CacheLayout  # noqa: E402
 from tests.targets.test_kernels_of_ranks import TARGET  # noqa: E402
 
 SCALE = 0.11

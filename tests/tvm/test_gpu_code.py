@@ -15,17 +15,17 @@ import tvm
 import yaml
 
 from builder import architectures, models
+from builder.config.schema import Quant
+from builder.config.strict import parse
 from builder.core.errors import StepError, UserError
 from builder.lowering import early_launch, gpu_code, pipeline
 from builder.lowering.machine import gpu_machine, machine_of
-from builder.lowering.op import label_of
 from builder.lowering.passes.kernels import check_covered, with_schedules
 from builder.lowering.schedules.gpu import SCHEDULES
 from builder.lowering.schedules.gpu.block import SHARED_BYTES, THREADS, Device
-from builder.parse import parse
+from builder.ops.emit import label_of
+from builder.planner.schemes.schemes import scheme_of
 from builder.quant import layout
-from builder.recipe import Quant
-from builder.schemes import scheme_of
 from builder.steps import lower
 from builder.targets import cuda
 from tests.conftest import ROOT

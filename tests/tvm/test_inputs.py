@@ -11,10 +11,12 @@ import pytest
 import torch
 import tvm
 
-from builder.lowering import op
 from builder.lowering.schedules.cpu import SCHEDULES, integers
 from builder.lowering.schedules.cpu.vector import Isa
-from builder.quant import inputs, reference, relax
+from builder.ops import emit as op
+from builder.ops import linear as relax
+from builder.ops import rounded_inputs as inputs
+from builder.quant import reference
 from builder.quant.layout import BYTE_LARGEST, Scheme
 from builder.targets import cpu
 from builder.verification.inputs import rounded

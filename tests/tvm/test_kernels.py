@@ -12,9 +12,9 @@ from tvm import tirx
 from builder.lowering.schedules.cpu import SCHEDULES, attention, cache, linear, sampling
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Isa
-from builder.models.common.kv_cache import CacheLayout, rope_frequencies
+from builder.ops.kv_cache import CacheLayout, rope_frequencies
+from builder.ops.linear import Linear
 from builder.quant import layout, reference
-from builder.quant.relax import Linear
 from builder.targets import cpu
 
 LEVELS = {16: "x86-64-v4", 8: "x86-64-v3", 4: "x86-64-v2"}

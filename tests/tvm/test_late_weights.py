@@ -8,7 +8,7 @@ import_tvm()
 
 from tvm import relax  # noqa: E402
 
-from builder.lowering.passes import late_weights  # noqa: E402
+from builder.lowering.passes import lazy_param_load as late_weights  # noqa: E402
 
 TENSOR = relax.TensorType((4,), "float32")
 

@@ -16,11 +16,11 @@ from tvm import ir, tirx
 
 from builder import architectures, models
 from builder.core.errors import StepError
-from builder.lowering import op
 from builder.lowering.machine import cpu_machine
 from builder.lowering.passes.kernels import with_schedules
 from builder.lowering.schedules.cpu import SCHEDULES
 from builder.lowering.schedules.cpu.vector import Isa
+from builder.ops import emit as op
 from builder.quant import layout
 from builder.targets import cpu, link
 from tests.conftest import ROOT

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from builder import architectures, compose, memory
-from builder.parse import parse
+from builder import architectures
+from builder.config import compose
+from builder.config.schema import Metadata, Target
+from builder.config.strict import parse
+from builder.planner.feasibility import device_memory as memory
 from builder.quant import layout
-from builder.recipe import Metadata, Target
 from builder.steps import lower
 from tests.conftest import ROOT
 from tests.tvm import tiny

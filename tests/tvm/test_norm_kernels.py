@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.lowering.op import prim_func
 from builder.lowering.schedules.cpu import SCHEDULES
 from builder.lowering.schedules.cpu.vector import Isa
-from builder.models.common import ops
+from builder.ops import norms as ops
+from builder.ops.emit import prim_func
 from tests.tvm.test_kernels import close, empty, isa, normal, run
 
 __all__ = ["isa"]  # the fixture

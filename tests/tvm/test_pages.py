@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.runtime import pages
+from builder.runtime import prefetch as pages
 from builder.targets.tvm_import import import_tvm
 
 MIB = 1 << 20

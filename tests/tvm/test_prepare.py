@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.runtime.calls import Calls
 from builder.runtime.engine import Engine
+from builder.runtime.loaded_model import Calls
 from tests.tvm.conftest import Built
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from builder import architectures, models
+from builder.ops.linear import apply_rules
 from builder.quant import cuts
-from builder.quant.relax import apply_rules
 from tests.matrix.checkpoints import FAMILIES
 from tests.tvm.tiny import METADATA
 from tests.weights.test_cuts import SCHEMES, config_of, scheme_named

@@ -14,11 +14,12 @@ import pytest
 import tvm
 import yaml
 
-from builder import schemes
-from builder.compose import choices_of, find_folders
-from builder.lowering.op import prim_func
-from builder.quant import layout, reference, relax
-from builder.recipe import Quant
+from builder.config.compose import choices_of, find_folders
+from builder.config.schema import Quant
+from builder.ops import linear as relax
+from builder.ops.emit import prim_func
+from builder.planner.schemes import schemes
+from builder.quant import layout, reference
 from tests.e2e import chain
 from tests.weights.weights_line import run_weights, source_tensors, write_checkpoint
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.lowering.op import LABEL, prim_func
 from builder.lowering.schedules.cpu import SCHEDULES, attention, cache
 from builder.lowering.schedules.cpu.vector import Isa
-from builder.models.common import experts, gemma
-from builder.models.common.kv_cache import CacheLayout
+from builder.ops import experts, gemma
+from builder.ops.emit import LABEL, prim_func
+from builder.ops.kv_cache import CacheLayout
 from tests.tvm.test_kernels import ISAS, LAYOUT, close, empty, filled_pages, isa, linear_case, normal, run
 
 __all__ = ["isa"]  # a fixture

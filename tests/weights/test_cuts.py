@@ -13,14 +13,14 @@ import yaml
 from builder import architectures
 from builder.architectures.cuts import cut_of, local_parameters
 from builder.architectures.weights import Parameter
-from builder.compose import shipped
+from builder.config.compose import shipped
+from builder.config.schema import Quant
+from builder.config.strict import parse
 from builder.formats import ranks
-from builder.parse import parse
+from builder.planner.schemes.schemes import scheme_of
 from builder.quant import cuts, layout, reference
 from builder.quant.layout import Scheme, is_transposed, packed
 from builder.quant.storage import HELD
-from builder.recipe import Quant
-from builder.schemes import scheme_of
 from tests.matrix.checkpoints import FAMILIES, SIZES
 
 HEADS = {

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder import imported, schemes, sources
+from builder.config.schema import Quant
 from builder.core.errors import UserError
+from builder.planner import sources
+from builder.planner.schemes import imported, schemes
 from builder.quant import reference
 from builder.quant.layout import scheme
 from builder.quant.storage import widened
-from builder.recipe import Quant
 from builder.verification import quantized, reconstruction
 from tests.weights import quantized_checkpoints as made
 from tests.weights.quantized_checkpoints import FORMATS, TINY

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder import compose, resolve, schemes
+from builder.config import compose
+from builder.config.schema import Quant
 from builder.core.errors import UserError
+from builder.planner import resolve
+from builder.planner.schemes import schemes
 from builder.quant import reference, rules
 from builder.quant.layout import Scheme, scheme
-from builder.recipe import Quant
 from tests.weights.weights_line import ARCHITECTURE, run_weights, source_tensors, write_checkpoint
 
 NAMES = [f"model.layers.{i}.{part}.weight" for i in range(10) for part in ("self_attn.o_proj", "mlp.down_proj")]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from builder.architectures.weights import Parameter
 from builder.core.errors import UserError
-from builder.quant import reference, shifted
+from builder.quant import asymmetric as shifted
+from builder.quant import reference
 from builder.quant.layout import Scheme, packed
 from builder.quant.storage import HELD, narrow, widened
 from builder.verification import reconstruction

@@ -8,8 +8,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from builder import compose, schemes
-from builder.quant import pack, reference, shifted, storage
+from builder.config import compose
+from builder.planner.schemes import schemes
+from builder.quant import asymmetric as shifted
+from builder.quant import pack, reference, storage
 from builder.quant.layout import Scheme, scheme
 
 FOLDERS = compose.find_folders()

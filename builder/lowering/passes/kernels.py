@@ -8,7 +8,7 @@ from typing import Any
 from tvm import ir, transform
 
 from builder.core.errors import StepError
-from builder.lowering.op import LABEL, label_of
+from builder.ops.emit import LABEL, label_of
 
 
 def with_schedules(schedules: Mapping[str, Any], machine: Any) -> transform.Pass:

@@ -10,7 +10,7 @@ from tvm import ir, relax, transform
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from builder.lowering.machine import Machine
-from builder.models.common.kv_cache import CREATE, CacheLayout
+from builder.ops.kv_cache import CREATE, CacheLayout
 
 ATTENTION_KIND_MHA, ROPE_MODE_NORMAL = 0, 1  # as TVM's runtime numbers them
 SLIDING_LAYERS = 1024  # window of single layers: none here has one

@@ -22,7 +22,7 @@ from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu import window
 from builder.lowering.schedules.cpu.cache import PAGE, key_base, pages_arg, value_base
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa, Scalar
-from builder.models.common.kv_cache import CacheLayout
+from builder.ops.kv_cache import CacheLayout
 
 ROWS = 4
 ROTARY = (Scalar("rotary_mode", "int32"), Scalar("rope_scale", "float32"), Scalar("rope_theta", "float32"))

@@ -14,7 +14,7 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa, Scalar
-from builder.models.common.kv_cache import CacheLayout
+from builder.ops.kv_cache import CacheLayout
 
 PAGE = 16  # tokens
 FREQUENCIES_ARE_PASSED = False  # they are constants of split_rotary

@@ -19,7 +19,7 @@ MANY = 16  # pairs; from here on each thread takes pairs, below they share the o
 
 
 def linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
-    """The kernel of an "expert_linear" (see builder/models/common/experts.py)."""
+    """The kernel of an "expert_linear" (see builder/ops/experts.py)."""
     weight, top, outputs = weight_of(fields, isa), fields["top"], fields["outputs"]
     if weight is None or isinstance(weight, Transposed) or outputs < OUTPUTS:
         return None

@@ -13,7 +13,7 @@ from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.norms import inverse_rms
 from builder.lowering.schedules.cpu.pointwise import COSTLY, tanh_gelu
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.models.common.kv_cache import CacheLayout, rope_frequencies
+from builder.ops.kv_cache import CacheLayout, rope_frequencies
 
 
 def norm(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:

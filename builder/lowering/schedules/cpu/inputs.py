@@ -1,6 +1,6 @@
 """Inputs rounded to bytes on the CPU: the scales of rows, their codes, and codes read back as float32.
 
-Axes: M rows, K inputs, W words of four codes. What is computed stands in builder/quant/inputs.py.
+Axes: M rows, K inputs, W words of four codes. What is computed stands in builder/ops/rounded_inputs.py.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.quant.inputs import PER_WORD, byte_of, byte_value
+from builder.ops.linear import activation_of
+from builder.ops.rounded_inputs import PER_WORD, byte_of, byte_value
 from builder.quant.layout import BYTE_LARGEST
-from builder.quant.relax import activation_of
 
 
 def args(fields: Mapping[str, Any], rows: Expr) -> list[Arg]:

@@ -30,7 +30,7 @@ BALANCE = 16  # tasks of a product, at least, if there are so many panels: for s
 
 
 def linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
-    """The kernel of a "linear" operation (see builder/quant/relax.py for its arguments)."""
+    """The kernel of a "linear" operation (see builder/ops/linear.py for its arguments)."""
     weight = weight_of(fields, isa)
     if weight is None or weight.n < OUTPUTS:
         return None

@@ -11,7 +11,7 @@ from tvm.tirx.script.builder import ir as T
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.cpu.weights import Grouped, Plain, weight_of
-from builder.models.common.ops import ERFC, ERFC_P, TANH_GELU
+from builder.ops.norms import ERFC, ERFC_P, TANH_GELU
 
 COSTLY = 8  # multiply-adds that an exponential or a division is worth
 

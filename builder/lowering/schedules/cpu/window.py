@@ -18,7 +18,7 @@ from tvm.tirx.script.builder import ir as T
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.cache import PAGE
 from builder.lowering.schedules.cpu.vector import Expr
-from builder.models.common.kv_cache import CacheLayout
+from builder.ops.kv_cache import CacheLayout
 
 if TYPE_CHECKING:
     from builder.lowering.schedules.cpu.attention import Keys, Queries

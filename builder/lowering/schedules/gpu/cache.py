@@ -12,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr, Scalar
-from builder.models.common.kv_cache import CacheLayout
+from builder.ops.kv_cache import CacheLayout
 
 PAGE = 16  # tokens
 FREQUENCIES_ARE_PASSED = True  # to split_rotary: a GPU kernel has no table of constants

@@ -10,12 +10,12 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
-from builder.lowering.schedules.gpu.rows import Inputs, Results, products
+from builder.lowering.schedules.gpu.gemv import Inputs, Results, products
 from builder.lowering.schedules.gpu.weights import weight_of
 
 
 def expert_linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
-    """The kernel of an "expert_linear" (builder/models/common/experts.py): pairs of token and expert, one by one."""
+    """The kernel of an "expert_linear" (builder/ops/experts.py): pairs of token and expert, one by one."""
     weight, top, outputs = weight_of(fields), fields["top"], fields["outputs"]
     rows, tokens = b.size("rows"), b.size("tokens")
     pairs = rows * top if fields["shared"] else rows

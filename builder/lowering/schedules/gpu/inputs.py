@@ -1,4 +1,4 @@
-"""Inputs rounded to bytes on a GPU: the scales of rows and their codes. What is computed: builder/quant/inputs.py.
+"""Inputs rounded to bytes on a GPU: scales of rows, and codes. What is computed: builder/ops/rounded_inputs.py.
 
 Axes: M rows, K inputs, W words of four codes.
 """
@@ -13,7 +13,7 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
-from builder.quant.inputs import PER_WORD, byte_of
+from builder.ops.rounded_inputs import PER_WORD, byte_of
 from builder.quant.layout import BYTE_LARGEST
 
 

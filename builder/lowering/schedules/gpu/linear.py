@@ -17,11 +17,11 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.gemv import Inputs, Results, is_regular, products
 from builder.lowering.schedules.gpu.pointwise import GATES
-from builder.lowering.schedules.gpu.rows import Inputs, Results, is_regular, products
 from builder.lowering.schedules.gpu.weights import Weight, values, weight_of
-from builder.quant.inputs import PER_WORD
-from builder.quant.relax import activation_of
+from builder.ops.linear import activation_of
+from builder.ops.rounded_inputs import PER_WORD
 
 FEW = 4  # rows that are multiplied one by one
 TILE, SIDE = 64, 4
@@ -58,7 +58,7 @@ class Ends:
 
 
 def linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
-    """The kernel of a "linear" operation (see builder/quant/relax.py for its arguments)."""
+    """The kernel of a "linear" operation (see builder/ops/linear.py for its arguments)."""
     weight, rows, kind = weight_of(fields), b.size("rows"), activation_of(fields)
     inputs = [Arg("x", (rows, weight.k))]
     if kind:

@@ -12,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
-from builder.models.common.kv_cache import rope_frequencies
+from builder.ops.kv_cache import rope_frequencies
 
 OWN = 32  # features of a row that a thread keeps, at most
 

@@ -12,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.gpu.weights import values, weight_of
-from builder.models.common.ops import ERFC, ERFC_P, TANH_GELU
+from builder.ops.norms import ERFC, ERFC_P, TANH_GELU
 
 
 def silu_mul(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:

@@ -1,0 +1,1 @@
+"""What each verb does, callable from Python: the command line decides nothing and hands over to these."""

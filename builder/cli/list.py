@@ -1,0 +1,30 @@
+"""`build list [GROUP]`: every choice with one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from builder.app.request import folders_of
+from builder.cli.arguments import Arguments
+from builder.config.compose import GROUPS, choices_of, describe
+from builder.core.errors import UserError
+
+
+def show(arguments: Arguments) -> int:
+    """Raises UserError for a group that there is not."""
+    if arguments.word and arguments.word not in GROUPS:
+        raise UserError(f"{arguments.word!r} is no group of choices; allowed: {', '.join(GROUPS)}", "build list")
+    folders = folders_of(arguments)
+    groups = [arguments.word] if arguments.word else list(GROUPS)
+    known = {g: {name: describe(file) for name, file in choices_of(g, folders).items()} for g in groups}
+    if arguments.options.json:
+        json.dump(known, sys.stdout, indent=1)
+        print()
+        return 0
+    width = max((len(f"{g}={n}") for g, names in known.items() for n in names), default=0)
+    for group, names in known.items():
+        for name, text in names.items():
+            print(f"{f'{group}={name}':<{width}}  {text}")
+        print()
+    return 0

@@ -1,9 +1,0 @@
-"""`build --version`"""
-
-from builder import __version__
-from builder.arguments import Arguments
-
-
-def show(arguments: Arguments) -> int:
-    print(f"llm-build {__version__}")
-    return 0

@@ -1,0 +1,155 @@
+"""What Hydra needs to know of us: where choices and recipes lie, and how a sweep's jobs run as one graph.
+
+The classes are registered by hand (hydra.core.plugins.Plugins.register), so nothing is scanned for.
+https://hydra.cc/docs/advanced/plugins/intro/
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from builder.config.compose import Composed, Folders, to_plain
+from builder.config.sweeps.batch import compose_jobs
+
+Launched = Callable[[list[Composed], bool], list[Any]]
+BASIC = ("hydra_plugins.llm_build.OneGraphSweeper", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
+
+
+class State:
+    """What the plugins share with the command that started Hydra."""
+
+    folders: Folders | None = None
+    sweep: Launched | None = None
+
+
+def register(folders: Folders, sweep: Launched | None = None) -> None:
+    """``sweep`` receives all the jobs of one batch, and whether the same command would make the same jobs again; it
+    returns one value for each."""
+    State.folders, State.sweep = folders, sweep
+    for plugin in (RecipeSource, OurSearchPath, OneGraphSweeper, OneGraphLauncher):
+        Plugins.instance().register(plugin)
+    if "hydra_plugins" not in sys.modules:
+        sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
+    sys.modules[OneGraphLauncher.__module__] = sys.modules[__name__]
+
+
+class OurSearchPath(SearchPathPlugin):  # type: ignore[misc]
+    """The user's ./conf and ./recipes before the shipped ones."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        assert State.folders is not None
+        main = SearchPathQuery(provider="main")
+        for folder in State.folders.conf[:-1]:
+            search_path.prepend("user", f"file://{folder}", main)
+        for folder in State.folders.recipes:
+            search_path.append("recipes", f"recipes://{folder}")
+
+
+class RecipeSource(FileConfigSource):  # type: ignore[misc]
+    """A folder of recipes, seen by Hydra as the group "recipe"; each lies over the whole configuration."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "recipes"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        result = super().load_config(below(config_path))
+        if result.header.get("package") is None:
+            result.header["package"] = "_global_"
+        return result
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path in ("", "recipe") or (in_group(config_path) and super().is_group(below(config_path)))
+
+    def is_config(self, config_path: str) -> bool:
+        return in_group(config_path) and super().is_config(below(config_path))
+
+    def available(self) -> bool:
+        return bool(super().is_group(""))
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if config_path == "":
+            return [] if results_filter == ObjectType.CONFIG else ["recipe"]
+        names: list[str] = super().list(below(config_path), results_filter)
+        return [n for n in names if not n.endswith(".lock")]
+
+
+def in_group(config_path: str) -> bool:
+    return config_path.startswith("recipe/")
+
+
+def below(config_path: str) -> str:
+    return config_path.removeprefix("recipe").removeprefix("/")
+
+
+class OneGraphLauncher(Launcher):  # type: ignore[misc]
+    """Composes every job of a batch and hands them over together."""
+
+    __module__ = "hydra_plugins.llm_build"  # Hydra instantiates launchers of this package only
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        assert State.sweep is not None
+        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # sweepers write what they found there
+        values = State.sweep(self.compose(job_overrides), self.repeats())
+        done = []
+        for overrides, value in zip(job_overrides, values, strict=True):
+            job = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+            job.return_value = value
+            done.append(job)
+        return done
+
+    def compose(self, job_overrides: Sequence[Sequence[str]]) -> list[Composed]:
+        loader = self.context.config_loader
+
+        def load(overrides: Sequence[str]) -> DictConfig:
+            config: DictConfig = loader.load_sweep_config(self.config, list(overrides))
+            OmegaConf.set_struct(config, False)
+            return config
+
+        if self.config.hydra.searchpath:  # other files than those that the loader's repository has
+            return [to_plain(load(overrides), overrides) for overrides in job_overrides]
+        return compose_jobs(job_overrides, load, loader.repository, self.config.hydra.job.config_name)
+
+    def repeats(self) -> bool:
+        """Whether the sweep is a product of lists in one batch: then it follows from the command line alone."""
+        sweeper, callbacks = self.config.hydra.sweeper, self.config.hydra.get("callbacks")
+        return sweeper._target_ in BASIC and sweeper.max_batch_size is None and not callbacks
+
+
+class OneGraphSweeper(Sweeper):  # type: ignore[misc]
+    """Hydra's basic sweeper. It composes every job to see that this can be done; so does our launcher, a moment later,
+    and other launchers need it."""
+
+    __module__ = "hydra_plugins.llm_build"
+
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra loads it anew when it starts
+
+        self.basic = BasicSweeper(max_batch_size, params)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        if isinstance(self.basic.launcher, OneGraphLauncher):
+            self.basic.validate_batch_is_legal = lambda batch: None
+
+    def sweep(self, arguments: list[str]) -> Any:
+        return self.basic.sweep(arguments)

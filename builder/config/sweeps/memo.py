@@ -1,0 +1,72 @@
+"""A whole sweep, remembered: the jobs that Hydra made of a command line, so that the same line needs no Hydra.
+
+What is remembered stands under the overrides and the state of every configuration file (compose.cache_key). Sections
+that jobs share are written once, and are the same object in every job that is read back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from builder.config.compose import Composed, Folders, cache_key, is_pure
+
+
+def slot_of(overrides: Sequence[str], folders: Folders, cache: Path) -> Path:
+    return cache / f"{cache_key(['--multirun', *overrides], folders)}.json"
+
+
+def repeats(overrides: Sequence[str], folders: Folders) -> bool:
+    """Whether a command line means the same tomorrow, and asks Hydra for nothing but jobs."""
+    asks_more = any(o.startswith("hydra") and not o.startswith("hydra.sweeper.params.") for o in overrides)
+    return not asks_more and is_pure(overrides, folders)
+
+
+def recall(slot: Path) -> list[Composed] | None:
+    try:
+        found = json.loads(slot.read_bytes())
+        sections, choices = found["sections"], found["choices"]
+        return [
+            Composed({name: sections[at] for name, at in values.items()}, choices[chosen], tuple(overrides), sweeps)
+            for values, chosen, overrides, sweeps in found["jobs"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def remember(slot: Path, jobs: Sequence[Composed]) -> None:
+    """Best effort, as compose.remember. Values that JSON changes (keys that are numbers) are not remembered."""
+    sections, choices = Table(), Table()
+    try:
+        rows = [
+            [{name: sections.at(value) for name, value in job.values.items()}, choices.at(job.choices), job.overrides,
+             job.sweeps]
+            for job in jobs
+        ]  # fmt: skip
+        text = json.dumps({"sections": sections.values, "choices": choices.values, "jobs": rows})
+        if json.loads(text)["sections"] != sections.values:
+            return
+        slot.parent.mkdir(parents=True, exist_ok=True)
+        temporary = slot.with_suffix(f".{os.getpid()}")
+        temporary.write_text(text)
+        temporary.replace(slot)
+    except (OSError, TypeError):
+        return
+
+
+class Table:
+    """Equal values once, by number."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._known: dict[str, int] = {}
+
+    def at(self, value: Any) -> int:
+        text = json.dumps(value)
+        if text not in self._known:
+            self._known[text] = len(self.values)
+            self.values.append(value)
+        return self._known[text]

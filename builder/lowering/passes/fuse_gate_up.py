@@ -1,0 +1,84 @@
+"""The products of gate and up weights and the activation of the gate as one operation, where there is one row.
+
+A decoded token has one such pair a layer, and the activation's kernel takes longer to start than to run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import ir, relax, transform
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from builder.ops import emit as op
+from builder.ops.gemma import gelu_gate
+from builder.ops.linear import activation_of, product
+from builder.ops.norms import silu_gate
+
+FUNCTION = "decode"
+NAME = "gated_linear"
+GATES = {"silu_mul": silu_gate, "gelu_mul": gelu_gate}
+
+
+def fused() -> transform.Pass:
+    """Comes before operations lose their labels."""
+
+    def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
+        return op.rewritten(_Gates(module), FUNCTION)
+
+    return transform.module_pass(rewrite, opt_level=0, name="GatedProducts")
+
+
+def _gated(fields: Mapping[str, Any], x_1K: Any, *weight: Any) -> Any:
+    return GATES[fields["gate"]](fields, product(fields, x_1K, *weight))
+
+
+@mutator
+class _Gates(PyExprMutator):  # type: ignore[misc]
+    def __init__(self, module: ir.IRModule) -> None:
+        super().__init__(module)
+        self.module = module
+        self.products: dict[Any, Any] = {}  # variable of a product that a gate alone reads -> the product
+        self.made: dict[str, Any] = {}  # label -> the function
+
+    def label(self, value: Any) -> dict[str, Any]:
+        return op.label_called(self.module, value)
+
+    def visit_dataflow_block_(self, block: Any) -> Any:
+        readers, found = relax.analysis.udchain(block), {}
+        for binding in block.bindings:
+            label = self.label(binding.value)
+            if label.get("op") == "linear" and is_plain(label, binding.value):
+                (reader, *others) = readers[binding.var]
+                if not others:
+                    found[binding.var] = (reader, binding.value)
+        gates = {binding.var for binding in block.bindings if self.label(binding.value).get("op") in GATES}
+        self.products |= {var: made for var, (reader, made) in found.items() if reader in gates}
+        return super().visit_dataflow_block_(block)
+
+    def visit_var_binding_(self, binding: Any) -> None:
+        if binding.var in self.products:
+            return
+        label = self.label(binding.value)
+        if label.get("op") in GATES and (of := binding.value.args[1][0]) in self.products:
+            self.set_var_remap(binding.var, self.builder_.emit(self.gated(label, self.products[of], binding.var)))
+            return
+        super().visit_var_binding_(binding)
+
+    def gated(self, gate: Mapping[str, Any], made: Any, var: Any) -> Any:
+        fields = self.label(made)
+        fields.pop("op")
+        label = json.dumps({**fields, "gate": gate["op"], "width": gate["width"]}, sort_keys=True)
+        arguments = [self.visit_expr(each) for each in made.args[1]]
+        if label not in self.made:
+            signature = tuple((tuple(map(int, each.ty.shape)), str(each.ty.dtype)) for each in arguments)
+            self.made[label] = self.builder_.add_func(op.prim_func(NAME, _gated, label, signature), NAME)
+        return relax.call_tir(self.made[label], arguments, var.ty)
+
+
+def is_plain(label: Mapping[str, Any], call: Any) -> bool:
+    """Whether a product is of one row and nothing else, and its rows can be taken in pairs."""
+    alone = not (label["bias"] or label["residual"] or activation_of(label))
+    return alone and label.get("layout") != "KN" and op.has_one_row(call.args[1][0])

@@ -1,0 +1,303 @@
+"""Attention of many query tokens on a GPU, float32: over the pages, and among the new tokens themselves.
+
+A block takes some query tokens of one head and goes through the keys, KEYS at a time, with a running softmax (Dao et
+al. 2022, arXiv:2205.14135): a thread has one row and one key of the scores, and then some features of the row.
+
+Axes: M query tokens, A query heads, D features of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from builder.lowering.schedules.gpu import block as b
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr, Scalar
+from builder.lowering.schedules.gpu.cache import PAGE, key_base, pages_arg, value_base
+from builder.lowering.schedules.gpu.paged import ROTARY, Paged, Scores, table_args
+from builder.ops.kv_cache import CacheLayout
+
+KEYS = 16  # of one step; a page
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Query tokens ``first`` .. of one head, ``rows`` at a time, ``count`` of them in the sequence, which begins at
+    ``begin`` of all query tokens."""
+
+    sequence: Expr
+    head: Expr
+    begin: Expr
+    count: Expr
+    first: Expr
+    rows: int
+
+    def token(self, m: Expr) -> Expr:
+        """Query token of row m; past the end the last one."""
+        return T.min(self.first + m, self.count - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Keys and values of one head, KEYS tokens at a time: ``key(tile, c, d)``, ``value(tile, c, d)``; the keys lie
+    ``turned`` or not; ``tokens`` in all; ``seen(token, key)``: whether a query token sees a key, but for windows."""
+
+    turned: bool
+    key: Callable[[Expr, Expr, Expr], Expr]
+    value: Callable[[Expr, Expr, Expr], Expr]
+    tokens: Expr
+    seen: Callable[[Expr, Expr], Expr]
+    start: Expr
+    end: Callable[[Tile], Expr]  # tokens that any row of a tile sees
+
+
+def rows_of(layout: CacheLayout, device: Device) -> int:
+    """Query tokens of a block: as many as its threads and its shared memory have room for."""
+    rows = device.threads // KEYS
+    while (
+        4 * (rows * (layout.head_dim + 1) + (KEYS + 1) * layout.head_dim + 2 * rows * (KEYS + 1)) > device.shared_bytes
+    ):
+        rows //= 2
+    return rows
+
+
+def prefill(
+    layout: CacheLayout, device: Device, q: Buffer, q_indptr: Buffer, position: Buffer, batch: Expr, scores: Scores,
+    keys_of: Callable[[Expr, Expr, Expr], Keys], out: Buffer, lse: Buffer,
+) -> None:  # fmt: skip
+    """All tiles of query tokens; ``keys_of(sequence, key head, query tokens of the sequence)``."""
+    heads, rows = layout.query_heads, rows_of(layout, device)
+    shared = heads // layout.key_heads
+    total = b.div(q.shape[0], heads * layout.head_dim)
+    with b.launch(rows * KEYS, b.up(total, rows), batch * heads) as (block, pair, thread):
+        sequence, head = T.Bind(b.div(pair, heads)), T.Bind(b.mod(pair, heads))
+        begin = T.Bind(b.load(q_indptr, sequence))
+        count = T.Bind(b.load(q_indptr, sequence + 1) - begin)
+        with b.when(block * rows < count):
+            tile = Tile(sequence, head, begin, count, T.Bind(block * rows), rows)
+            keys = keys_of(sequence, T.Bind(b.div(head, shared)), count)
+            attend(layout, q, position, scores, tile, keys, out, lse, thread)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a block of prefill has at hand: shared memory (lines of ``line`` values, for the banks' sake) and, for each
+    thread, its row, its place among the KEYS keys of a step, sums of features, and [top, total] of the softmax."""
+
+    width: int
+    rows: int
+    line: int
+    queries: Buffer
+    room: Buffer  # keys, turned, and then values
+    exponents: Buffer
+    weights: Buffer
+    thread: Expr
+    row: Expr
+    c: Expr
+    sums: Buffer
+    state: Buffer
+
+    @property
+    def threads(self) -> int:
+        return self.rows * KEYS
+
+
+def work_of(width: int, rows: int, thread: Expr) -> Work:
+    line, per = KEYS + 1, -(-width // KEYS)
+    queries, room = b.shared(rows * (width + 1)), b.shared(line * width)
+    exponents, weights = b.shared(rows * line), b.shared(rows * line)
+    row, c = T.Bind(b.div(thread, KEYS)), T.Bind(b.mod(thread, KEYS))
+    sums, state = b.private(per), b.private(2)
+    for j in range(per):
+        b.store(sums, j, b.number(0.0))
+    b.store(state, 0, b.number(b.MINUS_INFINITY))
+    b.store(state, 1, b.number(0.0))
+    return Work(width, rows, line, queries, room, exponents, weights, thread, row, c, sums, state)
+
+
+def attend(
+    layout: CacheLayout, q: Buffer, position: Buffer, scores: Scores, tile: Tile, keys: Keys, out: Buffer, lse: Buffer,
+    thread: Expr,
+) -> None:  # fmt: skip
+    """out = softmax(q k * scale) v for the rows of a tile; lse = log2 of the sum of 2^exponents."""
+    width, heads = layout.head_dim, layout.query_heads
+    work = work_of(width, tile.rows, thread)
+    token = T.Bind(tile.token(work.row))
+
+    def take(i: Expr) -> None:
+        m, d = T.Bind(b.div(i, width)), T.Bind(b.mod(i, width))
+        source = ((tile.begin + tile.token(m)) * heads + tile.head) * width + d
+        b.store(work.queries, m * (width + 1) + d, b.load(q, source))
+
+    b.strided(thread, work.threads, tile.rows * width, take)
+    with b.loop(b.up(keys.end(tile), KEYS)) as step:
+        b.barrier()
+        b.strided(thread, work.threads, KEYS * width, lambda i: take_key(keys, step, i, work))
+        b.barrier()
+        key = T.Bind(step * KEYS + work.c)
+        seen = scores.visible(b.load(position, tile.begin + token), key + keys.start, keys.seen(token, key))
+        score = T.Bind(tirx.Select(seen, scores.exponent(product(work)), b.number(b.MINUS_INFINITY)))
+        b.store(work.exponents, work.row * work.line + work.c, score)
+        b.barrier()
+        decay = weigh(work, score)
+        b.strided(thread, work.threads, KEYS * width, lambda i: take_value(keys, step, i, work))
+        b.barrier()
+        gather(work, decay)
+    with b.when(tile.first + work.row < tile.count):
+        finish(work, T.Bind((tile.begin + token) * heads + tile.head), out, lse)
+
+
+def product(work: Work) -> Expr:
+    """Of the thread's row and key."""
+    total = b.private(1)
+    b.store(total, 0, b.number(0.0))
+    with b.loop(work.width) as d:
+        part = b.load(work.queries, work.row * (work.width + 1) + d) * b.load(work.room, d * work.line + work.c)
+        b.store(total, 0, b.load(total, 0) + part)
+    return b.load(total, 0)
+
+
+def weigh(work: Work, score: Expr) -> Expr:
+    """The thread's weight, by the new top of its row; returns what the sums so far are worth by it."""
+    others = [b.load(work.exponents, work.row * work.line + i) for i in range(KEYS)]
+    top = T.Bind(b.chain([b.load(work.state, 0), *others], b.largest))
+    power = tirx.Select(score > b.number(b.MINUS_INFINITY / 2), tirx.exp2(score - top), b.number(0.0))
+    b.store(work.weights, work.row * work.line + work.c, power)
+    decay = T.Bind(tirx.exp2(b.load(work.state, 0) - top))
+    b.store(work.state, 0, top)
+    return decay
+
+
+def finish(work: Work, place: Expr, out: Buffer, lse: Buffer) -> None:
+    """The row's result, at ``place`` of all tokens and heads."""
+    total = T.Bind(T.max(b.load(work.state, 1), b.number(1e-37)))
+    for j in range(-(-work.width // KEYS)):
+        d = work.c + j * KEYS
+        result = b.load(work.sums, j) / total
+        b.guarded(
+            None if (j + 1) * KEYS <= work.width else d < work.width,
+            lambda d=d, result=result: b.store(out, place * work.width + d, result),  # type: ignore[misc]
+        )
+    with b.when(tirx.EQ(work.c, 0)):
+        b.store(lse, place, b.load(work.state, 0) + tirx.log2(total))
+
+
+def take_key(keys: Keys, step: Expr, i: Expr, work: Work) -> None:
+    """room[d, c] = feature d of key c, read in the order in which they lie."""
+    if keys.turned:
+        d, c = T.Bind(b.div(i, KEYS)), T.Bind(b.mod(i, KEYS))
+    else:
+        c, d = T.Bind(b.div(i, work.width)), T.Bind(b.mod(i, work.width))
+    b.store(work.room, d * work.line + c, keys.key(step, c, d))
+
+
+def take_value(keys: Keys, step: Expr, i: Expr, work: Work) -> None:
+    """room[c, d] = feature d of value c; zero past the last token."""
+    c, d = T.Bind(b.div(i, work.width)), T.Bind(b.mod(i, work.width))
+    inside = step * KEYS + c < keys.tokens
+    b.store(work.room, i, tirx.if_then_else(inside, keys.value(step, c, d), b.number(0.0)))
+
+
+def gather(work: Work, decay: Expr) -> None:
+    """Add the values of a step's keys to the sums of the row's features c, c + KEYS, ..."""
+    shares = [T.Bind(b.load(work.weights, work.row * work.line + i)) for i in range(KEYS)]
+    b.store(work.state, 1, b.load(work.state, 1) * decay + b.chain(shares, b.add))
+    for j in range(-(-work.width // KEYS)):
+        d = T.min(work.c + j * KEYS, work.width - 1)
+        values = [shares[i] * b.load(work.room, i * work.width + d) for i in range(KEYS)]
+        b.store(work.sums, j, b.load(work.sums, j) * decay + b.chain(values, b.add))
+
+
+def prefill_paged(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
+    """Query tokens against everything that the pages held before them; every row sees all of it."""
+    batch, total, heads = b.size("batch"), b.size("total"), layout.query_heads
+
+    def body(q: Buffer, q_indptr: Buffer, pages: Buffer, indptr: Buffer, table: Buffer, last: Buffer, k_start: Buffer,
+             position: Buffer, out: Buffer, lse: Buffer, _causal: Expr, _mode: Expr, _scale: Expr, _theta: Expr,
+             scale: Expr) -> None:  # fmt: skip
+        paged, width = Paged(layout, pages, indptr, table, last), layout.head_dim
+
+        def keys_of(sequence: Expr, head: Expr, _count: Expr) -> Keys:
+            tokens = paged.tokens(sequence)
+
+            def key(step: Expr, c: Expr, d: Expr) -> Expr:
+                page = paged.page(sequence, step * KEYS)
+                return b.load(pages, key_base(layout, page, head) + d * PAGE + c)
+
+            def value(step: Expr, c: Expr, d: Expr) -> Expr:
+                page = paged.page(sequence, step * KEYS)
+                return b.load(pages, value_base(layout, page, head) + c * width + d)
+
+            start = T.Bind(b.load(k_start, sequence))
+            return Keys(True, key, value, tokens, lambda _token, key: key < tokens, start, lambda _tile: tokens)
+
+        prefill(layout, device, q, q_indptr, position, batch, Scores(layout, scale), keys_of, out, lse)
+
+    result = (total, heads, layout.head_dim)
+    return b.kernel(
+        [
+            Arg("q", result),
+            Arg("q_indptr", (b.size("q_indptr_size"),), "int32", offset=True),
+            pages_arg(layout),
+            *table_args(batch),
+            Arg("k_rope_offset", (batch,), "int32", offset=True),
+            Arg("q_rope_position", (total,), "int32", offset=True),
+            Arg("out", result),
+            Arg("lse", (total, heads)),
+            Scalar("causal", "int32"),
+            *ROTARY,
+            Scalar("scale", "float32"),
+        ],
+        body,
+    )
+
+
+def prefill_ragged(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
+    """The new tokens of each sequence among themselves; causal: a token sees itself and those before it."""
+    q_total, k_total, batch = b.size("q_total"), b.size("k_total"), b.size("batch")
+    heads, width = layout.query_heads, layout.head_dim
+
+    def body(q: Buffer, q_indptr: Buffer, k: Buffer, v: Buffer, k_indptr: Buffer, position: Buffer, k_start: Buffer,
+             out: Buffer, lse: Buffer, causal: Expr, _mode: Expr, _scale: Expr, _theta: Expr,
+             scale: Expr) -> None:  # fmt: skip
+        def keys_of(sequence: Expr, head: Expr, count: Expr) -> Keys:
+            begin = T.Bind(b.load(k_indptr, sequence))
+            tokens = T.Bind(b.load(k_indptr, sequence + 1) - begin)
+
+            def at(step: Expr, c: Expr, d: Expr) -> Expr:
+                token = begin + T.min(step * KEYS + c, tokens - 1)
+                return (token * layout.key_heads + head) * width + d
+
+            def seen(token: Expr, key: Expr) -> Expr:
+                return tirx.And(key < tokens, tirx.Or(tirx.EQ(causal, 0), key <= tokens - count + token))
+
+            def end(tile: Tile) -> Expr:
+                last = T.min(tile.first + tile.rows, count) + (tokens - count)
+                return T.Bind(tirx.Select(tirx.EQ(causal, 0), tokens, last))
+
+            start = T.Bind(b.load(k_start, sequence))
+            return Keys(False, lambda *p: b.load(k, at(*p)), lambda *p: b.load(v, at(*p)), tokens, seen, start, end)
+
+        prefill(layout, device, q, q_indptr, position, batch, Scores(layout, scale), keys_of, out, lse)
+
+    result, source = (q_total, heads, width), (k_total, layout.key_heads, width)
+    return b.kernel(
+        [
+            Arg("q", result),
+            Arg("q_indptr", (b.size("q_indptr_size"),), "int32", offset=True),
+            Arg("k", source),
+            Arg("v", source),
+            Arg("k_indptr", (b.size("k_indptr_size"),), "int32", offset=True),
+            Arg("q_rope_position", (q_total,), "int32", offset=True),
+            Arg("k_rope_offset", (batch,), "int32", offset=True),
+            Arg("out", result),
+            Arg("lse", (q_total, heads)),
+            Scalar("causal", "int32"),
+            *ROTARY,
+            Scalar("scale", "float32"),
+        ],
+        body,
+    )

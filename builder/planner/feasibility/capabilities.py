@@ -1,0 +1,130 @@
+"""What a scheme asks of a target's arithmetic, and the schemes that are offered where the target lacks it.
+
+Weights that are only stored as 8-bit floats or integers ask for nothing: they are turned into the scheme's dtype. What
+inputs are rounded to (quant.activation) is multiplied by instructions that not every device has. A CPU has kernels for
+everything. ``target.supports`` lists what devices of a target have; compute capabilities and systems narrow it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from builder.config.compose import Folders, shipped
+from builder.config.schema import Quant, Target
+from builder.core.errors import Unsupported
+from builder.planner.schemes.schemes import most_alike, plain_choices, scheme_of
+from builder.planner.schemes.schemes import shipped as shipped_scheme
+from builder.quant.layout import Scheme
+from builder.quant.layout import scheme as scheme_from
+
+DTYPE_ASKS = {"float16": "float16", "bfloat16": "bfloat16"}
+ACTIVATION_ASKS = {"int8": "int8_dot", "e4m3": "float8", "e5m2": "float8"}
+SAID = {
+    "float16": "float16 arithmetic", "bfloat16": "bfloat16 arithmetic", "float8": "8-bit float matrix instructions",
+    "int8_dot": "int8 dot products", "subgroups": "subgroups",
+}  # fmt: skip
+CUDA_SINCE = {  # compute capability, from "Feature Support per Compute Capability" of the CUDA C++ Programming Guide
+    "float16": 53, "int8_dot": 61, "bfloat16": 80, "float8": 89,
+}  # fmt: skip
+METAL_SINCE = {"bfloat16": {"macos": 14, "ios": 17}}  # Metal 3.1, Metal Shading Language Specification, section 2.1
+ARCH = re.compile(r"sm_(\d+)[a-z]?")
+SYSTEM = re.compile(r"(macos|ios)(\d*)")
+
+
+def check(quant: Quant, target: Target, choice: str, folders: Folders) -> None:
+    """Raises Unsupported when ``target`` (the choice of that name) cannot compute the scheme, with those it can.
+
+    Needs no checkpoint.
+    """
+    found = with_rules(quant, folders)
+    lacking = [(ask, why) for ask, why in asks(found) if ask not in has(target)]
+    if not lacking:
+        return
+    ask, why = lacking[0]
+    ways = [f"quant={name}" for name in ways_out(found[0], target, folders)]
+    newer = [arch for arch in target.arch if arch not in too_old(ask, target)]
+    offered = " or ".join([*ways, f"target.arch=[{','.join(newer)}]"] if newer and too_old(ask, target) else ways)
+    raise Unsupported(
+        f"quant={quant.name}: {why}, and target={choice} has no {SAID[ask]}{because(ask, target)}",
+        f"build {offered}" if offered else "another target: build list target",
+    )
+
+
+def with_rules(quant: Quant, folders: Folders) -> list[Scheme]:
+    """The scheme of a recipe without its rules, and those that its rules name."""
+    table: dict[str, Any] = {k: v for k, v in scheme_of(quant).items() if k != "rules"}
+    named = [rule["use"] for rule in quant.rules if isinstance(rule.get("use"), str)]
+    return [scheme_from(table), *(scheme_from(shipped_scheme(name, folders)) for name in named)]
+
+
+def asks(schemes: Iterable[Scheme]) -> list[tuple[str, str]]:
+    """(capability, who asks for it) of some schemes."""
+    found = []
+    for index, scheme in enumerate(schemes):
+        who = f"a rule's {scheme.name}" if index else "the scheme"
+        if scheme.activation:
+            found.append((ACTIVATION_ASKS[scheme.activation], f"{who} multiplies inputs as {scheme.activation}"))
+        if scheme.dtype in DTYPE_ASKS:
+            found.append((DTYPE_ASKS[scheme.dtype], f"{who} has tensors of {scheme.dtype}"))
+    return found
+
+
+def has(target: Target) -> frozenset[str]:
+    """What every device of a target can do."""
+    if target.kind == "cpu":
+        return frozenset(SAID)
+    return frozenset(ask for ask in target.supports if not too_old(ask, target))
+
+
+def too_old(ask: str, target: Target) -> list[str]:
+    """The architectures, or the system, of a target that are older than a capability."""
+    if target.kind == "cuda":
+        return [arch for arch in target.arch if capability(arch) < CUDA_SINCE.get(ask, 0)]
+    since = METAL_SINCE.get(ask, {})
+    system = SYSTEM.search(target.triple)
+    if target.kind != "metal" or system is None or system[1] not in since:
+        return []
+    return [] if system[2] and int(system[2]) >= since[system[1]] else [system[0]]
+
+
+def capability(arch: str) -> int:
+    """sm_90a -> 90; 0 for what is no such name, which the target's own check refuses."""
+    match = ARCH.fullmatch(arch)
+    return int(match[1]) if match else 0
+
+
+def because(ask: str, target: Target) -> str:
+    """What of the target is too old, and since when there is the capability."""
+    old = too_old(ask, target)
+    if target.kind == "cuda" and (old or target.arch):
+        return f": {', '.join(old or target.arch)}; sm_{CUDA_SINCE[ask]} or later has them"
+    if old:
+        system = old[0].rstrip("0123456789")
+        return f" on {old[0]}; {system} {METAL_SINCE[ask][system]} or later has it (target.triple)"
+    return ""
+
+
+def ways_out(wanted: Scheme, target: Target, folders: Folders) -> list[str]:
+    """Up to three choices of conf/quant that the target computes: the one most like what was wanted, the most alike
+    without quantization, and the most alike to the default."""
+
+    choices = plain_choices(folders)
+    plain = Scheme("", "none", 0, 0, "", wanted.dtype, "", True, True)
+    offered = runs(target, choices)
+    found = [most_alike(start, offered) for start in (wanted, plain, choices.get(default_scheme(), plain))]
+    return list(dict.fromkeys(name for name in found if name))
+
+
+def runs(target: Target, choices: Mapping[str, Scheme]) -> dict[str, Scheme]:
+    """Those of some schemes that the target computes."""
+    return {name: found for name, found in choices.items() if all(ask in has(target) for ask, _ in asks([found]))}
+
+
+def default_scheme() -> str:
+    """The choice of quant that conf/build.yaml makes."""
+    import yaml
+
+    defaults = yaml.safe_load((shipped("conf") / "build.yaml").read_text("utf-8"))["defaults"]
+    return str(next(entry["quant"] for entry in defaults if isinstance(entry, dict) and "quant" in entry))

@@ -1,0 +1,45 @@
+"""What a recipe's target means for its steps: what code depends on, what links it, and whether it can run here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from builder.config.schema import Recipe, Target
+from builder.config.strict import plain
+from builder.targets import android, cpu, cuda, gpus, link
+
+MEMORY = ("memory_bytes", "runtime_bytes", "max_sequences", "gpus", "refused")  # of a target, and not in its code
+
+
+def target_of(target: Target) -> dict[str, Any]:
+    """What code is generated from: not how much memory there is."""
+    whole = plain(target)
+    if target.kind == "cpu":
+        kept = ("kind", "triple", "cpu", "features")
+        whole = {k: whole[k] for k in (kept if target.library == "so" else (*kept, "library"))}
+    else:
+        whole = {k: v for k, v in whole.items() if k not in MEMORY}
+    return {**whole, "features": list(whole["features"] or ())}
+
+
+def linker_of(target: Target, native: str) -> str:
+    if target.kind == "opencl":
+        return f"NDK {android.ndk_version()}"
+    return native if link.is_native(target.triple) else link.identity(target.triple)
+
+
+def platform_of(target: Target) -> str:
+    """For people: what a library is for."""
+    return target.cpu if target.kind == "cpu" else target.kind
+
+
+def runs_here(target: Target, shards: int = 1) -> bool:
+    """Whether a library for the target can be run on this machine, as far as can be seen without loading anything."""
+    if target.kind == "cpu":
+        return target.library == "so" and cpu.runs_here(target.cpu, target.features or ())
+    return target.kind == "cuda" and cuda.runs_here() and (shards == 1 or gpus.count() >= shards)
+
+
+def gpus_of(recipe: Recipe) -> int:
+    """GPUs that a run of the library takes."""
+    return 0 if recipe.target.kind == "cpu" else recipe.metadata.tensor_parallel_shards

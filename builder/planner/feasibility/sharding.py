@@ -1,0 +1,138 @@
+"""Over how many GPUs (or, for target=cpu, processes) a model is spread, and whether it can be: refused before any work,
+with the counts that work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from builder import architectures
+from builder.architectures.cuts import Cut, local_parameters, per_rank
+from builder.architectures.weights import Parameter
+from builder.config.compose import Folders
+from builder.config.schema import Model, Quant, Target
+from builder.config.strict import Where
+from builder.core.errors import Unsupported, UserError
+from builder.planner.schemes import schemes
+from builder.planner.schemes.schemes import scheme_of
+from builder.quant import cuts
+from builder.quant.layout import Scheme, scheme
+
+AUTO = "auto"
+KINDS = ("cpu", "cuda")  # whose runtime has ranks
+MOST = 64  # ranks, of those that are offered
+GPUS, SHARDS = "target.gpus", "model.tensor_parallel_shards"
+
+
+def decide(model: Model, target: Target, choice: str, where: Where) -> tuple[Model, Target]:
+    """Both with their numbers: model.tensor_parallel_shards is target.gpus where it is null, and that is 1 where it is
+    null too. ``choice``: the target's.
+
+    Raises:
+        UserError: auto finds no GPU, or there are fewer GPUs than shards.
+        Unsupported: a target of this kind runs a model on one device.
+    """
+    gpus = counted(target, where) if target.gpus == AUTO else target.gpus
+    assert gpus is None or isinstance(gpus, int)
+    shards = model.tensor_parallel_shards or gpus or 1
+    key = asked(gpus, shards)
+    if shards > 1 and target.kind not in KINDS:
+        raise Unsupported(
+            f"{key}={shards}: target={choice} runs a model on one device; targets of kind {' and '.join(KINDS)} spread "
+            "it over several",
+            f"build target=cuda {key}={shards}, or {key}=1",
+        )
+    if gpus is not None and gpus < shards:
+        raise UserError(
+            f"{SHARDS}{where(SHARDS)}: {shards} shards need as many GPUs, and {GPUS} is {gpus}",
+            f"build {GPUS}={shards}",
+        )
+    return replace(model, tensor_parallel_shards=shards), replace(target, gpus=gpus)
+
+
+def asked(gpus: int | str | None, shards: int) -> str:
+    """The key that says how many."""
+    return GPUS if gpus == shards else SHARDS
+
+
+def counted(target: Target, where: Where) -> int:
+    """The GPUs of this machine."""
+    from builder.targets import gpus
+
+    if target.kind != "cuda":
+        raise UserError(
+            f"{GPUS}{where(GPUS)}: {AUTO} counts this machine's NVIDIA GPUs; a target of kind {target.kind} allows a "
+            "number",
+            f"build {GPUS}=1",
+        )
+    found = gpus.count()
+    if not found:
+        raise UserError(
+            f"{GPUS}{where(GPUS)}: {AUTO}, but nvidia-smi finds no GPU here; say how many there are where it is to run",
+            f"build target=cuda {GPUS}=2",
+        )
+    return found
+
+
+def check(
+    family: str, architecture: Mapping[str, Any], quant: Quant, target: Target, shards: int, folders: Folders
+) -> None:
+    """Raises Unsupported when the model, as the scheme or one that a budget may pick stores it, cannot be cut for
+    ``shards`` ranks: what does not divide, the counts that work, and the scheme most like this one that does."""
+    if shards == 1:
+        return
+    wanted, key = scheme(scheme_of(quant)), asked(target.gpus, shards)
+    problem = problems(family, architecture)
+    said = problem(wanted, shards)
+    if not said:
+        check_candidates(quant, key, shards, problem, folders)
+        return
+    from builder.planner.feasibility.capabilities import runs
+
+    counts = [count for count in range(1, MOST + 1) if not problem(wanted, count)]
+    table = schemes.parameters(family, architecture)
+    choices = {name: it for name, it in schemes.plain_choices(folders).items() if schemes.holds(it, table)}
+    fitting = {name: it for name, it in runs(target, choices).items() if not problem(it, shards)}
+    best = schemes.most_alike(wanted, fitting)
+    fewer = max(count for count in counts if count < shards)
+    raise Unsupported(
+        f"{key}={shards}: {said}; with quant={quant.name} this model can be cut for: {', '.join(map(str, counts))}",
+        f"build {key}={fewer}" + (f" or quant={best}" if best else ""),
+    )
+
+
+def check_candidates(
+    quant: Quant, key: str, shards: int, problem: Callable[[Scheme, int], str], folders: Folders
+) -> None:
+    """Raises Unsupported when a budget could pick a scheme that cannot be cut; ``key``: what says ``shards``."""
+    if quant.budget is None:
+        return
+    said = {name: problem(scheme(schemes.shipped(name, folders)), shards) for name in quant.candidates}
+    good, bad = ([name for name in said if bool(said[name]) == wrong] for wrong in (False, True))
+    if bad:
+        offered = f"quant.candidates=[{','.join(good)}]" if len(good) > 1 else f"{key}=1"
+        raise Unsupported(f"{key}={shards}: {said[bad[0]]} in {bad[0]}, one of quant.candidates", f"build {offered}")
+
+
+def problems(family: str, architecture: Mapping[str, Any]) -> Callable[[Scheme, int], str]:
+    """What says why the model in a scheme cannot be cut for a number of ranks; "": it can."""
+    table, cut = schemes.parameters(family, architecture), cuts_of(family, architecture)
+    return lambda found, count: next((said for each in table if (said := cuts.misfit(each, cut, found, count))), "")
+
+
+def cuts_of(family: str, architecture: Mapping[str, Any]) -> Mapping[str, Cut]:
+    """Module name -> its cut."""
+    module = architectures.load(family)
+    return module.cuts(module.from_architecture(architecture))
+
+
+def of_each_rank(
+    family: str, architecture: Mapping[str, Any], shards: int
+) -> tuple[tuple[Parameter, ...], Mapping[str, Any]]:
+    """The model's parameters, and its architecture's counts of heads, as each rank has them."""
+    table = schemes.parameters(family, architecture)
+    if shards == 1:
+        return table, architecture
+    own = {"num_attention_heads": per_rank(architecture["num_attention_heads"], shards)}
+    return local_parameters(table, cuts_of(family, architecture), shards), {**architecture, **own}

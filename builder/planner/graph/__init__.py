@@ -1,0 +1,1 @@
+"""Recipes -> Plan. Steps are named here and nowhere else."""

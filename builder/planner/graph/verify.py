@@ -1,0 +1,94 @@
+"""The steps that hold a library against transformers. A text that verify or a calibration reads, and the checkpoint as
+transformers reads it, are described here too."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import builder
+from builder.config.schema import Recipe
+from builder.core.errors import UserError
+from builder.core.step import Input, Resources, Step
+from builder.planner.feasibility.platforms import platform_of, runs_here
+from builder.planner.graph.naming import named
+from builder.planner.graph.step_resources import reference_bytes, running_bytes
+from builder.planner.schemes.schemes import scheme_of
+from builder.planner.schemes.verify_limits import limits_of, trained_of
+
+HELDOUT = Path(builder.__file__).resolve().parent / "demo" / "heldout.txt"
+TORCH_TOOLS = ("torch", "transformers", "tokenizers", "numpy")
+GIB = 1 << 30
+
+
+def reference_steps(recipe: Recipe, weights: Mapping[str, Step]) -> list[Step]:
+    """transformers in float32, over the original weights and over the dequantized ones. Nothing of the library reaches
+    them. ``weights``: the steps that make the stored weights."""
+    text = Path(recipe.verify.text).expanduser().absolute() if recipe.verify.text else HELDOUT
+    sample = {
+        "text": {"name": text.name, "digest": text_digest(text, "verify.text")},
+        "tokens": recipe.verify.tokens,
+        "window": min(recipe.verify.window, recipe.metadata.context_window_size),
+        "logits_bytes": recipe.verify.logits_bytes,
+    }
+    source = source_inputs(recipe, weights["fetch"])
+    resources = Resources(cpu=1, memory_bytes=reference_bytes(recipe))
+    reference = named(Step(
+        id="", name="verify.reference", function="builder.steps.reference:run", params=sample, inputs=source,
+        context={"text": str(text)}, tools=TORCH_TOOLS, resources=resources,
+    ))  # fmt: skip
+    dequantized = named(Step(
+        id="", name="verify.dequantized", function="builder.steps.dequantized:run",
+        params={**sample, "scheme": scheme_of(recipe.quant), "method": recipe.quant.method},
+        inputs={
+            **source, "shards": Input(weights["quantize"].id, "*"),
+            "weight_map": Input(weights["convert"].id, "weight_map.json"),
+            "parameters": Input(weights["shard"].id, "parameters.json"),
+            **({"scales": Input(weights["scales"].id, "*")} if "scales" in weights else {}),
+        },
+        context={"text": str(text)}, tools=TORCH_TOOLS, resources=resources,
+    ))  # fmt: skip
+    return [reference, dequantized]
+
+
+def verify_step(recipe: Recipe, references: Sequence[Step], package: Step) -> Step:
+    """The check itself. A library that cannot run on this machine is not checked: its weights are, under another
+    name."""
+    judged = {
+        "name": recipe.name, "scheme": recipe.quant.name, "limits": limits_of(recipe, scheme_of(recipe.quant)),
+        "trained": trained_of(recipe),
+    }  # fmt: skip
+    inputs = {name: Input(step.id, "*") for name, step in zip(("reference", "dequantized"), references, strict=True)}
+    if runs_here(recipe.target, recipe.metadata.tensor_parallel_shards):
+        return named(Step(
+            id="", name="verify", function="builder.steps.verify:run", params=judged,
+            inputs={"package": Input(package.id, "*"), **inputs},
+            tools=("apache-tvm", "numpy"), validation=True,
+            resources=Resources(cpu=1, memory_bytes=running_bytes(recipe)),
+        ))  # fmt: skip
+    return named(Step(
+        id="", name="verify.weights", function="builder.steps.verify_weights:run",
+        params={**judged, "kind": platform_of(recipe.target)}, inputs=inputs,
+        tools=("numpy",), validation=True, resources=Resources(cpu=1, memory_bytes=GIB),
+    ))  # fmt: skip
+
+
+def source_inputs(recipe: Recipe, fetch: Step) -> dict[str, Input]:
+    """What transformers runs the checkpoint from."""
+    inputs = {
+        "tensors": Input(fetch.id, "tensor/*"),
+        "layout": Input(fetch.id, "layout.json"),
+        "config": Input(fetch.id, "file/config.json"),
+    }
+    if "tokenizer.json" in recipe.checkpoint.files:
+        inputs["tokenizer"] = Input(fetch.id, "file/tokenizer.json")
+    return inputs
+
+
+def text_digest(path: Path, key: str) -> str:
+    """sha256 of a text, which is small; its path is no identity. ``key``: the recipe's key for it."""
+    try:
+        return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{key}={path}: cannot be read: {error.strerror}", f"{key}=/path/to/a/text/file") from error

@@ -1,0 +1,374 @@
+"""Composed values -> a Recipe with nothing left open: the checkpoint found, the architecture read from it, the sizes
+decided, every field checked against the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder import architectures
+from builder.config.compose import GROUPS, Composed, Folders, choices_of
+from builder.config.paths import store_path
+from builder.config.schema import (
+    LOCAL,
+    Budget,
+    Checkpoint,
+    Dist,
+    Executor,
+    Model,
+    Package,
+    Pins,
+    Provenance,
+    Quant,
+    Recipe,
+    Store,
+    Sweep,
+    Target,
+    Verify,
+)
+from builder.config.strict import ALLOWED, Where, check_allowed, nowhere, parse, unknown_key
+from builder.core.errors import Unsupported, UserError
+from builder.core.filestore import FileStore, open_store
+from builder.planner import sources
+from builder.planner.cell_memo import Once
+from builder.planner.feasibility import sharding, sizing
+from builder.planner.feasibility.comparable import check_comparable
+from builder.planner.schemes import imported, schemes
+from builder.planner.schemes.schemes import scheme_of
+from builder.quant.layout import scheme as check_scheme
+from builder.targets import apps, cuda, link
+from builder.targets.cpu import resolve as resolve_cpu
+from builder.targets.cpu import triple_of
+
+if TYPE_CHECKING:
+    from builder.remote.location import Location
+
+SECTIONS = ("name", *GROUPS[:-1], "store", "dist", "pins", "provenance", "sweep")
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where things go. Never part of any identity."""
+
+    store: Path
+    dist: Path
+    remote: Location | None = None
+    key: Path | None = None  # signs build.json
+    executor: Executor = LOCAL
+
+
+def places(composed: Composed) -> Places:
+    """store.path and dist.path of a job as absolute paths, and where its shared store is."""
+    store = parse(Store, composed.values.get("store"), "store", writer(composed))
+    dist = parse(Dist, composed.values.get("dist"), "dist", writer(composed))
+    signed = parse(Provenance, composed.values.get("provenance"), "provenance", writer(composed))
+    key = Path(signed.key).expanduser().absolute() if signed.key else None
+    return Places(
+        store_path(store.path), Path(dist.path).expanduser().absolute(), remote_of(store), key, executor_of(composed)
+    )
+
+
+def executor_of(composed: Composed) -> Executor:
+    """UserError for an address that nothing would be asked at."""
+    found = parse(Executor, composed.values.get("executor"), "executor", writer(composed))
+    if found.kind == "local" and found.address != "local":
+        raise UserError(
+            f"executor.address={found.address} with executor=local, which knows no other machine",
+            f"build executor=ray executor.address={found.address}",
+        )
+    return found
+
+
+def remote_of(store: Store) -> Location | None:
+    """The shared store: what the recipe says, else $LLM_BUILD_REMOTE, else none."""
+    import os
+
+    url = store.remote or os.environ.get("LLM_BUILD_REMOTE")
+    if not url:
+        return None
+    from builder.remote.location import Location
+
+    return Location(url, store.mode, store.remote_options, store.transfers, store.timeout_s)
+
+
+def open_at(places: Places) -> FileStore:
+    """The store, with the shared one behind it where there is one. UserError."""
+    if places.remote is None:
+        return open_store(places.store)
+    from builder.remote.store import open_shared
+
+    return open_shared(places.store, places.remote)
+
+
+def writer(composed: Composed, folders: Folders | None = None) -> Where:
+    """Says where a value was written: the command line, a recipe, or the file of the choice."""
+
+    def where(path: str) -> str:
+        if any(o.lstrip("+").partition("=")[0].startswith(path) for o in composed.overrides):
+            return " (on the command line)"
+        group = path.partition(".")[0]
+        if folders is None or group not in composed.choices:
+            return ""
+        file = choices_of("recipe", folders).get(composed.choices.get("recipe", ""))
+        if file and path.rpartition(".")[2] in file.read_text("utf-8", "replace"):
+            return f" (in {file})"
+        chosen = choices_of(group, folders).get(composed.choices[group])
+        return f" (in {chosen})" if chosen else ""
+
+    return where
+
+
+def resolve(composed: Composed, folders: Folders, once: Once | None = None) -> Recipe:
+    """One job's recipe. Raises UserError with the path of whatever cannot stand.
+
+    ``once``: shared by the cells of a sweep, whose equal sections are the same objects.
+    """
+    where, values, choice, once = writer(composed, folders), composed.values, composed.choices, once or Once()
+    for key in values:
+        if key not in SECTIONS:
+            raise unknown_key(str(key), SECTIONS, where)
+    quant = once("quant", (values.get("quant"),), lambda: read_quant(values.get("quant"), where))
+    target = once("target", (values.get("target"),), lambda: read_target(values.get("target"), where))
+    package = once("package", (values.get("package"),), lambda: parse(Package, values.get("package"), "package", where))
+    check_package(package, target)
+    verify = once("verify", (values.get("verify"),), lambda: parse(Verify, values.get("verify"), "verify", where))
+    pins = once("pins", (values.get("pins"),), lambda: parse(Pins, values.get("pins"), "pins", where))
+    once("sweep", (values.get("sweep"),), lambda: parse(Sweep, values.get("sweep", {}), "sweep", where))
+
+    def capable() -> None:
+        check_capabilities(quant, target, choice["target"], folders)
+
+    once("capable", (quant, target, choice["target"]), capable)
+    source, asked = once("source", (values.get("model"),), lambda: parse_model(values.get("model"), where))
+    model, target = spread(source, target, choice["target"], where, once)
+    checkpoint = once("checkpoint", (source, choice["model"]), lambda: sources.locate(source.source, choice["model"]))
+    once("imported", (quant, checkpoint), lambda: imported.check(quant, checkpoint))
+    family, architecture = once(
+        "architecture", (source, checkpoint, asked), lambda: built_as(source, checkpoint, asked, where)
+    )
+    metadata = once("sizes", (model, architecture), lambda: sizing.decide_metadata(model, architecture, where))
+    given = quant
+    quant = once(
+        "rules", (given, checkpoint, architecture), lambda: ruled(given, checkpoint, family, architecture, folders)
+    )
+    if quant.method == imported.METHOD:
+        once("capable", (quant, target, choice["target"]), capable)
+    once("fits", (quant, architecture), lambda: schemes.check_fits(family, architecture, quant, folders))
+    shards = metadata.tensor_parallel_shards
+    once(
+        "cut", (quant, architecture, target, shards),
+        lambda: sharding.check(family, architecture, quant, target, shards, folders),
+    )  # fmt: skip
+    metadata = sizing.fit(model, metadata, family, architecture, quant, target, choice["target"], folders, once)
+    check_comparable(architecture, metadata, verify)
+    budget = decide_budget(quant, family, architecture, folders, where)
+    name = name_of(composed, where)
+    model = once("model", (model, asked), lambda: replace(model, architecture=asked))
+    return Recipe(
+        name, model, quant, target, verify, pins, family, architecture, metadata,
+        checkpoint, recorded(choice), composed.overrides, budget, budget is not None, package,
+    )  # fmt: skip
+
+
+def built_as(
+    model: Model, checkpoint: Checkpoint, asked: Mapping[str, Any], where: Where
+) -> tuple[str, dict[str, Any]]:
+    """The family and its architecture."""
+    family = family_of(model, checkpoint)
+    return family, architecture_of(family, imported.plain(checkpoint), asked, where)
+
+
+def spread(source: Model, target: Target, choice: str, where: Where, once: Once) -> tuple[Model, Target]:
+    """sharding.decide, with one object for all cells that spread a model, or a target, alike."""
+    model, found = once("sharding", (source, target, choice), lambda: sharding.decide(source, target, choice, where))
+    return once("shards", (source, model.tensor_parallel_shards), lambda: model), once(
+        "gpus", (target, found.gpus), lambda: found
+    )
+
+
+def read_quant(data: object, where: Where) -> Quant:
+    quant = parse(Quant, data, "quant", where)
+    check_scheme(scheme_of(replace(quant, rules=())))
+    check_method(quant, where)
+    return quant
+
+
+def read_target(data: object, where: Where) -> Target:
+    target = parse(Target, data, "target", where)
+    check_library(target, where)
+    return resolve_target(target)
+
+
+def ruled(
+    quant: Quant, checkpoint: Checkpoint, family: str, architecture: Mapping[str, Any], folders: Folders
+) -> Quant:
+    """The scheme as it is for this model: with its rules spelled out, or as the checkpoint was quantized."""
+    if quant.method == imported.METHOD:
+        return imported.quant_of(quant, checkpoint, family, architecture)
+    return schemes.with_rules(quant, family, architecture, folders)
+
+
+def recorded(choices: Mapping[str, str]) -> dict[str, str]:
+    """The choices that decide what is made; who makes it is none of them."""
+    return {group: choice for group, choice in choices.items() if group != "executor"}
+
+
+def decide_budget(
+    quant: Quant, family: str, architecture: Mapping[str, Any], folders: Folders, where: Where
+) -> Budget | None:
+    """What quant.budget picks its rules from; a recipe without one loads nothing for it."""
+    if quant.budget is None:
+        return None
+    from builder.planner.schemes import budget
+
+    return budget.budget_of(quant, family, architecture, folders, where)
+
+
+def check_package(package: Package, target: Target) -> None:
+    """Raises Unsupported when the target's library is not what the package's runtime loads."""
+    if package.kind == "web_page" and target.kind != "webgpu":
+        raise Unsupported(
+            f"package=web_page needs a library for browsers; the target is of kind {target.kind}",
+            "build target=webgpu package=web_page, or target=webgpu-f32 for browsers without shader-f16",
+        )
+    if package.kind in apps.APPS and not apps.fits(package.kind, target.kind, target.triple, target.library):
+        system = apps.APPS[package.kind][1]
+        raise Unsupported(
+            f"package={package.kind} needs objects for {system}; the target is of kind {target.kind}, for "
+            f"{target.triple}, its library of kind {target.library}",
+            f"build target={system} package={package.kind}",
+        )
+
+
+def check_method(quant: Quant, where: Where) -> None:
+    """Raises UserError when the scheme leaves the method nothing to choose."""
+    if (quant.method == imported.METHOD) != (quant.name == imported.METHOD):
+        raise UserError(
+            f"quant.method{where('quant.method')}: found {quant.method} with {quant.name}; quant=imported, and nothing "
+            "else, takes a checkpoint's own integers",
+            "build quant=imported",
+        )
+    if quant.zero_point and quant.method != "rtn":
+        raise UserError(
+            f"quant.method{where('quant.method')}: {quant.method} chooses scales around a zero in the middle; "
+            f"{quant.name} has zero points; allowed: rtn",
+            f"build quant={quant.name} quant.method=rtn",
+        )
+    if quant.method not in ("rtn", imported.METHOD) and quant.kind != "group":
+        raise UserError(
+            f"quant.method{where('quant.method')}: {quant.method} chooses integers of groups; {quant.name} has none",
+            f"build quant={quant.name} quant.method=rtn",
+        )
+
+
+def check_capabilities(quant: Quant, target: Target, choice: str, folders: Folders) -> None:
+    """Raises Unsupported when the target cannot be built for at all, or cannot compute the scheme."""
+    if target.refused:
+        raise Unsupported(f"target={choice}: {target.refused}", "build list target")
+    if target.kind != "cpu":  # which computes everything
+        from builder.planner.feasibility import capabilities
+
+        capabilities.check(quant, target, choice, folders)
+
+
+def parse_model(data: object, where: Where) -> tuple[Model, dict[str, Any]]:
+    """The model section, and the keys of it that belong to the family's architecture."""
+    if not isinstance(data, Mapping):
+        raise UserError(f"model{where('model')}: expected a mapping, got {data!r}")
+    own = {f.name for f in fields(Model)} - {"architecture"}
+    foreign = [key for key in data if key not in own]
+    if foreign:  # only then are the families loaded: a build with nothing to do has no time for them
+        known = own | {name for family in architectures.FAMILIES for name in architecture_keys(family)}
+        for key in foreign:
+            if key not in known:
+                raise unknown_key(f"model.{key}", known, where)
+    model = parse(Model, {k: v for k, v in data.items() if k in own}, "model", where)
+    return model, {k: v for k, v in data.items() if k not in own and v is not None}
+
+
+def architecture_keys(family: str) -> list[str]:
+    return [f.name for f in fields(architectures.load(family).Config)]
+
+
+def family_of(model: Model, checkpoint: Checkpoint) -> str:
+    """The family of the checkpoint; the recipe may name it, not change it."""
+    found = architectures.recognise(dict(checkpoint.config))
+    if model.family == "auto":
+        return found
+    check_allowed(
+        model.family, "model.family", lambda _: "", {**ALLOWED, "model.family": tuple(architectures.FAMILIES)}
+    )
+    if model.family != found:
+        raise UserError(
+            f"model.family is {model.family}, but {checkpoint.root / 'config.json'} says model_type "
+            f"{checkpoint.config.get('model_type')!r} (family {found})",
+            f"build model=auto model.source={checkpoint.root}",
+        )
+    return found
+
+
+def architecture_of(family: str, checkpoint: Checkpoint, asked: Mapping[str, Any], where: Where) -> dict[str, Any]:
+    """The family's Config as a dict: config.json, with what the recipe says laid over it."""
+    module = architectures.load(family)
+    config = module.from_hf(dict(checkpoint.config))
+    types = {f.name: f.type for f in fields(module.Config)}
+    for key in asked:
+        if key not in types:
+            raise unknown_key(f"model.{key}", types, where)
+    return asdict(module.apply_overrides(config, typed(module.Config, asked, where)))
+
+
+def typed(config: type, asked: Mapping[str, Any], where: Where) -> dict[str, Any]:
+    from typing import get_type_hints
+
+    from builder.config.strict import convert
+
+    hints = get_type_hints(config)
+    return {k: convert(hints[k], v, f"model.{k}", where, ALLOWED) for k, v in asked.items()}
+
+
+LIBRARIES = {  # target.kind: what its library can be
+    "cpu": ("so", "tar"), "cuda": ("so",), "webgpu": ("wasm",), "metal": ("tar",), "opencl": ("tar", "so"),
+}  # fmt: skip
+
+
+def check_library(target: Target, where: Where) -> None:
+    """Raises UserError for a library that nothing here makes, or nothing there loads."""
+    allowed = LIBRARIES.get(target.kind, (target.library,))
+    if target.library not in allowed:
+        raise UserError(
+            f"target.library{where('target.library')}: found {target.library}; a target of kind {target.kind} allows: "
+            f"{', '.join(allowed)}",
+            "build list target",
+        )
+
+
+def resolve_target(target: Target) -> Target:
+    """The target with its CPU and features named, and the architectures of its GPU: "host" becomes what this machine
+    has. The host code of a GPU's library is for any processor of its triple."""
+    if target.kind == "cpu":
+        cpu, features = resolve_cpu(target.cpu, target.features)
+        triple = triple_of(cpu, target.triple)
+        library = link.library_for(triple) if target.library == "so" else target.library
+        return replace(target, cpu=cpu, features=features, triple=triple, library=library)
+    arch = cuda.resolve(target.arch) if target.kind == "cuda" else target.arch
+    return replace(target, cpu="", features=(), arch=arch)
+
+
+def name_of_choices(choices: Mapping[str, str]) -> str:
+    """<model>-<quant>-<target>, and -<package> unless that is mlc."""
+    chosen = [choices[group].replace("/", "-") for group in ("model", "quant", "target", "package")]
+    return "-".join(chosen[:-1] if chosen[-1] == "mlc" else chosen)
+
+
+def name_of(composed: Composed, where: Where = nowhere) -> str:
+    """The name of the output folder and of everything in it that carries a name."""
+    given = composed.values.get("name")
+    if given is None:
+        return name_of_choices(composed.choices)
+    text = str(given)
+    if not text or text.startswith(".") or any(c in text for c in '/\\\0<>:"|?*') or len(text) > 200:
+        raise UserError(f'name{where("name")}: {text!r} cannot name a folder; no / \\ : * ? " < > | or leading dot')
+    return text

@@ -1,0 +1,138 @@
+"""quant=imported: the scheme of a checkpoint that is quantized already, read from its config.json and headers.
+
+The integers, scales and zero points are taken over as they are, so that the artifact computes with exactly the
+checkpoint's weights. Matrices that the checkpoint does not quantize are kept as they are, by rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+from builder import architectures
+from builder.config.schema import Checkpoint, Quant, Recipe
+from builder.core.errors import UserError
+from builder.formats import quantized, safetensors
+from builder.formats.quantized import WAY_OUT, Packing
+
+METHOD = "imported"
+KEY = "quantization_config"  # of config.json
+DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+SHORT = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
+
+
+def check(quant: Quant, checkpoint: Checkpoint) -> None:
+    """Raises UserError when a quantized checkpoint is to be quantized again, or another one to be imported."""
+    there, wanted = checkpoint.config.get(KEY) is not None, quant.method == METHOD
+    if quant.packing:
+        raise UserError("quant.packing is what the checkpoint says; it cannot be set", "build quant=imported")
+    if there and not wanted:
+        said = checkpoint.config[KEY]
+        how = said.get("quant_method") if isinstance(said, Mapping) else said
+        raise UserError(
+            f"the checkpoint is quantized already ({how}); quantizing its weights again (quant={quant.name}, method "
+            f"{quant.method}) would add a second rounding error to the first",
+            f"build quant=imported, which takes them over exactly; or {WAY_OUT}",
+        )
+    if wanted and not there:
+        raise UserError(
+            f"quant=imported: {checkpoint.root / 'config.json'} has no {KEY}: the checkpoint is not quantized",
+            "build list quant   shows the schemes that quantize it",
+        )
+    if wanted and (quant.rules or quant.budget is not None):
+        raise UserError(
+            "quant=imported: quant.rules and quant.budget choose schemes to round to; the checkpoint has its own",
+            "build quant=imported",
+        )
+    if wanted and checkpoint.format != "safetensors":
+        raise UserError(
+            "quant=imported: the checkpoint is in .bin files; allowed: safetensors, whose headers say what is packed",
+            "convert it with safetensors.torch.save_file",
+        )
+
+
+def plain(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint as a family reads it: how its weights are stored changes no maths."""
+    return replace(checkpoint, config={key: value for key, value in checkpoint.config.items() if key != KEY})
+
+
+def quant_of(quant: Quant, checkpoint: Checkpoint, family: str, architecture: Mapping[str, Any]) -> Quant:
+    """The scheme that holds a quantized checkpoint exactly.
+
+    Of an hf:// checkpoint that is still to be downloaded only config.json is known: then all linear layers are taken to
+    be quantized, and asked again after the download.
+
+    Raises:
+        UserError: no scheme holds it, or its tensors are not what config.json says.
+    """
+    packing = quantized.describe(checkpoint.config)
+    assert packing is not None
+    if checkpoint.missing:
+        entries: list[dict[str, Any]] = []
+    else:
+        entries = weight_map(family, architecture, packing, layout_of(checkpoint))["parameters"]
+    quant = replace(quant, packing=asdict(packing), layout="NK", storage_dtype="uint32", bits=packing.bits)
+    quant = replace(quant, kind=packing.kind, group_size=packing.group_size, zero_point=packing.zero_point)
+    if packing.activation:
+        quant = replace(quant, kind="int8", activation=packing.activation, activation_scale="dynamic")
+    quant = replace(quant, dtype=dtype_of(entries), name="")
+    taken = {entry["name"] for entry in entries if is_stored(entry)}
+    kinds = {entry["kind"] for entry in entries if entry["name"] in taken}
+    left = [entry["name"] for entry in entries if entry["kind"] == "linear" and entry["name"] not in taken]
+    return replace(
+        quant, name=name_of(quant), quantize_embedding="embedding" in kinds, quantize_head="head" in kinds,
+        rules=(rule(left, quant.dtype),) if left else (),
+    )  # fmt: skip
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with its scheme as the headers tell it, now that the checkpoint is whole."""
+    if not recipe.quant.packing:
+        return recipe
+    return replace(recipe, quant=quant_of(recipe.quant, recipe.checkpoint, recipe.family, recipe.architecture))
+
+
+def is_stored(entry: Mapping[str, Any]) -> bool:
+    return any("stored" in source for source in entry["sources"])
+
+
+def dtype_of(entries: list[dict[str, Any]]) -> str:
+    """Of the scales, so that they are taken over exactly; float32 where they differ."""
+    found = {source["dtype"] for entry in entries for source in entry["sources"] if "stored" in source} or {"F16"}
+    return DTYPES[found.pop()] if len(found) == 1 else "float32"
+
+
+def name_of(quant: Quant) -> str:
+    """As the shipped schemes are named: q4f16_zp128, q4f16_g128, e4m3_f16, int8_int8_f16; ch: one group per row."""
+    dtype = SHORT[quant.dtype]
+    if quant.kind != "group":
+        return f"{quant.kind}_{quant.activation}_{dtype}" if quant.activation else f"{quant.kind}_{dtype}"
+    return f"q{quant.bits}{dtype}_{'zp' if quant.zero_point else 'g'}{quant.group_size or 'ch'}"
+
+
+def rule(names: list[str], dtype: str) -> dict[str, Any]:
+    """Keeps these parameters as they are, in the form of quant/rules.py's results."""
+    use = {
+        "name": f"q0{SHORT[dtype]}", "kind": "none", "bits": 0, "group_size": 0, "layout": "", "dtype": dtype,
+        "storage_dtype": "", "quantize_embedding": True, "quantize_head": True,
+    }  # fmt: skip
+    return {"match": [name.removesuffix(".weight") for name in names], "layers": None, "use": use}
+
+
+def layout_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """{"tensors": {name: {"dtype", "shape"}}} from the headers, as fetch writes it."""
+    files = [name for name in checkpoint.files if name.endswith(".safetensors")]
+    tensors = [tensor for name in files for tensor in safetensors.read_header(checkpoint.root / name, name)]
+    return {"tensors": {t.name: {"dtype": t.dtype, "shape": list(t.shape)} for t in tensors}}
+
+
+def weight_map(
+    family: str, architecture: Mapping[str, Any], packing: Packing | None, layout: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The weight map of a model over a checkpoint, which may be quantized."""
+    module = architectures.load(family)
+    find = partial(module.weight_map, module.from_architecture(architecture))
+    found: dict[str, Any] = find(layout) if packing is None else quantized.over(find, packing, layout)
+    return found

@@ -1,0 +1,125 @@
+"""The scheme of a recipe: its rules resolved, and checked against the model that it shall pack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from builder import architectures
+from builder.architectures.weights import Parameter
+from builder.config.compose import Folders, choices_of, unknown_choice
+from builder.config.schema import Quant
+from builder.config.strict import parse, plain
+from builder.core.errors import Unsupported, UserError
+from builder.quant import rules
+from builder.quant.layout import OPTIONAL, Scheme, packed, scheme
+
+KINDS = {"none": "floats", "group": "integers", "int8": "integers", "e4m3": "8-bit floats", "e5m2": "8-bit floats"}
+IMPORTED = "imported"  # the choice that is no scheme until a quantized checkpoint says which: see imported.py
+NOT_SCHEME = (
+    "max_shard_bytes",
+    "method",
+    "packing",
+    "damping",
+    "calibration",
+    "budget",
+    "candidates",
+    "sensitivity_tokens",
+)
+
+
+def scheme_of(quant: Quant) -> dict[str, Any]:
+    """The scheme itself: the packed format. Not the size of the files, nor how the integers are chosen."""
+    table = {k: v for k, v in plain(quant).items() if k not in NOT_SCHEME}
+    for key, value in OPTIONAL.items():
+        if table.get(key) == value:
+            del table[key]
+    return table
+
+
+def activations_of(table: Mapping[str, Any]) -> list[str]:
+    """What a scheme and those of its rules round inputs to."""
+    used = [table, *(rule["use"] for rule in table.get("rules", ()))]
+    return sorted({one["activation"] for one in used if one.get("activation")})
+
+
+def shipped(name: str, folders: Folders) -> dict[str, Any]:
+    """A choice of conf/quant by name, as ``scheme_of`` gives it."""
+    import yaml
+
+    known = choices_of("quant", folders)
+    if name not in known:
+        raise unknown_choice("quant", name, list(known))
+    return scheme_of(parse(Quant, yaml.safe_load(known[name].read_text("utf-8")), f"quant={name}"))
+
+
+def with_rules(quant: Quant, family: str, architecture: Mapping[str, Any], folders: Folders) -> Quant:
+    """The rules with their layers counted and their schemes spelled out, so that keys hold content, not names."""
+    if not quant.rules:
+        return quant
+    names = [parameter.name for parameter in parameters(family, architecture)]
+    return replace(quant, rules=rules.resolve(quant.rules, names, quant.dtype, lambda name: shipped(name, folders)))
+
+
+def parameters(family: str, architecture: Mapping[str, Any]) -> tuple[Parameter, ...]:
+    module = architectures.load(family)
+    found: tuple[Parameter, ...] = module.parameters(module.from_architecture(architecture))
+    return found
+
+
+def check_fits(family: str, architecture: Mapping[str, Any], quant: Quant, folders: Folders) -> None:
+    """Raises UserError when the scheme cannot hold one of the model's parameters, with the nearest that can."""
+    wanted, model = scheme(scheme_of(quant)), parameters(family, architecture)
+    try:
+        check_holds(wanted, model)
+    except UserError as error:
+        best = most_alike(wanted, {name: it for name, it in plain_choices(folders).items() if holds(it, model)})
+        raise Unsupported(error.message, f"build quant={best}   the nearest scheme that can") from error
+
+
+def quantizing(folders: Folders) -> list[str]:
+    """Every choice of conf/quant that quantizes a checkpoint, or keeps its weights."""
+    return [name for name in choices_of("quant", folders) if name != IMPORTED]
+
+
+def plain_choices(folders: Folders) -> dict[str, Scheme]:
+    """Every choice of conf/quant that has no rules, which ask for a model to be resolved."""
+    tables = {name: shipped(name, folders) for name in quantizing(folders)}
+    return {name: scheme(table) for name, table in tables.items() if not table.get("rules")}
+
+
+def most_alike(wanted: Scheme, candidates: Mapping[str, Scheme]) -> str:
+    """The name of the candidate that is most like ``wanted``, "" without candidates.
+
+    Integers or floats counts first, then activations, dtype, bits, kind, layout, group size.
+    """
+
+    def distance(name: str) -> tuple[Any, ...]:
+        found = candidates[name]
+        kind = (KINDS[found.kind] != KINDS[wanted.kind], found.activation != wanted.activation)
+        size = (found.dtype != wanted.dtype, abs(found.bits - wanted.bits), found.kind != wanted.kind)
+        return *kind, *size, found.layout != wanted.layout, abs(found.group_size - wanted.group_size), name
+
+    return min(candidates, key=distance, default="")
+
+
+def check_holds(candidate: Scheme, model: tuple[Parameter, ...]) -> None:
+    """Raises UserError for the first parameter that the scheme cannot pack, or whose inputs it cannot round."""
+    mixtures = {parameter.name.split(".gate.")[0] for parameter in model if parameter.kind == "router"}
+    for parameter in model:
+        packed(parameter, candidate)
+        block = parameter.name.rsplit(".", 2)[0]
+        if parameter.kind == "linear" and block in mixtures and candidate.of(parameter.name).activation:
+            raise UserError(
+                f"{candidate.name} rounds the inputs of layers, but not those of experts: {parameter.name}; a rule for "
+                '["*.gate_up_proj", "*.down_proj"] can give them a scheme that does not'
+            )
+
+
+def holds(candidate: Scheme, model: tuple[Parameter, ...]) -> bool:
+    try:
+        check_holds(candidate, model)
+    except UserError:
+        return False
+    return True

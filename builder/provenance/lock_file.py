@@ -1,0 +1,158 @@
+"""Lock files: what a recipe was built from and to, byte for byte, one fact a line, for review in a diff.
+
+A lock is YAML: plain strings and numbers, sorted keys, no paths, no times. `build lock` writes it, `build --locked`
+holds builds to it, and anyone may read it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from builder.config.compose import shipped
+from builder.core.errors import UserError
+
+FORMAT = 1
+ENDING = ".lock.yaml"
+Fact = str | int | float | bool
+Facts = Mapping[str, Fact]
+Names = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One artifact. A section that is empty is not known (yet).
+
+    ``steps``: keys of the steps that make the artifact, a fan-out under "quantize[*]" as the digest of its items' keys;
+    the step that reads the checkpoint has no key here, for its own holds inode numbers. ``code``: their fingerprints.
+    ``inputs``: what steps depend on beside recipe, checkpoint and tools. ``quality`` is for the reader: not held.
+    """
+
+    artifact: str = ""  # the step whose outputs are the folder
+    choices: Names = field(default_factory=dict)
+    settings: Facts = field(default_factory=dict)  # the recipe, flat
+    checkpoint: Names = field(default_factory=dict)  # source, digest, "file <name>"
+    inputs: Facts = field(default_factory=dict)
+    code: Names = field(default_factory=dict)
+    steps: Names = field(default_factory=dict)
+    outputs: Names = field(default_factory=dict)  # {file: "blake3:<hex>"}
+    nbytes: Mapping[str, int] = field(default_factory=dict)  # "bytes" in the file
+    quality: Facts = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """``tools``: {distribution: version}. ``cells`` by the name of the output folder."""
+
+    recipe: str | None
+    tools: Names
+    cells: Mapping[str, Cell]
+
+
+def recipe_of(overrides: Sequence[str]) -> str | None:
+    """The recipe of a command line."""
+    names = [o.removeprefix("recipe=") for o in overrides if o.startswith("recipe=")]
+    return names[-1] if names and names[-1] != "null" else None
+
+
+def destination(overrides: Sequence[str], names: Sequence[str], given: str | None) -> Path:
+    """Where `build lock` writes: --file, beside the user's recipes, or under the name of the one build here.
+
+    Raises UserError for a sweep that has no recipe and no --file: it has no name."""
+    if given:
+        return Path(given).expanduser().absolute()
+    if recipe := recipe_of(overrides):
+        return Path.cwd() / "recipes" / f"{recipe}{ENDING}"
+    if len(names) != 1:
+        raise UserError(
+            f"a lock of {len(names)} builds needs a name: none of them is a recipe",
+            "--file=NAME.lock.yaml, or write the sweep as a recipe: recipes/NAME.yaml",
+        )
+    return Path.cwd() / f"{names[0]}{ENDING}"
+
+
+def place(overrides: Sequence[str], name: str, given: str | None) -> Path | None:
+    """The lock file that holds for a command line, None when there is none: --file, the user's own, the shipped one.
+
+    ``name``: of the build, for a command line without a recipe."""
+    own = destination(overrides, [name], given)
+    recipe = recipe_of(overrides)
+    ours = shipped("recipes") / f"{recipe}{ENDING}"
+    candidates = [own, ours] if recipe and not given else [own]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read(path: Path) -> Lock:
+    """Raises UserError for what is not a lock file of this version."""
+    import yaml
+
+    try:
+        whole = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        version = whole.pop("lock")
+        if version == FORMAT:
+            lock = Lock(whole.pop("recipe"), whole.pop("tools"), {k: cell_of(v) for k, v in whole.pop("cells").items()})
+            return lock if not whole else refuse(path, f"unknown: {', '.join(whole)}")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}", "build lock") from error
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        return refuse(path, f"{type(error).__name__}: {said}")
+    raise UserError(
+        f"{path} is a lock of format {version!r}; this llm-build reads {FORMAT}", "build lock writes it anew"
+    )
+
+
+def refuse(path: Path, why: str) -> Lock:
+    raise UserError(f"{path} is no lock file ({why[:200]})", "build lock writes it anew")
+
+
+def cell_of(data: Mapping[str, Any]) -> Cell:
+    """Raises KeyError and TypeError for what is no cell."""
+    given = {("nbytes" if section == "bytes" else section): content for section, content in data.items()}
+    for each in fields(Cell):
+        content = given.get(each.name, {})
+        if each.name != "artifact" and not isinstance(content, dict):
+            raise TypeError(f"{each.name} is {type(content).__name__}, not a mapping")
+    return Cell(**given)
+
+
+def text_of(lock: Lock, command: str) -> str:
+    """The file's content. ``command`` wrote it."""
+    import yaml
+
+    whole = {
+        "lock": FORMAT,
+        "recipe": lock.recipe,
+        "tools": dict(lock.tools),
+        "cells": {name: sections(cell) for name, cell in lock.cells.items()},
+    }
+    head = f"# Written by `{command}`, for review in a diff. `build --locked` refuses what does not match it.\n"
+    return head + str(yaml.safe_dump(whole, sort_keys=True, default_flow_style=False, width=1 << 20))
+
+
+def sections(cell: Cell) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for each in fields(Cell):
+        content = getattr(cell, each.name)
+        if content:
+            found["bytes" if each.name == "nbytes" else each.name] = (
+                dict(content) if each.name != "artifact" else content
+            )
+    return found
+
+
+def write(path: Path, text: str) -> bool:
+    """False when the file has that content already. Raises UserError when it cannot be written."""
+    try:
+        if path.is_file() and path.read_text("utf-8") == text:
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh.write_text(text, "utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}", "--file=/another/place.lock.yaml") from error
+    return True
