@@ -131,7 +131,7 @@ class Engine:
         return logits
 
     def memory_of_ranks(self) -> list[dict[str, int | None]]:
-        """Bytes of each of several ranks' processes (measured.process_memory); nothing for a model in this process."""
+        """Bytes of each of several ranks' processes (process_memory.py); nothing for a model in this process."""
         return self._call.memory() if isinstance(self._call, RankedCalls) else []
 
     def _length(self, seq: int) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.core.errors import BuildError
+from builder.runtime.process_memory import process_memory
 
 if TYPE_CHECKING:
     from builder.runtime.engine import Engine
@@ -99,23 +100,6 @@ def active_experts(files: Mapping[str, Path]) -> float:
     config = json.loads(files["mlc-chat-config.json"].read_text("utf-8"))["model_config"]
     experts = config.get("num_local_experts") or config.get("num_experts")
     return float(config["num_experts_per_tok"] / experts) if experts else 1.0
-
-
-def process_memory() -> dict[str, int | None]:
-    """Of this process: the largest resident size that it had, and what it has now with shared pages counted in part
-    (/proc/<pid>/smaps_rollup: Pss)."""
-    return {
-        "peak_rss_bytes": kilobytes("/proc/self/status", "VmHWM:"),
-        "pss_bytes": kilobytes("/proc/self/smaps_rollup", "Pss:"),
-    }
-
-
-def kilobytes(file: str, key: str) -> int | None:
-    try:
-        lines = Path(file).read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), None)
 
 
 def device_memory_used() -> int | None:

@@ -25,6 +25,7 @@ from typing import Any
 
 from builder.core.errors import BuildError, StepError
 from builder.runtime.mailbox import LOOKS, Board
+from builder.runtime.process_memory import process_memory
 
 FUNCTIONS = ("add", "remove", "rewind", "prefill", "verify", "decode", "decode_batch")
 
@@ -108,7 +109,7 @@ def serve(ears: Ears, number: int, count: int, folder: Path, library: Path) -> N
                 model.decode_as_batch()
             pipe.send(("answer", model.metadata))
         elif name == "memory":
-            pipe.send(("answer", memory()))
+            pipe.send(("answer", process_memory()))
         elif name != "look":
             answer = run(model, name, arguments)
             if number == 0:
@@ -124,12 +125,6 @@ def serve(ears: Ears, number: int, count: int, folder: Path, library: Path) -> N
 def run(model: Any, name: str, arguments: Sequence[Any]) -> Any:
     assert name in FUNCTIONS
     return getattr(model, name)(*arguments)
-
-
-def memory() -> dict[str, int | None]:
-    from builder.runtime.measured import process_memory
-
-    return process_memory()
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ class RankedCalls:
         return self._floats("decode_batch", list(seqs), ids)
 
     def memory(self) -> list[dict[str, int | None]]:
-        """Of each rank's process, in bytes (measured.process_memory)."""
+        """Of each rank's process, in bytes (process_memory.py)."""
         self._tell(("memory",))
         return self._from_all(ANSWER_S, "was asked for its memory")
 
