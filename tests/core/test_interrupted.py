@@ -17,7 +17,7 @@ import pytest
 from builder.core.check import check
 from builder.core.filestore import VERSION, FileStore, open_store
 from tests.core import toy
-from tests.core.storm import Storm, alive, descendants, toys, wait_until_gone
+from tools.store_storm import Storm, alive, descendants, toys, wait_until_gone
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +63,7 @@ def test_a_store_that_another_build_makes_meanwhile_is_a_store(tmp_path: Path, m
 
 
 def test_eight_builds_killed_and_restarted_at_random(tmp_path: Path, source: Path) -> None:
-    """`python -m tests.core.storm` is the long form, through `build` with --real."""
+    """`python -m tools.store_storm` is the long form, through `build` with --real."""
     storm = Storm(toys(source), tmp_path, random.Random(7))
     storm.rage(6.0)
     assert storm.tally["rounds"] >= 1

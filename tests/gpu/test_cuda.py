@@ -1,4 +1,4 @@
-"""CUDA on the real thing. LLM_BUILD_GPU names what tests.gpu.prepare built elsewhere; without it, it is built here.
+"""CUDA on the real thing. LLM_BUILD_GPU names what tools.gpu.prepare built elsewhere; without it, it is built here.
 
 A machine without a GPU skips all of it.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from builder.targets import cuda
-from tests.gpu.cells import CELLS
+from tools.gpu.cells import CELLS
 
 pytestmark = pytest.mark.skipif(not cuda.runs_here(), reason="no NVIDIA driver on this machine")
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not cuda.runs_here(), reason="no NVIDIA driver o
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if given := os.environ.get("LLM_BUILD_GPU"):
         return Path(given)
-    from tests.gpu.prepare import prepare
+    from tools.gpu.prepare import prepare
 
     folder = tmp_path_factory.mktemp("gpu")
     prepare(folder, list(CELLS), "cuda", 256)
@@ -29,6 +29,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_library_built_elsewhere(cell: str, built: Path):
-    from tests.gpu.check import check
+    from tools.gpu.check import check
 
     check(built / cell)

@@ -1,4 +1,4 @@
-"""A diagonal through families x schemes, each at least once; `python -m tests.matrix` builds them all."""
+"""A diagonal through families x schemes, each at least once; `python -m tools.matrix` builds them all."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from builder import architectures
 from builder.config.compose import find_folders
 from builder.planner.schemes.schemes import quantizing
 from tests.conftest import ROOT, Shell
-from tests.matrix.__main__ import END, RECORD, START, row, table
 from tests.matrix.checkpoints import FAMILIES, make
+from tools.matrix import END, RECORD, START, row, table
 
 SUPPORTED = [family for family in FAMILIES if family in architectures.FAMILIES]
 SCHEMES = quantizing(find_folders())

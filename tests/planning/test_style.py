@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-FOLDERS = ("builder", "tests", "benchmarks", "training")
+FOLDERS = ("builder", "tests", "benchmarks", "tools", "training")
 
 
 @pytest.mark.parametrize(

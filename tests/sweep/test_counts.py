@@ -1,6 +1,6 @@
 """Every step of a sweep is in its plan once and runs once, and a sweep that is up to date loads nothing.
 
-The bytes of the results are made up (benchmarks/synthetic.py); `python -m tests.sweep` compiles them."""
+The bytes of the results are made up (benchmarks/synthetic.py); `python -m tools.sweep` compiles them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from builder.planner import resolve
 from builder.planner.cell_memo import Once
 from builder.planner.graph import graph
 from tests.conftest import ROOT, Shell
-from tests.sweep.__main__ import runs
+from tools.sweep.__main__ import runs
 
 HEAVY = ("tvm", "torch", "transformers", "ray", "hydra", "omegaconf", "numpy", "blake3")
 FAMILIES = {  # config.json of three, small

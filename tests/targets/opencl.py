@@ -28,8 +28,8 @@ from builder.runtime import loaded_model as calls
 from builder.runtime.device import Device
 from builder.steps.link import unpacked
 from builder.targets.tvm_import import import_tvm
-from tests.gpu import sampling
 from tests.targets.objects import opencl_of
+from tools.gpu import sampling
 
 SCALARS = {"int": np.int32, "uint": np.uint32, "float": np.float32}
 

@@ -1,4 +1,4 @@
-"""Libraries for arm64, made on whatever this machine is. tests.arm64 runs them, under emulation."""
+"""Libraries for arm64, made on whatever this machine is. tools.arm64 runs them, under emulation."""
 
 from __future__ import annotations
 

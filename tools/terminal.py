@@ -1,7 +1,7 @@
 """Makes docs/terminal.svg: runs real commands on a pseudo-terminal and draws the screen they leave, and of a sweep one
 that it shows on its way.
 
-pip install pexpect pyte && python docs/record.py
+pip install pexpect pyte && python -m tools.terminal
 """
 
 from __future__ import annotations

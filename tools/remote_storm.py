@@ -1,5 +1,8 @@
-"""`python -m tests.remote [SECONDS]`: machines come and are killed at random, the network drops, garbles and refuses at
-random, gc runs, all on one S3 store. At each look it must be valid, at the end complete and byte-identical."""
+"""Machines come and are killed at random, the network drops, garbles and refuses at random, gc runs, all on one S3
+store. At each look it must be valid, at the end complete and byte-identical.
+
+    python -m tools.remote_storm [SECONDS]
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Three families by four schemes by three targets in one sweep: how often each step runs, and what it costs beside
 the steps alone.
 
-    python -m tests.sweep [--families llama,gpt_neox,qwen3] [--schemes ...] [--targets ...]
+    python -m tools.sweep [--families llama,gpt_neox,qwen3] [--schemes ...] [--targets ...]
 
 About 36 times 3 s of CPU. docs/sweeps.md has what it recorded.
 """
@@ -29,7 +29,7 @@ def runs(steps: dict[str, float]) -> Counter[str]:
 
 
 def measured(shell: Shell, result: Path, words: list[str]) -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.sweep.measured", str(result), *words]
+    command = [sys.executable, "-m", "tools.sweep.measured", str(result), *words]
     subprocess.run(command, cwd=shell.folder, env=shell.environment(), check=True)
     found: dict[str, float] = json.loads(result.read_text())
     return found

@@ -1,6 +1,6 @@
-"""Build, on any machine, what tests/gpu runs on one with a GPU: libraries, weights, and what they must compute.
+"""Build, on any machine, what tools.gpu.check runs on one with a GPU: libraries, weights, and what they must compute.
 
-    python -m tests.gpu.prepare FOLDER [--cells llama-q4f16_1,...] [--target cuda] [--tokens 256]
+    python -m tools.gpu.prepare FOLDER [--cells llama-q4f16_1,...] [--target cuda] [--tokens 256]
 
 Each cell becomes FOLDER/<cell>/: artifact/ (built for the GPU), reference/ and dequantized/ (logits of transformers in
 float32), verify.json (verify's parameters), cpu.json (what the CPU's library of the same weights says).
@@ -22,9 +22,9 @@ from builder.core.examine import examine
 from builder.runtime.engine import Engine
 from builder.runtime.generate import generate
 from tests.conftest import Shell
-from tests.gpu.cells import CELLS, GREEDY_TOKENS, PROMPT
-from tests.gpu.speech import greedy
 from tests.matrix.checkpoints import make
+from tools.gpu.cells import CELLS, GREEDY_TOKENS, PROMPT
+from tools.gpu.speech import greedy
 
 
 def prepare(folder: Path, cells: list[str], target: str, tokens: int, gpus: int = 1) -> None:

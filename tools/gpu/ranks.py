@@ -1,7 +1,7 @@
 """Several GPUs: the demo's text, the speed of a 7B shape, and a 70B shape.
 
-    python -m tests.gpu.ranks prepare FOLDER    # on any machine: libraries, and the demo's cells
-    python -m tests.gpu.ranks check FOLDER      # on one with two GPUs; FOLDER/ranks.json gets what was found
+    python -m tools.gpu.ranks prepare FOLDER    # on any machine: libraries, and the demo's cells
+    python -m tools.gpu.ranks check FOLDER      # on one with two GPUs; FOLDER/ranks.json gets what was found
 
 ``check`` makes the weights of the large shapes itself (FOLDER/large, about 80 GB), and needs TVM's runtime, NCCL, numpy
 and tokenizers.
@@ -30,8 +30,8 @@ from builder.core.errors import StepError
 from builder.runtime import ranks
 from builder.runtime.engine import Engine
 from builder.runtime.generate import generate
-from tests.gpu import shapes
-from tests.gpu.cells import GREEDY_TOKENS, PROMPT
+from tools.gpu import shapes
+from tools.gpu.cells import GREEDY_TOKENS, PROMPT
 
 DEMO = ("llama-q4f16_1", "gpt_neox-q0f16", "olmo2-q0f16", "mixtral-q0f16")
 CONTEXTS = (128, 512, 2000)
@@ -41,7 +41,7 @@ CLOSE = 1e-3  # of the spread: float32 sums in another order, through 32 layers
 
 
 def prepare(folder: Path) -> None:
-    from tests.gpu.prepare import prepare as prepare_cells
+    from tools.gpu.prepare import prepare as prepare_cells
 
     for shape, scheme, count in shapes.CASES:
         shapes.lower(folder / "large" / f"{shape}-{scheme}-{count}", shape, scheme, count)
@@ -52,7 +52,7 @@ def prepare(folder: Path) -> None:
 
 def demo(folder: Path) -> dict[str, Any]:
     """Every cell through verify on two GPUs, its tokens beside the CPU's; the demo's text beside one GPU's."""
-    from tests.gpu.check import compared
+    from tools.gpu.check import compared
 
     found = {}
     for cell in sorted(path.name for path in (folder / "demo-2").iterdir()):

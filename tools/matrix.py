@@ -1,6 +1,6 @@
 """Builds every cell of families x schemes, verifies it, generates from it, and writes the table into the README.
 
-    python -m tests.matrix [--families llama,qwen2] [--schemes q4f16_1]
+    python -m tools.matrix [--families llama,qwen2] [--schemes q4f16_1]
 
 About 3 s a cell on two cores. docs/matrix.json keeps what was found; the README's table is made from it alone.
 """

@@ -1,7 +1,7 @@
 """Eight builds of four overlapping recipes on one store, killed and started again at random. What they leave must be
 whole, and the bytes those of a quiet build.
 
-    python -m tests.core.storm [--seconds 120] [--seed 0] [--real]
+    python -m tools.store_storm [--seconds 120] [--seed 0] [--real]
 
 Recipes are the toy's, or with --real the demo's through `build`. Of the builds some are killed (SIGKILL, SIGTERM), some
 interrupted (SIGINT), some lose a worker, some are left alone. When every recipe was built once in a round, all are

@@ -1,4 +1,4 @@
-"""Run on a GPU what tests.gpu.prepare built, on this machine or another: ``python -m tests.gpu.check FOLDER``.
+"""Run on a GPU what tools.gpu.prepare built, on this machine or another: ``python -m tools.gpu.check FOLDER``.
 
 Needs TVM's runtime, CUDA's runtime library, numpy and tokenizers; no compiler, no torch. Each cell goes through verify:
 all paths of the runtime against transformers in float32, within the scheme's limits. Then 64 greedy tokens are held
@@ -20,9 +20,9 @@ from builder.core.step import File
 from builder.runtime.engine import Engine
 from builder.runtime.generate import generate
 from builder.steps import verify
-from tests.gpu import sampling
-from tests.gpu.cells import GREEDY_TOKENS, PROMPT, TIE
-from tests.gpu.speech import greedy
+from tools.gpu import sampling
+from tools.gpu.cells import GREEDY_TOKENS, PROMPT, TIE
+from tools.gpu.speech import greedy
 
 
 class Facts:

@@ -1,4 +1,4 @@
-"""Run on an arm64 what tests.arm64 built: ``python -m tests.arm64.check FOLDER``. Needs TVM's runtime and numpy.
+"""Run on an arm64 what tools.arm64 built: ``python -m tools.arm64.check FOLDER``. Needs TVM's runtime and numpy.
 
 Each cell goes through verify (all paths of the runtime, against transformers in float32), then 64 greedy tokens are
 held against those of the x86-64 library of the same weights. FOLDER/results.json gets what was found.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.core.errors import BuildError
-from tests.gpu.check import compared
+from tools.gpu.check import compared
 
 
 def check(cell: Path) -> dict[str, Any]:

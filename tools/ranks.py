@@ -1,6 +1,6 @@
 """Every family in every scheme on 2 and 4 ranks of this CPU, held against one rank, and the table in docs/gpus.md.
 
-    python -m tests.ranks [--families llama,qwen2] [--schemes q0f32] [--ranks 2,4]
+    python -m tools.ranks [--families llama,qwen2] [--schemes q0f32] [--ranks 2,4]
 
 About 10 s a cell on two cores. docs/ranks.json keeps what was found.
 """

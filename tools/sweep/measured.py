@@ -1,4 +1,4 @@
-"""`build` with the CPU seconds of its steps taken: python -m tests.sweep.measured RESULT.json WORDS
+"""`build` with the CPU seconds of its steps taken: python -m tools.sweep.measured RESULT.json WORDS
 
 What a step uses is what its worker used while it ran, the start of a new worker included, by /proc/<pid>/stat.
 """

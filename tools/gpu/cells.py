@@ -1,4 +1,4 @@
-"""What tests/gpu builds and runs: a cell is a family and a scheme."""
+"""What is built and run on a GPU: a cell is a family and a scheme."""
 
 from __future__ import annotations
 

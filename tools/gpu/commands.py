@@ -1,4 +1,4 @@
-"""What a user types on a machine with two GPUs: ``python -m tests.gpu.commands FOLDER``.
+"""What a user types on a machine with two GPUs: ``python -m tools.gpu.commands FOLDER``.
 
 The demo's text on one GPU, on two, and on two with NCCL alone is the same. A generation whose rank is killed ends with
 that rank's name and exit code 1, Ctrl-C with 130, and both leave no process. Needs all that a build needs, a compiler
@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from builder.runtime.peers import SWITCH
-from tests.gpu.cells import PROMPT
 from tests.matrix.checkpoints import make
+from tools.gpu.cells import PROMPT
 
 CUDA = ("target=cuda", "target.arch=[host]")
 SIZES = {  # 22 layers, whose tokens take long enough to be interrupted

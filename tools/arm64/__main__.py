@@ -1,7 +1,7 @@
-"""Libraries for arm64, built here and run under emulation: ``python -m tests.arm64 FOLDER [CELL ...]``
+"""Libraries for arm64, built here and run under emulation: ``python -m tools.arm64 FOLDER [CELL ...]``
 
 On an x86-64 machine with Debian's apt-get and a network: FOLDER/machine gets qemu-user, an arm64 Debian's Python and
-libraries, and the arm64 wheels of TVM and numpy; nothing is installed. Then tests.arm64.check runs there.
+libraries, and the arm64 wheels of TVM and numpy; nothing is installed. Then tools.arm64.check runs there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from builder.app.request import job_of
 from builder.cli.arguments import parse
 from builder.runtime.engine import Engine
 from tests.conftest import ROOT, Shell
-from tests.gpu.prepare import checkpoint, keep_references, said
+from tools.gpu.prepare import checkpoint, keep_references, said
 
 CELLS = ("llama-q0f16", "llama-q3f16_1", "llama-q4f16_1", "llama-w8a8", "gpt_neox-q4f16_1", "gemma2-q4f16_1",
          "mixtral-q4f16_1")  # fmt: skip
@@ -84,7 +84,7 @@ def main() -> int:
         **os.environ, "PYTHONPATH": f"{ROOT}:{machine / 'site'}", "PYTHONDONTWRITEBYTECODE": "1",
         "TVM_NUM_THREADS": "1",
     }  # fmt: skip
-    return subprocess.run([*emulator, "-m", "tests.arm64.check", folder], env=environment, check=False).returncode
+    return subprocess.run([*emulator, "-m", "tools.arm64.check", folder], env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A sweep on three nodes of a Ray cluster, one of which is killed at a random moment. What is built must be, byte for
 byte, what this machine builds alone.
 
-    python -m tests.cluster.storm [--times 10] [--seed 0]
+    python -m tools.cluster_storm [--times 10] [--seed 0]
 
 The coordinator's store and the shared one are new and empty each time; a new node takes the killed one's place.
 """
