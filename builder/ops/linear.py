@@ -137,7 +137,7 @@ class Weight(nn.Module):
         self.q_scale = nn.Parameter(scales.shape, scales.dtype)
         for zero in zeros:
             self.q_zero = nn.Parameter(zero.shape, zero.dtype)
-        fitted = scheme.at(self.inputs)
+        fitted = scheme.for_width(self.inputs)
         self.fields |= {
             "kind": scheme.kind,
             "layout": "KN" if is_transposed(parameter, scheme) else "NK",
@@ -192,7 +192,7 @@ def apply_rules(model: nn.Module, parameters: Iterable[Parameter], scheme: Schem
     modules = {f"{name}.weight": module for name, module in weights_of(model, "")}
     for parameter in parameters:
         if parameter.name in modules:
-            modules[parameter.name].store(scheme.of(parameter.name), is_quantized(parameter, scheme))
+            modules[parameter.name].store(scheme.for_parameter(parameter.name), is_quantized(parameter, scheme))
         elif len(parameter.shape) > 1 and any(rule.holds(parameter.name) for rule in scheme.rules):
             raise UserError(f"quant.rules: {parameter.name} cannot have a scheme of its own", "change the rule's match")
 

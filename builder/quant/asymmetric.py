@@ -29,7 +29,7 @@ class Packer(pack.Packer):
         with np.errstate(over="ignore", under="ignore"):
             np.divide(weights_GS, steps[:, None], out=weights_GS)
             np.add(weights_GS, zeros[:, None], out=weights_GS)
-        np.clip(weights_GS, np.float32(0), np.float32(self.scheme.top), out=weights_GS)
+        np.clip(weights_GS, np.float32(0), np.float32(self.scheme.max_level), out=weights_GS)
         np.rint(weights_GS, out=weights_GS)
         np.copyto(levels_GS[:, : self.scheme.group_size], weights_GS, casting="unsafe")
         words_RW.reshape(-1)[:] = words_of(levels_GS, self.scheme)
@@ -46,10 +46,12 @@ class Packer(pack.Packer):
         low = np.minimum(finite_GS.min(axis=1), np.float32(0))
         high = np.maximum(finite_GS.max(axis=1), np.float32(0))
         with np.errstate(over="ignore", under="ignore"):
-            scales, counts.saturated = storage.scales((high - low) / np.float32(self.scheme.top), self.scheme.dtype)
+            scales, counts.saturated = storage.scales(
+                (high - low) / np.float32(self.scheme.max_level), self.scheme.dtype
+            )
             steps = storage.widened(scales, self.scheme.dtype)
             zeros = np.rint(-low / np.where(steps == 0, np.float32(1), steps))
-        np.minimum(zeros, np.float32(self.scheme.top), out=zeros)
+        np.minimum(zeros, np.float32(self.scheme.max_level), out=zeros)
         zeros[steps == 0] = 0
         return weights_GS, scales, zeros, counts
 

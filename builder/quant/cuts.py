@@ -40,7 +40,7 @@ def shares_of(parameter: Parameter, cuts: Mapping[str, Cut], scheme: Scheme, sha
     if cut is None:
         return [Share(piece, piece, None) for piece in whole]
     own = packed(local(parameter, cut, shards), scheme)
-    found = scheme.of(parameter.name)
+    found = scheme.for_parameter(parameter.name)
     return [Share(each, part, _stored(each, parameter, cut, found)) for each, part in zip(whole, own, strict=True)]
 
 
@@ -70,7 +70,7 @@ def misfit(parameter: Parameter, cuts: Mapping[str, Cut], scheme: Scheme, shards
             )
     if cut.axis != COLUMNS or not is_quantized(parameter, scheme):
         return ""
-    scheme, width = scheme.of(parameter.name), parameter.shape[1] // shards
+    scheme, width = scheme.for_parameter(parameter.name), parameter.shape[1] // shards
     unit = scheme.group_size or scheme.per_word
     if width % unit:
         grouped = f"groups of {unit} inputs" if scheme.group_size else f"words of {unit} weights"

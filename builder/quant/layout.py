@@ -110,13 +110,13 @@ class Scheme:
                 f"{self.activation!r}; allowed: 'dynamic' with an activation, '' without one"
             )
 
-    def of(self, name: str) -> Scheme:
+    def for_parameter(self, name: str) -> Scheme:
         """The scheme of one parameter: that of the first rule that holds, else this one, without its rules."""
         if not self.rules:
             return self
         return next((rule.use for rule in self.rules if rule.holds(name)), replace(self, rules=()))
 
-    def at(self, inputs: int) -> Scheme:
+    def for_width(self, inputs: int) -> Scheme:
         """The scheme for rows of ``inputs`` weights: a group_size of 0 becomes their width."""
         return self if self.group_size or self.kind == "none" else replace(self, group_size=inputs)
 
@@ -126,12 +126,12 @@ class Scheme:
         return int((1 << (self.bits - 1)) - 1)
 
     @property
-    def zero(self) -> int:
+    def zero_level(self) -> int:
         """How a zero weight is stored; with zero points, what fills the end of a word."""
         return self.max_int if self.kind == "group" and not self.zero_point else 0
 
     @property
-    def top(self) -> int:
+    def max_level(self) -> int:
         """The largest stored value of integers with zero points."""
         return (1 << self.bits) - 1
 
@@ -140,7 +140,7 @@ class Scheme:
         return "float32" if self.kind == "int8" or self.scale_per == "tensor" else self.dtype
 
     @property
-    def largest(self) -> float:
+    def max_magnitude(self) -> float:
         """The stored magnitude that the largest weight of a group gets."""
         return FLOAT8_LARGEST.get(self.kind, self.max_int)
 
@@ -226,7 +226,7 @@ class Piece:
 
 def is_quantized(parameter: Parameter, scheme: Scheme) -> bool:
     """Whether the scheme packs this kind of parameter; norms and biases always stay."""
-    scheme = scheme.of(parameter.name)
+    scheme = scheme.for_parameter(parameter.name)
     if scheme.kind == "none":
         return False
     return {
@@ -246,7 +246,7 @@ def grid(parameter: Parameter, scheme: Scheme) -> tuple[int, int]:
             f"{scheme.name} packs matrices; {parameter.name} has shape {list(parameter.shape)}", "try quant=q0f16"
         )
     inputs = parameter.shape[1]
-    scheme = scheme.at(inputs)
+    scheme = scheme.for_width(inputs)
     if inputs < scheme.group_size:
         raise UserError(
             f"{scheme.name} has groups of {scheme.group_size} weights; {parameter.name} is only {inputs} wide",
@@ -258,7 +258,7 @@ def grid(parameter: Parameter, scheme: Scheme) -> tuple[int, int]:
 
 def packed(parameter: Parameter, scheme: Scheme) -> list[Piece]:
     """The stored tensors of a parameter: q_weight and q_scale if the scheme packs it, else itself, in its dtype."""
-    scheme = scheme.of(parameter.name)
+    scheme = scheme.for_parameter(parameter.name)
     if not is_quantized(parameter, scheme):
         return [Piece(parameter.name, parameter.shape, scheme.dtype, "plain")]
     return pieces(parameter, scheme)

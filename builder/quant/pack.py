@@ -93,7 +93,7 @@ class Packer:
 
     def __init__(self, rows: int, inputs: int, source: str, scheme: Scheme, method: Method | None = None) -> None:
         """``method``: how scales and integers are chosen (quant/methods); None is rounding to nearest."""
-        self.scheme, self.source, self.inputs, self.method = scheme.at(inputs), source, inputs, method
+        self.scheme, self.source, self.inputs, self.method = scheme.for_width(inputs), source, inputs, method
         scheme = self.scheme
         self.groups = -(-inputs // scheme.group_size)
         padded = self.groups * scheme.group_size
@@ -104,7 +104,7 @@ class Packer:
         self.apart = scheme.kind in FLOAT8_LARGEST  # weights are held without their signs, which float8 wants apart
         self.signs_RP = np.zeros((rows, padded) if self.apart else 0, np.uint8)
         slots = scheme.words_per_group * scheme.per_word
-        self.levels_GS = np.full((rows * self.groups, slots), scheme.zero, np.uint8)
+        self.levels_GS = np.full((rows * self.groups, slots), scheme.zero_level, np.uint8)
         self.scratch = np.empty((3, rows * padded), np.uint32)  # of one step at a time
         self.held_scale = SOURCE_DTYPE[scheme.scale_dtype]
         self.whole: np.ndarray | None = None  # the scale of the tensor, as held, where it has but one
@@ -221,7 +221,7 @@ class Packer:
         bits = _largest(self.magnitudes_RP[:rows].reshape(-1), self.scheme.group_size, self.scratch)
         largest = np.empty(bits.size, np.float32)
         widen(bits, "F32" if bits.dtype == np.uint32 else self.source, largest)
-        largest /= np.float32(self.scheme.largest)
+        largest /= np.float32(self.scheme.max_magnitude)
         scales, counts.saturated = storage.scales(largest, self.scheme.scale_dtype)
         return scales
 

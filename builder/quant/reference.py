@@ -63,7 +63,7 @@ def quantize(weight: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, ...]:
     both, transposed.
     """
     outputs, inputs = weight.shape
-    scheme = scheme.at(inputs)
+    scheme = scheme.for_width(inputs)
     groups = -(-inputs // scheme.group_size)
     words = np.zeros((outputs, groups * scheme.words_per_group), np.uint32)
     scales = np.zeros((outputs, groups), HELD[scheme.scale_dtype])
@@ -91,7 +91,7 @@ def _quantize_group(
 ) -> tuple[np.generic, list[int], int]:
     """``largest``: of all that share the scale, if these are not all."""
     largest = _largest(values) if largest is None else largest
-    scale, step = _scale(largest / np.float32(scheme.largest), scheme)
+    scale, step = _scale(largest / np.float32(scheme.max_magnitude), scheme)
     if scheme.kind == "group":
         return scale, [_stored(value, step, scheme) for value in values], 0
     return scale, [stored_byte(value, step, scheme.kind) for value in values], 0
@@ -100,7 +100,7 @@ def _quantize_group(
 def _quantize_shifted(values: np.ndarray, scheme: Scheme, _: np.float32 | None) -> tuple[np.generic, list[int], int]:
     finite = [value for value in values if np.isfinite(value)]
     low, high = min(finite, default=np.float32(0)), max(finite, default=np.float32(0))
-    low, high, top = min(low, np.float32(0)), max(high, np.float32(0)), np.float32(scheme.top)
+    low, high, top = min(low, np.float32(0)), max(high, np.float32(0)), np.float32(scheme.max_level)
     with np.errstate(over="ignore"):
         scale, step = _scale((high - low) / top, scheme)
     if step == 0:
@@ -172,7 +172,7 @@ def float8_values(kind: str) -> np.ndarray:
 
 def _words(stored: list[int], scheme: Scheme) -> list[int]:
     """Lowest bits first; slots without a weight hold the stored zero."""
-    return pack_row(stored + [scheme.zero] * (scheme.words_per_group * scheme.per_word - len(stored)), scheme)
+    return pack_row(stored + [scheme.zero_level] * (scheme.words_per_group * scheme.per_word - len(stored)), scheme)
 
 
 def pack_row(values: list[int], scheme: Scheme) -> list[int]:
@@ -191,7 +191,7 @@ def dequantize(
 ) -> np.ndarray:
     """Words and scales (NK), and the words of zero points, back to float32 (out, inputs), with one rounding, in
     float32."""
-    scheme = scheme.at(inputs)
+    scheme = scheme.for_width(inputs)
     outputs, groups = len(q_weight), q_scale.shape[1]
     stored = _places(q_weight, scheme).reshape(outputs, groups, -1)[:, :, : scheme.group_size]
     if q_zero is not None:

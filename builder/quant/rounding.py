@@ -17,7 +17,7 @@ def rounded(weight_OI: np.ndarray, scheme: Scheme) -> np.ndarray:
     out as it does within its whole.
     """
     outputs, inputs = weight_OI.shape
-    fitted, rows = scheme.at(inputs), pack.block_rows(inputs)
+    fitted, rows = scheme.for_width(inputs), pack.block_rows(inputs)
     groups = -(-inputs // fitted.group_size)
     packer = pack.Packer(min(rows, outputs), inputs, "F32", scheme)
     raw_OI, found_OI = np.ascontiguousarray(weight_OI, np.float32).view(np.uint32), np.empty_like(weight_OI, np.float32)

@@ -79,7 +79,7 @@ def _dequantize(
     entry: Mapping[str, Json], rule: Scheme, method: str, stored: Read, original: np.ndarray
 ) -> tuple[np.ndarray, reconstruction.Reconstruction]:
     """A parameter in float32 as its stored pieces give it, and how it compares with what it was made from."""
-    shape, rule = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"]), rule.of(entry["name"])
+    shape, rule = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"]), rule.for_parameter(entry["name"])
     arrays = {piece.role: stored(piece.name) for piece in packed(shape, rule)}
     if "plain" in arrays:
         weight = widened(arrays["plain"], rule.dtype)

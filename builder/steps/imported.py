@@ -64,17 +64,17 @@ def _pieces(
     A symmetric value v stands for (v - 2^(bits - 1)) * s, and ours for (v - (2^(bits - 1) - 1)) * s: with the values
     turned around, 2^bits - 1 - v, and the sign of the scale, they are the same.
     """
-    fitted, values, scales = scheme.at(width), found.values[:, :width], found.scales
+    fitted, values, scales = scheme.for_width(width), found.values[:, :width], found.scales
     if scheme.kind == "int8":
         values = values ^ np.uint8(0x80)  # two's complement
     elif scheme.kind == "group" and not scheme.zero_point:
-        values, scales = np.uint8(fitted.top) - values, -scales
+        values, scales = np.uint8(fitted.max_level) - values, -scales
     held = narrow(scales, scheme.scale_dtype)
     if not np.isfinite(scales).all() or (widened(held, scheme.scale_dtype) != scales).any():
         raise UserError(f"{source['tensor']}: a scale is NaN or infinite", "fetch the checkpoint again")
     rows, groups = scales.shape
     slots = fitted.words_per_group * fitted.per_word
-    levels = np.full((rows, groups, slots), scheme.zero, np.uint8)
+    levels = np.full((rows, groups, slots), scheme.zero_level, np.uint8)
     levels[:, :, : fitted.group_size] = values.reshape(rows, groups, fitted.group_size)
     pieces = [("weight", shifted.words_of(levels, fitted).reshape(rows, -1)), ("scale", held)]
     return pieces if found.zeros is None else [*pieces, ("zero", shifted.pack_zeros(found.zeros, fitted))]

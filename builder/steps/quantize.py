@@ -94,7 +94,7 @@ def _methods(
         return None
     if quantization.kind != "group" or quantization.zero_point:  # a rule's; methods choose integers around a zero
         return None
-    moments, fitted = None, quantization.at(parameter["shape"][-1])
+    moments, fitted = None, quantization.for_width(parameter["shape"][-1])
     if f"moments/{parameter['name']}" in inputs:
         moments = np.load(one(inputs[f"moments/{parameter['name']}"]).path, mmap_mode="r")
     parts = len(moments) if moments is not None and moments.ndim == 3 else 1  # experts
@@ -246,7 +246,7 @@ class Packed:
     ) -> None:  # fmt: skip
         self.pieces, self.scheme, self.width, self.transposed = pieces, quantization, width, transposed
         self.rows, self.method = rows, method
-        fitted = quantization.at(width)
+        fitted = quantization.for_width(width)
         groups = -(-width // fitted.group_size)
         self.words = np.empty((self.rows, groups * fitted.words_per_group), HELD[quantization.storage_dtype])
         self.scales = np.empty((self.rows, groups), HELD[quantization.scale_dtype])
@@ -268,7 +268,7 @@ class Packed:
         packer = self._packer(dtype)
         packer.method = self.method(row) if self.method else None
         if self.whole:
-            packer.whole, _ = narrowed(self.largest / np.float32(self.scheme.largest), self.scheme.scale_dtype)
+            packer.whole, _ = narrowed(self.largest / np.float32(self.scheme.max_magnitude), self.scheme.scale_dtype)
         words, scales = self.words[: block.shape[0]], self.scales[: block.shape[0]]
         zeros = self.zeros[: block.shape[0]]
         if isinstance(packer, shifted.Packer):

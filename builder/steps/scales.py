@@ -70,7 +70,7 @@ class Search:
     def _packed(self, name: str) -> bool:
         entry = self.entries[name]
         parameter = Parameter(name, tuple(entry["shape"]), entry["kind"])
-        found = self.scheme.of(name)
+        found = self.scheme.for_parameter(name)
         return found.kind == "group" and not found.zero_point and is_quantized(parameter, self.scheme)
 
     def _places(self, fold: Mapping[str, Any], readers: list[str], block: int) -> Iterator[tuple[str, int]]:
@@ -93,7 +93,7 @@ class Search:
         each = entry["shape"][0] // len(self._all_moments(name))
         stride = -(-each // awq.ROWS)
         weights_RI = _rows(entry, self.tensors, part * each, (part + 1) * each, stride)
-        fitted = self.scheme.of(name).at(entry["shape"][1])
+        fitted = self.scheme.for_parameter(name).for_width(entry["shape"][1])
         return awq.Part(weights_RI, np.array(self._moment(name, part)), fitted, each / len(weights_RI))
 
     def _storable(self, fold: Mapping[str, Any], scales_C: np.ndarray) -> np.ndarray:

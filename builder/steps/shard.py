@@ -82,7 +82,7 @@ def _item(
     jobs: dict[str, dict[str, Any]] = {}
     for entry, piece, offset in shard.placed:
         job = jobs.setdefault(
-            entry["name"], {**entry, "scheme": _table_of(quantization.of(entry["name"])), "pieces": []}
+            entry["name"], {**entry, "scheme": _table_of(quantization.for_parameter(entry["name"])), "pieces": []}
         )
         shape = list(piece.shape)
         job["pieces"].append(

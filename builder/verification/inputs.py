@@ -53,7 +53,7 @@ def activations(entries: Iterable[Mapping[str, Json]], rule: Scheme) -> dict[str
     found = {}
     for entry in entries:
         parameter = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"])
-        activation = rule.of(parameter.name).activation
+        activation = rule.for_parameter(parameter.name).activation
         if activation and is_quantized(parameter, rule):
             found.update({source["tensor"]: activation for source in entry["sources"]})
     return found

@@ -73,7 +73,7 @@ def grouped(
     distances = RULES[method if scheme.kind == "group" or method == TAKEN else "rtn"]
     if scheme.zero_point and method == "rtn":
         distances = _shifted_distances
-    scheme = scheme.at(source.shape[1])
+    scheme = scheme.for_width(source.shape[1])
     if scheme.scale_per == "tensor":
         distances = partial(_distances, peak=np.abs(source).max())
     rows = max(1, BLOCK_BYTES // (4 * source.shape[1]))
@@ -97,7 +97,7 @@ def _distances(
     """Per row: the largest distance of a weight in steps, of a scale in units of its last place. ``peak``: the largest
     magnitude of the tensor, if that has one scale."""
     step_RG = widened(scale, scheme.scale_dtype)
-    limit = np.float32(scheme.largest)
+    limit = np.float32(scheme.max_magnitude)
     peak_RG = _largest(source, scheme.group_size) if peak is None else np.full_like(step_RG, peak)
     error_RG = _largest(difference, scheme.group_size)
     saturated_RG = np.minimum(peak_RG / limit, np.float32(LARGEST[scheme.scale_dtype]))
@@ -118,9 +118,9 @@ def _shifted_distances(
     """The same for groups with zero points."""
     step_RG = widened(scale, scheme.dtype)
     range_RG = _largest(np.maximum(source, 0), scheme.group_size) + _largest(np.minimum(source, 0), scheme.group_size)
-    expected_RG = np.minimum(range_RG / np.float32(scheme.top), np.float32(LARGEST[scheme.dtype]))
+    expected_RG = np.minimum(range_RG / np.float32(scheme.max_level), np.float32(LARGEST[scheme.dtype]))
     place = np.spacing(step_RG) * np.float32(1 << 16) if scheme.dtype == "bfloat16" else np.spacing(scale)
-    beyond_RG = np.maximum(range_RG - np.float32(scheme.top) * step_RG, 0)
+    beyond_RG = np.maximum(range_RG - np.float32(scheme.max_level) * step_RG, 0)
     error_RG = np.maximum(_largest(difference, scheme.group_size) - beyond_RG, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         steps_RG = np.where(error_RG == 0, 0, error_RG / step_RG)
@@ -173,7 +173,7 @@ def _float8_steps(source: np.ndarray, difference: np.ndarray, scale_RG: np.ndarr
     _, exponent = np.frexp(source / np.where(scale_RI == 0, 1, scale_RI))
     binade = np.maximum(exponent - 1, FLOAT8_SMALLEST[scheme.kind])
     step_RI = np.ldexp(scale_RI, binade - FLOAT8_MANTISSA_BITS[scheme.kind])
-    clipped = np.abs(difference) <= np.abs(source) - np.float32(scheme.largest) * scale_RI
+    clipped = np.abs(difference) <= np.abs(source) - np.float32(scheme.max_magnitude) * scale_RI
     return _largest(np.where(clipped | (difference == 0), 0, difference / step_RI), scheme.group_size)
 
 

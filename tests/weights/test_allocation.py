@@ -69,7 +69,7 @@ def test_rules_give_each_parameter_its_scheme() -> None:
         written = rules_of({name: use for name, use in uses.items() if use != "q4f16_1"})
         resolved = rules.resolve(written, NAMES, "float16", lambda name: dict(tables[name]))
         whole = scheme({**tables["q4f16_1"], "rules": resolved})
-        assert {name: whole.of(name).name for name in NAMES} == uses
+        assert {name: whole.for_parameter(name).name for name in NAMES} == uses
 
 
 def test_rules_are_short() -> None:

@@ -60,7 +60,7 @@ def stored(piece: layout.Piece, random: np.random.Generator) -> np.ndarray:
 
 
 def dequantized(parameter: Parameter, arrays: Mapping[str, np.ndarray], scheme: Scheme) -> np.ndarray:
-    scheme = scheme.of(parameter.name)
+    scheme = scheme.for_parameter(parameter.name)
     by_role = {piece.role: arrays[piece.name] for piece in packed(parameter, scheme)}
     assert {piece.name: piece.shape for piece in packed(parameter, scheme)} == {k: v.shape for k, v in arrays.items()}
     if "plain" in by_role:

@@ -58,7 +58,7 @@ def packed(weight: np.ndarray, source: str, scheme: Scheme) -> tuple[np.ndarray,
     scales = np.full((rows, packer.groups), 9, HELD[scheme.scale_dtype])
     if scheme.scale_per == "tensor":
         largest = packer.largest(raw).reshape(1)
-        packer.whole, _ = storage.scales(largest / np.float32(scheme.largest), scheme.scale_dtype)
+        packer.whole, _ = storage.scales(largest / np.float32(scheme.max_magnitude), scheme.scale_dtype)
     counts = packer.pack(raw, words, scales)
     return words, scales[:1] if scheme.scale_per == "tensor" else scales, counts
 
@@ -155,7 +155,7 @@ def test_dequantized_is_within_half_a_step(scheme: Scheme) -> None:
     weight = (np.random.default_rng(3).standard_normal((4, 130)) * 0.1).astype(np.float32)
     words, scales, _ = packed(weight, "F32", scheme)
     back = reference.dequantize(words, scales, 130, scheme)
-    scheme = scheme.at(130)
+    scheme = scheme.for_width(130)
     steps = np.repeat(storage.widened(scales, scheme.scale_dtype), scheme.group_size, axis=1)[:, :130]
     if scheme.kind in FLOAT8_SMALLEST:
         mantissa, smallest = FLOAT8_MANTISSA_BITS[scheme.kind], FLOAT8_SMALLEST[scheme.kind]
@@ -246,17 +246,19 @@ def test_error_is_no_larger_than_with_rounding_in_float64(scheme: Scheme) -> Non
     weight = (np.random.default_rng(8).standard_normal((8, 640)) * 0.03).astype(np.float32)
     words, scales, _ = packed(weight, "F32", scheme)
     back = reference.dequantize(words, scales, 640, scheme)
-    fitted = scheme.at(640)
+    fitted = scheme.for_width(640)
     wide = np.zeros((8, -(-640 // fitted.group_size) * fitted.group_size))
     wide[:, :640] = weight
     groups = wide.reshape(8, -1, fitted.group_size)
     whole = scheme.scale_per == "tensor"
-    largest = np.abs(groups).max(axis=(0, 2) if whole else 2, keepdims=True) / scheme.largest
+    largest = np.abs(groups).max(axis=(0, 2) if whole else 2, keepdims=True) / scheme.max_magnitude
     steps = storage.widened(storage.narrow(largest.astype(np.float32), scheme.scale_dtype), scheme.scale_dtype)
     if scheme.kind in ("group", "int8"):
         exact = np.clip(np.rint(groups / steps), -scheme.max_int, scheme.max_int) * steps
     else:
         kind = ml_dtypes.float8_e4m3fn if scheme.kind == "e4m3" else ml_dtypes.float8_e5m2
-        exact = np.clip(groups / steps, -scheme.largest, scheme.largest).astype(kind).astype(np.float64) * steps
+        exact = (
+            np.clip(groups / steps, -scheme.max_magnitude, scheme.max_magnitude).astype(kind).astype(np.float64) * steps
+        )
     best = np.sqrt(np.mean((exact.reshape(8, -1)[:, :640] - weight) ** 2))
     assert np.sqrt(np.mean((back - weight.astype(np.float64)) ** 2)) <= best * (1 + 1e-6)

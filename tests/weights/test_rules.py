@@ -34,8 +34,8 @@ def mixed(*given: dict[str, Any], names: list[str] = NAMES) -> Scheme:
 
 def layers_of(given: object) -> list[int]:
     found = mixed({"match": "*.down_proj", "layers": given, "use": "eight"})
-    assert all(found.of(name).bits == 4 for name in NAMES if "o_proj" in name)
-    return [i for i in range(10) if found.of(f"model.layers.{i}.mlp.down_proj.weight").bits == 8]
+    assert all(found.for_parameter(name).bits == 4 for name in NAMES if "o_proj" in name)
+    return [i for i in range(10) if found.for_parameter(f"model.layers.{i}.mlp.down_proj.weight").bits == 8]
 
 
 def test_layers():
@@ -47,10 +47,10 @@ def test_layers():
 def test_the_first_rule_that_matches_decides():
     eight = {"match": ["*.down_proj", "nothing"], "layers": [3], "use": "eight"}
     found = mixed(eight, {"match": "*proj", "use": "eight"})
-    assert {found.of(name).bits for name in NAMES} == {8}
-    assert found.of("model.embed_tokens.weight") == scheme(BASE)
-    assert mixed().of(NAMES[0]) == scheme(BASE)
-    assert mixed({"match": ["lm_head", "embed_out"], "use": "eight"}).of(NAMES[0]) == scheme(BASE)
+    assert {found.for_parameter(name).bits for name in NAMES} == {8}
+    assert found.for_parameter("model.embed_tokens.weight") == scheme(BASE)
+    assert mixed().for_parameter(NAMES[0]) == scheme(BASE)
+    assert mixed({"match": ["lm_head", "embed_out"], "use": "eight"}).for_parameter(NAMES[0]) == scheme(BASE)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ SCHEMES = [
 def fast(weight: np.ndarray, source: str, scheme: Scheme) -> list[np.ndarray]:
     raw, _ = as_held(weight, source)
     packer = shifted.Packer(len(raw), raw.shape[1], source, scheme)
-    fitted = scheme.at(raw.shape[1])
+    fitted = scheme.for_width(raw.shape[1])
     shapes = packer.groups * fitted.words_per_group, packer.groups, scheme.zero_words(packer.groups)
     dtypes = np.dtype(np.uint32), HELD[scheme.dtype], np.dtype(np.uint32)
     found = [np.ones((len(raw), width), dtype) for width, dtype in zip(shapes, dtypes, strict=True)]

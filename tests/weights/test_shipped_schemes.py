@@ -32,7 +32,7 @@ def came_back(weight: np.ndarray, found: Scheme) -> np.ndarray:
     words = np.empty((rows, packer.groups * packer.scheme.words_per_group), np.uint32)
     scales, raw = np.empty((rows, packer.groups), storage.HELD[found.scale_dtype]), weight.view(np.uint32)
     if found.scale_per == "tensor":
-        whole = packer.largest(raw).reshape(1) / np.float32(found.largest)
+        whole = packer.largest(raw).reshape(1) / np.float32(found.max_magnitude)
         packer.whole, _ = storage.scales(whole, found.scale_dtype)
     zeros = [np.empty((rows, -(-packer.groups // found.per_word)), np.uint32)] if found.zero_point else []
     packer.pack(raw, words, scales, *zeros)
@@ -42,20 +42,20 @@ def came_back(weight: np.ndarray, found: Scheme) -> np.ndarray:
 def in_float64(weight: np.ndarray, found: Scheme) -> np.ndarray:
     """The weights as the format holds them when nothing but its scales is rounded to less than float64."""
     rows, inputs = weight.shape
-    size = found.at(inputs).group_size
+    size = found.for_width(inputs).group_size
     wide = np.zeros((rows, -(-inputs // size) * size))
     wide[:, :inputs] = weight
     groups = wide.reshape(rows, -1, size)
     low, high = (np.minimum(groups.min(2), 0), np.maximum(groups.max(2), 0)) if found.zero_point else (0.0, 0.0)
     largest = np.abs(groups).max(axis=(0, 2) if found.scale_per == "tensor" else 2, keepdims=True)
-    wanted = (high - low)[:, :, None] / found.top if found.zero_point else largest / found.largest
+    wanted = (high - low)[:, :, None] / found.max_level if found.zero_point else largest / found.max_magnitude
     steps = storage.widened(storage.narrow(wanted.astype(np.float32), found.scale_dtype), found.scale_dtype)
     steps = steps.astype(np.float64)
     if found.zero_point:
-        zeros = np.clip(np.rint(-low[:, :, None] / steps), 0, found.top)
-        exact = (np.clip(np.rint(groups / steps) + zeros, 0, found.top) - zeros) * steps
+        zeros = np.clip(np.rint(-low[:, :, None] / steps), 0, found.max_level)
+        exact = (np.clip(np.rint(groups / steps) + zeros, 0, found.max_level) - zeros) * steps
     elif found.kind in FLOAT8:
-        bounded = np.clip(groups / steps, -found.largest, found.largest)
+        bounded = np.clip(groups / steps, -found.max_magnitude, found.max_magnitude)
         exact = bounded.astype(FLOAT8[found.kind]).astype(np.float64) * steps
     else:
         exact = np.clip(np.rint(groups / steps), -found.max_int, found.max_int) * steps

@@ -110,7 +110,7 @@ def check_holds(candidate: Scheme, model: tuple[Parameter, ...]) -> None:
     for parameter in model:
         packed(parameter, candidate)
         block = parameter.name.rsplit(".", 2)[0]
-        if parameter.kind == "linear" and block in mixtures and candidate.of(parameter.name).activation:
+        if parameter.kind == "linear" and block in mixtures and candidate.for_parameter(parameter.name).activation:
             raise UserError(
                 f"{candidate.name} rounds the inputs of layers, but not those of experts: {parameter.name}; a rule for "
                 '["*.gate_up_proj", "*.down_proj"] can give them a scheme that does not'
