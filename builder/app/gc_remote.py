@@ -11,12 +11,12 @@ from builder.app.share import shared_of
 from builder.cli.arguments import Arguments
 from builder.config.compose import Composed
 from builder.core.errors import UserError
+from builder.core.units import format_bytes
 from builder.planner import resolve
 from builder.provenance.lock_file import ENDING, read
 from builder.remote.bucket import Away, Refused
 from builder.remote.gc import gc
 from builder.remote.store import SharedStore
-from builder.report.words import size
 
 ELSEWHERE = ("store.", "dist.")  # overrides that say where things are, and nothing of what is to stay
 
@@ -40,7 +40,9 @@ def collect(arguments: Arguments, composed: Composed, max_age_s: float | None) -
         return 0
     verb = "freed" if options.yes else "would free"
     said = f"{freed.blobs} files and {len(freed.records)} results"
-    print(f"{verb} {size(freed.nbytes)} in {said} of {store.location.url}; {size(freed.kept_nbytes)} stay")
+    print(
+        f"{verb} {format_bytes(freed.nbytes)} in {said} of {store.location.url}; {format_bytes(freed.kept_nbytes)} stay"
+    )
     if not options.yes:
         print("  next: build gc --remote --yes   (--max-age 90d frees results that were not pushed for so long)")
     return 0

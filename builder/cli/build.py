@@ -14,6 +14,7 @@ from builder.app.request import Job, decided, folders_of, is_sweep, job_of, merg
 from builder.app.request import verdicts as verdicts_of
 from builder.cli.arguments import Arguments
 from builder.config.compose import Composed
+from builder.config.paths import store_path
 from builder.config.schema import Checkpoint, Recipe, described
 from builder.core.errors import BuildError
 from builder.core.events import Finished
@@ -21,11 +22,12 @@ from builder.core.filestore import FileStore
 from builder.core.plan import Plan
 from builder.core.record import Record
 from builder.core.run import Outcome
+from builder.core.units import format_bytes
 from builder.planner import sources
 from builder.planner.feasibility.preflight import check_checkpoint, check_folder, refused
 from builder.planner.schemes import imported
 from builder.report import document
-from builder.report.words import base, folded, size
+from builder.report.words import base, folded
 from builder.targets import android, link
 
 if TYPE_CHECKING:
@@ -128,7 +130,7 @@ def pool_of(job: Job, jobs: int) -> LocalExecutor | RayExecutor:
     if job.executor.kind == "ray":
         from builder.executors.ray import RayExecutor
 
-        return RayExecutor(job.store, job.executor.address, jobs)
+        return RayExecutor(job.store, job.executor.address, store_path, jobs)
     from builder.executors import local
 
     return local.LocalExecutor(job.store, local.capacity(jobs))
@@ -265,7 +267,7 @@ def print_recipe(recipe: dict[str, Any], stream: TextIO, quiet: bool) -> None:
         print_rules(allocate["facts"], stream)
     nbytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     steps = f"{len(ran)} of {len(recipe['steps'])} steps ran" if ran else f"all {len(recipe['steps'])} steps fresh"
-    line = f"{recipe['name']}: up to date ({steps}) in {relative(folder)}, {size(nbytes)}{said}"
+    line = f"{recipe['name']}: up to date ({steps}) in {relative(folder)}, {format_bytes(nbytes)}{said}"
     print(folded(line, stream), file=stream)
 
 

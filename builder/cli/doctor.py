@@ -13,8 +13,8 @@ from builder.app.request import composition_cache
 from builder.cli.arguments import Arguments
 from builder.config.compose import compose
 from builder.core.filestore import FileStore, open_store
+from builder.core.units import format_bytes
 from builder.planner import resolve
-from builder.report.words import size
 
 ROOM_BYTES = 1 << 28  # less than this and even the demo may not fit
 Row = dict[str, str]  # name, status (ok, missing, bad), found, needed for
@@ -116,7 +116,7 @@ def processor() -> Row:
 
 def memory() -> Row:
     nbytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return row("memory", size(nbytes), "every step")
+    return row("memory", format_bytes(nbytes), "every step")
 
 
 def disk(store: Path) -> Row:
@@ -127,7 +127,9 @@ def disk(store: Path) -> Row:
     if not writable:
         return row("store", f"{there} is not writable", "store.path=... names another", "bad")
     low = free < ROOM_BYTES
-    return row("store", f"{store}: {size(free)} free", "little room: build gc" if low else "", "bad" if low else "ok")
+    return row(
+        "store", f"{store}: {format_bytes(free)} free", "little room: build gc" if low else "", "bad" if low else "ok"
+    )
 
 
 def gpus() -> list[Row]:
@@ -159,7 +161,7 @@ def store_rows(store: FileStore, repair: bool) -> list[Row]:
     from builder.core.check import check
 
     found = check(store, told if sys.stderr.isatty() else None, repair)
-    said = f"{found.records} results, {found.blobs} files, {size(found.nbytes)} read"
+    said = f"{found.records} results, {found.blobs} files, {format_bytes(found.nbytes)} read"
     verdict = f"{len(found.faults)} fault{'s' * (len(found.faults) > 1)}" if found.faults else "whole"
     rows = [row("store content", f"{said}, {verdict}", "every step")]
     for fault in found.faults:
@@ -184,4 +186,4 @@ def store_rows(store: FileStore, repair: bool) -> list[Row]:
 def told(done: int, total: int) -> None:
     """How far the reading is, on one line of a terminal that is wiped in the end."""
     end = "\r\033[K" if done == total else "\r"
-    print(f"\rreading {size(done)} of {size(total)}", end=end, file=sys.stderr, flush=True)
+    print(f"\rreading {format_bytes(done)} of {format_bytes(total)}", end=end, file=sys.stderr, flush=True)

@@ -13,8 +13,8 @@ from builder.config.compose import compose
 from builder.core.errors import UserError
 from builder.core.filestore import open_store
 from builder.core.gc import gc
+from builder.core.units import format_bytes
 from builder.planner import resolve
-from builder.report.words import size
 
 AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 SIZES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
@@ -36,16 +36,15 @@ def show(arguments: Arguments) -> int:
         print()
         return 0
     if not freed.blobs and not freed.records:
-        print(f"nothing to free; {size(freed.kept_nbytes)} stay")
+        print(f"nothing to free; {format_bytes(freed.kept_nbytes)} stay")
         print("  next: build gc --max-age 30d   (or --max-size 20GB; both free results that are whole)")
         return 0
     verb = "freed" if options.yes else "would free"
     said = f"{freed.blobs} files and {len(freed.records)} results"
-    print(f"{verb} {size(freed.nbytes)} in {said}; {size(freed.kept_nbytes)} stay")
+    print(f"{verb} {format_bytes(freed.nbytes)} in {said}; {format_bytes(freed.kept_nbytes)} stay")
     if freed.linked_nbytes:
-        print(
-            f"  {size(freed.linked_nbytes)} of it is linked from a dist folder and stays on disk until that is removed"
-        )
+        linked = format_bytes(freed.linked_nbytes)
+        print(f"  {linked} of it is linked from a dist folder and stays on disk until that is removed")
     if not options.yes:
         print("  next: build gc --yes   (--max-age 30d and --max-size 20GB free more)")
     return 0

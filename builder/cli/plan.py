@@ -15,12 +15,13 @@ from builder.cli.arguments import Arguments
 from builder.cli.build import hold_to_lock, print_unsupported, refused_code
 from builder.core.events import Planned, Warned
 from builder.core.examine import Verdict
+from builder.core.units import format_bytes
 from builder.planner.feasibility import sizing
 from builder.planner.feasibility.device_memory import Memory
 from builder.report import document
 from builder.report.board import Board
 from builder.report.table import print_steps
-from builder.report.words import base, folded, size
+from builder.report.words import base, folded
 
 
 def show(arguments: Arguments) -> int:
@@ -84,7 +85,8 @@ def print_sweep(job: Job, verdicts: Mapping[str, Verdict], memory: Mapping[str, 
         print(f"  {UNDECIDED}")
     if memory:
         least, most = (choose(memory, key=lambda name: memory[name].total) for choose in (min, max))
-        said = f"memory of a run: {size(memory[least].total)} ({least}) to {size(memory[most].total)} ({most})"
+        sizes = [f"{format_bytes(memory[name].total)} ({name})" for name in (least, most)]
+        said = f"memory of a run: {' to '.join(sizes)}"
         print(folded(said, sys.stdout))
     if todo:
         print("build plan -m ... --steps shows every step of every cell")

@@ -39,9 +39,9 @@ def push(arguments: Arguments, job: Job) -> int:
         json.dump({"results": len(here), "uploaded_bytes": sent, "not_here": lacking}, sys.stdout, indent=1)
         print()
     else:
-        from builder.report.words import size
+        from builder.core.units import format_bytes
 
-        print(f"{len(here)} results are in {store.location.url}; {size(sent)} were uploaded")
+        print(f"{len(here)} results are in {store.location.url}; {format_bytes(sent)} were uploaded")
         if lacking:
             more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
             print(f"not built here: {', '.join(lacking[:8])}{more}\n  next: build, with the same overrides")

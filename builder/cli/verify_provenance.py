@@ -9,8 +9,8 @@ from typing import Any
 
 from builder.cli.arguments import Arguments
 from builder.core.errors import StepError, UserError
+from builder.core.units import format_bytes
 from builder.provenance.statement import NAME, SIGNATURE, Checked, check_files, check_statement
-from builder.report.words import size
 
 SHOWN = 20
 
@@ -73,7 +73,7 @@ def tell(folder: Path, checked: Checked, by: str, differing: list[str], what: st
     files = len(checked.same)
     if checked.whole:
         signed = f"; signed by key {by}" if by else unchecked(folder)
-        print(f"{folder}: {files} files, {size(checked.nbytes)}, all as {NAME} says{signed}")
+        print(f"{folder}: {files} files, {format_bytes(checked.nbytes)}, all as {NAME} says{signed}")
     else:
         print(f"{folder}: {files} files are as {NAME} says, the others are named above")
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from builder.config.paths import store_path
 from builder.core.errors import BuildError, UserError
 from builder.core.filestore import FileStore
 from builder.core.record import Output
@@ -80,7 +79,7 @@ def _check_visible(path: str, here: str, seen: tuple[int, int]) -> None:
 def _is_here(order: Order) -> bool:
     """Whether this node's own store is the coordinator's: then there is nothing to bring."""
     with suppress(OSError):
-        return order.job.scratch.is_dir() and os.path.samefile(order.root, store_path())
+        return order.job.scratch.is_dir() and os.path.samefile(order.root, order.node_store())
     return False
 
 
@@ -120,7 +119,7 @@ def _with_coordinators_store(order: Order, post: Post) -> JobDone:
 
 
 def _with_own_store(order: Order, remote: Location, post: Post) -> JobDone:
-    store = open_shared(store_path(), remote)
+    store = open_shared(order.node_store(), remote)
     store.start()
     try:
         store.bring({digest: Output(digest, nbytes) for digest, nbytes in order.blobs.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -27,14 +27,16 @@ class Order(NamedTuple):
     root: Path  # of the coordinator's store
     package: Path  # where its llm-build is installed
     remote: Location | None  # None: every node sees ``root``
+    node_store: Callable[[], Path]  # asked on the node: where its own store is
     blobs: Mapping[str, int]  # {digest: bytes} of all that the step reads from the store
     outside: Mapping[str, tuple[int, int]]  # {path: (bytes, mtime_ns)} of what it reads from elsewhere
     code: str
     tools: Mapping[str, str]
 
 
-def order_for(job: Job, store: FileStore, remote: Location | None) -> Order:
-    """The job with all that a node must know of this machine."""
+def order_for(job: Job, store: FileStore, remote: Location | None, node_store: Callable[[], Path]) -> Order:
+    """The job with all that a node must know of this machine. ``node_store``: a function of a module, which is sent by
+    its name."""
     blobs, outside = {}, {}
     for path in paths_of(job):
         status = os.stat(path)
@@ -42,7 +44,7 @@ def order_for(job: Job, store: FileStore, remote: Location | None) -> Order:
             blobs[f"blake3:{path.name}"] = status.st_size
         else:
             outside[str(path)] = (status.st_size, status.st_mtime_ns)
-    return Order(job, store.root, PACKAGE, remote, blobs, outside, code_digest(), tool_versions())
+    return Order(job, store.root, PACKAGE, remote, node_store, blobs, outside, code_digest(), tool_versions())
 
 
 def paths_of(job: Job) -> set[Path]:

@@ -13,6 +13,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +47,12 @@ class RayExecutor:
     """Use as a context manager: leaving it ends what still runs, and disconnects.
 
     ``address``: "local" starts Ray on this machine, "auto" joins the cluster that this machine is a node of, host:port
-    or ray://host:port another one. ``jobs`` limits the processors that steps take at one time, 0 is all."""
+    or ray://host:port another one. ``node_store`` says, on a node, where its own store is. ``jobs`` limits the
+    processors that steps take at one time, 0 is all."""
 
-    def __init__(self, store: FileStore, address: str, jobs: int = 0) -> None:
+    def __init__(self, store: FileStore, address: str, node_store: Callable[[], Path], jobs: int = 0) -> None:
         self._store = store
+        self._node_store = node_store
         self._address = address
         self._jobs = jobs
         self._cluster: _Cluster | None = None
@@ -86,7 +89,7 @@ class RayExecutor:
             self._cluster.leave()
 
     def submit(self, job: Job) -> None:
-        task = _Task(job, self._store, self._connected(), self._reports.put)
+        task = _Task(job, self._store, self._node_store, self._connected(), self._reports.put)
         self._tasks = {id_: each for id_, each in self._tasks.items() if each.is_alive()}
         self._tasks[job.id] = task
         task.start()
@@ -252,10 +255,14 @@ class _Cancelled(Exception):
 class _Task(threading.Thread):
     """Sees one step through: its inputs are up, its task runs, again when it is lost, its outputs are here."""
 
-    def __init__(self, job: Job, store: FileStore, cluster: _Cluster, report: Callable[[Report], None]) -> None:
+    def __init__(
+        self, job: Job, store: FileStore, node_store: Callable[[], Path], cluster: _Cluster,
+        report: Callable[[Report], None],
+    ) -> None:  # fmt: skip
         super().__init__(name=job.name, daemon=True)
         self._job = job
         self._store = store
+        self._node_store = node_store
         self._cluster = cluster
         self._report = report
         self._stopping = threading.Event()
@@ -281,7 +288,8 @@ class _Task(threading.Thread):
         self._report(done)
 
     def _see_through(self) -> JobDone:
-        order = order_for(self._job, self._store, None if self._cluster.is_local else location_of(self._store))
+        remote = None if self._cluster.is_local else location_of(self._store)
+        order = order_for(self._job, self._store, remote, self._node_store)
         if order.remote:
             self._cluster.exchange.send(order.blobs)
         for attempt in range(2, TRIES + 2):

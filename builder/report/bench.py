@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from builder.report.words import folded, seconds, size
+from builder.core.units import format_bytes
+from builder.report.words import folded, seconds
 
 
 def print_bench(recipes: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
@@ -49,7 +50,7 @@ def cells_of(bench: Mapping[str, Any]) -> dict[str, str]:
     cells["first token"] = seconds(first["warm_s"])
     cells["load"] = seconds(bench["load_s"])
     of_ranks = sum(each["peak_rss_bytes"] or 0 for each in memory.get("ranks", ()))
-    cells["memory"] = size(memory["device_bytes"] or of_ranks or memory["peak_rss_bytes"] or 0)
+    cells["memory"] = format_bytes(memory["device_bytes"] or of_ranks or memory["peak_rss_bytes"] or 0)
     return cells
 
 

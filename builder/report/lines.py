@@ -8,9 +8,10 @@ from collections import Counter
 from typing import TextIO
 
 from builder.core.events import Event, Finished, Grew, Planned, Progress, Started, Waiting, Warned
+from builder.core.units import format_bytes
 from builder.report.board import Board
 from builder.report.matrix import Matrix
-from builder.report.words import Flow, seconds, size
+from builder.report.words import Flow, seconds
 
 QUIET_S = 1.8  # a screen that stands still for longer looks dead
 FLOW_S = 5.0  # between lines about files on their way
@@ -87,7 +88,7 @@ class Lines:
                 self.say(f"{label}: another build (process {event.pid}) is at it, waiting")
             case Finished(status="ran"):
                 self.ended(event.id)
-                self.say(f"{label}: done in {seconds(event.seconds)}, {size(event.nbytes)}")
+                self.say(f"{label}: done in {seconds(event.seconds)}, {format_bytes(event.nbytes)}")
             case Finished(status="failed"):
                 self.say(f"{label}: FAILED after {seconds(self.ended(event.id))}")
             case Finished(status="skipped"):
@@ -109,6 +110,6 @@ def amount(event: Progress) -> str:
     if not event.total and not event.done:
         return event.label
     if event.unit == "B":
-        of = f" of {size(event.total)}" if event.total else ""
-        return f"{size(event.done)}{of}" + (f", {event.label}" if event.label else "")
+        of = f" of {format_bytes(event.total)}" if event.total else ""
+        return f"{format_bytes(event.done)}{of}" + (f", {event.label}" if event.label else "")
     return f"{event.done:g} of {event.total:g} {event.unit} {event.label}".rstrip()

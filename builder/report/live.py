@@ -15,10 +15,11 @@ from rich.table import Column
 from rich.text import Text
 
 from builder.core.events import Event, Finished, Grew, Planned, Progress, Started, Waiting, Warned
+from builder.core.units import format_bytes
 from builder.report.board import Board
 from builder.report.lines import amount
 from builder.report.matrix import Line, Matrix, Piece, counted, lines_live
-from builder.report.words import Flow, base, clock, seconds, size
+from builder.report.words import Flow, base, clock, seconds
 
 REFRESH_PER_S, MANY = 8, 100  # a quarter as often for a sweep of so many cells
 NARROW = 100  # columns of a terminal; below, bars are short
@@ -137,8 +138,8 @@ class Live:
         """What a step made and how long that took; of a fan-out all of it."""
         items = self.board.items.get(event.id.partition("[")[0], {})
         if len(items) < 2:
-            return f"{seconds(event.seconds)}, {size(event.nbytes)}"
-        return f"{len(items)} parts, {size(sum(self.board.sizes.get(id_, 0) for id_ in items))}"
+            return f"{seconds(event.seconds)}, {format_bytes(event.nbytes)}"
+        return f"{len(items)} parts, {format_bytes(sum(self.board.sizes.get(id_, 0) for id_ in items))}"
 
     # The screen
 

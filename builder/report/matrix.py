@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from builder.report.words import rate, size
+from builder.core.units import format_bytes
+from builder.report.words import rate
 
 STYLES = {  # of every status, in the order that they are counted in
     "running": "cyan", "failed": "bold red", "skipped": "yellow", "built": "green", "fresh": "green", "stale": "yellow",
@@ -131,7 +132,7 @@ def figures(cell: Cell) -> list[str]:
     if cell.status not in WHOLE:
         return ["", "", ""]
     return [
-        size(cell.nbytes) if cell.nbytes else "",
+        format_bytes(cell.nbytes) if cell.nbytes else "",
         f"ppl {cell.perplexity:.2f}" if cell.perplexity is not None else "",
         f"{rate(cell.tokens_per_s)} tok/s" if cell.tokens_per_s is not None else "",
     ]

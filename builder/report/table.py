@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from builder.report.words import base, seconds, size
+from builder.core.units import format_bytes
+from builder.report.words import base, seconds
 
 COLOURS = {"hit": "dim", "ran": "green", "failed": "bold red", "skipped": "yellow", "stale": "yellow", "waits": "dim"}
 
@@ -45,7 +46,7 @@ def print_steps(recipe: Mapping[str, Any], stream: TextIO) -> None:
     for row in fold(recipe["steps"]):
         colour = COLOURS[row["status"]]
         time = seconds(row["seconds"]) if row["seconds"] is not None and row["status"] != "skipped" else ""
-        nbytes = size(row["bytes"]) if row["bytes"] else ""
+        nbytes = format_bytes(row["bytes"]) if row["bytes"] else ""
         table.add_row(row["name"], f"[{colour}]{row['status']}[/]", time, nbytes, escape(row["reason"] or ""))
     Console(file=stream, highlight=False).print(table)
 

@@ -1,4 +1,4 @@
-"""Sizes, times and names as people read them."""
+"""Times, rates and names as people read them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,9 @@ import time
 from collections import deque
 from typing import TextIO
 
+from builder.core.units import format_bytes
+
 WINDOW_S = 5.0  # over which a rate is taken
-
-
-def size(nbytes: float) -> str:
-    """Bytes with a decimal unit, as disks and networks count them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(nbytes) < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} TB"
 
 
 def seconds(value: float) -> str:
@@ -68,4 +61,4 @@ class Flow:
         """ ", 12.3 MB/s", "" where it is not known yet."""
         seen = self.seen[name]
         elapsed = seen[-1][0] - seen[0][0]
-        return f", {size((seen[-1][1] - seen[0][1]) / elapsed)}/s" if elapsed > 0 else ""
+        return f", {format_bytes((seen[-1][1] - seen[0][1]) / elapsed)}/s" if elapsed > 0 else ""

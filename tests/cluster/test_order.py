@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from builder.config.paths import store_path
 from builder.core.errors import UserError
 from builder.core.filestore import FileStore
 from builder.core.step import File, Resources
@@ -23,7 +24,7 @@ def order(folder: Path, **context: Any) -> Order:
     job = Job(
         "m", "lower", "tests.core.toy:misbehave", {"how": "environment"}, {}, context, Resources(), folder / "tmp"
     )
-    return order_for(job, FileStore(folder), None)
+    return order_for(job, FileStore(folder), None, store_path)
 
 
 def refusal(given: Order) -> tuple[str, str]:
@@ -67,7 +68,7 @@ def test_an_order_lists_blobs_and_other_files(tmp_path):
     outside.write_bytes(b"123")
     inputs = {"x": {"part": File(blob, "blake3:other", 2, 1)}, "watch": {"c": File(outside, "", 3)}}
     job = Job("m", "lower", "f:f", {}, inputs, {"text": "no path"}, Resources(), tmp_path / "tmp")
-    given = order_for(job, FileStore(tmp_path), Location("file:///x"))
+    given = order_for(job, FileStore(tmp_path), Location("file:///x"), store_path)
     assert given.blobs == {"blake3:abcd": 5}
     assert given.outside == {str(outside): (3, outside.stat().st_mtime_ns)}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from builder.app.export import export
+from builder.config.paths import store_path
 from builder.core.errors import StepError, UserError
 from builder.core.events import Event, Finished, Progress, Warned
 from builder.core.filestore import FileStore, open_store
@@ -33,7 +34,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 def build(nodes: Nodes, folder: Path, plan: Plan, heard: list[Event] | None = None) -> Outcome:
     events = heard if heard is not None else []
     store = open_shared(folder / "store", Location(f"file://{folder}/remote"))
-    with RayExecutor(store, nodes.address) as executor:
+    with RayExecutor(store, nodes.address, store_path) as executor:
         outcome = run(plan, store, executor, events.append)
     if not outcome.failed:
         export(outcome, "toy", store, folder / "dist", {"model": "toy"})
@@ -135,18 +136,18 @@ def test_a_checkpoint_that_nodes_do_not_see_is_named(nodes, tmp_path, monkeypatc
 def test_without_ray_the_way_to_it_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="needs the package ray") as caught:
-        RayExecutor(FileStore(tmp_path), "local").capacity  # noqa: B018
+        RayExecutor(FileStore(tmp_path), "local", store_path).capacity  # noqa: B018
     assert caught.value.hint == "pip install 'llm-build[ray]'"
 
 
 @pytest.mark.parametrize(("address", "said"), [("127.0.0.1:1", "refused"), ("somewhere", "expected local, auto")])
 def test_an_address_where_nothing_is(tmp_path, address, said):
     with pytest.raises(UserError, match=said) as caught:
-        RayExecutor(FileStore(tmp_path), address).capacity  # noqa: B018
+        RayExecutor(FileStore(tmp_path), address, store_path).capacity  # noqa: B018
     assert f"executor.address={address}" in caught.value.message
 
 
 def test_a_readonly_store_cannot_hold_what_nodes_make(tmp_path):
     store = open_shared(tmp_path / "store", Location(f"file://{tmp_path}/remote", "readonly"))
     with pytest.raises(UserError, match="allowed: write"):
-        RayExecutor(store, "127.0.0.1:1").capacity  # noqa: B018
+        RayExecutor(store, "127.0.0.1:1", store_path).capacity  # noqa: B018

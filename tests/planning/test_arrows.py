@@ -13,7 +13,7 @@ ROOT = Path(builder.__file__).parent
 STDLIB_ONLY = {"blake3"}  # what core may import besides
 ARROWS = {  # room -> the rooms of builder it may import
     "core": {"core"},
-    "executors": {"executors", "core", "remote", "config"},
+    "executors": {"executors", "core", "remote"},
     "remote": {"remote", "core"},
     "architectures": {"architectures", "core"},
     "formats": {"formats", "core"},

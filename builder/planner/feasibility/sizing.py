@@ -14,13 +14,13 @@ from builder.config.compose import Folders
 from builder.config.schema import Metadata, Model, Quant, Recipe, Target
 from builder.config.strict import Where
 from builder.core.errors import Unsupported, UserError
+from builder.core.units import format_bytes
 from builder.planner.cell_memo import Once
 from builder.planner.feasibility import sharding
 from builder.planner.feasibility.device_memory import PAGE_TOKENS, Memory, Shapes, largest_tensor, need, shapes
 from builder.planner.schemes import schemes
 from builder.planner.schemes.schemes import scheme_of
 from builder.quant.layout import Scheme, scheme
-from builder.report.words import size
 
 AUTO = "auto"
 LARGEST_CHUNK_TOKENS, GOOD_CHUNK_TOKENS = 2048, 512
@@ -201,20 +201,20 @@ def refusal(sizes: Metadata, room: Room) -> str:
     if memory is not None and found.total > memory:
         return f"target={room.name}: too little memory: {in_words(found, sizes, room.target)}"
     what, nbytes = largest_tensor(room.shapes, sizes)
-    limit = size(room.target.limits.max_binding_bytes)
-    return f"target={room.name} takes tensors of up to {limit} (target.limits); {what} has {size(nbytes)}"
+    limit = format_bytes(room.target.limits.max_binding_bytes)
+    return f"target={room.name} takes tensors of up to {limit} (target.limits); {what} has {format_bytes(nbytes)}"
 
 
 def in_words(found: Memory, sizes: Metadata, target: Target) -> str:
     """9.1 GB of 8.0 GB: weights 3.8 GB, KV cache 4.3 GB (4 sequences of 4096 tokens), ..."""
     count = min(sizes.max_batch_size, target.max_sequences or sizes.max_batch_size)
     held = f"{count} sequence{'s' if count > 1 else ''} of {sizes.context_window_size} tokens"
-    parts = [f"weights {size(found.weights)}", f"KV cache {size(found.cache)} ({held})"]
-    parts += [f"activations {size(found.activations)}", f"runtime {size(found.runtime)}"]
-    there = f" of {size(target.memory_bytes)}" if target.memory_bytes else ""
+    parts = [f"weights {format_bytes(found.weights)}", f"KV cache {format_bytes(found.cache)} ({held})"]
+    parts += [f"activations {format_bytes(found.activations)}", f"runtime {format_bytes(found.runtime)}"]
+    there = f" of {format_bytes(target.memory_bytes)}" if target.memory_bytes else ""
     if sizes.tensor_parallel_shards > 1:
         there += f" on each of {sizes.tensor_parallel_shards} {'processes' if target.kind == 'cpu' else 'GPUs'}"
-    return f"{size(found.total)}{there}: {', '.join(parts)}"
+    return f"{format_bytes(found.total)}{there}: {', '.join(parts)}"
 
 
 def way_out(model: Model, sizes: Metadata, room: Room, others: Callable[[], Others]) -> str:

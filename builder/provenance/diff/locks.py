@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from builder.core.reason import Difference
+from builder.core.units import format_bytes
 from builder.provenance.lock_file import Cell, Facts, Lock, Names
-from builder.report.words import size
 
 SHORT = 19  # characters of a digest that are shown: "blake3:" and twelve digits
 NAMED = 3  # cells
@@ -158,7 +158,7 @@ def outputs(last: Cell, now: Cell) -> Iterator[Difference]:
     for difference in named("outputs", last.outputs, now.outputs):
         name = difference.what.removeprefix("outputs.")
         old, new = last.nbytes.get(name, 0), now.nbytes.get(name, 0)
-        sizes = f", {size(old)} → {size(new)}" if old and new and old != new else ""
+        sizes = f", {format_bytes(old)} → {format_bytes(new)}" if old and new and old != new else ""
         yield difference._replace(text=difference.text + sizes)
 
 

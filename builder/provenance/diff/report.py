@@ -8,11 +8,11 @@ from typing import Any
 from builder.app.sides import Loaded, modules_of
 from builder.core.reason import Difference
 from builder.core.store import Store
+from builder.core.units import format_bytes
 from builder.provenance.diff import folders
 from builder.provenance.diff.locks import Moved, line, moved, pairs_of
 from builder.provenance.diff.steps import bench_of, reruns
 from builder.provenance.lock_file import Cell
-from builder.report.words import size
 
 SHOWN = 20  # lines of one kind
 KINDS = {  # heading: what its differences start with
@@ -106,7 +106,7 @@ def cell_sections(cell: Json) -> dict[str, list[str]]:
         found["tensors"] = tensor_lines(cell["tensors"])
     if "bytes" in cell:
         last, now = cell["bytes"]["all"]
-        found["size"] = [f"{size(last)} → {size(now)} ({now / last - 1:+.1%})"]
+        found["size"] = [f"{format_bytes(last)} → {format_bytes(now)} ({now / last - 1:+.1%})"]
     if "quality" in cell:
         found["quality"] = [f"{name} {last:g} → {now:g}" for name, (last, now) in cell["quality"].items()]
     if "bench" in cell:
