@@ -10,7 +10,7 @@ from typing import Any
 import tvm
 
 from builder.core.errors import UserError
-from builder.lowering import early_launch
+from builder.lowering.backends import dependent_launch as early_launch
 from builder.lowering.schedules import cpu as cpu_schedules
 from builder.lowering.schedules import gpu as gpu_schedules
 from builder.lowering.schedules.cpu import attention, cache, sampling

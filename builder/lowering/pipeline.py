@@ -12,7 +12,8 @@ import tvm
 from tvm import relax
 from tvm.relax import vm_build
 
-from builder.lowering import cpu_code, gpu_code
+from builder.lowering.backends import cpu as cpu_code
+from builder.lowering.backends import gpu as gpu_code
 from builder.lowering.machine import Machine
 from builder.lowering.passes import (
     cuda_graphs,
@@ -27,7 +28,7 @@ from builder.lowering.passes import (
 from builder.lowering.passes import fuse_allreduce_rmsnorm as sums_with_norms
 from builder.lowering.passes import fuse_gate_up as gated_products
 from builder.lowering.passes import lazy_param_load as late_weights
-from builder.lowering.stages import Progress, Stages
+from builder.lowering.progress import Progress, Stages
 from builder.quant.cuts import Share
 from builder.targets import android
 from builder.targets.link import link

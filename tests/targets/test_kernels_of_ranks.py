@@ -14,7 +14,7 @@ import_tvm()
 import tvm  # noqa: E402
 from tvm import ir  # noqa: E402
 
-from builder.lowering import gpu_code  # noqa: E402
+from builder.lowering.backends import gpu as gpu_code  # noqa: E402
 from builder.lowering.machine import machine_of  # noqa: E402
 from builder.lowering.schedules.gpu import SCHEDULES  # noqa: E402
 

@@ -18,7 +18,9 @@ from builder import architectures, models
 from builder.config.schema import Quant
 from builder.config.strict import parse
 from builder.core.errors import StepError, UserError
-from builder.lowering import early_launch, gpu_code, pipeline
+from builder.lowering import pipeline
+from builder.lowering.backends import dependent_launch as early_launch
+from builder.lowering.backends import gpu as gpu_code
 from builder.lowering.machine import gpu_machine, machine_of
 from builder.lowering.passes.kernels import check_covered, with_schedules
 from builder.lowering.schedules.gpu import SCHEDULES

@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm import DataType, ir, relax, transform
 
-from builder.lowering import early_launch
+from builder.lowering.backends import dependent_launch as early_launch
 
 BY_BATCH = "batch_decode"  # a graph is captured for each number of sequences
 LARGE = 2e9  # bytes of weights on one GPU

@@ -12,10 +12,11 @@ import tvm
 import tvm_ffi
 from tvm import ir, s_tir, tirx
 
-from builder.lowering import early_launch, flat_code
+from builder.lowering import tir_passes as flat_code
+from builder.lowering.backends import dependent_launch as early_launch
 from builder.lowering.machine import Machine
 from builder.lowering.passes import shared_memory
-from builder.lowering.stages import Stages
+from builder.lowering.progress import Stages
 from builder.targets import apple, cuda, cuda_runtime, peer_sum
 
 Pass = tuple[str, Any]

@@ -7,9 +7,9 @@ from typing import Any
 import tvm
 from tvm import ir, tirx
 
-from builder.lowering import flat_code
+from builder.lowering import tir_passes as flat_code
 from builder.lowering.machine import Machine
-from builder.lowering.stages import Stages
+from builder.lowering.progress import Stages
 
 Pass = tuple[str, Any]
 
