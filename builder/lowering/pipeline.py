@@ -29,16 +29,16 @@ from builder.lowering.passes import fuse_allreduce_rmsnorm as sums_with_norms
 from builder.lowering.passes import fuse_gate_up as gated_products
 from builder.lowering.passes import lazy_param_load as late_weights
 from builder.lowering.progress import Progress, Stages
-from builder.quant.cuts import Share
+from builder.quant.cuts import SplitTensor
 from builder.targets import android
 from builder.targets.link import link
 
 Pass = tuple[str, Any]
-ALONE: Mapping[str, Share] = {}
+ALONE: Mapping[str, SplitTensor] = {}
 
 
 def graph_passes(
-    machine: Machine, model: Any, family: str, scheme: str, shares: Mapping[str, Share] = ALONE
+    machine: Machine, model: Any, family: str, scheme: str, shares: Mapping[str, SplitTensor] = ALONE
 ) -> list[Pass]:
     """Everything that happens to the graph, in order. ``shares``: what each of several ranks has of each tensor."""
     memory = metadata.Memory()

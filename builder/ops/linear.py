@@ -16,7 +16,7 @@ from builder.architectures.weights import Parameter
 from builder.core.errors import UserError
 from builder.ops import emit as op
 from builder.ops.rounded_inputs import byte_value, code_at, float8, int8, rounded
-from builder.quant.layout import Scheme, is_quantized, is_transposed, pieces
+from builder.quant.layout import Scheme, is_quantized, is_transposed, packed_tensors
 
 COMPUTE = "float32"
 
@@ -132,7 +132,7 @@ class Weight(nn.Module):
             self.weight = nn.Parameter((self.outputs, self.inputs), scheme.dtype)
             return
         parameter = Parameter("it.weight", (self.outputs, self.inputs), self.role)
-        words, scales, *zeros = pieces(parameter, scheme)
+        words, scales, *zeros = packed_tensors(parameter, scheme)
         self.q_weight = nn.Parameter(words.shape, words.dtype)
         self.q_scale = nn.Parameter(scales.shape, scales.dtype)
         for zero in zeros:
@@ -193,7 +193,7 @@ def apply_rules(model: nn.Module, parameters: Iterable[Parameter], scheme: Schem
     for parameter in parameters:
         if parameter.name in modules:
             modules[parameter.name].store(scheme.for_parameter(parameter.name), is_quantized(parameter, scheme))
-        elif len(parameter.shape) > 1 and any(rule.holds(parameter.name) for rule in scheme.rules):
+        elif len(parameter.shape) > 1 and any(rule.matches(parameter.name) for rule in scheme.rules):
             raise UserError(f"quant.rules: {parameter.name} cannot have a scheme of its own", "change the rule's match")
 
 

@@ -37,7 +37,7 @@ from builder.planner.feasibility import sharding, sizing
 from builder.planner.feasibility.comparable import check_comparable
 from builder.planner.schemes import imported, schemes
 from builder.planner.schemes.schemes import scheme_of
-from builder.quant.layout import scheme as check_scheme
+from builder.quant.layout import parse_scheme
 from builder.targets import apps, cuda, link
 from builder.targets.cpu import resolve as resolve_cpu
 from builder.targets.cpu import triple_of
@@ -190,7 +190,7 @@ def spread(source: Model, target: Target, choice: str, where: Where, once: Once)
 
 def read_quant(data: object, where: Where) -> Quant:
     quant = parse(Quant, data, "quant", where)
-    check_scheme(scheme_of(replace(quant, rules=())))
+    parse_scheme(scheme_of(replace(quant, rules=())))
     check_method(quant, where)
     return quant
 

@@ -59,7 +59,7 @@ class Rule:
     layers: tuple[int, ...] | None
     use: Scheme
 
-    def holds(self, name: str) -> bool:
+    def matches(self, name: str) -> bool:
         inside = self.layers is None or layer_of(name) in self.layers
         return inside and any(fnmatchcase(stem_of(name), pattern) for pattern in self.match)
 
@@ -111,10 +111,10 @@ class Scheme:
             )
 
     def for_parameter(self, name: str) -> Scheme:
-        """The scheme of one parameter: that of the first rule that holds, else this one, without its rules."""
+        """The scheme of one parameter: that of the first rule that matches, else this one, without its rules."""
         if not self.rules:
             return self
-        return next((rule.use for rule in self.rules if rule.holds(name)), replace(self, rules=()))
+        return next((rule.use for rule in self.rules if rule.matches(name)), replace(self, rules=()))
 
     def for_width(self, inputs: int) -> Scheme:
         """The scheme for rows of ``inputs`` weights: a group_size of 0 becomes their width."""
@@ -180,38 +180,43 @@ def _allowed(kind: str, zero_point: bool) -> dict[str, tuple[Any, ...]]:
     return {**table, "bits": (0,), "group_size": (0,), "layout": ("",), "storage_dtype": ("",)}
 
 
-def scheme(table: Mapping[str, Any]) -> Scheme:
+def parse_scheme(table: Mapping[str, Any]) -> Scheme:
     """A plain dict -> Scheme, strictly; the inverse of ``dataclasses.asdict``."""
-    known = [field.name for field in fields(Scheme)]
+    keys = [field.name for field in fields(Scheme)]
     for key in table:
-        if key not in known:
-            near = get_close_matches(key, known, n=1) or known
+        if key not in keys:
+            near = get_close_matches(key, keys, n=1) or keys
             raise UserError(f"quant.{key} is not a key of a scheme; did you mean {', '.join(near)}?")
-    for key in known:
+    for key in keys:
         if key not in table and key not in OPTIONAL:
-            raise UserError(f"quant.{key} is missing; a scheme has: {', '.join(known)}")
+            raise UserError(f"quant.{key} is missing; a scheme has: {', '.join(keys)}")
     rules = tuple(_rule(rule) for rule in table.get("rules", ()))
-    found = Scheme(**{**table, "rules": rules})
-    if found.group_size and (found.kind == "int8" or found.activation or found.scale_per == "tensor"):
+    parsed = Scheme(**{**table, "rules": rules})
+    _check_group_size(parsed)
+    return parsed
+
+
+def _check_group_size(scheme: Scheme) -> None:
+    size = scheme.group_size
+    if size and (scheme.kind == "int8" or scheme.activation or scheme.scale_per == "tensor"):
         raise UserError(
-            f"quant.group_size: found {found.group_size} in {found.name!r}; allowed: 0, as one scale serves the whole "
+            f"quant.group_size: found {size} in {scheme.name!r}; allowed: 0, as one scale serves the whole "
             "sum of a row (kind int8, an activation, or scale_per tensor)"
         )
-    if found.kind == "group" and not (8 <= found.group_size <= 1024 or (found.group_size, found.layout) == (0, "NK")):
+    if scheme.kind == "group" and not (8 <= size <= 1024 or (size, scheme.layout) == (0, "NK")):
         raise UserError(
-            f"quant.group_size: found {found.group_size} in {found.name!r}; allowed: 8 to 1024, or 0 (the whole row) "
+            f"quant.group_size: found {size} in {scheme.name!r}; allowed: 8 to 1024, or 0 (the whole row) "
             "in the layout NK"
         )
-    return found
 
 
 def _rule(table: Mapping[str, Any]) -> Rule:
     layers = table["layers"]
-    return Rule(tuple(table["match"]), None if layers is None else tuple(layers), scheme(table["use"]))
+    return Rule(tuple(table["match"]), None if layers is None else tuple(layers), parse_scheme(table["use"]))
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class StoredTensor:
     """A stored tensor. ``role``: weight (packed), scale, zero (packed), or plain (the parameter itself, cast)."""
 
     name: str
@@ -239,7 +244,7 @@ def is_quantized(parameter: Parameter, scheme: Scheme) -> bool:
     }[parameter.kind]
 
 
-def grid(parameter: Parameter, scheme: Scheme) -> tuple[int, int]:
+def packed_shape(parameter: Parameter, scheme: Scheme) -> tuple[int, int]:
     """(groups, words) of one row of the packed matrix; UserError if the scheme cannot hold its shape."""
     if len(parameter.shape) != 2:
         raise UserError(
@@ -256,30 +261,32 @@ def grid(parameter: Parameter, scheme: Scheme) -> tuple[int, int]:
     return groups, groups * scheme.words_per_group
 
 
-def packed(parameter: Parameter, scheme: Scheme) -> list[Piece]:
+def stored_tensors(parameter: Parameter, scheme: Scheme) -> list[StoredTensor]:
     """The stored tensors of a parameter: q_weight and q_scale if the scheme packs it, else itself, in its dtype."""
     scheme = scheme.for_parameter(parameter.name)
     if not is_quantized(parameter, scheme):
-        return [Piece(parameter.name, parameter.shape, scheme.dtype, "plain")]
-    return pieces(parameter, scheme)
+        return [StoredTensor(parameter.name, parameter.shape, scheme.dtype, "plain")]
+    return packed_tensors(parameter, scheme)
 
 
-def pieces(parameter: Parameter, scheme: Scheme) -> list[Piece]:
+def packed_tensors(parameter: Parameter, scheme: Scheme) -> list[StoredTensor]:
     """q_weight, q_scale, and with zero points q_zero, of a parameter that the scheme packs."""
-    groups, words = grid(parameter, scheme)
+    groups, words = packed_shape(parameter, scheme)
     outputs = parameter.shape[0]
     stem, suffix = parameter.name.rsplit(".", 1)
     assert suffix == "weight", parameter
-    turned = is_transposed(parameter, scheme)
+    transposed = is_transposed(parameter, scheme)
     scales = 1 if scheme.scale_per == "tensor" else outputs
-    found = [
-        Piece(f"{stem}.q_weight", (words, outputs) if turned else (outputs, words), scheme.storage_dtype, "weight"),
-        Piece(f"{stem}.q_scale", (groups, outputs) if turned else (scales, groups), scheme.scale_dtype, "scale"),
+    weight_shape = (words, outputs) if transposed else (outputs, words)
+    scale_shape = (groups, outputs) if transposed else (scales, groups)
+    tensors = [
+        StoredTensor(f"{stem}.q_weight", weight_shape, scheme.storage_dtype, "weight"),
+        StoredTensor(f"{stem}.q_scale", scale_shape, scheme.scale_dtype, "scale"),
     ]
     if scheme.zero_point:
         shape = outputs, scheme.zero_words(groups)
-        found.append(Piece(f"{stem}.q_zero", shape, scheme.storage_dtype, "zero"))
-    return found
+        tensors.append(StoredTensor(f"{stem}.q_zero", shape, scheme.storage_dtype, "zero"))
+    return tensors
 
 
 def is_transposed(parameter: Parameter, scheme: Scheme) -> bool:

@@ -69,7 +69,7 @@ def quantize(weight: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, ...]:
     scales = np.zeros((outputs, groups), HELD[scheme.scale_dtype])
     largest = _largest(weight.astype(np.float32).ravel()) if scheme.scale_per == "tensor" else None
     zeros = np.zeros((outputs, groups), np.uint32)
-    quantize_group = _quantize_shifted if scheme.zero_point else _quantize_group
+    quantize_group = _quantize_asymmetric if scheme.zero_point else _quantize_group
     for row in range(outputs):
         for group in range(groups):
             values = weight[row, group * scheme.group_size : (group + 1) * scheme.group_size].astype(np.float32)
@@ -97,7 +97,7 @@ def _quantize_group(
     return scale, [stored_byte(value, step, scheme.kind) for value in values], 0
 
 
-def _quantize_shifted(values: np.ndarray, scheme: Scheme, _: np.float32 | None) -> tuple[np.generic, list[int], int]:
+def _quantize_asymmetric(values: np.ndarray, scheme: Scheme, _: np.float32 | None) -> tuple[np.generic, list[int], int]:
     finite = [value for value in values if np.isfinite(value)]
     low, high = min(finite, default=np.float32(0)), max(finite, default=np.float32(0))
     low, high, top = min(low, np.float32(0)), max(high, np.float32(0)), np.float32(scheme.max_level)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from builder.formats.ranks import rank_name
+from builder.formats.slicing import tp_shard_name
 from builder.runtime import weights
 from builder.runtime.device import Device
 from builder.targets.tvm_import import import_tvm
@@ -55,7 +55,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def repeated(work: Callable[[], Any], undo: Callable[[], Any], runs: int = RUNS) -> list[float]:
-    """Seconds of each run, ``undo`` after it left out; fewer runs where they take long."""
+    """Seconds of each run, ``undo`` after it left out; fewer runs where they take_tp_shard long."""
     found: list[float] = []
     while len(found) < runs and (len(found) < FEWEST or sum(found) < PATIENCE_S):
         found.append(timed(work))
@@ -102,7 +102,7 @@ def decode_rate(engine: Engine, context: int, runs: int = RUNS) -> Rate:
 def weights_read(files: Mapping[str, Path], metadata: Mapping[str, Any], active: float = 1.0) -> int:
     """Bytes of weights that one token reads on each rank: all, but one row of the embedding (unless that is the head),
     and of experts the share ``active``."""
-    stored, first = weights.read_index(files), rank_name("", 0)
+    stored, first = weights.read_index(files), tp_shard_name("", 0)
     sizes = {}
     for parameter in metadata["params"]:
         name = parameter["name"]

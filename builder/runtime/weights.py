@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from builder.core.errors import UserError
-from builder.formats.ranks import Slicing, from_json, rank_name, take
+from builder.formats.slicing import Slicing, slicing_from_json, take_tp_shard, tp_shard_name
 from builder.targets.tvm_import import import_tvm
 
 ALIGNMENT_BYTES = 64  # what compiled kernels assume of a tensor's address
@@ -57,7 +57,7 @@ def load(files: Mapping[str, Path], wanted: Sequence[Mapping[str, Any]], rank: i
 
     Args:
         wanted: the "params" of the library's metadata; with several ranks, "shape" is what each has, and "cut" tells
-            how it comes from the whole tensor (formats/ranks.py), null where it is the whole tensor.
+            how it comes from the whole tensor (formats/slicing.py), null where it is the whole tensor.
 
     Raises:
         UserError: a tensor or a shard is missing, too short, or not what the library was compiled for.
@@ -65,7 +65,7 @@ def load(files: Mapping[str, Path], wanted: Sequence[Mapping[str, Any]], rank: i
     tensors, mapped = read_index(files), {}
     loaded = []
     for parameter in wanted:
-        cut = from_json(parameter["cut"]) if shards > 1 else None
+        cut = slicing_from_json(parameter["cut"]) if shards > 1 else None
         stored, cut = find(tensors, parameter["name"], cut, rank)
         whole = parameter["preprocs"][0]["in_shape"] if cut else parameter["shape"]
         if list(stored.shape) != list(whole) or stored.dtype != parameter["dtype"]:
@@ -76,20 +76,20 @@ def load(files: Mapping[str, Path], wanted: Sequence[Mapping[str, Any]], rank: i
             )
         if stored.shard not in mapped:
             mapped[stored.shard] = map_file(files, stored.shard)
-        array = take(numbers(mapped[stored.shard], stored, parameter["name"]), cut, rank, shards)
+        array = take_tp_shard(numbers(mapped[stored.shard], stored, parameter["name"]), cut, rank, shards)
         loaded.append(tensor(array, stored.dtype))
     return loaded
 
 
 def find(tensors: Mapping[str, Stored], name: str, cut: Slicing | None, rank: int) -> tuple[Stored, Slicing | None]:
     """Where a rank reads a parameter, and the cut that is still to be made of it: none in files of its own."""
-    if cut is not None and rank_name(name, rank) in tensors:
-        return tensors[rank_name(name, rank)], None
+    if cut is not None and tp_shard_name(name, rank) in tensors:
+        return tensors[tp_shard_name(name, rank)], None
     if name in tensors:
         return tensors[name], cut
-    if cut is not None and rank_name(name, 0) in tensors:
+    if cut is not None and tp_shard_name(name, 0) in tensors:
         raise UserError(
-            f"the weights are cut for fewer than {rank + 1} ranks: they have no {rank_name(name, rank)!r}",
+            f"the weights are cut for fewer than {rank + 1} ranks: they have no {tp_shard_name(name, rank)!r}",
             "library and weights are of different builds: build",
         )
     raise UserError(f"the library needs the parameter {name!r}, which the artifact's weights do not have", "build")

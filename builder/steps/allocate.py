@@ -11,7 +11,7 @@ from builder.architectures.weights import Parameter, parameter_count
 from builder.core.digest import canonical
 from builder.core.step import InputFiles, Json, Out
 from builder.quant.allocation import choose, pattern_of, rules_of
-from builder.quant.layout import Scheme, is_quantized, packed, scheme
+from builder.quant.layout import Scheme, is_quantized, parse_scheme, stored_tensors
 from builder.steps.ports import one
 
 
@@ -27,7 +27,10 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """
     weight_map = json.loads(one(inputs["weight_map"]).path.read_bytes())
     losses = json.loads(one(inputs["sensitivity"]).path.read_bytes())["losses"]
-    own, tables = scheme(params["scheme"]), {name: scheme(table) for name, table in params["candidates"].items()}
+    own, tables = (
+        parse_scheme(params["scheme"]),
+        {name: parse_scheme(table) for name, table in params["candidates"].items()},
+    )
     model = [Parameter(entry["name"], tuple(entry["shape"]), entry["kind"]) for entry in weight_map["parameters"]]
     chosen = {parameter: own for parameter in model if not is_quantized(parameter, own)}
     room = int(params["budget"] * parameter_count(weight_map) / 8) - sum(nbytes(p, own) for p in chosen)
@@ -59,7 +62,7 @@ def alike(model: Iterable[Parameter]) -> dict[str, list[Parameter]]:
 
 def nbytes(parameter: Parameter, rule: Scheme) -> int:
     """Bytes that are stored of a parameter."""
-    return sum(piece.nbytes for piece in packed(parameter, rule))
+    return sum(piece.nbytes for piece in stored_tensors(parameter, rule))
 
 
 def same(one: Scheme, other: Scheme) -> bool:

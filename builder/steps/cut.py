@@ -13,7 +13,7 @@ import numpy as np
 
 from builder.core.digest import canonical
 from builder.core.step import InputFiles, Json, Out
-from builder.formats.ranks import from_json, rank_name, take
+from builder.formats.slicing import slicing_from_json, take_tp_shard, tp_shard_name
 from builder.quant.storage import HELD
 from builder.steps.ports import one
 
@@ -55,7 +55,11 @@ def _parts(
         if rank is None:
             yield tensor["name"], tensor["dtype"], array
         else:
-            yield rank_name(tensor["name"], rank), tensor["dtype"], take(array, from_json(tensor["cut"]), rank, shards)
+            yield (
+                tp_shard_name(tensor["name"], rank),
+                tensor["dtype"],
+                take_tp_shard(array, slicing_from_json(tensor["cut"]), rank, shards),
+            )
 
 
 def _write(path: Path, parts: Iterator[tuple[str, str, np.ndarray]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from builder.architectures.weights import Parameter, to_source
 from builder.core.step import File, InputFiles, Json, Out
 from builder.quant import reference as packing
 from builder.quant import scaling
-from builder.quant.layout import Scheme, is_transposed, packed, scheme
+from builder.quant.layout import Scheme, is_transposed, parse_scheme, stored_tensors
 from builder.quant.storage import HELD, widened
 from builder.steps.ports import group, one
 from builder.steps.reference import prepare, write
@@ -45,7 +45,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         StepError: the dequantized model is not finite.
     """
     entries = json.loads(one(inputs["weight_map"]).path.read_text())["parameters"]
-    rule = scheme(params["scheme"])
+    rule = parse_scheme(params["scheme"])
     stored = _stored(json.loads(one(inputs["parameters"]).path.read_text())["parameters"], group(inputs["shards"]))
     config = json.loads(one(inputs["config"]).path.read_text())
     layout = json.loads(one(inputs["layout"]).path.read_text())["tensors"]
@@ -80,7 +80,7 @@ def _dequantize(
 ) -> tuple[np.ndarray, reconstruction.Reconstruction]:
     """A parameter in float32 as its stored pieces give it, and how it compares with what it was made from."""
     shape, rule = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"]), rule.for_parameter(entry["name"])
-    arrays = {piece.role: stored(piece.name) for piece in packed(shape, rule)}
+    arrays = {piece.role: stored(piece.name) for piece in stored_tensors(shape, rule)}
     if "plain" in arrays:
         weight = widened(arrays["plain"], rule.dtype)
         return weight, reconstruction.plain(original, weight, rule)

@@ -10,7 +10,7 @@ import numpy as np
 from builder.core.errors import UserError
 from builder.core.step import InputFiles
 from builder.formats import quantized
-from builder.quant import asymmetric as shifted
+from builder.quant import asymmetric
 from builder.quant.layout import Scheme
 from builder.quant.storage import narrow, widened
 from builder.steps.ports import one
@@ -76,5 +76,5 @@ def _pieces(
     slots = fitted.words_per_group * fitted.per_word
     levels = np.full((rows, groups, slots), scheme.zero_level, np.uint8)
     levels[:, :, : fitted.group_size] = values.reshape(rows, groups, fitted.group_size)
-    pieces = [("weight", shifted.words_of(levels, fitted).reshape(rows, -1)), ("scale", held)]
-    return pieces if found.zeros is None else [*pieces, ("zero", shifted.pack_zeros(found.zeros, fitted))]
+    pieces = [("weight", asymmetric.words_of(levels, fitted).reshape(rows, -1)), ("scale", held)]
+    return pieces if found.zeros is None else [*pieces, ("zero", asymmetric.pack_zeros(found.zeros, fitted))]

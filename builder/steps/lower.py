@@ -10,7 +10,7 @@ from builder import architectures, models
 from builder.core.errors import StepError
 from builder.core.step import InputFiles, Json, Out
 from builder.quant import layout
-from builder.quant.cuts import Share, shares
+from builder.quant.cuts import SplitTensor, split_tensors
 from builder.targets.apps import library_name, symbol_prefix
 from builder.targets.planned import check_planned
 from builder.targets.tvm_import import import_tvm
@@ -30,7 +30,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 
     out.progress(0, 0, "passes", "building the graph")
     config = architectures.load(params["family"]).from_architecture(params["architecture"])
-    scheme = layout.scheme(params["scheme"])
+    scheme = layout.parse_scheme(params["scheme"])
     model = models.load(params["family"]).Model(config, scheme, params["metadata"])
     if scheme.rules:
         apply_rules(model, architectures.load(params["family"]).parameters(config), scheme)
@@ -57,7 +57,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         )
 
 
-def shares_of(params: Mapping[str, Json], config: Any, scheme: layout.Scheme) -> dict[str, Share]:
+def shares_of(params: Mapping[str, Json], config: Any, scheme: layout.Scheme) -> dict[str, SplitTensor]:
     """What each rank has of each stored tensor; of one rank nothing is said."""
     ranks, family = params["metadata"]["tensor_parallel_shards"], architectures.load(params["family"])
-    return {} if ranks == 1 else shares(family.parameters(config), family.cuts(config), scheme, ranks)
+    return {} if ranks == 1 else split_tensors(family.parameters(config), family.cuts(config), scheme, ranks)

@@ -21,9 +21,8 @@ from builder.architectures.weights import Parameter
 from builder.core.digest import canonical
 from builder.core.errors import StepError, UserError
 from builder.core.step import File, InputFiles, Json, Out
-from builder.quant import asymmetric as shifted
-from builder.quant import pack, scaling
-from builder.quant.layout import Scheme, is_transposed, scheme
+from builder.quant import asymmetric, pack, scaling
+from builder.quant.layout import Scheme, is_transposed, parse_scheme
 from builder.quant.methods import METHODS, Method, prepare
 from builder.quant.storage import HELD
 from builder.quant.storage import scales as narrowed
@@ -76,7 +75,7 @@ def _put(
     parameter: Mapping[str, Any], chosen: Mapping[str, Json], inputs: InputFiles, handle: int, progress: Progress
 ) -> pack.Counts:
     """Write the pieces of one parameter."""
-    quantization = scheme(parameter["scheme"])
+    quantization = parse_scheme(parameter["scheme"])
     if imported.is_stored(parameter):
         _take(parameter, quantization, inputs, handle, progress)
         return pack.Counts()
@@ -260,7 +259,7 @@ class Packed:
 
     def _packer(self, dtype: str) -> pack.Packer:
         if dtype not in self.packers:  # stacked tensors may differ in dtype
-            kind = shifted.Packer if self.scheme.zero_point else pack.Packer
+            kind = asymmetric.Packer if self.scheme.zero_point else pack.Packer
             self.packers[dtype] = kind(self.rows, self.width, dtype, self.scheme)
         return self.packers[dtype]
 
@@ -271,7 +270,7 @@ class Packed:
             packer.whole, _ = narrowed(self.largest / np.float32(self.scheme.max_magnitude), self.scheme.scale_dtype)
         words, scales = self.words[: block.shape[0]], self.scales[: block.shape[0]]
         zeros = self.zeros[: block.shape[0]]
-        if isinstance(packer, shifted.Packer):
+        if isinstance(packer, asymmetric.Packer):
             counts = packer.pack(block, words, scales, zeros)
         else:
             counts = packer.pack(block, words, scales) if "weight" in self.pieces else packer.scales(block, scales)

@@ -10,8 +10,8 @@ from builder import architectures
 from builder.core.digest import canonical
 from builder.core.errors import StepError
 from builder.core.step import InputFiles, Json, Out
-from builder.quant.cuts import Share, described, shares
-from builder.quant.layout import scheme
+from builder.quant.cuts import SplitTensor, slicing_json, split_tensors
+from builder.quant.layout import parse_scheme
 from builder.steps.ports import one
 
 
@@ -21,21 +21,22 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     table = json.loads(one(inputs["parameters"]).path.read_bytes())["parameters"]
     family = architectures.load(params["family"])
     config = family.from_architecture(params["architecture"])
-    found = shares(family.parameters(config), family.cuts(config), scheme(params["scheme"]), params["shards"])
-    if sorted(found) != sorted(place["name"] for place in table):
+    scheme = parse_scheme(params["scheme"])
+    splits = split_tensors(family.parameters(config), family.cuts(config), scheme, params["shards"])
+    if sorted(splits) != sorted(place["name"] for place in table):
         raise StepError("the stored tensors are not those of this model")
     by_shard: dict[int, list[dict[str, Any]]] = {}
     for place in table:
-        by_shard.setdefault(place["shard"], []).append(_tensor(place, found[place["name"]]))
+        by_shard.setdefault(place["shard"], []).append(_tensor(place, splits[place["name"]]))
     items = [_item(index, tensors) for index, tensors in sorted(by_shard.items())]
     out.path("ranks.json").write_bytes(canonical({"items": items}))
-    out.fact("bytes_per_rank", sum(share.local.nbytes for share in found.values()))
+    out.fact("bytes_per_rank", sum(split.local.nbytes for split in splits.values()))
 
 
-def _tensor(place: Mapping[str, Any], share: Share) -> dict[str, Any]:
+def _tensor(place: Mapping[str, Any], split: SplitTensor) -> dict[str, Any]:
     return {
         "name": place["name"], "shape": place["shape"], "dtype": place["dtype"], "offset": place["offset"],
-        "nbytes": place["nbytes"], "cut": described(share), "local": list(share.local.shape),
+        "nbytes": place["nbytes"], "cut": slicing_json(split), "local": list(split.local.shape),
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from builder.architectures.weights import Parameter
 from builder.core.step import File, InputFiles, Json, Out
 from builder.quant import pack, storage
-from builder.quant.layout import Scheme, is_quantized, scheme
+from builder.quant.layout import Scheme, is_quantized, parse_scheme
 from builder.quant.methods import awq
 from builder.steps.ports import group, one
 
@@ -34,7 +34,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """
     weight_map = json.loads(one(inputs["weight_map"]).path.read_text())
     entries = {entry["name"]: entry for entry in weight_map["parameters"]}
-    search = Search(entries, scheme(params["scheme"]), group(inputs["tensors"]), group(inputs["moments"]))
+    search = Search(entries, parse_scheme(params["scheme"]), group(inputs["tensors"]), group(inputs["moments"]))
     scaled = 0
     for index, fold in enumerate(weight_map["folds"]):
         scales_BC = search.of(fold)

@@ -27,7 +27,7 @@ import torch
 from builder.core.digest import canonical
 from builder.core.errors import StepError
 from builder.core.step import InputFiles, Json, Out
-from builder.quant.layout import Scheme, scheme
+from builder.quant.layout import Scheme, parse_scheme
 from builder.quant.rounding import rounded
 from builder.steps.ports import group, one
 from builder.verification import heldout, source_model
@@ -58,7 +58,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     config = json.loads(one(inputs["config"]).path.read_text())
     entries = json.loads(one(inputs["weight_map"]).path.read_text())["parameters"]
     tokens_NW = _windows(params, inputs, config, out)
-    schemes = {name: scheme(table) for name, table in params["schemes"].items()}
+    schemes = {name: parse_scheme(table) for name, table in params["schemes"].items()}
 
     def fetch(name: str) -> source_model.Tensor:
         return source_model.read(tensors[f"tensor/{name}"], layout[name]["dtype"], layout[name]["shape"])

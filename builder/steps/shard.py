@@ -21,7 +21,7 @@ from builder.architectures.weights import Parameter, parameter_count, tensors_of
 from builder.core.digest import canonical
 from builder.core.errors import UserError
 from builder.core.step import InputFiles, Json, Out
-from builder.quant.layout import DTYPE_BYTES, Piece, Scheme, packed, scheme
+from builder.quant.layout import DTYPE_BYTES, Scheme, StoredTensor, parse_scheme, stored_tensors
 from builder.steps.ports import one
 
 
@@ -29,11 +29,11 @@ from builder.steps.ports import one
 class Shard:
     """An open shard: (parameter's weight map entry, piece, byte offset) in the order of the file."""
 
-    placed: list[tuple[dict[str, Any], Piece, int]] = field(default_factory=list)
+    placed: list[tuple[dict[str, Any], StoredTensor, int]] = field(default_factory=list)
     nbytes: int = 0
     room: int = 0  # bytes that count against the limit
 
-    def place(self, entry: dict[str, Any], pieces: list[Piece], room: int) -> None:
+    def place(self, entry: dict[str, Any], pieces: list[StoredTensor], room: int) -> None:
         self.room += room
         for piece in pieces:
             self.placed.append((entry, piece, self.nbytes))
@@ -45,7 +45,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     scales wrote};
     ``inputs``: {"weight_map"}; output: shards.json, parameters.json."""
     weight_map = json.loads(one(inputs["weight_map"]).path.read_bytes())
-    quantization = scheme(params["scheme"])
+    quantization = parse_scheme(params["scheme"])
     shards = lay_out(weight_map, quantization, params["max_shard_bytes"])
     folds = weight_map["folds"] if params["scales"] else []
     items = [_item(index, shard, quantization, params["moments"], folds) for index, shard in enumerate(shards)]
@@ -63,7 +63,7 @@ def lay_out(weight_map: Mapping[str, Any], quantization: Scheme, max_shard_bytes
     shards = [Shard()]
     for entry in weight_map["parameters"]:
         parameter = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"])
-        pieces = packed(parameter, quantization)
+        pieces = stored_tensors(parameter, quantization)
         together = sum(piece.nbytes for piece in pieces)
         apart = together > max_shard_bytes and all(piece.nbytes <= max_shard_bytes for piece in pieces)
         for group in [[piece] for piece in pieces] if apart else [pieces]:

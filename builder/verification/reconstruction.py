@@ -72,7 +72,7 @@ def grouped(
     """A packed parameter: source and dequantized weight, float32 (out, in); scale (out, groups) as it is stored."""
     distances = RULES[method if scheme.kind == "group" or method == TAKEN else "rtn"]
     if scheme.zero_point and method == "rtn":
-        distances = _shifted_distances
+        distances = _asymmetric_distances
     scheme = scheme.for_width(source.shape[1])
     if scheme.scale_per == "tensor":
         distances = partial(_distances, peak=np.abs(source).max())
@@ -112,7 +112,7 @@ def _distances(
     return steps_RG.max(axis=1), ulps_RG.max(axis=1)
 
 
-def _shifted_distances(
+def _asymmetric_distances(
     source: np.ndarray, difference: np.ndarray, scale: np.ndarray, scheme: Scheme
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same for groups with zero points."""

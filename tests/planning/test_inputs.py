@@ -13,7 +13,7 @@ from builder.core.errors import UserError
 from builder.planner import resolve
 from builder.planner.schemes import schemes
 from builder.planner.schemes import verify_limits as limits_of_verify
-from builder.quant.layout import scheme
+from builder.quant.layout import parse_scheme
 from builder.steps import shard
 
 FOLDERS = compose.find_folders()
@@ -30,12 +30,12 @@ def recipe(*words: str) -> Any:
 
 @pytest.mark.parametrize("name", ["w8a8", "e4m3_e4m3_f16", "e5m2_e5m2_f16"])
 def test_experts_are_refused_by_name(name: str):
-    found = scheme(schemes.shipped(name, FOLDERS))
+    found = parse_scheme(schemes.shipped(name, FOLDERS))
     with pytest.raises(UserError, match=rf"{name} rounds the inputs .*: model.layers.0.mlp.down_proj.weight; a rule"):
         schemes.check_holds(found, MIXTURE)
     schemes.check_holds(found, MIXTURE[:1])
     rule = {"match": ["*.down_proj"], "layers": None, "use": schemes.shipped("q8f16_1", FOLDERS)}
-    schemes.check_holds(scheme({**schemes.shipped(name, FOLDERS), "rules": [rule]}), MIXTURE)
+    schemes.check_holds(parse_scheme({**schemes.shipped(name, FOLDERS), "rules": [rule]}), MIXTURE)
 
 
 def test_the_exact_limits_are_those_of_what_is_rounded():
@@ -54,7 +54,7 @@ def test_the_exact_limits_are_those_of_what_is_rounded():
 
 def test_inputs_are_no_part_of_what_quantize_reads():
     """The weights of a scheme and of the same without an activation are one result."""
-    rounding = scheme(schemes.shipped("w8a8", FOLDERS))
+    rounding = parse_scheme(schemes.shipped("w8a8", FOLDERS))
     assert shard._table_of(rounding) == shard._table_of(replace(rounding, activation="", activation_scale=""))
 
 

@@ -20,7 +20,7 @@ from builder.planner import resolve
 from builder.planner.feasibility import device_memory as memory
 from builder.planner.feasibility import sharding, sizing
 from builder.planner.schemes import schemes
-from builder.quant.layout import scheme
+from builder.quant.layout import parse_scheme
 
 SIZES = Metadata(1024, -1, 512, 0, 4, 1)
 LLAMA = {
@@ -69,7 +69,7 @@ PLANNED_OF_TWO = {  # on each of two ranks, less what the last token's logits ta
 def shapes_of(config_json: dict, name: str = "q0f16", **target) -> memory.Shapes:
     family = architectures.load(config_json["model_type"])
     config = family.from_hf(config_json)
-    found = scheme(schemes.shipped(name, compose.find_folders()))
+    found = parse_scheme(schemes.shipped(name, compose.find_folders()))
     return memory.shapes(family.parameters(config), asdict(config), found, Target(**target))
 
 
@@ -117,7 +117,7 @@ def shapes_of_rank(config_json: dict, shards: int, name: str, **target) -> memor
     family = config_json["model_type"]
     whole = asdict(architectures.load(family).from_hf(config_json))
     table, architecture = sharding.of_each_rank(family, whole, shards)
-    found = scheme(schemes.shipped(name, compose.find_folders()))
+    found = parse_scheme(schemes.shipped(name, compose.find_folders()))
     return memory.shapes(table, architecture, found, Target(**target), shards)
 
 

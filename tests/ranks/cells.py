@@ -43,7 +43,7 @@ FAMILIES: dict[str, dict[str, Any]] = {  # model_type -> what it has besides the
 WHOLE = {"quantize_embedding": True, "quantize_head": True}
 SCHEMES: dict[str, Scheme] = {
     **{name: tiny.SCHEMES[name] for name in ("q0f32", "q4f16_1")},
-    "q8f16_1": layout.scheme({"name": "q8f16_1", **tiny.GROUP, "bits": 8, "dtype": "float16", **WHOLE}),
+    "q8f16_1": layout.parse_scheme({"name": "q8f16_1", **tiny.GROUP, "bits": 8, "dtype": "float16", **WHOLE}),
 }
 ROUNDING = 2e-5  # of the spread of logits: float32 sums in another order
 

@@ -107,7 +107,7 @@ def store(
         ]
         array = np.concatenate(parts)
         assert array.shape == parameter.shape
-        kept = layout.packed(parameter, scheme)
+        kept = layout.stored_tensors(parameter, scheme)
         if len(kept) == 1:
             pieces[kept[0].name] = array.astype(scheme.dtype)
             arrays[parameter.name] = pieces[kept[0].name].astype(np.float32)

@@ -7,7 +7,7 @@ import pytest
 import tvm
 
 from builder import architectures
-from builder.formats.ranks import take
+from builder.formats.slicing import take_tp_shard
 from builder.lowering.machine import cpu_machine, gpu_machine
 from builder.lowering.passes import cut_weights
 from builder.quant import cuts
@@ -28,18 +28,18 @@ def test_functions_cut_as_numpy_does(family: str, scheme: str, shards: int, zero
     module = architectures.load(family)
     config = config_of(family, num_hidden_layers=1, vocab_size=64)
     table = module.parameters(config)
-    shares = cuts.shares(table, module.cuts(config), scheme_named(scheme, table), shards)
+    shares = cuts.split_tensors(table, module.cuts(config), scheme_named(scheme, table), shards)
     distinct = {each["func_name"]: share for share in shares.values() for each in cuts.preprocs(share, shards)}
     assert len(distinct) > 3
-    assert any(share.cut.bits for share in distinct.values()) == bool(zeros)
+    assert any(share.slicing.bits for share in distinct.values()) == bool(zeros)
     added = cut_weights.attach(shares, shards, cpu_machine(HOST))(tvm.IRModule())
     assert sorted(variable.name_hint for variable in added.get_global_vars()) == sorted(distinct)
     library = tvm.compile(added, target=cpu_machine(HOST).tvm)
     for name, share in distinct.items():
-        given = stored(share.whole, np.random.default_rng(0))
-        parts = tvm.runtime.empty((shards, *share.local.shape), share.whole.dtype)
+        given = stored(share.full, np.random.default_rng(0))
+        parts = tvm.runtime.empty((shards, *share.local.shape), share.full.dtype)
         library[name](tvm.runtime.tensor(given), parts)
-        wanted = np.stack([take(given, share.cut, rank, shards) for rank in range(shards)])
+        wanted = np.stack([take_tp_shard(given, share.slicing, rank, shards) for rank in range(shards)])
         np.testing.assert_array_equal(parts.numpy(), wanted, name)
 
 
@@ -47,6 +47,6 @@ def test_a_gpu_has_a_thread_for_each_value() -> None:
     config = config_of("llama", num_hidden_layers=1)
     module = architectures.load("llama")
     table = module.parameters(config)
-    shares = cuts.shares(table, module.cuts(config), scheme_named("q4f16_1", table), 2)
+    shares = cuts.split_tensors(table, module.cuts(config), scheme_named("q4f16_1", table), 2)
     kernel = cut_weights.kernel(shares["lm_head.q_weight"], 2, gpu_machine(CUDA))
     assert 'thread("threadIdx.x"' in str(kernel).replace("launch_thread", "thread")

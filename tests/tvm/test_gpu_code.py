@@ -257,7 +257,7 @@ def test_every_label_of_every_family_has_a_kernel(family: str):
 def shipped_scheme(name: str) -> layout.Scheme:
     """A choice of conf/quant."""
     table = yaml.safe_load((ROOT / "conf" / "quant" / f"{name}.yaml").read_text())
-    return layout.scheme(scheme_of(parse(Quant, table, "quant")))
+    return layout.parse_scheme(scheme_of(parse(Quant, table, "quant")))
 
 
 def test_an_operation_without_a_kernel_is_named():

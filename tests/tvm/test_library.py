@@ -65,7 +65,7 @@ def test_metadata_describes_the_library(built: Callable[[str, str], Built]):
     pieces = [
         (piece.name, list(piece.shape), piece.dtype)
         for parameter in architectures.load("llama").parameters(config)
-        for piece in layout.packed(parameter, tiny.SCHEMES["q4f16_1"])
+        for piece in layout.stored_tensors(parameter, tiny.SCHEMES["q4f16_1"])
     ]
     assert sorted((p["name"], p["shape"], p["dtype"]) for p in described["params"]) == sorted(pieces)
     usage = described["memory_usage"]

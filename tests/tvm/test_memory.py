@@ -78,7 +78,9 @@ def make_artifact(folder: Path, config_json: dict[str, Any], sizes: Metadata) ->
     fields = {"family": config_json["model_type"], "architecture": asdict(config), "metadata": asdict(sizes)}
     lower.run(params | fields, {}, tiny.FolderOut(folder))
     records, offset = [], 0
-    for piece in (piece for parameter in family.parameters(config) for piece in layout.packed(parameter, found)):
+    for piece in (
+        piece for parameter in family.parameters(config) for piece in layout.stored_tensors(parameter, found)
+    ):
         where = {"name": piece.name, "format": "raw", "nbytes": piece.nbytes, "byteOffset": offset}
         records.append({**where, "shape": list(piece.shape), "dtype": piece.dtype})
         offset += -(-piece.nbytes // 64) * 64

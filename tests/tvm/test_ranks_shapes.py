@@ -28,7 +28,7 @@ def test_modules_have_the_shapes_of_cut_weights(family: str) -> None:
                 if scheme.rules:
                     apply_rules(model, table, scheme)
                 found = {k: ([int(axis) for axis in p.shape], p.dtype) for k, p in model.named_parameters()}
-                shares = cuts.shares(table, module.cuts(config), scheme, shards)
+                shares = cuts.split_tensors(table, module.cuts(config), scheme, shards)
                 assert found == {k: (list(s.local.shape), s.local.dtype) for k, s in shares.items()}, (name, shards)
     assert asdict(config)["tie_word_embeddings"] is True
 

@@ -45,12 +45,14 @@ GROUP = {"kind": "group", "bits": 4, "group_size": 32, "layout": "NK", "storage_
 NONE = {"kind": "none", "bits": 0, "group_size": 0, "layout": "", "storage_dtype": ""}
 WHOLE = {"quantize_embedding": True, "quantize_head": True}
 SCHEMES = {
-    "q0f32": layout.scheme({"name": "q0f32", **NONE, "dtype": "float32", **WHOLE}),
-    "q0f16": layout.scheme({"name": "q0f16", **NONE, "dtype": "float16", **WHOLE}),
-    "q4f16_1": layout.scheme({"name": "q4f16_1", **GROUP, "dtype": "float16", **WHOLE}),
-    "q4f32_1": layout.scheme({"name": "q4f32_1", **GROUP, "dtype": "float32", **WHOLE}),
-    "q3f16_1": layout.scheme({"name": "q3f16_1", **GROUP, "bits": 3, "group_size": 40, "dtype": "float16", **WHOLE}),
-    "q4f16_2": layout.scheme(
+    "q0f32": layout.parse_scheme({"name": "q0f32", **NONE, "dtype": "float32", **WHOLE}),
+    "q0f16": layout.parse_scheme({"name": "q0f16", **NONE, "dtype": "float16", **WHOLE}),
+    "q4f16_1": layout.parse_scheme({"name": "q4f16_1", **GROUP, "dtype": "float16", **WHOLE}),
+    "q4f32_1": layout.parse_scheme({"name": "q4f32_1", **GROUP, "dtype": "float32", **WHOLE}),
+    "q3f16_1": layout.parse_scheme(
+        {"name": "q3f16_1", **GROUP, "bits": 3, "group_size": 40, "dtype": "float16", **WHOLE}
+    ),
+    "q4f16_2": layout.parse_scheme(
         {"name": "q4f16_2", **GROUP, "dtype": "float16", "quantize_embedding": False, "quantize_head": False}
     ),
 }
@@ -94,7 +96,7 @@ def stored(config: Any, tensors: Mapping[str, np.ndarray], scheme: Scheme) -> di
     entries = weight_map(config, tensors)["parameters"]
     for parameter, entry in zip(architectures.load("llama").parameters(config), entries, strict=True):
         array = np.concatenate([tensors[source["tensor"]] for source in entry["sources"]])
-        kept = layout.packed(parameter, scheme)
+        kept = layout.stored_tensors(parameter, scheme)
         values = (array.astype(scheme.dtype),) if len(kept) == 1 else reference.quantize(array, scheme)
         pieces |= {piece.name: value for piece, value in zip(kept, values, strict=True)}
     return pieces
@@ -104,7 +106,7 @@ def dequantized(config: Any, tensors: Mapping[str, np.ndarray], scheme: Scheme) 
     """The checkpoint's tensors as the artifact's ones stand for them."""
     pieces, arrays = stored(config, tensors, scheme), {}
     for parameter in architectures.load("llama").parameters(config):
-        kept = [pieces[piece.name] for piece in layout.packed(parameter, scheme)]
+        kept = [pieces[piece.name] for piece in layout.stored_tensors(parameter, scheme)]
         whole = len(kept) == 1
         arrays[parameter.name] = (
             kept[0].astype(np.float32) if whole else reference.dequantize(*kept, parameter.shape[1], scheme)

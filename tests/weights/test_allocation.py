@@ -9,7 +9,7 @@ import pytest
 
 from builder.quant import rules
 from builder.quant.allocation import UNITS, choose, pattern_of, ranges, rules_of
-from builder.quant.layout import scheme
+from builder.quant.layout import parse_scheme
 from tests.e2e.chain import scheme_of
 
 NAMES = [
@@ -68,7 +68,7 @@ def test_rules_give_each_parameter_its_scheme() -> None:
         uses = {name: random.choice(list(tables)) for name in NAMES}
         written = rules_of({name: use for name, use in uses.items() if use != "q4f16_1"})
         resolved = rules.resolve(written, NAMES, "float16", lambda name: dict(tables[name]))
-        whole = scheme({**tables["q4f16_1"], "rules": resolved})
+        whole = parse_scheme({**tables["q4f16_1"], "rules": resolved})
         assert {name: whole.for_parameter(name).name for name in NAMES} == uses
 
 

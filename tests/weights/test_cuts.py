@@ -16,10 +16,10 @@ from builder.architectures.weights import Parameter
 from builder.config.compose import shipped
 from builder.config.schema import Quant
 from builder.config.strict import parse
-from builder.formats import ranks
+from builder.formats.slicing import slicing_from_json, take_tp_shard
 from builder.planner.schemes.schemes import scheme_of
 from builder.quant import cuts, layout, reference
-from builder.quant.layout import Scheme, is_transposed, packed
+from builder.quant.layout import Scheme, is_transposed, stored_tensors
 from builder.quant.storage import HELD
 from tests.matrix.checkpoints import FAMILIES, SIZES
 
@@ -49,10 +49,10 @@ def scheme_named(name: str, table: tuple[Parameter, ...]) -> Scheme:
     if found.get("rules"):
         names = [parameter.name for parameter in table]
         found["rules"] = rules.resolve(found["rules"], names, found["dtype"], read)
-    return layout.scheme(found)
+    return layout.parse_scheme(found)
 
 
-def stored(piece: layout.Piece, random: np.random.Generator) -> np.ndarray:
+def stored(piece: layout.StoredTensor, random: np.random.Generator) -> np.ndarray:
     """Any bytes that are no NaN."""
     if piece.dtype == "uint32":
         return random.integers(0, 1 << 32, piece.shape, np.uint32) & np.uint32(0x77777777)
@@ -61,8 +61,10 @@ def stored(piece: layout.Piece, random: np.random.Generator) -> np.ndarray:
 
 def dequantized(parameter: Parameter, arrays: Mapping[str, np.ndarray], scheme: Scheme) -> np.ndarray:
     scheme = scheme.for_parameter(parameter.name)
-    by_role = {piece.role: arrays[piece.name] for piece in packed(parameter, scheme)}
-    assert {piece.name: piece.shape for piece in packed(parameter, scheme)} == {k: v.shape for k, v in arrays.items()}
+    by_role = {piece.role: arrays[piece.name] for piece in stored_tensors(parameter, scheme)}
+    assert {piece.name: piece.shape for piece in stored_tensors(parameter, scheme)} == {
+        k: v.shape for k, v in arrays.items()
+    }
     if "plain" in by_role:
         return by_role["plain"]
     if is_transposed(parameter, scheme):
@@ -112,13 +114,13 @@ def test_ranks_hold_what_the_model_says(family: str) -> None:
         scheme, random = scheme_named(name, table), np.random.default_rng(0)
         for shards in (2, 4):
             for whole, part in zip(first, local_parameters(first, cut, shards), strict=True):
-                arrays = {piece.name: stored(piece, random) for piece in packed(whole, scheme)}
-                shares = cuts.shares_of(whole, cut, scheme, shards)
-                assert cuts.misfit(whole, cut, scheme, shards) == ""
+                arrays = {piece.name: stored(piece, random) for piece in stored_tensors(whole, scheme)}
+                shares = cuts.split_parameter(whole, cut, scheme, shards)
+                assert cuts.split_problem(whole, cut, scheme, shards) == ""
                 for rank in range(shards):
-                    own = {s.whole.name: ranks.take(arrays[s.whole.name], s.cut, rank, shards) for s in shares}
-                    again = {s.whole.name: ranks.from_json(cuts.described(s)) for s in shares}
-                    assert all((ranks.take(arrays[n], c, rank, shards) == own[n]).all() for n, c in again.items())
+                    own = {s.full.name: take_tp_shard(arrays[s.full.name], s.slicing, rank, shards) for s in shares}
+                    again = {s.full.name: slicing_from_json(cuts.slicing_json(s)) for s in shares}
+                    assert all((take_tp_shard(arrays[n], c, rank, shards) == own[n]).all() for n, c in again.items())
                     wanted = expected(config, whole.name, dequantized(whole, arrays, scheme), rank, shards)
                     np.testing.assert_array_equal(dequantized(part, own, scheme), wanted, f"{whole.name} {name}")
 
@@ -126,8 +128,8 @@ def test_ranks_hold_what_the_model_says(family: str) -> None:
 def test_zero_points_that_do_not_fill_a_word() -> None:
     """Of 6 groups of 4 bits each of 3 ranks has 2."""
     words = np.array([[0x00654321], [0x00FEDCBA]], np.uint32)
-    cut = ranks.from_json({"axis": 1, "parts": [[6, 1]], "blocks": 1, "bits": 4})
-    assert [ranks.take(words, cut, rank, 3).tolist() for rank in range(3)] == [
+    cut = slicing_from_json({"axis": 1, "parts": [[6, 1]], "blocks": 1, "bits": 4})
+    assert [take_tp_shard(words, cut, rank, 3).tolist() for rank in range(3)] == [
         [[0x21], [0xBA]], [[0x43], [0xDC]], [[0x65], [0xFE]],
     ]  # fmt: skip
 
@@ -149,7 +151,7 @@ MISFITS = [
 def test_what_cannot_be_cut_is_said(changes: dict[str, Any], scheme: str, shards: int, words: str) -> None:
     config = config_of("llama", **changes)
     table, cut = architectures.load("llama").parameters(config), architectures.load("llama").cuts(config)
-    found = [cuts.misfit(parameter, cut, scheme_named(scheme, table), shards) for parameter in table]
+    found = [cuts.split_problem(parameter, cut, scheme_named(scheme, table), shards) for parameter in table]
     assert next(said for said in found if said).endswith(words)
 
 
@@ -166,7 +168,7 @@ def test_what_a_library_says_of_a_cut_tensor() -> None:
     config = config_of("llama")
     module = architectures.load("llama")
     table = module.parameters(config)
-    shares = cuts.shares(table, module.cuts(config), scheme_named("q4f16_1", table), 2)
+    shares = cuts.split_tensors(table, module.cuts(config), scheme_named("q4f16_1", table), 2)
     assert cuts.preprocs(shares["model.norm.weight"], 2) == []
     assert cuts.preprocs(shares["model.layers.0.self_attn.qkv_proj.q_weight"], 2) == [
         {"func_name": "shard_uint32_256x16_axis0_4x32_2x32_2x32_blocks1", "in_shape": [256, 16],

@@ -16,7 +16,7 @@ from builder.core.errors import UserError
 from builder.planner import sources
 from builder.planner.schemes import imported, schemes
 from builder.quant import reference
-from builder.quant.layout import scheme
+from builder.quant.layout import parse_scheme
 from builder.quant.storage import widened
 from builder.verification import quantized, reconstruction
 from tests.weights import quantized_checkpoints as made
@@ -41,7 +41,7 @@ def test_what_is_stored_is_what_the_format_says(tmp_path: Path, name: str) -> No
     weights = made.write(tmp_path / "source", name)
     quant, built = build(tmp_path / "source", tmp_path / "work", max_shard_bytes=6000)
     assert quant.zero_point == (name in ZERO_POINTS)
-    stored, rule = built.arrays(), scheme(schemes.scheme_of(quant))
+    stored, rule = built.arrays(), parse_scheme(schemes.scheme_of(quant))
     for layer in (f"model.layers.{number}" for number in range(2)):
         for fused, parts in FUSED.items():
             block = fused.partition(".")[0]
@@ -163,7 +163,7 @@ def test_a_checkpoint_that_is_not_downloaded_yet_is_planned_from_its_config(tmp_
 def test_one_weight_that_is_another_is_seen(tmp_path: Path) -> None:
     made.write(tmp_path / "source", "awq")
     quant, built = build(tmp_path / "source", tmp_path / "work")
-    stored, rule, name = built.arrays(), scheme(schemes.scheme_of(quant)), "model.layers.0.mlp.down_proj"
+    stored, rule, name = built.arrays(), parse_scheme(schemes.scheme_of(quant)), "model.layers.0.mlp.down_proj"
     pieces = [stored[f"{name}.{piece}"].copy() for piece in ("q_weight", "q_scale", "q_zero")]
     right = reference.dequantize(pieces[0], pieces[1], 96, rule, pieces[2])
     assert reconstruction.grouped(right, right, pieces[1], rule, "imported").good

@@ -9,7 +9,7 @@ import pytest
 
 from builder.architectures.weights import Parameter
 from builder.core.errors import UserError
-from builder.quant.layout import Piece, packed, scheme
+from builder.quant.layout import StoredTensor, parse_scheme, stored_tensors
 from tests.weights.weights_line import group_scheme, plain_scheme
 
 Q4 = group_scheme("q4f16_1")
@@ -19,7 +19,7 @@ MATRIX = Parameter("a.down_proj.weight", (64, 688), "linear")
 
 def test_a_scheme_is_its_dict() -> None:
     for found in (Q4, plain_scheme("q0f32", "float32")):
-        assert scheme(asdict(found)) == found
+        assert parse_scheme(asdict(found)) == found
 
 
 @pytest.mark.parametrize(
@@ -47,38 +47,43 @@ def test_a_scheme_is_its_dict() -> None:
 )
 def test_wrong_schemes(change: dict[str, Any], found: str) -> None:
     with pytest.raises(UserError) as error:
-        scheme({**asdict(Q4), **change})
+        parse_scheme({**asdict(Q4), **change})
     assert error.value.message.startswith(found)
     with pytest.raises(UserError, match=r"quant\.bits is missing"):
-        scheme({key: value for key, value in asdict(Q4).items() if key != "bits"})
+        parse_scheme({key: value for key, value in asdict(Q4).items() if key != "bits"})
 
 
 def test_packed_shapes() -> None:
-    assert packed(MATRIX, Q4) == [
-        Piece("a.down_proj.q_weight", (64, 88), "uint32", "weight"),
-        Piece("a.down_proj.q_scale", (64, 22), "float16", "scale"),
+    assert stored_tensors(MATRIX, Q4) == [
+        StoredTensor("a.down_proj.q_weight", (64, 88), "uint32", "weight"),
+        StoredTensor("a.down_proj.q_scale", (64, 22), "float16", "scale"),
     ]
     q3 = group_scheme("q3f16_1", bits=3, group_size=40)
-    assert [piece.shape for piece in packed(MATRIX, q3)] == [(64, 72), (64, 18)]  # 688 / 40 leaves a rest
+    assert [piece.shape for piece in stored_tensors(MATRIX, q3)] == [(64, 72), (64, 18)]  # 688 / 40 leaves a rest
     q5 = group_scheme("q5g64", bits=5, group_size=64, dtype="float32")
-    assert [piece.shape for piece in packed(MATRIX, q5)] == [(64, 11 * 11), (64, 11)]  # 64 fives take eleven words
-    assert [piece.nbytes for piece in packed(MATRIX, Q4)] == [64 * 88 * 4, 64 * 22 * 2]
+    assert [piece.shape for piece in stored_tensors(MATRIX, q5)] == [
+        (64, 11 * 11),
+        (64, 11),
+    ]  # 64 fives: 11 words
+    assert [piece.nbytes for piece in stored_tensors(MATRIX, Q4)] == [64 * 88 * 4, 64 * 22 * 2]
 
 
 def test_which_kinds_are_packed() -> None:
     def roles(kind: str, shape: tuple[int, ...], **changes: Any) -> list[str]:
-        return [p.role for p in packed(Parameter("x.weight", shape, kind), group_scheme("q", **changes))]
+        return [p.role for p in stored_tensors(Parameter("x.weight", shape, kind), group_scheme("q", **changes))]
 
     assert roles("embedding", (8, 64)) == ["weight", "scale"]
     assert roles("embedding", (8, 64), quantize_embedding=False) == ["plain"]
     assert roles("head", (8, 64), quantize_head=False) == ["plain"]
     assert roles("norm", (64,)) == ["plain"]
     assert roles("bias", (64,)) == ["plain"]
-    assert packed(MATRIX, plain_scheme("q0f32", "float32")) == [Piece(MATRIX.name, (64, 688), "float32", "plain")]
+    assert stored_tensors(MATRIX, plain_scheme("q0f32", "float32")) == [
+        StoredTensor(MATRIX.name, (64, 688), "float32", "plain")
+    ]
 
 
 def test_shapes_that_a_scheme_cannot_hold() -> None:
     with pytest.raises(UserError, match=r"groups of 32 weights; a\.weight is only 24 wide"):
-        packed(Parameter("a.weight", (64, 24), "linear"), Q4)
+        stored_tensors(Parameter("a.weight", (64, 24), "linear"), Q4)
     with pytest.raises(UserError, match=r"q4f16_1 packs matrices; a\.weight has shape \[2, 64, 64\]"):
-        packed(Parameter("a.weight", (2, 64, 64), "linear"), Q4)
+        stored_tensors(Parameter("a.weight", (2, 64, 64), "linear"), Q4)

@@ -14,8 +14,8 @@ import pytest
 import builder
 from builder import architectures
 from builder.core.errors import StepError, UserError
-from builder.formats.ranks import runs
-from builder.quant.cuts import Share, described, preprocs, shares
+from builder.formats.slicing import tp_shard_ranges
+from builder.quant.cuts import SplitTensor, preprocs, slicing_json, split_tensors
 from builder.quant.layout import Scheme
 from builder.runtime import speed, weights
 from builder.steps import cut, ranks
@@ -60,30 +60,30 @@ def deal_out(built: Built, item: Mapping[str, Any], work: Path) -> FolderOut:
     return out
 
 
-def cuts() -> dict[str, Share]:
-    return shares(LLAMA.parameters(CONFIG), LLAMA.cuts(CONFIG), SCHEME, RANKS)
+def cuts() -> dict[str, SplitTensor]:
+    return split_tensors(LLAMA.parameters(CONFIG), LLAMA.cuts(CONFIG), SCHEME, RANKS)
 
 
 def wanted() -> list[dict[str, Any]]:
     """The parameters that a library of each rank asks for."""
     return [
-        {"name": name, "shape": list(share.local.shape), "dtype": share.local.dtype, "cut": described(share)}
+        {"name": name, "shape": list(share.local.shape), "dtype": share.local.dtype, "cut": slicing_json(share)}
         | {"preprocs": preprocs(share, RANKS)}
         for name, share in cuts().items()
     ]
 
 
-def joined(share: Share, parts: list[np.ndarray]) -> np.ndarray:
+def joined(share: SplitTensor, parts: list[np.ndarray]) -> np.ndarray:
     """The whole tensor again, out of what the ranks have."""
-    if share.cut is None:
+    if share.slicing is None:
         assert all((part == parts[0]).all() for part in parts)
         return parts[0]
-    whole = np.zeros(share.whole.shape, parts[0].dtype)
+    whole = np.zeros(share.full.shape, parts[0].dtype)
     for rank, part in enumerate(parts):
         at = 0
-        for start, stop in runs(share.cut, rank, RANKS):
-            index = np.s_[start:stop] if share.cut.axis == 0 else np.s_[:, start:stop]
-            own = np.s_[at : at + stop - start] if share.cut.axis == 0 else np.s_[:, at : at + stop - start]
+        for start, stop in tp_shard_ranges(share.slicing, rank, RANKS):
+            index = np.s_[start:stop] if share.slicing.axis == 0 else np.s_[:, start:stop]
+            own = np.s_[at : at + stop - start] if share.slicing.axis == 0 else np.s_[:, at : at + stop - start]
             whole[index], at = part[own], at + stop - start
     return whole
 

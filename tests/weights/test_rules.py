@@ -14,7 +14,7 @@ from builder.core.errors import UserError
 from builder.planner import resolve
 from builder.planner.schemes import schemes
 from builder.quant import reference, rules
-from builder.quant.layout import Scheme, scheme
+from builder.quant.layout import Scheme, parse_scheme
 from tests.weights.weights_line import ARCHITECTURE, run_weights, source_tensors, write_checkpoint
 
 NAMES = [f"model.layers.{i}.{part}.weight" for i in range(10) for part in ("self_attn.o_proj", "mlp.down_proj")]
@@ -29,7 +29,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def mixed(*given: dict[str, Any], names: list[str] = NAMES) -> Scheme:
-    return scheme({**BASE, "rules": rules.resolve(given, names, "float16", load)})
+    return parse_scheme({**BASE, "rules": rules.resolve(given, names, "float16", load)})
 
 
 def layers_of(given: object) -> list[int]:
@@ -48,9 +48,9 @@ def test_the_first_rule_that_matches_decides():
     eight = {"match": ["*.down_proj", "nothing"], "layers": [3], "use": "eight"}
     found = mixed(eight, {"match": "*proj", "use": "eight"})
     assert {found.for_parameter(name).bits for name in NAMES} == {8}
-    assert found.for_parameter("model.embed_tokens.weight") == scheme(BASE)
-    assert mixed().for_parameter(NAMES[0]) == scheme(BASE)
-    assert mixed({"match": ["lm_head", "embed_out"], "use": "eight"}).for_parameter(NAMES[0]) == scheme(BASE)
+    assert found.for_parameter("model.embed_tokens.weight") == parse_scheme(BASE)
+    assert mixed().for_parameter(NAMES[0]) == parse_scheme(BASE)
+    assert mixed({"match": ["lm_head", "embed_out"], "use": "eight"}).for_parameter(NAMES[0]) == parse_scheme(BASE)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_another_rule_changes_only_the_shards_of_its_parameters(tmp_path: Path):
     assert changed == [bool(names & touched) for names in holds]
     assert 2 == sum(changed) < len(changed) - 2
     weight = source_tensors()["model.layers.1.mlp.down_proj.weight"][1].astype(np.float32)
-    words, _ = reference.quantize(weight, scheme(EIGHT))
+    words, _ = reference.quantize(weight, parse_scheme(EIGHT))
     np.testing.assert_array_equal(arrays["model.layers.1.mlp.down_proj.q_weight"], words)
 
 

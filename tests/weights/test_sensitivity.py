@@ -13,7 +13,7 @@ import torch
 
 from builder.architectures.weights import to_source
 from builder.quant import reference
-from builder.quant.layout import scheme
+from builder.quant.layout import parse_scheme
 from builder.quant.rounding import rounded
 from builder.steps import sensitivity
 from builder.steps.dequantized import assemble
@@ -58,7 +58,7 @@ def direct(made: Line, name: str, use: str) -> float:
 
     tokens = heldout.windows({**SAMPLE, "logits_bytes": 1 << 30}, TEXT, inputs["tokenizer"], config)
     arrays = {entry["name"]: assemble(entry, read) for entry in weight_map["parameters"]}
-    rule = scheme(scheme_of(use))
+    rule = parse_scheme(scheme_of(use))
     packed = reference.quantize(arrays[name], rule)
     changed = arrays | {name: reference.dequantize(packed[0], packed[1], arrays[name].shape[1], rule)}
     return sensitivity.divergence(logits(arrays), logits(changed))
@@ -93,6 +93,6 @@ def map_of(made: Line) -> str:
 def test_rounding_is_what_the_reference_stores() -> None:
     weight = np.random.default_rng(0).normal(size=(300, 1000)).astype(np.float32)
     for name in ("q3f16_1", "q4f16_0", "q8f16_1", "e4m3_f16"):
-        rule = scheme(scheme_of(name))
+        rule = parse_scheme(scheme_of(name))
         packed = reference.quantize(weight[:3], rule)
         assert np.array_equal(rounded(weight, rule)[:3], reference.dequantize(packed[0], packed[1], 1000, rule))

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from builder.architectures.weights import Parameter
 from builder.core.errors import UserError
-from builder.quant import asymmetric as shifted
-from builder.quant import reference
-from builder.quant.layout import Scheme, packed
+from builder.quant import asymmetric, reference
+from builder.quant.layout import Scheme, stored_tensors
 from builder.quant.storage import HELD, narrow, widened
 from builder.verification import reconstruction
 from tests.weights.test_pack import as_held
@@ -27,7 +26,7 @@ SCHEMES = [
 
 def fast(weight: np.ndarray, source: str, scheme: Scheme) -> list[np.ndarray]:
     raw, _ = as_held(weight, source)
-    packer = shifted.Packer(len(raw), raw.shape[1], source, scheme)
+    packer = asymmetric.Packer(len(raw), raw.shape[1], source, scheme)
     fitted = scheme.for_width(raw.shape[1])
     shapes = packer.groups * fitted.words_per_group, packer.groups, scheme.zero_words(packer.groups)
     dtypes = np.dtype(np.uint32), HELD[scheme.dtype], np.dtype(np.uint32)
@@ -90,7 +89,7 @@ def test_verify_holds_every_weight_and_sees_a_wrong_zero_point(scheme: Scheme) -
 
 def test_pieces_and_their_size() -> None:
     matrix = Parameter("x.weight", (10, 1280), "linear")
-    pieces = packed(matrix, SCHEMES[1])
+    pieces = stored_tensors(matrix, SCHEMES[1])
     assert [(piece.name, piece.shape, piece.role) for piece in pieces] == [
         ("x.q_weight", (10, 160), "weight"), ("x.q_scale", (10, 10), "scale"), ("x.q_zero", (10, 2), "zero")
     ]  # fmt: skip

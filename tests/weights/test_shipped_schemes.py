@@ -10,9 +10,8 @@ import pytest
 
 from builder.config import compose
 from builder.planner.schemes import schemes
-from builder.quant import asymmetric as shifted
-from builder.quant import pack, reference, storage
-from builder.quant.layout import Scheme, scheme
+from builder.quant import asymmetric, pack, reference, storage
+from builder.quant.layout import Scheme, parse_scheme
 
 FOLDERS = compose.find_folders()
 FLOAT8 = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
@@ -21,14 +20,14 @@ FLOAT8 = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
 def shipped() -> dict[str, Scheme]:
     """Every scheme that packs something; the schemes that rules name are choices themselves."""
     found = {name: schemes.shipped(name, FOLDERS) for name in compose.choices_of("quant", FOLDERS)}
-    parsed = {name: scheme({k: v for k, v in table.items() if k != "rules"}) for name, table in found.items()}
+    parsed = {name: parse_scheme({k: v for k, v in table.items() if k != "rules"}) for name, table in found.items()}
     return {name: replace(each, rules=()) for name, each in parsed.items() if each.kind != "none"}
 
 
 def came_back(weight: np.ndarray, found: Scheme) -> np.ndarray:
     """The weights (float32) as pack stores them."""
     rows, inputs = weight.shape
-    packer = (shifted.Packer if found.zero_point else pack.Packer)(rows, inputs, "F32", found)
+    packer = (asymmetric.Packer if found.zero_point else pack.Packer)(rows, inputs, "F32", found)
     words = np.empty((rows, packer.groups * packer.scheme.words_per_group), np.uint32)
     scales, raw = np.empty((rows, packer.groups), storage.HELD[found.scale_dtype]), weight.view(np.uint32)
     if found.scale_per == "tensor":

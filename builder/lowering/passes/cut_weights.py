@@ -9,17 +9,17 @@ from typing import Any
 
 from tvm import ir, tirx, transform
 
-from builder.formats.ranks import WORD_BITS, Slicing
+from builder.formats.slicing import WORD_BITS, Slicing
 from builder.lowering.machine import Machine
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.function import Arg
 from builder.lowering.schedules.gpu import block as b
-from builder.quant.cuts import Share, preprocs
+from builder.quant.cuts import SplitTensor, preprocs
 
 Expr = Any
 
 
-def attach(shares: Mapping[str, Share], shards: int, machine: Machine) -> transform.Pass:
+def attach(shares: Mapping[str, SplitTensor], shards: int, machine: Machine) -> transform.Pass:
     """Add a function (whole, parts) for every kind of cut: parts (shards, ...) is what each rank has of the whole."""
 
     def add(module: ir.IRModule, _context: Any) -> ir.IRModule:
@@ -32,13 +32,13 @@ def attach(shares: Mapping[str, Share], shards: int, machine: Machine) -> transf
     return transform.module_pass(add, opt_level=0, name="AttachCuts")
 
 
-def kernel(share: Share, shards: int, machine: Machine) -> tirx.PrimFunc:
+def kernel(share: SplitTensor, shards: int, machine: Machine) -> tirx.PrimFunc:
     """One value of the parts after the other; on a GPU a thread each."""
-    assert share.cut is not None
-    cut, whole, own = share.cut, share.whole.shape, share.local.shape
+    assert share.slicing is not None
+    cut, whole, own = share.slicing, share.full.shape, share.local.shape
     count = shards * prod(own)
     assert count < 1 << 31, "an index is an int32"
-    args = [Arg("whole", whole, share.whole.dtype), Arg("parts", (shards, *own), share.whole.dtype)]
+    args = [Arg("whole", whole, share.full.dtype), Arg("parts", (shards, *own), share.full.dtype)]
 
     def body(given: Any, parts: Any) -> None:
         def one(index: Expr) -> None:
@@ -57,15 +57,15 @@ def kernel(share: Share, shards: int, machine: Machine) -> tirx.PrimFunc:
     return v.kernel(args, body) if machine.kind == "cpu" else b.kernel(args, body)
 
 
-def place_of(share: Share, shards: int, index: Expr) -> Expr:
+def place_of(share: SplitTensor, shards: int, index: Expr) -> Expr:
     """Where the value ``index`` of the parts is in the whole."""
-    assert share.cut is not None
-    axis, whole, own = share.cut.axis, share.whole.shape, share.local.shape
+    assert share.slicing is not None
+    axis, whole, own = share.slicing.axis, share.full.shape, share.local.shape
     inner, outer = prod(own[axis + 1 :]), prod(own[:axis])
     run = b.div(index, inner)
     at, row = b.mod(run, own[axis]), b.mod(b.div(run, own[axis]), outer)
     rank = b.div(run, own[axis] * outer)
-    return (row * whole[axis] + along(share.cut, shards, rank, at)) * inner + b.mod(index, inner)
+    return (row * whole[axis] + along(share.slicing, shards, rank, at)) * inner + b.mod(index, inner)
 
 
 def along(cut: Slicing, shards: int, rank: Expr, at: Expr) -> Expr:

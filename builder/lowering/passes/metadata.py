@@ -10,7 +10,7 @@ from tvm import ir, relax, tirx, transform
 from tvm.relax.expr_functor import PyExprVisitor, visitor
 
 from builder.lowering.passes import cuda_graphs
-from builder.quant.cuts import Share, described, preprocs
+from builder.quant.cuts import SplitTensor, preprocs, slicing_json
 from builder.targets import peer_sum
 
 FUNCTION = "_metadata"
@@ -71,7 +71,7 @@ def describe(
     scheme: str,
     target: Mapping[str, Any],
     memory: Mapping[str, int],
-    shares: Mapping[str, Share],
+    shares: Mapping[str, SplitTensor],
 ) -> dict[str, Any]:
     """The content of ``_metadata`` and metadata.json; keys are those that MLC's runtimes read. Shapes, memory and heads
     are those of one rank. ``shares``: how each stored tensor is cut for several ranks; of one rank none is."""
@@ -87,7 +87,7 @@ def describe(
                 "dtype": parameter.dtype,
                 "preprocs": preprocs(shares[name], model.ranks) if shares else [],
                 "pipeline_stages": [0],
-                **({"cut": described(shares[name])} if shares else {}),
+                **({"cut": slicing_json(shares[name])} if shares else {}),
             }
             for name, parameter in model.named_parameters()
         ],
@@ -116,7 +116,7 @@ def built_for(target: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def attach(
-    model: Any, family: str, scheme: str, target: Mapping[str, Any], memory: Memory, shares: Mapping[str, Share]
+    model: Any, family: str, scheme: str, target: Mapping[str, Any], memory: Memory, shares: Mapping[str, SplitTensor]
 ) -> transform.Pass:
     """A function ``_metadata`` that returns the description as JSON."""
 

@@ -16,8 +16,7 @@ from builder.config.schema import Quant, Target
 from builder.core.errors import Unsupported
 from builder.planner.schemes.schemes import most_alike, plain_choices, scheme_of
 from builder.planner.schemes.schemes import shipped as shipped_scheme
-from builder.quant.layout import Scheme
-from builder.quant.layout import scheme as scheme_from
+from builder.quant.layout import Scheme, parse_scheme
 
 DTYPE_ASKS = {"float16": "float16", "bfloat16": "bfloat16"}
 ACTIVATION_ASKS = {"int8": "int8_dot", "e4m3": "float8", "e5m2": "float8"}
@@ -56,7 +55,7 @@ def with_rules(quant: Quant, folders: Folders) -> list[Scheme]:
     """The scheme of a recipe without its rules, and those that its rules name."""
     table: dict[str, Any] = {k: v for k, v in scheme_of(quant).items() if k != "rules"}
     named = [rule["use"] for rule in quant.rules if isinstance(rule.get("use"), str)]
-    return [scheme_from(table), *(scheme_from(shipped_scheme(name, folders)) for name in named)]
+    return [parse_scheme(table), *(parse_scheme(shipped_scheme(name, folders)) for name in named)]
 
 
 def asks(schemes: Iterable[Scheme]) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from builder.architectures.weights import Parameter
 from builder.config.schema import Metadata, Target
-from builder.quant.layout import Scheme, layer_of, packed
+from builder.quant.layout import Scheme, layer_of, stored_tensors
 
 PAGE_TOKENS = 16
 REUSE_RANGE = 16  # the planner takes memory up to this many times larger or smaller than asked for
@@ -85,7 +85,7 @@ def shapes(
     them (sharding.of_each_rank)."""
     layer, layers = layer_of_model(table, architecture, scheme, shards), int(architecture["num_hidden_layers"])
     widths = tuple(planned_widths(layer, layers, FLOAT32))
-    weights = {piece.name: piece.nbytes for parameter in table for piece in packed(parameter, scheme)}
+    weights = {piece.name: piece.nbytes for parameter in table for piece in stored_tensors(parameter, scheme)}
     vocab, runtime = int(architecture["vocab_size"]), target.runtime_bytes
     runtime += PEERS_BYTES if target.kind == "cuda" and shards > 1 else 0
     parts = next((vocab // parameter.shape[0] for parameter in table if parameter.kind == "head"), 1)

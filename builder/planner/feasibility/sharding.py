@@ -17,7 +17,7 @@ from builder.core.errors import Unsupported, UserError
 from builder.planner.schemes import schemes
 from builder.planner.schemes.schemes import scheme_of
 from builder.quant import cuts
-from builder.quant.layout import Scheme, scheme
+from builder.quant.layout import Scheme, parse_scheme
 
 AUTO = "auto"
 KINDS = ("cpu", "cuda")  # whose runtime has ranks
@@ -82,7 +82,7 @@ def check(
     ``shards`` ranks: what does not divide, the counts that work, and the scheme most like this one that does."""
     if shards == 1:
         return
-    wanted, key = scheme(scheme_of(quant)), asked(target.gpus, shards)
+    wanted, key = parse_scheme(scheme_of(quant)), asked(target.gpus, shards)
     problem = problems(family, architecture)
     said = problem(wanted, shards)
     if not said:
@@ -108,7 +108,7 @@ def check_candidates(
     """Raises Unsupported when a budget could pick a scheme that cannot be cut; ``key``: what says ``shards``."""
     if quant.budget is None:
         return
-    said = {name: problem(scheme(schemes.shipped(name, folders)), shards) for name in quant.candidates}
+    said = {name: problem(parse_scheme(schemes.shipped(name, folders)), shards) for name in quant.candidates}
     good, bad = ([name for name in said if bool(said[name]) == wrong] for wrong in (False, True))
     if bad:
         offered = f"quant.candidates=[{','.join(good)}]" if len(good) > 1 else f"{key}=1"
@@ -118,7 +118,9 @@ def check_candidates(
 def problems(family: str, architecture: Mapping[str, Any]) -> Callable[[Scheme, int], str]:
     """What says why the model in a scheme cannot be cut for a number of ranks; "": it can."""
     table, cut = schemes.parameters(family, architecture), cuts_of(family, architecture)
-    return lambda found, count: next((said for each in table if (said := cuts.misfit(each, cut, found, count))), "")
+    return lambda scheme, count: next(
+        filter(None, (cuts.split_problem(each, cut, scheme, count) for each in table)), ""
+    )
 
 
 def cuts_of(family: str, architecture: Mapping[str, Any]) -> Mapping[str, Cut]:

@@ -20,7 +20,7 @@ from builder.planner.feasibility import sharding
 from builder.planner.feasibility.device_memory import PAGE_TOKENS, Memory, Shapes, largest_tensor, need, shapes
 from builder.planner.schemes import schemes
 from builder.planner.schemes.schemes import scheme_of
-from builder.quant.layout import Scheme, scheme
+from builder.quant.layout import Scheme, parse_scheme
 
 AUTO = "auto"
 LARGEST_CHUNK_TOKENS, GOOD_CHUNK_TOKENS = 2048, 512
@@ -77,7 +77,7 @@ def memory_of(recipe: Recipe) -> Memory:
     """What running the recipe's library takes, on each of its GPUs."""
     shards = recipe.metadata.tensor_parallel_shards
     table, architecture = sharding.of_each_rank(recipe.family, recipe.architecture, shards)
-    found = shapes(table, architecture, scheme(scheme_of(recipe.quant)), recipe.target, shards)
+    found = shapes(table, architecture, parse_scheme(scheme_of(recipe.quant)), recipe.target, shards)
     return need(found, recipe.metadata)
 
 
@@ -106,7 +106,7 @@ def fit(
     limited = target.memory_bytes is not None or target.limits.max_binding_bytes
     if not limited and AUTO not in (getattr(model, key) for key in FLOORS):
         return largest
-    shards, wanted = largest.tensor_parallel_shards, once("scheme", (quant,), lambda: scheme(scheme_of(quant)))
+    shards, wanted = largest.tensor_parallel_shards, once("scheme", (quant,), lambda: parse_scheme(scheme_of(quant)))
     table, own_architecture = once(
         "rank", (architecture, shards), lambda: sharding.of_each_rank(family, architecture, shards)
     )

@@ -23,7 +23,7 @@ from builder.core.record import Record
 from builder.core.store import Store
 from builder.planner.schemes import schemes
 from builder.quant import rules
-from builder.quant.layout import Scheme, is_quantized, packed, scheme
+from builder.quant.layout import Scheme, is_quantized, parse_scheme, stored_tensors
 
 
 def budget_of(quant: Quant, family: str, architecture: Mapping[str, Any], folders: Folders, where: Where) -> Budget:
@@ -37,7 +37,7 @@ def budget_of(quant: Quant, family: str, architecture: Mapping[str, Any], folder
     check_own(quant, model, where)
     tables = {name: schemes.shipped(name, folders) for name in quant.candidates}
     for name, table in tables.items():
-        check_candidate(name, scheme(table), quant, model, where)
+        check_candidate(name, parse_scheme(table), quant, model, where)
     if len(tables) < 2:
         found = ", ".join(quant.candidates) or "none"
         raise UserError(
@@ -54,7 +54,7 @@ def check_own(quant: Quant, model: Sequence[Parameter], where: Where) -> None:
         raise UserError(f"{at}: the checkpoint's own integers are taken over as they are", "build quant=imported")
     if quant.rules:
         raise UserError(f"{at}: it picks the rules, and {quant.name} has some", "build quant=q4f16_1 quant.budget=5")
-    if not any(is_quantized(parameter, scheme(schemes.scheme_of(quant))) for parameter in model):
+    if not any(is_quantized(parameter, parse_scheme(schemes.scheme_of(quant))) for parameter in model):
         raise UserError(f"{at}: {quant.name} quantizes nothing", "build quant=q4f16_1 quant.budget=5")
     if any(parameter.kind == "router" for parameter in model):
         raise UserError(
@@ -79,10 +79,10 @@ def check_candidate(name: str, candidate: Scheme, quant: Quant, model: Sequence[
 def check_range(quant: Quant, model: Sequence[Parameter], tables: Mapping[str, Mapping[str, Any]], where: Where) -> str:
     """The largest candidate that the budget would pay for the whole model, else the smallest there is: what the result
     has to be at least as good as. Raises UserError when the budget is out of the candidates' range."""
-    own, weights = scheme(schemes.scheme_of(quant)), sum(prod(parameter.shape) for parameter in model)
+    own, weights = parse_scheme(schemes.scheme_of(quant)), sum(prod(parameter.shape) for parameter in model)
     free = [parameter for parameter in model if is_quantized(parameter, own)]
     kept = sum(nbytes(parameter, own) for parameter in model if not is_quantized(parameter, own))
-    packers = {name: scheme(table) for name, table in tables.items()}
+    packers = {name: parse_scheme(table) for name, table in tables.items()}
     sizes = {name: [nbytes(parameter, packer) for parameter in free] for name, packer in packers.items()}
     low, high = (8 * (kept + sum(map(pick, zip(*sizes.values(), strict=True)))) / weights for pick in (min, max))
     assert quant.budget is not None
@@ -98,7 +98,7 @@ def check_range(quant: Quant, model: Sequence[Parameter], tables: Mapping[str, M
 
 
 def nbytes(parameter: Parameter, rule: Scheme) -> int:
-    return sum(piece.nbytes for piece in packed(parameter, rule))
+    return sum(piece.nbytes for piece in stored_tensors(parameter, rule))
 
 
 def decide(recipes: Sequence[Recipe], plan: Plan, store: Store) -> tuple[Recipe, ...]:

@@ -13,7 +13,7 @@ from builder.config.schema import Quant
 from builder.config.strict import parse, plain
 from builder.core.errors import Unsupported, UserError
 from builder.quant import rules
-from builder.quant.layout import OPTIONAL, Scheme, packed, scheme
+from builder.quant.layout import OPTIONAL, Scheme, parse_scheme, stored_tensors
 
 KINDS = {"none": "floats", "group": "integers", "int8": "integers", "e4m3": "8-bit floats", "e5m2": "8-bit floats"}
 IMPORTED = "imported"  # the choice that is no scheme until a quantized checkpoint says which: see imported.py
@@ -70,7 +70,7 @@ def parameters(family: str, architecture: Mapping[str, Any]) -> tuple[Parameter,
 
 def check_fits(family: str, architecture: Mapping[str, Any], quant: Quant, folders: Folders) -> None:
     """Raises UserError when the scheme cannot hold one of the model's parameters, with the nearest that can."""
-    wanted, model = scheme(scheme_of(quant)), parameters(family, architecture)
+    wanted, model = parse_scheme(scheme_of(quant)), parameters(family, architecture)
     try:
         check_holds(wanted, model)
     except UserError as error:
@@ -86,7 +86,7 @@ def quantizing(folders: Folders) -> list[str]:
 def plain_choices(folders: Folders) -> dict[str, Scheme]:
     """Every choice of conf/quant that has no rules, which ask for a model to be resolved."""
     tables = {name: shipped(name, folders) for name in quantizing(folders)}
-    return {name: scheme(table) for name, table in tables.items() if not table.get("rules")}
+    return {name: parse_scheme(table) for name, table in tables.items() if not table.get("rules")}
 
 
 def most_alike(wanted: Scheme, candidates: Mapping[str, Scheme]) -> str:
@@ -108,7 +108,7 @@ def check_holds(candidate: Scheme, model: tuple[Parameter, ...]) -> None:
     """Raises UserError for the first parameter that the scheme cannot pack, or whose inputs it cannot round."""
     mixtures = {parameter.name.split(".gate.")[0] for parameter in model if parameter.kind == "router"}
     for parameter in model:
-        packed(parameter, candidate)
+        stored_tensors(parameter, candidate)
         block = parameter.name.rsplit(".", 2)[0]
         if parameter.kind == "linear" and block in mixtures and candidate.for_parameter(parameter.name).activation:
             raise UserError(

@@ -25,44 +25,44 @@ class Slicing:
     bits: int = 0
 
 
-def rank_name(name: str, rank: int) -> str:
+def tp_shard_name(name: str, rank: int) -> str:
     """What a rank's part of a stored tensor is called (mlc-ai/mlc-llm, python/mlc_llm/support/preshard.py)."""
     return f"{name}_shard-{rank}"
 
 
-def as_json(slicing: Slicing | None) -> dict[str, Any] | None:
+def slicing_to_json(slicing: Slicing | None) -> dict[str, Any] | None:
     return None if slicing is None else asdict(slicing)
 
 
-def from_json(table: Mapping[str, Any] | None) -> Slicing | None:
-    """The inverse of ``as_json``."""
+def slicing_from_json(table: Mapping[str, Any] | None) -> Slicing | None:
+    """The inverse of ``slicing_to_json``."""
     if table is None:
         return None
     parts = tuple((units, width) for units, width in table["parts"])
     return Slicing(table["axis"], parts, table["blocks"], table["bits"])
 
 
-def runs(slicing: Slicing, rank: int, shards: int) -> list[tuple[int, int]]:
+def tp_shard_ranges(slicing: Slicing, rank: int, ranks: int) -> list[tuple[int, int]]:
     """A rank's [start, stop) along the axis, in the order in which they are joined; neighbours are one run."""
-    found: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     start = 0
     for units, width in slicing.parts * slicing.blocks:
-        first = start + rank * units // shards * width
-        stop = first + max(1, units // shards) * width
-        if found and found[-1][1] == first:
-            first = found.pop()[0]
-        found.append((first, stop))
+        first = start + rank * units // ranks * width
+        stop = first + max(1, units // ranks) * width
+        if ranges and ranges[-1][1] == first:
+            first = ranges.pop()[0]
+        ranges.append((first, stop))
         start += units * width
-    return found
+    return ranges
 
 
-def take(array: np.ndarray, slicing: Slicing | None, rank: int, shards: int) -> np.ndarray:
+def take_tp_shard(array: np.ndarray, slicing: Slicing | None, rank: int, ranks: int) -> np.ndarray:
     """A rank's part of a stored tensor: a view of ``array`` where that is one run, else a copy."""
     import numpy as np
 
     if slicing is None:
         return array
-    own = runs(slicing, rank, shards)
+    own = tp_shard_ranges(slicing, rank, ranks)
     if slicing.bits:
         return _fields(array, slicing.bits, *own[0])
     parts = [array[start:stop] if slicing.axis == 0 else array[:, start:stop] for start, stop in own]
@@ -77,7 +77,7 @@ def _fields(words: np.ndarray, bits: int, start: int, stop: int) -> np.ndarray:
     shifts = np.arange(per_word, dtype=np.uint32) * np.uint32(bits)
     fields = words[:, :, None] >> shifts & np.uint32((1 << bits) - 1)
     own = fields.reshape(len(words), -1)[:, start:stop]
-    held = np.zeros((len(words), -(-(stop - start) // per_word) * per_word), np.uint32)
-    held[:, : stop - start] = own
-    joined: np.ndarray = np.bitwise_or.reduce(held.reshape(len(words), -1, per_word) << shifts, axis=2)
+    padded = np.zeros((len(words), -(-(stop - start) // per_word) * per_word), np.uint32)
+    padded[:, : stop - start] = own
+    joined: np.ndarray = np.bitwise_or.reduce(padded.reshape(len(words), -1, per_word) << shifts, axis=2)
     return joined
