@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from builder.config import compose  # noqa: E402
+from builder.config.choices import find_folders  # noqa: E402
 from builder.core.events import Event, Finished  # noqa: E402
 from builder.core.filestore import open_store  # noqa: E402
 from builder.core.plan import Goal, Plan  # noqa: E402
@@ -124,7 +125,7 @@ def write_checkpoint(folder: Path, config: dict[str, object]) -> None:
 def steps(folder: Path, quant: str, jobs: int, method: str) -> dict[str, Step]:
     """The steps that the weights go through, from the real planner, by name."""
     words = ["model=auto", f"model.source={folder}", f"quant={quant}", f"quant.method={method}"]
-    recipe = resolve.resolve(compose.compose(words, None), compose.find_folders())
+    recipe = resolve.resolve(compose.compose(words, None), find_folders())
     return {step.name: step for step in graph.build_plan([recipe]).steps.values()}
 
 
@@ -289,7 +290,7 @@ def main() -> None:
     folder = make_checkpoint(arguments.work, arguments.shape)
     for path in folder.glob("*.safetensors"):
         read_part(path, 0, path.stat().st_size)
-    chosen = quantizing(compose.find_folders()) if arguments.quant == "all" else arguments.quant
+    chosen = quantizing(find_folders()) if arguments.quant == "all" else arguments.quant
     print(TITLES)
     for quant in chosen.split(",") if isinstance(chosen, str) else chosen:
         measure(folder, quant, arguments)

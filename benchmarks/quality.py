@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from builder.config import compose  # noqa: E402
+from builder.config.choices import find_folders  # noqa: E402
 from builder.config.schema import Recipe  # noqa: E402
 from builder.core.events import Event, Finished  # noqa: E402
 from builder.core.filestore import FileStore, open_store  # noqa: E402
@@ -67,7 +68,7 @@ class Row:
 
 def recipes(schemes: list[str], words: list[str], methods: tuple[str, ...] = ("rtn", *METHODS)) -> Iterable[Recipe]:
     """Every scheme, with every method if it has groups to choose integers for."""
-    folders = compose.find_folders()
+    folders = find_folders()
     for scheme in schemes or quantizing(folders):
         for method in methods:
             job = [f"quant={scheme}", *words, *ALL_TEXT]

@@ -18,7 +18,7 @@ from builder.app.request import folders_of, merge
 from builder.app.sweep import sweep
 from builder.cli.arguments import Arguments, parse
 from builder.cli.build import export_good
-from builder.config.compose import Composed, choices_of, find_folders
+from builder.config.choices import Composed, choices_of, find_folders
 from builder.core.digest import digest_of_bytes
 from builder.core.filestore import FileStore
 from builder.core.plan import Plan

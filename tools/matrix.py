@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from builder import architectures
-from builder.config.compose import find_folders
+from builder.config.choices import find_folders
 from builder.planner.schemes.schemes import quantizing
 from tests.conftest import ROOT, Shell
 from tests.matrix.checkpoints import FAMILIES, make

@@ -9,7 +9,7 @@ from pathlib import Path
 from builder.app.request import folders_of, merge, verdicts
 from builder.app.share import shared_of
 from builder.cli.arguments import Arguments
-from builder.config.compose import Composed
+from builder.config.choices import Composed
 from builder.core.errors import UserError
 from builder.core.units import format_bytes
 from builder.planner import resolve

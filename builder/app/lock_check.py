@@ -9,7 +9,7 @@ from pathlib import Path
 from builder.app.lock_state import State, known_modules, state_of
 from builder.app.request import Job
 from builder.cli.arguments import Arguments
-from builder.config.compose import Composed
+from builder.config.choices import Composed
 from builder.core.errors import StepError, UserError
 from builder.core.examine import examine
 from builder.core.plan import Goal, Plan

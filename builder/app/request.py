@@ -12,6 +12,7 @@ from pathlib import Path
 from builder.cli.arguments import Arguments
 from builder.config import compose
 from builder.config.axes import Axes, axes_of
+from builder.config.choices import CHOICE, Composed, Folders, find_folders
 from builder.config.paths import store_path
 from builder.config.schema import LOCAL, Executor, Recipe
 from builder.core.errors import BuildError, StepError, Unsupported
@@ -54,8 +55,8 @@ def composition_cache() -> Path:
     return store_path() / "cache" / "compose"
 
 
-def folders_of(arguments: Arguments) -> compose.Folders:
-    return compose.find_folders(arguments.options.config_dir)
+def folders_of(arguments: Arguments) -> Folders:
+    return find_folders(arguments.options.config_dir)
 
 
 def job_of(arguments: Arguments) -> Job:
@@ -71,7 +72,7 @@ def is_sweep(arguments: Arguments) -> bool:
     return compose.compose(arguments.overrides, composition_cache(), arguments.options.config_dir).sweeps
 
 
-def pinned(arguments: Arguments, jobs: Sequence[compose.Composed]) -> Sequence[compose.Composed]:
+def pinned(arguments: Arguments, jobs: Sequence[Composed]) -> Sequence[Composed]:
     """The jobs; where a lock holds for them their hf:// sources are at the revision that it has."""
     if not arguments.options.locked and not arguments.options.check:
         return jobs
@@ -80,7 +81,7 @@ def pinned(arguments: Arguments, jobs: Sequence[compose.Composed]) -> Sequence[c
     return at_locked_revision(arguments, jobs)
 
 
-def merge(jobs: Sequence[compose.Composed], folders: compose.Folders) -> Job:
+def merge(jobs: Sequence[Composed], folders: Folders) -> Job:
     """Many composed jobs as one. The store and dist folder are those of the first.
 
     A cell of a sweep that is Unsupported is kept as such; that of a plain build is raised.
@@ -104,9 +105,7 @@ def merge(jobs: Sequence[compose.Composed], folders: compose.Folders) -> Job:
     return decided(equipped(replace(job, key=places.key, executor=places.executor)))
 
 
-def thinned(
-    jobs: Sequence[compose.Composed], folders: compose.Folders
-) -> tuple[Sequence[compose.Composed], Sequence[compose.Composed]]:
+def thinned(jobs: Sequence[Composed], folders: Folders) -> tuple[Sequence[Composed], Sequence[Composed]]:
     """The jobs that sweep.exclude keeps, and the others; says how many those are."""
     if not any((job.values.get("sweep") or {}).get("exclude") for job in jobs):
         return jobs, ()
@@ -212,14 +211,14 @@ def without(job: Job, refused: Mapping[str, BuildError]) -> Job:
     return replace(job, recipes=recipes, plan=graph.build_plan(recipes), refused={**job.refused, **refused})
 
 
-def distinct(jobs: Sequence[compose.Composed]) -> list[compose.Composed]:
+def distinct(jobs: Sequence[Composed]) -> list[Composed]:
     """Jobs of a sweep that would share a name get one that says how they differ."""
     if len(jobs) == 1:
         return list(jobs)
     common = set.intersection(*(set(job.overrides) for job in jobs))
     done = []
     for job in jobs:
-        own = [o.lstrip("+") for o in job.overrides if o not in common and not compose.CHOICE.match(o)]
+        own = [o.lstrip("+") for o in job.overrides if o not in common and not CHOICE.match(o)]
         if job.values.get("name") is None and own:
             stem = resolve.name_of_choices(job.choices)
             tail = ",".join(re.sub(r'[/\\<>:"|?*]+', "_", last_of(o)) for o in own)  # "hf\://org" names no folder

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from builder.app.lock_state import QUALITY, known_modules, quality_of, settings_of, state_of
 from builder.cli.arguments import Arguments
-from builder.config.compose import Composed, choices_of
+from builder.config.choices import Composed, choices_of
 from builder.config.strict import nearest
 from builder.core.digest import digest_of_names
 from builder.core.errors import BuildError, UserError

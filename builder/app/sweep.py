@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from builder.app.request import composition_cache, distinct, folders_of
 from builder.cli.arguments import Arguments
-from builder.config.compose import Composed, check_choices, guard, normalise, shipped
+from builder.config.choices import Composed, check_choices
+from builder.config.compose import normalise
 from builder.config.sweeps import memo
 from builder.core.errors import StepError
 from builder.planner.resolve import name_of, places
@@ -41,7 +40,9 @@ def sweep(arguments: Arguments, build: Finish) -> int:
     argv = ["--multirun", *normalise(overrides)]
     if not any("hydra.sweep.dir" in o for o in overrides):
         argv.append(f"hydra.sweep.dir={composition_cache().parent / 'sweeps'}")
-    run_hydra(arguments, argv, launched)
+    from builder.config.run_hydra import run_hydra
+
+    run_hydra(argv, folders, launched, partial(one_job, arguments))
     return max(codes, default=0)
 
 
@@ -57,46 +58,11 @@ def returned(jobs: Sequence[Composed], code: int) -> list[float]:
     return [float("nan") if code else worth(dist / name_of(job), objective) for job in distinct(jobs)]
 
 
-def run_hydra(arguments: Arguments, argv: list[str], sweep: Callable[[list[Composed], bool], list[Any]] | None) -> int:
-    """hydra.main over our configuration. Its errors come back as ours (HYDRA_FULL_ERROR makes it raise them)."""
-    import hydra
-
-    from builder.config.hydra_plugins import register
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    folders = folders_of(arguments)
-    register(folders, sweep)
-
-    @hydra.main(  # type: ignore[untyped-decorator]
-        config_path=str(shipped("conf")), config_name="build", version_base="1.3"
-    )
-    def app(config: Any) -> int:
-        """One job of another launcher than ours (joblib, submitit): a build of its own."""
-        return one_job(arguments, config)
-
-    old, sys.argv = sys.argv, [str(Path(sys.argv[0])), *argv]
-    try:
-        guard(app, folders)
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        sys.argv = old
-    return 0
-
-
-def one_job(arguments: Arguments, config: Any) -> int:
-    """0. Raises StepError for a job that failed: a launcher hands on errors, and no exit codes."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf, open_dict
-
+def one_job(arguments: Arguments, job: Composed) -> None:
+    """A job of another launcher than ours: a build of its own. Raises StepError for one that failed: a launcher hands
+    on errors, and no exit codes."""
     from builder.cli.build import finish, run_jobs
-    from builder.config.compose import to_plain
 
-    whole = OmegaConf.create({"hydra": HydraConfig.get()})
-    with open_dict(config):
-        whole = OmegaConf.merge(whole, config)
-    overrides = list(HydraConfig.get().overrides.task)
-    if code := finish(arguments, run_jobs(arguments, [to_plain(whole, overrides)])):
-        said = f"the job {' '.join(overrides)} ended with exit code {code}"
+    if code := finish(arguments, run_jobs(arguments, [job])):
+        said = f"the job {' '.join(job.overrides)} ended with exit code {code}"
         raise StepError(said, "what it printed says why; submitit keeps that in .submitit below hydra.sweep.dir")
-    return 0

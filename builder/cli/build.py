@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from builder.app.request import Job, decided, folders_of, is_sweep, job_of, merge, pinned
 from builder.app.request import verdicts as verdicts_of
 from builder.cli.arguments import Arguments
-from builder.config.compose import Composed
+from builder.config.choices import Composed
 from builder.config.paths import store_path
 from builder.config.schema import Checkpoint, Recipe, described
 from builder.core.errors import BuildError

@@ -7,7 +7,7 @@ from textwrap import fill
 
 from builder.app.request import folders_of
 from builder.cli.arguments import COMMANDS, Arguments, parser
-from builder.config.compose import GROUPS, choices_of
+from builder.config.choices import GROUPS, choices_of
 
 EXAMPLES = """\
   build                                              the demo in 4 bits on this CPU

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 from builder.app.request import folders_of
-from builder.app.sweep import run_hydra
 from builder.cli.arguments import COMMANDS, Arguments
-from builder.config.compose import check_choices, normalise
+from builder.config.choices import check_choices
+from builder.config.compose import normalise
+from builder.config.run_hydra import run_hydra
 
 
 def show(arguments: Arguments) -> int:
@@ -24,7 +25,7 @@ def show(arguments: Arguments) -> int:
     flags += ["--shell-completion"] if options.shell_completion else []
     overrides = list(arguments.overrides) if options.shell_completion else normalise(arguments.overrides)
     forget_command()
-    return run_hydra(arguments, [*flags, *overrides], None)
+    return run_hydra([*flags, *overrides], folders_of(arguments))
 
 
 def forget_command() -> None:

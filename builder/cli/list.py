@@ -7,7 +7,7 @@ import sys
 
 from builder.app.request import folders_of
 from builder.cli.arguments import Arguments
-from builder.config.compose import GROUPS, choices_of, describe
+from builder.config.choices import GROUPS, choices_of, describe
 from builder.core.errors import UserError
 
 

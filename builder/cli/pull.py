@@ -12,7 +12,8 @@ from builder.app.request import Job, composition_cache, folders_of, is_sweep, me
 from builder.app.share import shared_of
 from builder.cli.arguments import Arguments
 from builder.cli.build import Result, events_to, export_good, finish, listener
-from builder.config.compose import Composed, compose
+from builder.config.choices import Composed
+from builder.config.compose import compose
 from builder.core.errors import StepError, UserError
 from builder.core.events import Listener
 from builder.core.record import Record

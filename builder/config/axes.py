@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from builder.config.compose import CHOICE, GROUPS, Composed
+from builder.config.choices import CHOICE, GROUPS, Composed
 
 
 class Axes(NamedTuple):

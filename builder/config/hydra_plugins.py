@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +27,50 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from builder.config.compose import Composed, Folders, to_plain
+from builder.config.choices import Composed, Folders
+from builder.config.from_hydra import to_plain
 from builder.config.sweeps.batch import compose_jobs
 
 Launched = Callable[[list[Composed], bool], list[Any]]
 BASIC = ("hydra_plugins.llm_build.OneGraphSweeper", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
 
 
-class State:
-    """What the plugins share with the command that started Hydra."""
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What the plugins need of whoever started Hydra. ``launched`` receives all the jobs of one batch, and whether the
+    same command would make the same jobs again; it returns one value for each."""
 
-    folders: Folders | None = None
-    sweep: Launched | None = None
+    folders: Folders
+    launched: Launched | None = None
 
 
-def register(folders: Folders, sweep: Launched | None = None) -> None:
-    """``sweep`` receives all the jobs of one batch, and whether the same command would make the same jobs again; it
-    returns one value for each."""
-    State.folders, State.sweep = folders, sweep
+# Hydra makes the plugins itself, from their class names, so what they need cannot be handed to them.
+_SESSION: ContextVar[Session] = ContextVar("llm_build_hydra_session")
+
+
+@contextmanager
+def plugins(folders: Folders, launched: Launched | None = None) -> Iterator[None]:
+    """While it is open Hydra finds our configuration files, and hands the jobs of a sweep to ``launched``."""
     for plugin in (RecipeSource, OurSearchPath, OneGraphSweeper, OneGraphLauncher):
         Plugins.instance().register(plugin)
     if "hydra_plugins" not in sys.modules:
         sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
     sys.modules[OneGraphLauncher.__module__] = sys.modules[__name__]
+    token = _SESSION.set(Session(folders, launched))
+    try:
+        yield
+    finally:
+        _SESSION.reset(token)
 
 
 class OurSearchPath(SearchPathPlugin):  # type: ignore[misc]
     """The user's ./conf and ./recipes before the shipped ones."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        assert State.folders is not None
-        main = SearchPathQuery(provider="main")
-        for folder in State.folders.conf[:-1]:
+        folders, main = _SESSION.get().folders, SearchPathQuery(provider="main")
+        for folder in folders.conf[:-1]:
             search_path.prepend("user", f"file://{folder}", main)
-        for folder in State.folders.recipes:
+        for folder in folders.recipes:
             search_path.append("recipes", f"recipes://{folder}")
 
 
@@ -69,16 +82,16 @@ class RecipeSource(FileConfigSource):  # type: ignore[misc]
         return "recipes"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        result = super().load_config(below(config_path))
+        result = super().load_config(_below(config_path))
         if result.header.get("package") is None:
             result.header["package"] = "_global_"
         return result
 
     def is_group(self, config_path: str) -> bool:
-        return config_path in ("", "recipe") or (in_group(config_path) and super().is_group(below(config_path)))
+        return config_path in ("", "recipe") or (_in_group(config_path) and super().is_group(_below(config_path)))
 
     def is_config(self, config_path: str) -> bool:
-        return in_group(config_path) and super().is_config(below(config_path))
+        return _in_group(config_path) and super().is_config(_below(config_path))
 
     def available(self) -> bool:
         return bool(super().is_group(""))
@@ -86,15 +99,15 @@ class RecipeSource(FileConfigSource):  # type: ignore[misc]
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         if config_path == "":
             return [] if results_filter == ObjectType.CONFIG else ["recipe"]
-        names: list[str] = super().list(below(config_path), results_filter)
+        names: list[str] = super().list(_below(config_path), results_filter)
         return [n for n in names if not n.endswith(".lock")]
 
 
-def in_group(config_path: str) -> bool:
+def _in_group(config_path: str) -> bool:
     return config_path.startswith("recipe/")
 
 
-def below(config_path: str) -> str:
+def _below(config_path: str) -> str:
     return config_path.removeprefix("recipe").removeprefix("/")
 
 
@@ -107,9 +120,10 @@ class OneGraphLauncher(Launcher):  # type: ignore[misc]
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        assert State.sweep is not None
+        launched = _SESSION.get().launched
+        assert launched is not None
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # sweepers write what they found there
-        values = State.sweep(self.compose(job_overrides), self.repeats())
+        values = launched(self.compose(job_overrides), self.repeats())
         done = []
         for overrides, value in zip(job_overrides, values, strict=True):
             job = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)

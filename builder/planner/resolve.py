@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder import architectures
-from builder.config.compose import GROUPS, Composed, Folders, choices_of
+from builder.config.choices import GROUPS, Composed, Folders, choices_of
 from builder.config.paths import store_path
 from builder.config.schema import (
     LOCAL,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from builder.config.compose import shipped
+from builder.config.choices import shipped
 from builder.core.errors import UserError
 
 FORMAT = 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from builder.config import compose
+from builder.config.choices import find_folders
 from builder.core.events import Event, Finished
 from builder.core.filestore import open_store
 from builder.core.plan import Goal, Plan
@@ -57,7 +58,7 @@ def ran(store_path: Path, layers: str) -> tuple[set[str], dict[str, set[str]]]:
     rule = f'rules: [{{match: ["*.down_proj"], layers: {layers}, use: q8f16_1}}]\n'
     own(Path.cwd(), "mine", Q5G64.replace("q5g64", "mine") + rule)
     words = ["quant=mine", "quant.max_shard_bytes=1000000"]
-    recipe = resolve.resolve(compose.compose(words, None), compose.find_folders())
+    recipe = resolve.resolve(compose.compose(words, None), find_folders())
     chain = graph.build_plan([recipe]).steps.values()
     chosen = {step.id: step for step in chain if step.name in WEIGHTS}
     store, ran_now = open_store(store_path), set[str]()

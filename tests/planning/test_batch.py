@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from builder.config.compose import GROUPS, Composed, choices_of, find_folders, guard, shipped, to_plain
+from builder.config.choices import GROUPS, Composed, choices_of, find_folders, shipped
+from builder.config.from_hydra import guard, to_plain
 from builder.config.sweeps.batch import asked, compose_jobs
 from builder.core.errors import UserError
 
@@ -46,11 +47,10 @@ def hydra() -> Iterator[Loader]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    from builder.config.hydra_plugins import register
+    from builder.config.hydra_plugins import plugins
 
-    register(find_folders())
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(shipped("conf")), version_base="1.3", job_name="build"):
+    with plugins(find_folders()), initialize_config_dir(str(shipped("conf")), version_base="1.3", job_name="build"):
         loader = GlobalHydra.instance().hydra.config_loader
         yield Loader(loader, loader.load_configuration("build", [], RunMode.MULTIRUN))
 

@@ -10,6 +10,7 @@ import pytest
 from builder.app.request import Job, merge, runnable
 from builder.cli.arguments import parse
 from builder.config import compose
+from builder.config.choices import find_folders
 from builder.core.errors import Unsupported
 from builder.core.plan import check_plan
 from builder.planner.graph import graph
@@ -33,7 +34,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LLM_BUILD_STORE", str(tmp_path / "store"))
 
     def job(*lines: str) -> Job:
-        return merge([compose.compose(line.split(), None) for line in lines], compose.find_folders())
+        return merge([compose.compose(line.split(), None) for line in lines], find_folders())
 
     return job
 

@@ -10,6 +10,7 @@ import pytest
 
 from builder.architectures.weights import Parameter
 from builder.config import compose
+from builder.config.choices import find_folders
 from builder.config.schema import Recipe
 from builder.core.errors import UserError
 from builder.core.filestore import open_store
@@ -24,7 +25,7 @@ RULES = [{"match": "*.down_proj", "layers": [0, [2, 3]], "use": "q6f16_1"}, {"ma
 
 def recipe_of(*words: str) -> Recipe:
     name = re.sub(r"\W", "_", "-".join(words))
-    return resolve.resolve(compose.compose([f"name=it{name}", *words], None), compose.find_folders())
+    return resolve.resolve(compose.compose([f"name=it{name}", *words], None), find_folders())
 
 
 def picked(recipe: Recipe) -> Recipe:

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from builder.config import compose
+from builder.config.choices import choices_of, find_folders
 from builder.config.schema import Quant, Target
 from builder.config.strict import parse
 from builder.core.errors import Unsupported
@@ -19,13 +20,13 @@ APPLE = {"kind": "metal", "supports": ("float16", "bfloat16")}
 
 
 def quant(name: str) -> Quant:
-    file = compose.choices_of("quant", compose.find_folders())[name]
+    file = choices_of("quant", find_folders())[name]
     return parse(Quant, yaml.safe_load(file.read_text()), "quant")
 
 
 def refusal(scheme: Quant, **fields) -> Unsupported:
     with pytest.raises(Unsupported) as caught:
-        capabilities.check(scheme, Target(**fields), "there", compose.find_folders())
+        capabilities.check(scheme, Target(**fields), "there", find_folders())
     return caught.value
 
 
@@ -33,7 +34,7 @@ def test_float8_maths_on_an_a6000_is_refused_before_the_checkpoint_is_looked_for
     monkeypatch.setattr(sources, "locate", lambda *_: pytest.fail("looked for the checkpoint"))
     composed = compose.compose(["model=llama2", "quant=e4m3_e4m3_f16", "target=a6000"], None)
     with pytest.raises(Unsupported) as caught:
-        resolve.resolve(composed, compose.find_folders())
+        resolve.resolve(composed, find_folders())
     assert caught.value.message == (
         "quant=e4m3_e4m3_f16: the scheme multiplies inputs as e4m3, and target=a6000 has no 8-bit float matrix "
         "instructions: sm_86; sm_89 or later has them"
@@ -66,20 +67,20 @@ def test_every_architecture_of_a_target_must_have_it():
     assert ": sm_80; sm_89 or later" in error.message
     assert error.hint.endswith(" or target.arch=[sm_89,sm_90a]")
     newer = Target(**AMPERE | {"arch": arch[1:]})
-    capabilities.check(quant("e4m3_e4m3_f16"), newer, "there", compose.find_folders())
+    capabilities.check(quant("e4m3_e4m3_f16"), newer, "there", find_folders())
 
 
 def test_a_rule_can_ask_for_more_than_the_scheme():
-    mixed = parse(Quant, {**yaml.safe_load(compose.choices_of("quant", compose.find_folders())["q4f16_1"].read_text()),
+    mixed = parse(Quant, {**yaml.safe_load(choices_of("quant", find_folders())["q4f16_1"].read_text()),
                           "rules": [{"match": "*.down_proj", "use": "e4m3_e4m3_f16"}]}, "quant")  # fmt: skip
     assert "a rule's e4m3_e4m3_f16 multiplies inputs as e4m3" in refusal(mixed, **AMPERE).message
 
 
 def test_a_target_that_can_is_not_refused():
-    folders = compose.find_folders()
+    folders = find_folders()
     capabilities.check(quant("q4bf16_1"), Target(**APPLE | {"triple": "arm64-apple-macos14"}), "there", folders)
     capabilities.check(quant("w8a8"), Target(**AMPERE), "there", folders)
-    for name in compose.choices_of("quant", folders):
+    for name in choices_of("quant", folders):
         if name != "imported":  # which is whatever the checkpoint holds
             capabilities.check(quant(name), Target(kind="cpu"), "cpu", folders)
 
@@ -95,11 +96,11 @@ def test_nothing_is_offered_where_nothing_runs(monkeypatch):
 )
 def test_targets_that_the_compiler_cannot_make_are_refused_by_name(target, reason):
     with pytest.raises(Unsupported, match=f"target={target}: apache-tvm's wheel .*{reason}"):
-        resolve.resolve(compose.compose([f"target={target}"], None), compose.find_folders())
+        resolve.resolve(compose.compose([f"target={target}"], None), find_folders())
 
 
 def test_shipped_targets_say_what_is_known():
-    for name, file in compose.choices_of("target", compose.find_folders()).items():
+    for name, file in choices_of("target", find_folders()).items():
         target = parse(Target, yaml.safe_load(file.read_text()), "target")
         assert set(target.supports) <= set(capabilities.SAID), name
         assert target.kind == "cpu" or target.refused or target.supports or name == "webgpu-f32", name

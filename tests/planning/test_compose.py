@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from builder.config import compose
+from builder.config.choices import choices_of, describe, find_folders
 from builder.core.errors import UserError
 
 
@@ -33,7 +34,7 @@ def test_users_choice_comes_before_the_shipped_one(empty_folder):
     own.parent.mkdir(parents=True)
     own.write_text("# mine\nfamily: llama\nsource: /mine\n")
     assert compose.compose([], None).values["model"]["source"] == "/mine"
-    assert compose.describe(compose.choices_of("model", compose.find_folders())["demo"]) == "mine"
+    assert describe(choices_of("model", find_folders())["demo"]) == "mine"
 
 
 def test_users_recipe_lies_over_choices_and_the_command_line_over_it(empty_folder):

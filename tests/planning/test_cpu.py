@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from builder.config import compose
+from builder.config.choices import find_folders
 from builder.config.schema import Recipe
 from builder.core.errors import StepError, UserError
 from builder.core.plan import Plan
@@ -17,7 +18,7 @@ from builder.targets import cpu, link
 
 
 def recipe_of(*overrides: str) -> Recipe:
-    return resolve.resolve(compose.compose(list(overrides), None), compose.find_folders())
+    return resolve.resolve(compose.compose(list(overrides), None), find_folders())
 
 
 def step_of(plan: Plan, name: str):

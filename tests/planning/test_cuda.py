@@ -9,6 +9,7 @@ import pytest
 
 from builder.app.request import Job, equipped
 from builder.config import compose
+from builder.config.choices import find_folders
 from builder.config.schema import Target
 from builder.core.errors import StepError, Unsupported, UserError
 from builder.core.filestore import open_store
@@ -137,7 +138,7 @@ def job(*words: str) -> Job:
 
 
 def recipe(*words: str) -> resolve.Recipe:
-    return resolve.resolve(compose.compose(list(words), None), compose.find_folders())
+    return resolve.resolve(compose.compose(list(words), None), find_folders())
 
 
 @pytest.mark.parametrize("here", [True, False])
@@ -163,7 +164,7 @@ def test_only_cpus_and_nvidia_gpus_run_here():
 
 
 def test_a_cluster_places_lower_where_a_cuda_compiler_is():
-    plan = graph.build_plan([resolve.resolve(compose.compose(["target=h100"], None), compose.find_folders())])
+    plan = graph.build_plan([resolve.resolve(compose.compose(["target=h100"], None), find_folders())])
     wanted = {step.name: dict(step.resources.custom) for step in plan.steps.values()}
     assert wanted["lower"] == {"nvcc": 0.001}
     assert {name for name, custom in wanted.items() if custom} == {"lower"}

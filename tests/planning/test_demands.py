@@ -8,6 +8,7 @@ import pytest
 
 from builder import architectures
 from builder.config import compose
+from builder.config.choices import find_folders
 from builder.config.schema import Metadata, Recipe
 from builder.core.step import Resources
 from builder.planner import resolve
@@ -20,7 +21,7 @@ GB = 10**9
 
 @pytest.fixture(scope="module")
 def demo() -> Recipe:
-    return resolve.resolve(compose.compose(["quant.method=gptq"], None), compose.find_folders())
+    return resolve.resolve(compose.compose(["quant.method=gptq"], None), find_folders())
 
 
 def like(demo: Recipe, config: dict[str, object], **sizes: int) -> Recipe:

@@ -9,7 +9,7 @@ import pytest
 
 from builder.app import request as jobs
 from builder.config import compose
-from builder.config.compose import Composed
+from builder.config.choices import Composed, find_folders
 from builder.config.sweeps.exclude import thin
 from builder.core.errors import UserError
 
@@ -79,16 +79,16 @@ def test_the_cells_of_a_job_and_what_is_said(capsys, tmp_path, monkeypatch):
     rules = '++sweep.exclude=[{quant:"q8*",target:cpu},{quant:q5*}]'
     words = [["quant=q8f16_1"], ["quant=q4f16_1"]]
     composed = [compose.compose([*each, "verify=off", rules[2:]], None) for each in words]
-    job = jobs.merge(composed, compose.find_folders())
+    job = jobs.merge(composed, find_folders())
     assert (job.names, len(job.excluded)) == (("demo-q4f16_1-cpu",), 1)
     assert capsys.readouterr().err == (
         "sweep.exclude: 1 of 2 cells left out\nwarning: sweep.exclude: {quant: q5*} matches no cell\n"
     )
-    alone = jobs.merge(composed[:1], compose.find_folders())
+    alone = jobs.merge(composed[:1], find_folders())
     assert alone.names == ("demo-q8f16_1-cpu",), "a plain build has no combinations"
 
 
 def test_a_key_that_nothing_reads_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_BUILD_STORE", str(tmp_path / "store"))
     with pytest.raises(UserError, match=r"sweep.exlude \(on the command line\): unknown key; did you mean exclude\?"):
-        jobs.merge([compose.compose(["sweep.exlude=[]"], None)], compose.find_folders())
+        jobs.merge([compose.compose(["sweep.exlude=[]"], None)], find_folders())

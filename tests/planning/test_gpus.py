@@ -10,6 +10,7 @@ import pytest
 
 from builder.cli import doctor
 from builder.config import compose
+from builder.config.choices import find_folders
 from builder.config.schema import Recipe, Target
 from builder.core.errors import BuildError, Unsupported, UserError
 from builder.core.step import Step
@@ -121,7 +122,7 @@ def test_every_scheme_that_a_budget_may_pick_must_divide():
 
 
 def resolved(*overrides: str) -> Recipe:
-    return resolve.resolve(compose.compose(list(overrides), None), compose.find_folders())
+    return resolve.resolve(compose.compose(list(overrides), None), find_folders())
 
 
 def test_a_target_of_one_device_is_refused():

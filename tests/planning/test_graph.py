@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from builder.config import compose
+from builder.config.choices import Folders, choices_of, describe, find_folders, shipped
 from builder.config.sweeps.batch import compose_jobs
 from builder.config.sweeps.exclude import thin
 from builder.core.digest import digest_of_names
@@ -32,7 +33,7 @@ FOUND = {link: "ld:1", cuda: "nvcc 13.0", apple: "metal", webgpu: {"emscripten":
 
 
 def plan_of(*jobs: list[str]) -> Plan:
-    folders = compose.find_folders()
+    folders = find_folders()
     return graph.build_plan([resolve.resolve(compose.compose(job, None), folders) for job in jobs])
 
 
@@ -64,14 +65,14 @@ def parts(plan: Plan) -> dict[str, object]:
 def golden(recipe: str) -> object:
     """The parts of a recipe's plan; of a sweep what tells them from others, by cell and step."""
     words = [f"recipe={recipe}", *SHIPPED[recipe]]
-    text = yaml.safe_load((compose.find_folders().recipes[-1] / f"{recipe}.yaml").read_text())
+    text = yaml.safe_load((find_folders().recipes[-1] / f"{recipe}.yaml").read_text())
     params = text.get("hydra", {}).get("sweeper", {}).get("params")
     if params is None:
         return json.loads(json.dumps(parts(plan_of(words))))
     chosen = [[f"{group}={each}" for each in values.split(",")] for group, values in params.items()]
     with hydra() as loader:
         jobs = compose_jobs([[*words, *choices] for choices in product(*chosen)], loader.load, loader.repository)
-    folders = compose.find_folders()
+    folders = find_folders()
     recipes = [resolve.resolve(job, folders) for job in thin(jobs).kept]
     return {
         recipe.name: {name: digest_of_names(each) for name, each in parts(graph.build_plan([recipe])).items()}
@@ -90,10 +91,9 @@ def test_golden_plan_of_each_shipped_recipe(recipe: str):
 
 
 def test_each_shipped_recipe_has_a_golden_plan_and_says_what_it_is():
-    shipped = compose.Folders((compose.shipped("conf"),), (compose.shipped("recipes"),))
-    known = compose.choices_of("recipe", shipped)
+    known = choices_of("recipe", Folders((shipped("conf"),), (shipped("recipes"),)))
     assert set(known) == set(SHIPPED)
-    assert all(20 < len(compose.describe(file)) < 120 for file in known.values())
+    assert all(20 < len(describe(file)) < 120 for file in known.values())
 
 
 def test_steps_that_two_recipes_share_are_in_the_plan_once():

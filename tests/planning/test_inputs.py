@@ -9,6 +9,7 @@ import pytest
 
 from builder.architectures.weights import Parameter
 from builder.config import compose
+from builder.config.choices import find_folders
 from builder.core.errors import UserError
 from builder.planner import resolve
 from builder.planner.schemes import schemes
@@ -16,7 +17,7 @@ from builder.planner.schemes import verify_limits as limits_of_verify
 from builder.quant.layout import parse_scheme
 from builder.steps import shard
 
-FOLDERS = compose.find_folders()
+FOLDERS = find_folders()
 MIXTURE = (
     Parameter("model.layers.0.self_attn.o_proj.weight", (64, 64), "linear"),
     Parameter("model.layers.0.mlp.gate.weight", (4, 64), "router"),

@@ -6,7 +6,7 @@ from itertools import product
 
 from builder.app.cells import told
 from builder.config.axes import Axes, axes_of
-from builder.config.compose import Composed
+from builder.config.choices import Composed
 from builder.report.matrix import Cell, Matrix, coloured, counted, legend, lines, lines_live, lines_short, plain
 
 MODELS, QUANTS, TARGETS = ("demo", "pythia_160m", "qwen2_0_5b"), ("q0f16", "q4f16_1"), ("cpu", "a6000", "webgpu")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from builder.config import compose
+from builder.config.choices import find_folders
 from builder.config.schema import Quant
 from builder.core.errors import UserError
 from builder.core.plan import Plan
@@ -18,7 +19,7 @@ from builder.quant.methods import METHODS
 
 
 def plan_of(*jobs: list[str]) -> Plan:
-    folders = compose.find_folders()
+    folders = find_folders()
     named = [[*job, f"name=build{i}"] for i, job in enumerate(jobs)]
     return graph.build_plan([resolve.resolve(compose.compose(job, None), folders) for job in named])
 

@@ -13,6 +13,7 @@ import yaml
 
 from builder import architectures
 from builder.config import compose
+from builder.config.choices import Composed, find_folders
 from builder.config.schema import DeviceLimits, Metadata, Model, Recipe, Target
 from builder.config.strict import nowhere
 from builder.core.errors import Unsupported, UserError
@@ -69,12 +70,12 @@ PLANNED_OF_TWO = {  # on each of two ranks, less what the last token's logits ta
 def shapes_of(config_json: dict, name: str = "q0f16", **target) -> memory.Shapes:
     family = architectures.load(config_json["model_type"])
     config = family.from_hf(config_json)
-    found = parse_scheme(schemes.shipped(name, compose.find_folders()))
+    found = parse_scheme(schemes.shipped(name, find_folders()))
     return memory.shapes(family.parameters(config), asdict(config), found, Target(**target))
 
 
 @cache
-def composed(choice: str) -> compose.Composed:
+def composed(choice: str) -> Composed:
     """Hydra takes half a second, so it composes each choice of a scheme once."""
     return compose.compose([choice], None)
 
@@ -92,7 +93,7 @@ def demo(*overrides: str) -> Recipe:
             for group in groups:
                 place = place.setdefault(group, {})
             place[key] = yaml.safe_load(value)
-    return resolve.resolve(replace(found, values=values), compose.find_folders())
+    return resolve.resolve(replace(found, values=values), find_folders())
 
 
 def refusal(*overrides: str) -> Unsupported:
@@ -117,7 +118,7 @@ def shapes_of_rank(config_json: dict, shards: int, name: str, **target) -> memor
     family = config_json["model_type"]
     whole = asdict(architectures.load(family).from_hf(config_json))
     table, architecture = sharding.of_each_rank(family, whole, shards)
-    found = parse_scheme(schemes.shipped(name, compose.find_folders()))
+    found = parse_scheme(schemes.shipped(name, find_folders()))
     return memory.shapes(table, architecture, found, Target(**target), shards)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from builder.app import request as jobs
 from builder.config import compose
+from builder.config.choices import Composed, find_folders
 from builder.core.errors import Unsupported, UserError
 from builder.report import document
 from builder.targets import link, tools
@@ -26,12 +27,12 @@ def own_store(tmp_path, monkeypatch):
 
 
 @cache
-def composed(*overrides: str) -> compose.Composed:
+def composed(*overrides: str) -> Composed:
     return compose.compose(overrides, None)
 
 
 def merged(*cells: list[str]) -> jobs.Job:
-    return jobs.merge([composed(*cell) for cell in cells], compose.find_folders())
+    return jobs.merge([composed(*cell) for cell in cells], find_folders())
 
 
 def test_a_refused_cell_is_kept_beside_the_others():

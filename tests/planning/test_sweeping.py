@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from builder.app import request as jobs
-from builder.app import sweep as hydra
+from builder.app.sweep import sweep
 from builder.cli.arguments import parse
-from builder.config.compose import Composed
+from builder.config import run_hydra
+from builder.config.choices import Composed
 from builder.core.errors import UserError
 from tests.conftest import ROOT
 
@@ -64,7 +65,7 @@ def swept(*words: str) -> list[Composed]:
     found: list[Composed] = []
     arguments = parse(words)
     assert jobs.is_sweep(arguments)
-    hydra.sweep(arguments, lambda composed: len(found.extend(composed) or ()))
+    sweep(arguments, lambda composed: len(found.extend(composed) or ()))
     return found
 
 
@@ -77,7 +78,7 @@ def no_hydra(monkeypatch):
     def refuse(*_: object) -> int:
         raise AssertionError("Hydra was asked")
 
-    return lambda: monkeypatch.setattr(hydra, "run_hydra", refuse)
+    return lambda: monkeypatch.setattr(run_hydra, "run_hydra", refuse)
 
 
 def test_globs_ranges_and_choices():

@@ -11,6 +11,7 @@ from builder.app import request as jobs
 from builder.app.request import distinct
 from builder.cli.generate import check_runs
 from builder.config import compose
+from builder.config.choices import find_folders
 from builder.config.schema import Recipe
 from builder.core.errors import Unsupported, UserError
 from builder.planner import resolve
@@ -35,12 +36,12 @@ def tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def recipe_of(*overrides: str) -> Recipe:
-    return resolve.resolve(compose.compose(list(overrides), None), compose.find_folders())
+    return resolve.resolve(compose.compose(list(overrides), None), find_folders())
 
 
 def job_of(*overrides: str) -> jobs.Job:
     """As a command makes it: with the tools of this machine looked for."""
-    return jobs.merge([compose.compose(list(overrides), None)], compose.find_folders())
+    return jobs.merge([compose.compose(list(overrides), None)], find_folders())
 
 
 def steps_of(*overrides: str) -> dict[str, graph.Step]:

@@ -18,7 +18,8 @@ import pytest
 from benchmarks import synthetic
 from builder.app.sweep import returned
 from builder.cli.arguments import parse
-from builder.config.compose import Composed, compose, find_folders
+from builder.config.choices import Composed, find_folders
+from builder.config.compose import compose
 from builder.config.sweeps.objective import worth
 from builder.core.errors import UserError
 from builder.core.task import Job

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from builder import architectures
-from builder.config import compose
+from builder.config.choices import choices_of, find_folders
 from builder.config.schema import Metadata, Target
 from builder.config.strict import parse
 from builder.planner.feasibility import device_memory as memory
@@ -110,6 +110,6 @@ def test_the_estimate_is_what_a_run_takes(name: str, tmp_path: Path):
     assert largest == name
     assert MIN_SHARE <= share <= MAX_SHARE
 
-    file = compose.choices_of("target", compose.find_folders())["cpu"]
+    file = choices_of("target", find_folders())["cpu"]
     said = parse(Target, yaml.safe_load(file.read_text()), "target").runtime_bytes
     assert before + OWN_BYTES / 2 <= said <= MAX_SHARE * (before + OWN_BYTES)

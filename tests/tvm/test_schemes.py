@@ -14,7 +14,7 @@ import pytest
 import tvm
 import yaml
 
-from builder.config.compose import choices_of, find_folders
+from builder.config.choices import choices_of, find_folders
 from builder.config.schema import Quant
 from builder.ops import linear as relax
 from builder.ops.emit import prim_func

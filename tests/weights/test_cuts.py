@@ -13,7 +13,7 @@ import yaml
 from builder import architectures
 from builder.architectures.cuts import cut_of, local_parameters
 from builder.architectures.weights import Parameter
-from builder.config.compose import shipped
+from builder.config.choices import shipped
 from builder.config.schema import Quant
 from builder.config.strict import parse
 from builder.formats.slicing import slicing_from_json, take_tp_shard

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from builder.config import compose
+from builder.config.choices import find_folders
 from builder.config.schema import Quant
 from builder.core.errors import UserError
 from builder.planner import resolve
@@ -104,7 +105,7 @@ def test_shards_stay_under_their_limit(tmp_path: Path):
 
 
 def resolved(*overrides: str) -> Any:
-    return resolve.resolve(compose.compose(list(overrides), None), compose.find_folders())
+    return resolve.resolve(compose.compose(list(overrides), None), find_folders())
 
 
 def test_shipped_mixtures_are_resolved_into_content():

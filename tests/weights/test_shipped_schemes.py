@@ -8,18 +8,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from builder.config import compose
+from builder.config.choices import choices_of, find_folders
 from builder.planner.schemes import schemes
 from builder.quant import asymmetric, pack, reference, storage
 from builder.quant.layout import Scheme, parse_scheme
 
-FOLDERS = compose.find_folders()
+FOLDERS = find_folders()
 FLOAT8 = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
 
 
 def shipped() -> dict[str, Scheme]:
     """Every scheme that packs something; the schemes that rules name are choices themselves."""
-    found = {name: schemes.shipped(name, FOLDERS) for name in compose.choices_of("quant", FOLDERS)}
+    found = {name: schemes.shipped(name, FOLDERS) for name in choices_of("quant", FOLDERS)}
     parsed = {name: parse_scheme({k: v for k, v in table.items() if k != "rules"}) for name, table in found.items()}
     return {name: replace(each, rules=()) for name, each in parsed.items() if each.kind != "none"}
 

@@ -14,7 +14,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
-from builder.config.compose import CHOICE, GROUPS, SECTIONS, Composed, to_plain
+from builder.config.choices import CHOICE, GROUPS, SECTIONS, Composed
+from builder.config.from_hydra import to_plain
 
 SETTING = re.compile(rf"^(?:\+\+?|~)?(?P<section>{'|'.join(SECTIONS)})\.[\w.-]+(?:=|$)|^name=")
 ABSENT = object()

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from builder.config.compose import GROUPS, SECTIONS, Composed
+from builder.config.choices import GROUPS, SECTIONS, Composed
 from builder.config.schema import Sweep
 from builder.config.strict import Where, nearest, nowhere, parse, show
 from builder.core.errors import UserError

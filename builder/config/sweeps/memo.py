@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from builder.config.compose import Composed, Folders, cache_key, is_pure
+from builder.config.choices import Composed, Folders
+from builder.config.compose import cache_key, is_pure
 
 
 def slot_of(overrides: Sequence[str], folders: Folders, cache: Path) -> Path:

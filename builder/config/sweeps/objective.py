@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.config.compose import Composed
+from builder.config.choices import Composed
 from builder.core.errors import UserError
 
 BYTES = "bytes"  # of all files of the artifact

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from builder.config.compose import Folders, shipped
+from builder.config.choices import Folders, shipped
 from builder.config.schema import Quant, Target
 from builder.core.errors import Unsupported
 from builder.planner.schemes.schemes import most_alike, plain_choices, scheme_of

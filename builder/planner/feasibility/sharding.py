@@ -10,7 +10,7 @@ from typing import Any
 from builder import architectures
 from builder.architectures.cuts import Cut, local_parameters, per_rank
 from builder.architectures.weights import Parameter
-from builder.config.compose import Folders
+from builder.config.choices import Folders
 from builder.config.schema import Model, Quant, Target
 from builder.config.strict import Where
 from builder.core.errors import Unsupported, UserError

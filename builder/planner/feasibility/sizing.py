@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
-from builder.config.compose import Folders
+from builder.config.choices import Folders
 from builder.config.schema import Metadata, Model, Quant, Recipe, Target
 from builder.config.strict import Where
 from builder.core.errors import Unsupported, UserError

@@ -13,7 +13,7 @@ from math import ceil, floor, prod
 from typing import Any
 
 from builder.architectures.weights import Parameter
-from builder.config.compose import Folders
+from builder.config.choices import Folders
 from builder.config.schema import Budget, Quant, Recipe
 from builder.config.strict import Where
 from builder.core.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 
 from builder import architectures
 from builder.architectures.weights import Parameter
-from builder.config.compose import Folders, choices_of, unknown_choice
+from builder.config.choices import Folders, choices_of, unknown_choice
 from builder.config.schema import Quant
 from builder.config.strict import parse, plain
 from builder.core.errors import Unsupported, UserError
