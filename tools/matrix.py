@@ -2,7 +2,7 @@
 
     python -m tools.matrix [--families llama,qwen2] [--schemes q4f16_1]
 
-About 3 s a cell on two cores. docs/matrix.json keeps what was found; the README's table is made from it alone.
+About 3 s a cell on two cores. docs/measured/matrix.json keeps what was found; the README's table is made from it alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from builder.planner.schemes.schemes import quantizing
 from tests.conftest import ROOT, Shell
 from tests.matrix.checkpoints import FAMILIES, make
 
-RECORD = ROOT / "docs" / "matrix.json"
+RECORD = ROOT / "docs" / "measured" / "matrix.json"
 START, END = "<!-- matrix -->\n", "<!-- /matrix -->\n"
 MARK = {"yes": "yes", "refused": "–"}
 

@@ -1,8 +1,9 @@
-"""Every family in every scheme on 2 and 4 ranks of this CPU, held against one rank, and the table in docs/gpus.md.
+"""Every family in every scheme on 2 and 4 ranks of this CPU, held against one rank, and the table in
+docs/guides/gpus.md.
 
     python -m tools.ranks [--families llama,qwen2] [--schemes q0f32] [--ranks 2,4]
 
-About 10 s a cell on two cores. docs/ranks.json keeps what was found.
+About 10 s a cell on two cores. docs/measured/ranks.json keeps what was found.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import_tvm()  # with the compiler, before anything loads only its runtime
 
 from tests.ranks import cells  # noqa: E402
 
-RECORD, PAGE = ROOT / "docs" / "ranks.json", ROOT / "docs" / "gpus.md"
+RECORD, PAGE = ROOT / "docs" / "measured" / "ranks.json", ROOT / "docs" / "guides" / "gpus.md"
 START, END = "<!-- table -->\n", "<!-- /table -->\n"
 
 

@@ -1,5 +1,5 @@
-"""Makes docs/terminal.svg: runs real commands on a pseudo-terminal and draws the screen they leave, and of a sweep one
-that it shows on its way.
+"""Makes docs/images/terminal.svg: runs real commands on a pseudo-terminal and draws the screen they leave, and of a
+sweep one that it shows on its way.
 
 pip install pexpect pyte && python -m tools.terminal
 """
@@ -86,7 +86,7 @@ def main() -> None:
                 console.print("[dim]... and when it is done:[/]", highlight=False)
             console.print(last, highlight=False)
             console.print()
-    console.save_svg(str(ROOT / "docs" / "terminal.svg"), title="llm-build")
+    console.save_svg(str(ROOT / "docs" / "images" / "terminal.svg"), title="llm-build")
 
 
 if __name__ == "__main__":

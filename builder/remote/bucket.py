@@ -167,7 +167,7 @@ def _connect(location: Location) -> tuple[Any, str]:
     except (ValueError, TypeError) as error:
         raise UserError(
             f"store.remote={location.url} with store.remote_options {sorted(location.options)}: {error}",
-            "docs/store.md has an example for each kind of store",
+            "docs/guides/store.md has an example for each kind of store",
         ) from error
     except Exception as error:  # some backends connect at once
         raise _as_ours(error) from error

@@ -27,7 +27,7 @@ Json = Any
 
 
 def measure(files: Mapping[str, Path], prompt: int, contexts: Sequence[int], tick: Tick) -> Json:
-    """Everything that `build bench` reports of an artifact; see docs/bench.md for the fields.
+    """Everything that `build bench` reports of an artifact; see docs/guides/bench.md for the fields.
 
     Call it first thing in a process: what is loaded before is not counted. ``tick``: gets the name of each stage.
     """

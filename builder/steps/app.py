@@ -22,7 +22,7 @@ CARD = "README.md"
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """Outputs: the static library and the objects that it is made of, bundle/<name>/ with weights and tokenizer, the
-    app's configuration, and one for `mlc_llm package`. See docs/apps.md.
+    app's configuration, and one for `mlc_llm package`. See docs/guides/apps.md.
 
     Args:
         params: {"name", "kind" ("ios_app", "android_app"), "library" (file name of the objects), "model_lib" (the name
@@ -89,5 +89,5 @@ def explanation(params: Mapping[str, Json], library: str, config: str) -> str:
 | `bundle/{params["name"]}/` | weights, tokenizer, chat configuration |
 | `{PACKAGE}` | for `mlc_llm package`, run in this folder: it takes this library and adds MLC's own |
 
-Step by step: docs/apps.md of llm-build.
+Step by step: docs/guides/apps.md of llm-build.
 """

@@ -4,13 +4,13 @@ The model is transformers' in float32, as verify.reference runs it: one module's
 windows in one batch, so that each weight is read once. What a layer sees comes from the original weights of the layers
 before it. The paper goes on from quantized ones; here that would tie every shard to all shards before it and to the
 scheme, while one calibration of the original serves every scheme, and a shard depends on the moments of its own
-parameters alone. docs/quality.md has what the choice costs.
+parameters alone. docs/how-it-works/quality.md has what the choice costs.
 
 The logits are not computed: the head's input is the output of the model below it.
 
 Moments of T tokens say little about more than T directions. So they are mixed with white noise of the same power, I
-tokens of it for I inputs: H = (X^T X + I m 1) / T, m the mean of the diagonal of X^T X / T. docs/quality.md has what
-that does for gptq with few tokens; with many it is nothing.
+tokens of it for I inputs: H = (X^T X + I m 1) / T, m the mean of the diagonal of X^T X / T. What that does
+for gptq with few tokens is in docs/how-it-works/quality.md; with many it is nothing.
 
 Experts read different tokens, so each has moments of its own. One that read fewer than LEAST_TOKENS gets zeros, which
 leave awq and gptq nothing to go by: they do what mse does. (transformers fuses the experts of a layer into one tensor,
@@ -35,7 +35,7 @@ from builder.verification import heldout, source_model
 
 KEY = "quant.calibration"
 THREADS = 1  # sums do not depend on how many cores there are
-LEAST_TOKENS = 64  # with which gptq is still better than mse: docs/quality.md
+LEAST_TOKENS = 64  # with which gptq is still better than mse: docs/how-it-works/quality.md
 Experts = dict[str, dict[str, str]]  # module of a layer's experts -> {its parameter: ours}
 
 

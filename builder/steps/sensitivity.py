@@ -11,7 +11,8 @@ scaled by the squared error that they leave in the output of the parameter's own
 
     loss(p, c) = loss(p, coarsest) * |x dW_c^T|^2 / |x dW_coarsest^T|^2.
 
-docs/quality.md has how close that is to measuring each. A matrix that is both embedding and head is rounded in both.
+How close that is to measuring each is in docs/how-it-works/quality.md. A matrix that is both embedding and head is
+rounded in both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What schemes cost on a text that none of them was chosen on, in a few thousand tokens; docs/quality.md has it all."""
+"""What schemes cost on a text that none of them was chosen on, in a few thousand tokens; the whole of it is in
+docs/how-it-works/quality.md."""
 
 from __future__ import annotations
 

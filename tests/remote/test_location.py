@@ -40,7 +40,7 @@ def test_refused(location: Location, said: str, hint: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("location", "said", "hint"),
     [
-        (Location("nonsense://x"), "store.remote=nonsense://x with store.remote_options []", "docs/store.md"),
+        (Location("nonsense://x"), "store.remote=nonsense://x with store.remote_options []", "docs/guides/store.md"),
         (Location("gs://bucket/x"), "needs a package that is not installed", "gcsfs"),
         (Location("file:///x", options={"auto_mkdir": "env:THERE_IS_NONE"}), "THERE_IS_NONE", "export THERE_IS_NONE"),
     ],

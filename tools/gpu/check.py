@@ -104,7 +104,7 @@ def device() -> str:
 
 
 def markdown(cells: dict[str, Any]) -> str:
-    """The table of docs/cuda.md."""
+    """The table of docs/guides/cuda.md."""
     lines = [
         "| family, scheme | from transformers, stored weights | from transformers, original | KL "
         "| greedy tokens as on the CPU |",

@@ -3,7 +3,7 @@ the steps alone.
 
     python -m tools.sweep [--families llama,gpt_neox,qwen3] [--schemes ...] [--targets ...]
 
-About 36 times 3 s of CPU. docs/sweeps.md has what it recorded.
+About 36 times 3 s of CPU. docs/guides/sweeps.md has what it recorded.
 """
 
 from __future__ import annotations
