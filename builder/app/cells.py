@@ -15,12 +15,12 @@ from builder.core.examine import Verdict
 from builder.core.plan import Plan, goals_of_steps
 from builder.core.record import Record
 from builder.core.run import Outcome
-from builder.planner.graph import graph
+from builder.core.step import Step
+from builder.planner.graph.bench import bench_goal
 from builder.report.document import goal_verdicts, items_of
 from builder.report.matrix import Cell, Matrix, coloured, counted, legend, lines, lines_short, plain
 from builder.report.words import folded
 
-CHECKS = ("verify", "verify.weights")
 PLAIN_WIDTH = 120  # of a matrix in a log
 SCREENS = 3  # of a terminal that a matrix may fill
 NAMED = 3  # cells that are told by name
@@ -34,7 +34,7 @@ def waiting(job: Job) -> Matrix:
 def measured(job: Job, plan: Plan) -> Matrix | None:
     """The same before the cells of ``plan`` are measured."""
     goals = {goal.name for goal in plan.goals}
-    found = [cell._replace(name=graph.bench_goal(cell.name)) for cell in waiting(job).cells]
+    found = [cell._replace(name=bench_goal(cell.name)) for cell in waiting(job).cells]
     planned = tuple(cell for cell in found if cell.name in goals)
     return Matrix(job.axes.names, planned) if len(planned) > 1 else None
 
@@ -45,11 +45,10 @@ def built(job: Job, outcome: Outcome) -> Matrix:
     for goal in outcome.plan.goals:
         done = [outcome.steps[id_] for id_ in goal.steps]
         bad = next((step.name for step in done if step.status == "failed"), "")
-        records = {step.name: outcome.records[step.id] for step in done if step.id in outcome.records}
-        artifact = outcome.plan.steps[goal.artifact].name if goal.artifact else ""
+        records = [(outcome.plan.steps[id_], outcome.records[id_]) for id_ in goal.steps if id_ in outcome.records]
         statuses = {step.status for step in done}
         status = next((s for s in ("failed", "skipped") if s in statuses), "built" if "ran" in statuses else "fresh")
-        known[goal.name] = cell(job, goal.name, status, bad, records, artifact)
+        known[goal.name] = cell(job, goal.name, status, bad, records, goal.artifact)
     return whole(job, known)
 
 
@@ -59,10 +58,9 @@ def planned(job: Job, verdicts: Mapping[str, Verdict]) -> Matrix:
     for goal in job.plan.goals:
         found = goal_verdicts(goal, verdicts, items)
         todo = sum(verdict.status != "hit" for verdict in found)
-        records = {verdict.step.name: verdict.record for verdict in found if verdict.record}
-        artifact = job.plan.steps[goal.artifact].name if goal.artifact else ""
+        records = [(verdict.step, verdict.record) for verdict in found if verdict.record]
         note = f"{todo}/{len(found)} steps" if todo else ""
-        known[goal.name] = cell(job, goal.name, "stale" if todo else "fresh", note, records, artifact)
+        known[goal.name] = cell(job, goal.name, "stale" if todo else "fresh", note, records, goal.artifact)
     return whole(job, known)
 
 
@@ -71,26 +69,27 @@ def whole(job: Job, known: Mapping[str, Cell]) -> Matrix:
     return Matrix(job.axes.names, tuple(cells), excluded=len(job.excluded))
 
 
-def cell(job: Job, name: str, status: str, note: str, records: Mapping[str, Record], artifact: str) -> Cell:
-    """``records``: the results that the cell has, by the name of the step; ``artifact``: its step."""
-    facts = next((records[check].facts for check in CHECKS if check in records), {})
-    made = records.get(artifact)
+def cell(job: Job, name: str, status: str, note: str, records: Sequence[tuple[Step, Record]], artifact: str) -> Cell:
+    """``records``: the results that the cell has; ``artifact``: the id of its step."""
+    facts = next((record.facts for step, record in records if step.validation), {})
+    made = next((record for step, record in records if step.id == artifact), None)
+    model = next((record for step, record in records if step.role == "model"), None)
     perplexity: Any = facts.get("perplexity")
     original: Any = facts.get("perplexity_original")
     return Cell(
         name, job.axes.at[name], status, note,
         nbytes=sum(output.nbytes for output in made.outputs.values()) if made else 0,
-        perplexity=perplexity, original=original, tokens_per_s=speed(job, name, records.get("package")),
+        perplexity=perplexity, original=original, tokens_per_s=speed(job, name, model),
     )  # fmt: skip
 
 
-def speed(job: Job, name: str, package: Record | None) -> float | None:
+def speed(job: Job, name: str, model: Record | None) -> float | None:
     """Tokens/s of the last measurement of this very artifact, decoding where the context is shortest."""
-    place = job.store.places(graph.bench_goal(name)).get("bench") if package else None
+    place = next(iter(job.store.places(bench_goal(name)).values()), None) if model else None
     record = job.store.load(place.key).record if place else None
-    if not record or not package:
+    if not record or not model:
         return None
-    if record.groups["package"] != {name: output.digest for name, output in package.outputs.items()}:
+    if {name: output.digest for name, output in model.outputs.items()} not in record.groups.values():
         return None
     found = json.loads(job.store.read(record.outputs["bench.json"].digest))["decode"]
     return float(found[0]["tokens_per_s"]["median"]) if found else None
@@ -113,7 +112,7 @@ def wanting(job: Job, outcome: Outcome, steps: Sequence[Finished]) -> list[str]:
     """The cells that need one of some steps, or are measured by one."""
     goals = goals_of_steps(outcome.plan.goals)
     found = {name for step in steps for name in goals.get(step.id, ())}
-    return [name for name in job.names if name in found or graph.bench_goal(name) in found]
+    return [name for name in job.names if name in found or bench_goal(name) in found]
 
 
 def print_matrix(matrix: Matrix, stream: TextIO) -> None:

@@ -9,11 +9,10 @@ from builder.config.schema import Recipe, described
 from builder.core.digest import digest_of_names
 from builder.core.examine import Verdict, Walk, code_document, examine_all
 from builder.core.fingerprint import FileSources
-from builder.core.plan import Goal
+from builder.core.plan import Goal, needed_by
 from builder.core.record import Record
 from builder.core.step import Json, Step
 from builder.core.store import Store
-from builder.planner.graph.graph import needed_by
 from builder.provenance.lock_file import Cell, Fact, Facts, Lock, Names
 
 if TYPE_CHECKING:
@@ -24,15 +23,6 @@ ELSEWHERE = (  # said by another section of the lock, or of no consequence for t
     "model.source", "model.architecture", "package.kind", "quant.calibration.text", "verify.limits",
     "verify.exact_rounded",
 )  # fmt: skip
-INPUTS = {  # parameters of a step that come from this machine or a file, not from the recipe
-    "lower": ("linker", "compiler", "kernels"),
-    "runtime.wasm": ("emscripten", "headers"),
-    "link": ("emscripten",),
-    "web_page": ("template",),
-    "web_page.engine": ("name", "version", "integrity"),
-    "calibrate": ("text",),
-    "sensitivity": ("text",),
-}
 QUALITY = ("kl", "perplexity", "perplexity_original", "top1")  # of verify and verify.weights
 
 
@@ -129,7 +119,7 @@ def checkpoint_of(recipe: Recipe, fetch: Record | None) -> Names:
 def inputs_of(steps: Sequence[Step]) -> Facts:
     found: dict[str, Any] = {}
     for step in steps:
-        given = {name: step.params[name] for name in INPUTS.get(step.name, ()) if name in step.params}
+        given = {name: step.params[name] for name in step.locked_params}
         found |= {f"{step.name}.{name}": value for name, value in flat(given).items()}
     return found
 

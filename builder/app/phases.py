@@ -73,6 +73,11 @@ def joined(plan: Plan, first: Outcome, second: Outcome) -> Outcome:
     steps = {id_: known.get(id_) or plan.steps[id_] for goal in goals for id_ in goal.steps}
     for id_ in steps.keys() - finished.keys():
         finished[id_] = Finished(
-            id_, steps[id_].name, "skipped", "not started: another step failed", validation=steps[id_].validation
+            id_,
+            steps[id_].name,
+            "skipped",
+            "not started: another step failed",
+            validation=steps[id_].validation,
+            role=steps[id_].role,
         )
     return Outcome(Plan(steps, tuple(goals)), finished, {**first.records, **second.records})

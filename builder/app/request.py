@@ -131,7 +131,7 @@ def equipped(job: Job) -> Job:
         several = ("cuda.several",) if len(target.arch) > 1 else ()
         kinds = (target.kind, f"{target.kind}.{target.library}", recipe.package.kind, *several)
         for tool in tools.lacking(*kinds):
-            if is_made(job, goal, tool.step):
+            if is_made(job, goal, tool.program):
                 continue
             group = "package" if recipe.package.kind in tool.needed else "target"
             refused.setdefault(recipe.name, tools.refusal(tool, f"{group}={recipe.choices[group]}"))
@@ -142,9 +142,10 @@ def equipped(job: Job) -> Job:
     return without(job, refused) if refused else job
 
 
-def is_made(job: Job, goal: Goal, name: str) -> bool:
-    """Whether a goal's steps of this name have their results, made on another machine perhaps."""
-    steps = {id_: job.plan.steps[id_] for id_ in goal.steps if job.plan.steps[id_].name == name}
+def is_made(job: Job, goal: Goal, program: str) -> bool:
+    """Whether the first steps of a goal that run this program have their results, made on another machine perhaps."""
+    chain = (job.plan.steps[id_] for id_ in goal.steps)
+    steps = {step.id: step for step in chain if program in step.programs and not step.inputs}
     return bool(steps) and all(verdict.status == "hit" for verdict in verdicts(Plan(steps, ()), job.store).values())
 
 
@@ -169,7 +170,7 @@ def unlinked(job: Job) -> dict[str, Unsupported]:
             try:
                 link.require_linker(recipe.target.triple)
             except StepError as error:
-                if is_made(job, goal, "lower"):
+                if is_made(job, goal, "linker"):
                     continue
                 found[recipe.name] = Unsupported(f"target={recipe.choices['target']}: {error.message}", error.hint)
     return found

@@ -115,7 +115,7 @@ def lock_of_folder(folder: Path, document: Any) -> Lock:
     """What build.json says, in the shape of a lock. It has no code and no inputs of steps, and the tools of all steps.
 
     Raises StepError for what is no statement of ours."""
-    from builder.provenance.statement import NAME, check_statement
+    from builder.provenance.statement import NAME, check_statement, checkpoint_digest, dependencies_below
 
     check_statement(document, folder / NAME)
     definition = document["predicate"]["buildDefinition"]
@@ -123,17 +123,14 @@ def lock_of_folder(folder: Path, document: Any) -> Lock:
     steps = document["predicate"]["runDetails"]["byproducts"]
     facts = {step["name"]: step["annotations"].get("facts", {}) for step in steps}
     outputs = {each["name"]: f"blake3:{each['digest']['blake3']}" for each in document["subject"]}
-    small = {
-        each["name"].removeprefix("fetch/").replace("/", " ", 1): f"blake3:{each['digest']['blake3']}"
-        for each in definition["resolvedDependencies"]
-        if each["name"].startswith("fetch/file/")
-    }
+    files = dependencies_below("file", definition["resolvedDependencies"])
+    small = {f"file {name}": digest for name, digest in files.items()}
     made = digest_of_names(outputs).partition(":")[2]
     cell = Cell(
         artifact=next(step["name"] for step in steps if step["digest"]["sha256"] == made),
         choices=asked["choices"],
         settings=settings_of(asked),
-        checkpoint={"digest": facts["fetch"]["checkpoint"], "source": asked["model"]["source"], **small},
+        checkpoint={"digest": checkpoint_digest(steps), "source": asked["model"]["source"], **small},
         steps=keys_of(steps),
         outputs=outputs,
         nbytes={name: (folder / name).stat().st_size for name in outputs if (folder / name).is_file()},

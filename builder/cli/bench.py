@@ -17,7 +17,7 @@ from builder.core.events import Planned
 from builder.core.examine import examine
 from builder.core.plan import Plan
 from builder.core.run import Outcome
-from builder.planner.graph import graph
+from builder.planner.graph import bench as graph
 from builder.report import document
 
 

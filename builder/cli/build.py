@@ -22,6 +22,7 @@ from builder.core.filestore import FileStore
 from builder.core.plan import Plan
 from builder.core.record import Record
 from builder.core.run import Outcome
+from builder.core.step import Step
 from builder.core.units import format_bytes
 from builder.planner import sources
 from builder.planner.feasibility.preflight import check_checkpoint, check_folder, refused
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from builder.app.lock_check import Held
     from builder.executors.local import LocalExecutor
     from builder.executors.ray import RayExecutor
+
+
+Check = tuple[Callable[[Step], bool], Callable[[], object]]  # which step it concerns, what raises when it cannot work
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +155,9 @@ def early_errors(job: Job) -> dict[str, BuildError]:
     verdicts = verdicts_of(Plan(first, ()), job.store)
     errors: dict[str, BuildError] = {}
     for goal, recipe in zip(job.plan.goals, job.recipes, strict=True):
-        ids = {job.plan.steps[id_].name: id_ for id_ in goal.steps}
-        for name, check in checks_of(recipe).items():
-            id_ = ids.get(name, goal.steps[-1])  # lower is not planned before the rules of a budget are
+        steps = [job.plan.steps[id_] for id_ in goal.steps]
+        for concerned, check in checks_of(recipe):
+            id_ = next((step.id for step in steps if concerned(step)), goal.steps[-1])  # or it is not planned yet
             if id_ not in verdicts or verdicts[id_].status != "hit":
                 try:
                     check()
@@ -162,12 +166,13 @@ def early_errors(job: Job) -> dict[str, BuildError]:
     return errors
 
 
-def checks_of(recipe: Recipe) -> dict[str, Callable[[], object]]:
-    """What a step without inputs needs, by its name."""
-    checks: dict[str, Callable[[], object]] = {"fetch": partial(check_checkpoint, recipe)}
+def checks_of(recipe: Recipe) -> list[Check]:
+    """What the steps without inputs need."""
+    checks: list[Check] = [(lambda step: step.role == "source", partial(check_checkpoint, recipe))]
     if recipe.target.library == "so":
         linker = partial(link.require_linker, recipe.target.triple)
-        checks["lower"] = android.find_clang if recipe.target.kind == "opencl" else linker
+        check = android.find_clang if recipe.target.kind == "opencl" else linker
+        checks.append((lambda step: bool({"linker", "ndk"} & set(step.programs)), check))
     return checks
 
 
@@ -182,7 +187,8 @@ def downloaded(job: Job, keep_going: bool) -> tuple[Job, dict[str, BuildError]]:
     here: dict[str, Checkpoint] = {}
     recipes = []
     for goal, recipe in zip(job.plan.goals, job.recipes, strict=True):
-        found, fetch, whole = recipe.checkpoint, goal.steps[0], recipe
+        found, whole = recipe.checkpoint, recipe
+        fetch = next(id_ for id_ in goal.steps if job.plan.steps[id_].role == "source")
         try:
             if found.missing and fetch not in errors:
                 here[found.uri] = here.get(found.uri) or sources.complete(found)
@@ -256,15 +262,14 @@ def print_recipe(recipe: dict[str, Any], stream: TextIO, quiet: bool) -> None:
         bad = [s["name"] for s in recipe["steps"] if s["status"] == "failed"]
         print(f"{recipe['name']}: failed in {', '.join(bad) or 'an earlier step'}", file=stream)
         return
-    checks = ("verify", "verify.weights")
-    facts = {k: v for s in recipe["steps"] if s["name"] in checks for k, v in s.get("facts", {}).items()}
+    facts = {k: v for s in recipe["steps"] if s["validation"] for k, v in s.get("facts", {}).items()}
     said = ""
     if facts:
         was, kl = facts["perplexity_original"], facts["kl"]
         whose = f"built, not run here ({facts['not_run']}); its weights: " if "not_run" in facts else ""
         said = f"; {whose}perplexity {facts['perplexity']:.2f} (original {was:.2f}), KL {kl:.4f}"
-    for allocate in (step for step in ran if step["name"] == "allocate"):
-        print_rules(allocate["facts"], stream)
+    for decision in (step for step in ran if step["role"] == "decision"):
+        print_rules(decision["facts"], stream)
     nbytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     steps = f"{len(ran)} of {len(recipe['steps'])} steps ran" if ran else f"all {len(recipe['steps'])} steps fresh"
     line = f"{recipe['name']}: up to date ({steps}) in {relative(folder)}, {format_bytes(nbytes)}{said}"

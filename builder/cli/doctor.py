@@ -71,10 +71,10 @@ def linker() -> Row:
         return row(
             "linker",
             f"none of {', '.join(DRIVERS + LINKERS)}: apt-get install gcc, or pip install ziglang",
-            "needed for lower",
+            "needed for libraries that are shared objects",
             "bad",
         )
-    return row("linker", " ".join(found), "lower")
+    return row("linker", " ".join(found), "libraries that are shared objects")
 
 
 def arm_linker() -> Row:

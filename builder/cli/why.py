@@ -11,6 +11,7 @@ from builder.cli.arguments import Arguments
 from builder.core.errors import UserError
 from builder.core.reason import Difference
 from builder.core.why import Explanation, explain
+from builder.planner.graph import bench
 
 CODE = "code."
 HEX = re.compile(
@@ -50,7 +51,7 @@ def told(difference: Difference) -> str:
 
 def found_in(job: Job, step: str) -> Explanation:
     plan = job.plan
-    if step == "bench":  # which is planned by its own command only
+    if step == bench.NAME:  # which is planned by its own command only
         from builder.cli.bench import plan_of
 
         plan = plan_of([recipe for recipe in job.recipes if not recipe.undecided], plan)

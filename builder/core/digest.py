@@ -8,15 +8,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.core.step import Json
-
 CHUNK_BYTES = 1 << 20
 MMAP_FROM_BYTES = 4 << 20  # below this a plain read is as fast, and a truncated file cannot kill the process
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def canonical(value: Json) -> bytes:
+def canonical(value: object) -> bytes:
     """JSON with sorted keys, no spaces, ASCII only: equal values give equal bytes. ValueError for NaN and infinity."""
     return _ENCODER.encode(value).encode("ascii")
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from builder.core.errors import BuildError
 from builder.core.plan import Plan
-from builder.core.step import Json
+from builder.core.step import Json, Role
 
 Status = Literal["hit", "ran", "failed", "skipped"]
 
@@ -72,6 +72,7 @@ class Finished(NamedTuple):
     error: BuildError | None = None
     facts: Mapping[str, Json] = {}
     validation: bool = False
+    role: Role = ""
 
 
 Event = Planned | Grew | Started | Progress | Warned | Waiting | Finished

@@ -59,6 +59,14 @@ def producers_of(step: Step) -> set[str]:
     return {source.step for source in step.inputs.values()}
 
 
+def needed_by(step: Step, plan: Plan) -> dict[str, Step]:
+    """All that a step is made from, directly or not."""
+    ids = [source.step for source in step.inputs.values()]
+    for id_ in ids:  # grows while it is walked
+        ids += [source.step for source in plan.steps[id_].inputs.values() if source.step not in ids]
+    return {id_: plan.steps[id_] for id_ in ids}
+
+
 def goals_of_steps(goals: Iterable[Goal]) -> dict[str, list[str]]:
     """{step id: names of the goals that want it}."""
     found: dict[str, list[str]] = {}

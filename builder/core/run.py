@@ -317,7 +317,9 @@ class _Build:
     ) -> None:
         step = self.walk.steps[id_]
         key = self.walk.identities[id_].key if id_ in self.walk.identities else ""
-        done = Finished(id_, step.name, status, reason, key=key, error=error, validation=step.validation)
+        done = Finished(
+            id_, step.name, status, reason, key=key, error=error, validation=step.validation, role=step.role
+        )
         if record:
             done = done._replace(seconds=record.seconds, nbytes=record.nbytes, facts=record.facts)
         self.done[id_] = done

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from builder.core.digest import canonical, sha256_hex
 
 if TYPE_CHECKING:
     from builder.core.memo import Memo
 
 Json = Any  # a JSON value: None, bool, int, float, str, list, dict
+# What a step is to those who ask a plan for it: it reads the sources; its result decides what else is planned; it makes
+# the model that a runtime loads.
+Role = Literal["", "source", "decision", "model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,6 @@ class Step:
     of its inputs, the stat signatures of the files it watches. Everything else may change freely.
     """
 
-    id: str  # unique in the plan, deterministic, e.g. "quantize-3f2a..." (two recipes that share a step share its id)
     name: str  # for people: "lower", "quantize"; items of a fan-out are "quantize[12]"
     function: str  # "builder.steps.lower:run"
     params: Mapping[str, Json]
@@ -55,9 +59,23 @@ class Step:
     validation: bool = False  # verify, bench: never makes an artifact stale, a red one fails the command
     context: Mapping[str, Json] = field(default_factory=dict)  # not identity: paths, thread counts
     resources: Resources = Resources()
-    code: tuple[
-        str, ...
-    ] = ()  # modules that the function loads by name ("builder.models.llama"): identity, like its own
+    code: tuple[str, ...] = ()  # modules that the function loads by name ("builder.models.llama"): identity too
+    role: Role = ""
+    programs: tuple[str, ...] = ()  # that it runs and that a machine may not have: "nvcc", "linker"
+    locked_params: tuple[str, ...] = ()  # those of ``params`` that come from this machine or a file, not from a recipe
+    id: str = field(default="", kw_only=True)  # unique in the plan; made from the content, unless it is given
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", _id_of(self))
+
+
+def _id_of(step: Step) -> str:
+    """Made of all that defines a step, so that equal steps of two recipes are one: "quantize-3f2a..."."""
+    inputs = {port: [source.step, source.output] for port, source in step.inputs.items()}
+    params, watch, context = dict(step.params), dict(step.watch), dict(step.context)
+    whole = [step.function, params, inputs, watch, context, step.tools, step.code]
+    return f"{step.name}-{sha256_hex(canonical(whole))[:12]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,12 +124,9 @@ def check_statement(document: Json, path: Path) -> None:
         steps = document["predicate"]["runDetails"]["byproducts"]
         made = {step["name"]: step["digest"]["sha256"] for step in steps}
         together = _digest(digest_of_names({name: f"blake3:{digest['blake3']}" for name, digest in files.items()}))
-        read = {step["name"]: step["annotations"]["facts"]["checkpoint"] for step in steps if step["name"] == "fetch"}
-        tensors = {
-            each["name"].removeprefix("fetch/tensor/"): f"blake3:{each['digest']['blake3']}"
-            for each in document["predicate"]["buildDefinition"]["resolvedDependencies"]
-            if each["name"].startswith("fetch/tensor/")
-        }
+        checkpoint = checkpoint_digest(steps)
+        dependencies = document["predicate"]["buildDefinition"]["resolvedDependencies"]
+        tensors = dependencies_below("tensor", dependencies)
     except (KeyError, TypeError, AttributeError) as error:
         raise StepError(f"{path} is no provenance of llm-build: {type(error).__name__}: {error}", "build") from error
     if not known or any(not set(digest) <= HASHES.keys() or not digest for digest in files.values()):
@@ -138,8 +135,24 @@ def check_statement(document: Json, path: Path) -> None:
         raise StepError(f"{path} speaks of files outside its folder: {', '.join(outside[:3])}", "build")
     if together["sha256"] not in made.values():
         raise StepError(f"{path} contradicts itself: no step of it made the files that it lists", "build")
-    if read and read["fetch"] != digest_of_names(tensors):
+    if checkpoint and checkpoint != digest_of_names(tensors):
         raise StepError(f"{path} contradicts itself: its tensors are not those of its checkpoint", "build")
+
+
+def checkpoint_digest(byproducts: Iterable[Json]) -> str:
+    """The digest of the checkpoint, which the step that read it notes; empty where there is no such step."""
+    noted = (step["annotations"].get("facts", {}).get("checkpoint") for step in byproducts)
+    return next((str(digest) for digest in noted if digest), "")
+
+
+def dependencies_below(kind: str, dependencies: Iterable[Json]) -> dict[str, str]:
+    """{name: digest} of the "tensor" or "file" dependencies, which are called <step>/<kind>/<name>."""
+    found = {}
+    for each in dependencies:
+        _step, _, output = each["name"].partition("/")
+        if output.startswith(f"{kind}/"):
+            found[output.removeprefix(f"{kind}/")] = f"blake3:{each['digest']['blake3']}"
+    return found
 
 
 def _byproduct(step: Step, record: Record) -> Json:

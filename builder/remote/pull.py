@@ -45,13 +45,17 @@ class Reader:
 
 def hushed(listener: Listener) -> Listener:
     """Passes on what is about transfers and about reading the checkpoint, not what a build would say of its steps."""
-    reading: set[str] = set()
+    sources: set[str] = set()  # ids of the steps that read files of this machine
+    reading: set[str] = set()  # those of them that run
 
     def hear(event: Event) -> None:
         match event:
-            case Planned() | Warned() | Progress(id=""):
+            case Planned():
+                sources.update(step.id for step in event.plan.steps.values() if step.watch)
                 listener(event)
-            case Started(name="fetch"):
+            case Warned() | Progress(id=""):
+                listener(event)
+            case Started() if event.id in sources:
                 reading.add(event.id)
                 listener(event)
             case Progress() | Finished() if event.id in reading:

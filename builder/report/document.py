@@ -31,6 +31,8 @@ def built(outcome: Outcome, outputs: Mapping[str, Path]) -> dict[str, Any]:
 def finished_row(step: Finished) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": step.name,
+        "role": step.role,
+        "validation": step.validation,
         "status": step.status,
         "reason": step.reason,
         "seconds": round(step.seconds, 3),
@@ -85,6 +87,8 @@ def verdict_row(verdict: Verdict) -> dict[str, Any]:
     record = verdict.record
     return {
         "name": verdict.step.name,
+        "role": verdict.step.role,
+        "validation": verdict.step.validation,
         "status": verdict.status,
         "reason": verdict.reason,
         "seconds": round(record.seconds, 3) if record else None,

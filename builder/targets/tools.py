@@ -18,12 +18,12 @@ from builder.targets.android import NDK_PLACES, find_ndk, ndk_version
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """``needed``: the kinds of targets and packages whose step ``step`` runs it; ``find``: its path, cheaply;
-    ``version``: what it says of itself, once it was found."""
+    """``needed``: the kinds of targets and packages that it is run for; ``program``: what steps that run it call it;
+    ``find``: its path, cheaply; ``version``: what it says of itself, once it was found."""
 
     name: str
     needed: tuple[str, ...]
-    step: str
+    program: str
     find: Callable[[], Path | None]
     version: Callable[[], str]
     missing: str  # what was looked for, and where
@@ -52,34 +52,34 @@ def unknown() -> str:
 EVERY_OTHER = "every other target builds without it"
 REQUIRED = (
     Tool(
-        "a CUDA compiler", ("cuda",), "lower", find_cuda_compiler, cuda.identity,
+        "a CUDA compiler", ("cuda",), "nvcc", find_cuda_compiler, cuda.identity,
         "no nvcc (with a g++) was found on the path, in /usr/local/cuda or from PyPI, and no NVRTC from PyPI",
         "install the CUDA toolkit 13 and g++, or: pip install 'llm-build[cuda]'", EVERY_OTHER,
     ),
     Tool(
-        "fatbinary", ("cuda.several",), "lower", cuda.joins, unknown,
+        "fatbinary", ("cuda.several",), "nvcc", cuda.joins, unknown,
         "NVRTC, the CUDA compiler here, makes code for one architecture at a time; no fatbinary was found on the path, "
         "in /usr/local/cuda or from PyPI", cuda.ONE_ARCH, "a library for one architecture builds without it",
     ),
     Tool(
-        "emscripten", ("webgpu",), "runtime.wasm", webgpu.find_emcc, webgpu.emcc_version,
+        "emscripten", ("webgpu",), "emcc", webgpu.find_emcc, webgpu.emcc_version,
         "no emcc was found on the path",
         "apt-get install emscripten (or https://emscripten.org/docs/getting_started), or: build target=cpu",
         EVERY_OTHER,
     ),
     Tool(
-        "npm", ("web_page",), "web_page.engine", on_path("npm"), unknown, "no npm was found on the path",
+        "npm", ("web_page",), "npm", on_path("npm"), unknown, "no npm was found on the path",
         "apt-get install npm, or: build package=mlc", "package=mlc builds without it",
     ),
     Tool(
-        "the Android NDK", ("opencl.so",), "lower", find_ndk, ndk_version, f"none is where {', '.join(NDK_PLACES)} say",
+        "the Android NDK", ("opencl.so",), "ndk", find_ndk, ndk_version, f"none is where {', '.join(NDK_PLACES)} say",
         "https://developer.android.com/ndk/downloads, or: build target=android", "target=android leaves objects "
         "without it", 
     ),
 )  # fmt: skip
 OPTIONAL = (
     Tool(
-        "xcrun", (), "lower", apple.find_xcrun, unknown, "no xcrun was found on the path", "install Xcode",
+        "xcrun", (), "xcrun", apple.find_xcrun, unknown, "no xcrun was found on the path", "install Xcode",
         "target=ios and target=macos build without it, with Metal kernels as source",
     ),
 )  # fmt: skip

@@ -15,7 +15,7 @@ from builder.core.events import Event, Finished, Progress, Warned
 from builder.core.filestore import FileStore, open_store
 from builder.core.plan import Goal, Plan
 from builder.core.run import Outcome, run
-from builder.core.step import Resources, Step
+from builder.core.step import Resources
 from builder.executors.local import LocalExecutor
 from builder.executors.ray import RayExecutor
 from builder.remote.location import Location
@@ -23,6 +23,7 @@ from builder.remote.store import open_shared
 from tests.cluster.nodes import Nodes
 from tests.conftest import bytes_of
 from tests.core import toy
+from tests.core.toy import step_of
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def build(nodes: Nodes, folder: Path, plan: Plan, heard: list[Event] | None = No
 
 
 def one(name: str, resources: Resources = Resources(), **params: object) -> Plan:  # noqa: B008
-    step = Step("m", "lower", f"tests.cluster.steps:{name}", params, resources=resources)
+    step = step_of("m", "lower", f"tests.cluster.steps:{name}", params, resources=resources)
     return Plan({"m": step}, (Goal("toy", ("m",), "m"),))
 
 

@@ -6,11 +6,12 @@ from builder.core.errors import StepError
 from builder.core.events import Event, Warned
 from builder.core.record import Record
 from builder.core.run import run
-from builder.core.step import Input, Resources, Step
+from builder.core.step import Input, Resources
 from builder.core.store import Sought
 from tests.core.fakes import FUNCTIONS, FakeSources, plan_of
 from tests.core.inprocess import InProcessExecutor
 from tests.core.memory_store import MemoryStore
+from tests.core.toy import step_of
 
 
 class Backed(MemoryStore):
@@ -47,9 +48,9 @@ class Backed(MemoryStore):
 
 
 PLAN = plan_of(
-    *(Step(name, name, "concat", {"of": name}) for name in ("a", "b", "c")),
-    Step("d", "d", "concat", {}, {"a": Input("a", "out"), "b": Input("b", "out"), "c": Input("c", "out")}),
-    Step("twin", "twin", "concat", {"of": "a"}),
+    *(step_of(name, name, "concat", {"of": name}) for name in ("a", "b", "c")),
+    step_of("d", "d", "concat", {}, {"a": Input("a", "out"), "b": Input("b", "out"), "c": Input("c", "out")}),
+    step_of("twin", "twin", "concat", {"of": "a"}),
 )
 
 
@@ -83,9 +84,9 @@ def test_nothing_is_asked_twice_nor_for_what_is_here():
 
 def test_after_a_failure_nothing_more_is_asked():
     plan = plan_of(
-        Step("bad", "bad", "broken", {}),
-        Step("ok", "ok", "concat", {}),
-        Step("after", "after", "concat", {}, {"x": Input("ok", "out")}),
+        step_of("bad", "bad", "broken", {}),
+        step_of("ok", "ok", "concat", {}),
+        step_of("after", "after", "concat", {}, {"x": Input("ok", "out")}),
     )
     store = Backed(1)
     statuses, events = build(store, plan)

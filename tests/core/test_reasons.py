@@ -13,14 +13,15 @@ from builder.core.examine import Walk
 from builder.core.plan import Goal, Plan
 from builder.core.reason import Difference, sentence
 from builder.core.record import Place, Record
-from builder.core.step import Input, Json, Step
+from builder.core.step import Input, Json
 from builder.core.why import explain
 from tests.core.fakes import Bench, plan_of
 from tests.core.test_scheduler import chain, fan
+from tests.core.toy import step_of
 
 
 def lower(**params: Json) -> Plan:
-    return plan_of(Step("l", "lower", "concat", params, tools=("apache-tvm", "blake3")))
+    return plan_of(step_of("l", "lower", "concat", params, tools=("apache-tvm", "blake3")))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_watched_files(tmp_path: Path) -> None:
     os.utime(path, ns=(0, 0))
 
     def plan(**watch: str) -> Plan:
-        return plan_of(Step("f", "fetch", "concat", {}, watch=watch))
+        return plan_of(step_of("f", "fetch", "concat", {}, watch=watch))
 
     now = {"model.safetensors": str(path)}
     identity = Walk(plan(**now), bench.store, bench.sources).identify(plan(**now).steps["f"])

@@ -13,22 +13,23 @@ from builder.core.plan import Goal, Plan, check_plan
 from builder.core.record import Place
 from builder.core.step import Input, Resources, Step
 from tests.core.fakes import Bench, plan_of, with_params
+from tests.core.toy import step_of
 
 
 def chain(noise: int = 0, word: str = "a") -> Plan:
     return plan_of(
-        Step("a", "first", "concat", {"word": word, "noise": noise}),
-        Step("b", "second", "concat", {}, {"in": Input("a", "out")}),
-        Step("c", "third", "concat", {"n": 1}, {"in": Input("b", "out")}),
+        step_of("a", "first", "concat", {"word": word, "noise": noise}),
+        step_of("b", "second", "concat", {}, {"in": Input("a", "out")}),
+        step_of("c", "third", "concat", {"n": 1}, {"in": Input("b", "out")}),
     )
 
 
 def fan(names: str = "xyz", **text: str) -> Plan:
     text = {name: name for name in names} | text
     return plan_of(
-        Step("src", "source", "letters", {"text": text}),
-        Step("lst", "list", "listing", {"names": list(names)}),
-        Step(
+        step_of("src", "source", "letters", {"text": text}),
+        step_of("lst", "list", "listing", {"names": list(names)}),
+        step_of(
             "q",
             "quantize",
             "concat",
@@ -36,7 +37,7 @@ def fan(names: str = "xyz", **text: str) -> Plan:
             {"list": Input("lst", "items.json"), "source": Input("src", "tensor/*")},
             expand="list",
         ),
-        Step("p", "package", "concat", {}, {"shards": Input("q", "*")}),
+        step_of("p", "package", "concat", {}, {"shards": Input("q", "*")}),
     )
 
 
@@ -90,8 +91,8 @@ def test_fan_out_of_nothing() -> None:
 
 def test_items_of_two_templates_may_feed_each_other() -> None:
     plan = fan()
-    second = Step("r", "again", "concat", {}, {"list": Input("lst", "items.json"), "source": Input("src", "tensor/*"),
-                                               "all": Input("q", "*")}, expand="list")  # fmt: skip
+    inputs = {"list": Input("lst", "items.json"), "source": Input("src", "tensor/*"), "all": Input("q", "*")}
+    second = step_of("r", "again", "concat", {}, inputs, expand="list")
     both = plan_of(*plan.steps.values(), second)
     bench = Bench()
     assert [name for name in bench.ran(both) if name.startswith("again")] == ["again[x]", "again[y]", "again[z]"]
@@ -103,8 +104,10 @@ def test_an_item_may_read_the_item_of_another_template() -> None:
 
     def plan(early: bool = False, **text: str) -> Plan:
         cuts = [
-            Step("l", "list of cuts", "second_listing", {"names": ["x", "y"]}),
-            Step("r", "cut", "concat", {}, {"list": Input("l", "items.json"), "made": Input("q", "*")}, expand="list"),
+            step_of("l", "list of cuts", "second_listing", {"names": ["x", "y"]}),
+            step_of(
+                "r", "cut", "concat", {}, {"list": Input("l", "items.json"), "made": Input("q", "*")}, expand="list"
+            ),
         ]
         first = list(fan("xy", **text).steps.values())
         return plan_of(*cuts, *first) if early else plan_of(*first, *cuts)
@@ -119,7 +122,7 @@ def test_an_item_may_read_the_item_of_another_template() -> None:
 
 def test_a_step_that_two_goals_share_runs_once() -> None:
     steps = list(chain().steps.values())
-    other = Step("d", "third", "concat", {"n": 2}, {"in": Input("b", "out")})
+    other = step_of("d", "third", "concat", {"n": 2}, {"in": Input("b", "out")})
     plan = plan_of(*steps, other, goals=(Goal("one", ("a", "b", "c")), Goal("two", ("a", "b", "d"))))
     bench = Bench()
     outcome = bench.build(plan)
@@ -131,10 +134,10 @@ def test_a_step_that_two_goals_share_runs_once() -> None:
 
 def test_failure_skips_what_needs_it_and_is_not_cached() -> None:
     plan = plan_of(
-        Step("a", "bad", "broken", {}),
-        Step("b", "needs", "concat", {}, {"in": Input("a", "out")}),
-        Step("c", "needs too", "concat", {}, {"in": Input("b", "out")}),
-        Step("d", "free", "concat", {}),
+        step_of("a", "bad", "broken", {}),
+        step_of("b", "needs", "concat", {}, {"in": Input("a", "out")}),
+        step_of("c", "needs too", "concat", {}, {"in": Input("b", "out")}),
+        step_of("d", "free", "concat", {}),
     )
     bench = Bench(cpu=1)
     for _ in range(2):
@@ -150,7 +153,7 @@ def test_failure_skips_what_needs_it_and_is_not_cached() -> None:
 
 def test_failed_list_skips_its_template_and_readers() -> None:
     plan = with_params(fan(), "lst")
-    steps = {**plan.steps, "lst": Step("lst", "list", "broken", {})}
+    steps = {**plan.steps, "lst": step_of("lst", "list", "broken", {})}
     outcome = Bench().build(Plan(steps, plan.goals), keep_going=True)
     assert {done.name: done.status for done in outcome.steps.values()} == {
         "source": "ran", "list": "failed", "quantize": "skipped", "package": "skipped",
@@ -160,7 +163,7 @@ def test_failed_list_skips_its_template_and_readers() -> None:
 def test_failed_source_skips_the_items() -> None:
     plan = fan()
     outcome = Bench().build(
-        Plan({**plan.steps, "src": Step("src", "source", "broken", {})}, plan.goals), keep_going=True
+        Plan({**plan.steps, "src": step_of("src", "source", "broken", {})}, plan.goals), keep_going=True
     )
     statuses = {done.name: done.status for done in outcome.steps.values()}
     assert statuses == {
@@ -170,7 +173,9 @@ def test_failed_source_skips_the_items() -> None:
 
 
 def test_an_output_that_was_not_made_is_a_clear_failure() -> None:
-    plan = plan_of(Step("a", "first", "concat", {}), Step("b", "second", "concat", {}, {"in": Input("a", "wrong")}))
+    plan = plan_of(
+        step_of("a", "first", "concat", {}), step_of("b", "second", "concat", {}, {"in": Input("a", "wrong")})
+    )
     error = Bench().build(plan).steps["b"].error
     assert error
     assert error.message == "first made no 'wrong'; it made: out"
@@ -178,8 +183,8 @@ def test_an_output_that_was_not_made_is_a_clear_failure() -> None:
 
 def test_red_validation_fails_the_goal_but_not_the_artifact() -> None:
     plan = plan_of(
-        Step("a", "package", "concat", {}),
-        Step("b", "verify", "broken", {}, {"in": Input("a", "out")}, validation=True),
+        step_of("a", "package", "concat", {}),
+        step_of("b", "verify", "broken", {}, {"in": Input("a", "out")}, validation=True),
         goals=(Goal("goal", ("a", "b"), "a"),),
     )
     outcome = Bench().build(plan)
@@ -190,7 +195,7 @@ def test_red_validation_fails_the_goal_but_not_the_artifact() -> None:
 @pytest.mark.parametrize(("cpu", "memory", "most"), [(4, 0, 4), (2, 0, 2), (4, 20, 2), (4, 15, 1), (4, 5, 1)])
 def test_admission_counts_processors_and_memory(cpu: int, memory: int, most: int) -> None:
     bench = Bench(cpu, memory)
-    bench.ran(plan_of(*(Step(f"s{i}", f"s{i}", "concat", {"i": i}, resources=Resources(1, 10)) for i in range(6))))
+    bench.ran(plan_of(*(step_of(f"s{i}", f"s{i}", "concat", {"i": i}, resources=Resources(1, 10)) for i in range(6))))
     assert bench.executor.most == most
 
 
@@ -198,19 +203,19 @@ GB = 10**9
 
 
 def steps_of(count: int, wanted: Resources) -> list[Step]:
-    return [Step(f"s{i}", f"s{i}", "concat", {"i": i}, resources=wanted) for i in range(count)]
+    return [step_of(f"s{i}", f"s{i}", "concat", {"i": i}, resources=wanted) for i in range(count)]
 
 
 def test_two_steps_of_10_gb_never_run_together_on_16_gb() -> None:
     bench = Bench(cpu=8, memory_bytes=16 * GB)
-    small = [Step(f"t{i}", f"t{i}", "concat", {"t": i}, resources=Resources(1, 3 * GB)) for i in range(6)]
+    small = [step_of(f"t{i}", f"t{i}", "concat", {"t": i}, resources=Resources(1, 3 * GB)) for i in range(6)]
     bench.ran(plan_of(*steps_of(5, Resources(1, 10 * GB)), *small))
     assert (bench.executor.peak.memory_bytes, bench.executor.most) == (16 * GB, 3)  # one large with two small ones
 
 
 def test_a_step_larger_than_the_machine_runs_alone_and_says_so() -> None:
     bench = Bench(cpu=8, memory_bytes=16 * GB)
-    large = Step("l", "large", "concat", {}, resources=Resources(1, 20 * GB))
+    large = step_of("l", "large", "concat", {}, resources=Resources(1, 20 * GB))
     bench.ran(plan_of(large, *steps_of(3, Resources(1, 1 * GB))))
     assert bench.executor.peak.memory_bytes == 16 * GB
     said = [event.message for event in bench.events if isinstance(event, Warned)]
@@ -256,7 +261,7 @@ def sweep() -> Plan:
 
 
 def add(found: dict[str, Step], id_: str, inputs: dict[str, Input]) -> None:
-    found[id_] = Step(id_, id_.partition("-")[0], "concat", {"id": id_}, inputs)
+    found[id_] = step_of(id_, id_.partition("-")[0], "concat", {"id": id_}, inputs)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +285,7 @@ def test_of_a_sweep_the_critical_path_starts_first(seconds: dict[str, float], fi
 
 def test_the_longest_way_starts_first() -> None:
     bench = Bench(cpu=1)
-    short = [Step(f"s{i}", f"short{i}", "concat", {"i": i}) for i in range(3)]
+    short = [step_of(f"s{i}", f"short{i}", "concat", {"i": i}) for i in range(3)]
     bench.ran(plan_of(*short, *chain().steps.values()))
     assert bench.executor.started[:2] == ["first", "second"]
 
@@ -295,10 +300,13 @@ def test_of_equal_steps_the_largest_starts_first() -> None:
 @pytest.mark.parametrize(
     ("steps", "complaint"),
     [
-        ([Step("a", "a", "f", {}, {"in": Input("z", "out")})], "unknown step"),
-        ([Step("a", "a", "f", {}, {"i": Input("b", "o")}), Step("b", "b", "f", {}, {"i": Input("a", "o")})], "cycle"),
-        ([Step("a", "same", "f", {}), Step("b", "same", "f", {})], "two steps of one name"),
-        ([Step("a", "a", "f", {}, expand="list")], "no port"),
+        ([step_of("a", "a", "f", {}, {"in": Input("z", "out")})], "unknown step"),
+        (
+            [step_of("a", "a", "f", {}, {"i": Input("b", "o")}), step_of("b", "b", "f", {}, {"i": Input("a", "o")})],
+            "cycle",
+        ),
+        ([step_of("a", "same", "f", {}), step_of("b", "same", "f", {})], "two steps of one name"),
+        ([step_of("a", "a", "f", {}, expand="list")], "no port"),
     ],
 )
 def test_impossible_plans_are_refused(steps: list[Step], complaint: str) -> None:
@@ -320,7 +328,7 @@ def edits(draw: st.DrawFn) -> list[Plan]:
     return [
         plan_of(
             *(
-                Step(
+                step_of(
                     f"s{i}", f"s{i}", "concat", {"noise": noise, "x": x}, {f"p{j}": Input(f"s{j}", "out") for j in ins}
                 )
                 for i, (ins, (noise, x)) in enumerate(zip(wiring, version, strict=True))

@@ -19,10 +19,11 @@ from builder.core.examine import examine
 from builder.core.filestore import FileStore, open_store
 from builder.core.plan import Plan
 from builder.core.run import Outcome, run
-from builder.core.step import Input, Resources, Step
+from builder.core.step import Input, Resources
 from builder.core.task import Job, JobDone
 from builder.executors.local import LocalExecutor, capacity
 from tests.core import toy
+from tests.core.toy import step_of
 
 
 @pytest.fixture
@@ -106,15 +107,15 @@ def test_bad_ends(store: FileStore, how: str, kind: type[Exception], message: st
 
 
 def test_a_module_that_does_not_import_is_a_failed_step(store: FileStore, tmp_path: Path) -> None:
-    step = Step("m", "lower", "tests.core.toy:no_such_function", {})
+    step = step_of("m", "lower", "tests.core.toy:no_such_function", {})
     error = build(store, Plan({"m": step}, ())).steps["m"].error
     assert error
     assert "has no attribute 'no_such_function'" in error.message
 
 
 def test_a_dead_worker_is_replaced(store: FileStore) -> None:
-    bad = Step("a", "bad", "tests.core.toy:misbehave", {"how": "kill"})
-    good = [Step(f"g{i}", f"g{i}", "tests.core.toy:misbehave", {"how": "environment", "n": i}) for i in range(3)]
+    bad = step_of("a", "bad", "tests.core.toy:misbehave", {"how": "kill"})
+    good = [step_of(f"g{i}", f"g{i}", "tests.core.toy:misbehave", {"how": "environment", "n": i}) for i in range(3)]
     plan = Plan({step.id: step for step in (bad, *good)}, ())
     with LocalExecutor(store, capacity(1)) as executor:
         outcome = run(plan, store, executor, lambda event: None, keep_going=True)
@@ -157,7 +158,7 @@ def test_the_second_death_is_the_end_of_it(store: FileStore) -> None:
 
 def test_workers_are_reused_and_have_the_threads_of_their_step(store: FileStore) -> None:
     steps = [
-        Step(f"s{i}", f"s{i}", "tests.core.toy:misbehave", {"how": "environment", "n": i}, resources=Resources(cpu))
+        step_of(f"s{i}", f"s{i}", "tests.core.toy:misbehave", {"how": "environment", "n": i}, resources=Resources(cpu))
         for i, cpu in enumerate([1, 1, 2, 9])
     ]
     with LocalExecutor(store, capacity(2)) as executor:
@@ -173,7 +174,7 @@ def test_steps_that_run_together_have_gpus_of_their_own(store: FileStore, tmp_pa
     for name, wanted in {"one": 1, "two": 1, "both": 2, "none": 0}.items():
         (tmp_path / str(wanted)).mkdir(exist_ok=True)
         params = {"name": name, "folder": str(tmp_path / str(wanted)), "together": 2 if wanted == 1 else 1}
-        steps.append(Step(name, name, "tests.core.toy:gpu", params, resources=Resources(1, 0, wanted)))
+        steps.append(step_of(name, name, "tests.core.toy:gpu", params, resources=Resources(1, 0, wanted)))
     with LocalExecutor(store, Resources(4, 0, 2)) as executor:
         outcome = run(Plan({step.id: step for step in steps}, ()), store, executor, lambda event: None)
     seen = {step.id: store.read(outcome.records[step.id].outputs["done"].digest).decode() for step in steps}
@@ -182,9 +183,9 @@ def test_steps_that_run_together_have_gpus_of_their_own(store: FileStore, tmp_pa
 
 
 def test_slices_of_an_output_and_links(store: FileStore) -> None:
-    first = Step("a", "first", "tests.core.toy:misbehave", {"how": "slice"})
+    first = step_of("a", "first", "tests.core.toy:misbehave", {"how": "slice"})
     inputs = {"part": Input("a", "part"), "whole": Input("a", "whole")}
-    second = Step("b", "second", "tests.core.toy:misbehave", {"how": "link"}, inputs)
+    second = step_of("b", "second", "tests.core.toy:misbehave", {"how": "link"}, inputs)
     outcome = build(store, Plan({"a": first, "b": second}, ()))
     made, whole = outcome.records["b"].outputs, outcome.records["a"].outputs["whole"]
     assert (store.read(made["copied"].digest), made["linked"]) == (b"3456", whole)

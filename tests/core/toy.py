@@ -120,11 +120,23 @@ def gpu(params: Mapping[str, Any], inputs: Inputs, out: Out) -> None:
     out.path("done").write_text(seen)
 
 
+def step_of(
+    id_: str,
+    name: str,
+    function: str,
+    params: Mapping[str, Any],
+    inputs: Mapping[str, Input] | None = None,
+    **more: Any,
+) -> Step:
+    """A step under an id that a test can spell."""
+    return Step(name, function, params, inputs or {}, id=id_, **more)
+
+
 def plan(source: Path, shards: int = 4, sleep_s: float = 0.0, repeat: int = 3, most: int = 10**9) -> Plan:
     steps = [
-        Step("f", "fetch", "tests.core.toy:fetch", {}, watch={"source.bin": str(source)}),
-        Step("s", "shard", "tests.core.toy:shard", {"shards": shards}),
-        Step(
+        step_of("f", "fetch", "tests.core.toy:fetch", {}, watch={"source.bin": str(source)}),
+        step_of("s", "shard", "tests.core.toy:shard", {"shards": shards}),
+        step_of(
             "q",
             "quantize",
             "tests.core.toy:quantize",
@@ -132,14 +144,14 @@ def plan(source: Path, shards: int = 4, sleep_s: float = 0.0, repeat: int = 3, m
             {"list": Input("s", "shards.json"), "tensors": Input("f", "tensor/*")},
             expand="list",
         ),
-        Step(
+        step_of(
             "p",
             "package",
             "tests.core.toy:package",
             {},
             {"shards": Input("q", "shard_*"), "config": Input("f", "file/config.json")},
         ),
-        Step("c", "check", "tests.core.toy:check", {"most": most}, {"all": Input("p", "*")}, validation=True),
+        step_of("c", "check", "tests.core.toy:check", {"most": most}, {"all": Input("p", "*")}, validation=True),
     ]
     return Plan({step.id: step for step in steps}, (Goal("toy", tuple(step.id for step in steps), "p"),))
 
@@ -148,7 +160,7 @@ def single(how: str, function: str = "misbehave", **more: Any) -> Plan:
     """A plan of one step, ``misbehave`` or another."""
     watch = {"source.bin": more.pop("watch")} if "watch" in more else {}
     resources = Resources(more.pop("cpu", 1))
-    step = Step("m", "lower", f"tests.core.toy:{function}", {"how": how, **more}, watch=watch, resources=resources)
+    step = step_of("m", "lower", f"tests.core.toy:{function}", {"how": how, **more}, watch=watch, resources=resources)
     return Plan({"m": step}, (Goal("toy", ("m",), "m"),))
 
 

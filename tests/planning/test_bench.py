@@ -13,7 +13,7 @@ from builder.config import compose
 from builder.config.choices import find_folders
 from builder.core.errors import Unsupported
 from builder.core.plan import check_plan
-from builder.planner.graph import graph
+from builder.planner.graph.bench import ALL_CORES, bench_plan
 from builder.report.bench import print_bench
 from builder.targets import machine
 
@@ -42,7 +42,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_step_of_its_own_that_no_build_plans(job):
     found = job("target.cpu=x86-64-v2")
     assert not any(step.name == "bench" for step in found.plan.steps.values())
-    plan = graph.bench_plan([(found.recipes[0], {"cpu": "this one"})], found.plan)
+    plan = bench_plan([(found.recipes[0], {"cpu": "this one"})], found.plan)
     check_plan(plan)
     (goal,) = plan.goals
     assert goal.name == "demo-q4f16_1-cpu bench"
@@ -50,9 +50,9 @@ def test_a_step_of_its_own_that_no_build_plans(job):
     step = plan.steps[id_]
     assert step.params == {"machine": {"cpu": "this one"}, "prompt": 256, "contexts": [8, 512]}
     assert step.validation
-    assert step.resources.cpu == graph.ALL_CORES
+    assert step.resources.cpu == ALL_CORES
     assert not any(step.name.startswith("verify") for step in plan.steps.values())
-    other = graph.bench_plan([(found.recipes[0], {"cpu": "another"})], found.plan)
+    other = bench_plan([(found.recipes[0], {"cpu": "another"})], found.plan)
     assert other.goals[0].steps != goal.steps
 
 

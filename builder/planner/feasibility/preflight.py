@@ -44,5 +44,7 @@ def refused(plan: Plan, errors: Mapping[str, BuildError]) -> Outcome:
         error = errors.get(step.id)
         status: Status = "failed" if error else "skipped"
         reason = "refused before any work" if error else "not started: a step cannot work"
-        steps[step.id] = Finished(step.id, step.name, status, reason, error=error, validation=step.validation)
+        steps[step.id] = Finished(
+            step.id, step.name, status, reason, error=error, validation=step.validation, role=step.role
+        )
     return Outcome(plan, steps, {})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from builder import architectures
 from builder.config.schema import Recipe
 from builder.core.step import Input, Resources, Step
-from builder.planner.graph.naming import named
 from builder.planner.schemes.schemes import scheme_of
 
 MEMORY_BYTES = 1 << 28
@@ -16,17 +15,25 @@ def rank_steps(recipe: Recipe, shard: Step, quantize: Step) -> list[Step]:
     shards = recipe.metadata.tensor_parallel_shards
     if shards == 1 or recipe.package.sharding == "whole":
         return []
-    ranks = named(Step(
-        id="", name="ranks", function="builder.steps.ranks:run",
+    ranks = Step(
+        name="ranks",
+        function="builder.steps.ranks:run",
         params={
-            "family": recipe.family, "architecture": dict(recipe.architecture), "scheme": scheme_of(recipe.quant),
+            "family": recipe.family,
+            "architecture": dict(recipe.architecture),
+            "scheme": scheme_of(recipe.quant),
             "shards": shards,
         },
-        inputs={"parameters": Input(shard.id, "parameters.json")}, code=(architectures.FAMILIES[recipe.family],),
-    ))  # fmt: skip
-    cut = named(Step(
-        id="", name="cut", function="builder.steps.cut:run", params={"shards": shards},
+        inputs={"parameters": Input(shard.id, "parameters.json")},
+        code=(architectures.FAMILIES[recipe.family],),
+    )
+    cut = Step(
+        name="cut",
+        function="builder.steps.cut:run",
+        params={"shards": shards},
         inputs={"ranks": Input(ranks.id, "ranks.json"), "quantized": Input(quantize.id, "*")},
-        expand="ranks", tools=("numpy",), resources=Resources(cpu=1, memory_bytes=MEMORY_BYTES),
-    ))  # fmt: skip
+        expand="ranks",
+        tools=("numpy",),
+        resources=Resources(cpu=1, memory_bytes=MEMORY_BYTES),
+    )
     return [ranks, cut]

@@ -12,7 +12,6 @@ from builder.config.schema import Recipe
 from builder.core.errors import UserError
 from builder.core.step import Input, Resources, Step
 from builder.planner.feasibility.platforms import platform_of, runs_here
-from builder.planner.graph.naming import named
 from builder.planner.graph.step_resources import reference_bytes, running_bytes
 from builder.planner.schemes.schemes import scheme_of
 from builder.planner.schemes.verify_limits import limits_of, trained_of
@@ -34,21 +33,30 @@ def reference_steps(recipe: Recipe, weights: Mapping[str, Step]) -> list[Step]:
     }
     source = source_inputs(recipe, weights["fetch"])
     resources = Resources(cpu=1, memory_bytes=reference_bytes(recipe))
-    reference = named(Step(
-        id="", name="verify.reference", function="builder.steps.reference:run", params=sample, inputs=source,
-        context={"text": str(text)}, tools=TORCH_TOOLS, resources=resources,
-    ))  # fmt: skip
-    dequantized = named(Step(
-        id="", name="verify.dequantized", function="builder.steps.dequantized:run",
+    reference = Step(
+        name="verify.reference",
+        function="builder.steps.reference:run",
+        params=sample,
+        inputs=source,
+        context={"text": str(text)},
+        tools=TORCH_TOOLS,
+        resources=resources,
+    )
+    dequantized = Step(
+        name="verify.dequantized",
+        function="builder.steps.dequantized:run",
         params={**sample, "scheme": scheme_of(recipe.quant), "method": recipe.quant.method},
         inputs={
-            **source, "shards": Input(weights["quantize"].id, "*"),
+            **source,
+            "shards": Input(weights["quantize"].id, "*"),
             "weight_map": Input(weights["convert"].id, "weight_map.json"),
             "parameters": Input(weights["shard"].id, "parameters.json"),
             **({"scales": Input(weights["scales"].id, "*")} if "scales" in weights else {}),
         },
-        context={"text": str(text)}, tools=TORCH_TOOLS, resources=resources,
-    ))  # fmt: skip
+        context={"text": str(text)},
+        tools=TORCH_TOOLS,
+        resources=resources,
+    )
     return [reference, dequantized]
 
 
@@ -56,22 +64,31 @@ def verify_step(recipe: Recipe, references: Sequence[Step], package: Step) -> St
     """The check itself. A library that cannot run on this machine is not checked: its weights are, under another
     name."""
     judged = {
-        "name": recipe.name, "scheme": recipe.quant.name, "limits": limits_of(recipe, scheme_of(recipe.quant)),
+        "name": recipe.name,
+        "scheme": recipe.quant.name,
+        "limits": limits_of(recipe, scheme_of(recipe.quant)),
         "trained": trained_of(recipe),
-    }  # fmt: skip
+    }
     inputs = {name: Input(step.id, "*") for name, step in zip(("reference", "dequantized"), references, strict=True)}
     if runs_here(recipe.target, recipe.metadata.tensor_parallel_shards):
-        return named(Step(
-            id="", name="verify", function="builder.steps.verify:run", params=judged,
+        return Step(
+            name="verify",
+            function="builder.steps.verify:run",
+            params=judged,
             inputs={"package": Input(package.id, "*"), **inputs},
-            tools=("apache-tvm", "numpy"), validation=True,
+            tools=("apache-tvm", "numpy"),
+            validation=True,
             resources=Resources(cpu=1, memory_bytes=running_bytes(recipe)),
-        ))  # fmt: skip
-    return named(Step(
-        id="", name="verify.weights", function="builder.steps.verify_weights:run",
-        params={**judged, "kind": platform_of(recipe.target)}, inputs=inputs,
-        tools=("numpy",), validation=True, resources=Resources(cpu=1, memory_bytes=GIB),
-    ))  # fmt: skip
+        )
+    return Step(
+        name="verify.weights",
+        function="builder.steps.verify_weights:run",
+        params={**judged, "kind": platform_of(recipe.target)},
+        inputs=inputs,
+        tools=("numpy",),
+        validation=True,
+        resources=Resources(cpu=1, memory_bytes=GIB),
+    )
 
 
 def source_inputs(recipe: Recipe, fetch: Step) -> dict[str, Input]:

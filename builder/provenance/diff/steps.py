@@ -11,7 +11,7 @@ from builder.core.examine import code_document
 from builder.core.reason import Side, differences, sentence
 from builder.core.record import Record
 from builder.core.store import Store
-from builder.planner.graph.graph import bench_goal
+from builder.planner.graph.bench import bench_goal
 from builder.provenance.lock_file import Cell
 
 
@@ -49,9 +49,9 @@ def side(record: Record, store: Store) -> Side:
 
 def bench_of(name: str, cell: Cell, store: Store) -> Mapping[str, Any] | None:
     """What `build bench` measured of these very bytes, None when it did not, or the store has it no more."""
-    place = store.places(bench_goal(name)).get("bench")
+    place = next(iter(store.places(bench_goal(name)).values()), None)
     record = store.load(place.key).record if place else None
-    if record is None or record.parts["inputs"].get("package") != digest_of_names(cell.outputs):
+    if record is None or digest_of_names(cell.outputs) not in record.parts["inputs"].values():
         return None
     found: Mapping[str, Any] = json.loads(store.read(record.outputs["bench.json"].digest))
     return found

@@ -1,0 +1,77 @@
+"""The steps that make the library."""
+
+from __future__ import annotations
+
+from builder import architectures
+from builder.config.schema import Recipe
+from builder.config.strict import plain
+from builder.core.step import Input, Resources, Step
+from builder.planner.feasibility.platforms import linker_of, target_of
+from builder.planner.graph.step_resources import lowering_bytes
+from builder.planner.schemes.schemes import scheme_of
+from builder.targets import apple, cuda, webgpu
+
+GIB = 1 << 30
+
+
+def lower_step(recipe: Recipe, linker: str) -> Step:
+    target = recipe.target
+    tools = {
+        **({"linker": linker_of(target, linker)} if target.library == "so" else {}),
+        **({"compiler": cuda.identity()} if target.kind == "cuda" else {}),
+        **({"kernels": apple.identity()} if target.kind == "metal" else {}),
+    }
+    return Step(
+        name="lower",
+        function="builder.steps.lower:run",
+        params={
+            "family": recipe.family,
+            "architecture": dict(recipe.architecture),
+            "scheme": scheme_of(recipe.quant),
+            "target": target_of(target),
+            "metadata": plain(recipe.metadata),
+            **tools,
+        },
+        tools=("apache-tvm",),
+        code=(architectures.FAMILIES[recipe.family], f"builder.models.{recipe.family}"),
+        resources=Resources(cpu=1, memory_bytes=lowering_bytes(recipe)),
+        programs=_programs_of(recipe, str(tools.get("kernels", ""))),
+        locked_params=tuple(tools),
+    )
+
+
+def _programs_of(recipe: Recipe, kernels: str) -> tuple[str, ...]:
+    """What lowering runs beside TVM. ``kernels``: how those of a Metal library are kept."""
+    target = recipe.target
+    if target.kind == "metal":  # without Xcode, Metal source would come out
+        return ("xcrun",) if kernels.startswith(apple.COMPILED) else ()
+    linkers = {"opencl": "ndk"}
+    linker = (linkers.get(target.kind, "linker"),) if target.library == "so" else ()
+    return ("nvcc", *linker) if target.kind == "cuda" else linker
+
+
+def link_steps(lower: Step) -> list[Step]:
+    """TVM's runtime for browsers, and the model's objects linked with it."""
+    identity = webgpu.identity()
+    runtime = Step(
+        name="runtime.wasm",
+        function="builder.steps.runtime:run",
+        params=identity,
+        tools=("apache-tvm", "apache-tvm-ffi"),
+        resources=Resources(cpu=1, memory_bytes=2 * GIB),
+        programs=("emcc",),
+        locked_params=("emscripten", "headers"),
+    )
+    linking = Step(
+        name="link",
+        function="builder.steps.link:run",
+        params={"emscripten": identity["emscripten"]},
+        inputs={
+            "objects": Input(lower.id, "library.tar"),
+            "metadata": Input(lower.id, "metadata.json"),
+            "runtime": Input(runtime.id, "*"),
+        },
+        programs=("emcc",),
+        locked_params=("emscripten",),
+    )
+    return [runtime, linking]

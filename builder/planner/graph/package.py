@@ -1,0 +1,89 @@
+"""The steps that put weights and library together: the model as a runtime loads it, a web page or an app around it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import builder
+from builder import architectures
+from builder.config.schema import Recipe
+from builder.config.strict import plain
+from builder.core.digest import digest_of_tree
+from builder.core.step import Input, Step
+from builder.planner.feasibility.sizing import memory_of
+from builder.planner.schemes.schemes import scheme_of
+from builder.targets import npm
+from builder.targets.apps import library_name
+
+WEB_PAGE = Path(builder.__file__).resolve().parent / "web_page"
+
+
+def package_step(recipe: Recipe, fetch: Step, shard: Step, weights: Step, library: Step) -> Step:
+    """``weights``, ``library``: the steps that made them."""
+    ending, metadata = recipe.target.library, plain(recipe.metadata)
+    if recipe.target.kind == "webgpu":  # WebLLM takes no window beside a context; the kernels have it, whatever it says
+        metadata |= {"sliding_window_size": -1, "attention_sink_size": 0}
+    return Step(
+        name="package",
+        function="builder.steps.package:run",
+        params={
+            "name": recipe.name,
+            "library": f"{recipe.name}.{ending}",
+            "family": recipe.family,
+            "architecture": dict(recipe.architecture),
+            "scheme": scheme_of(recipe.quant),
+            "metadata": metadata,
+            "conv_template": recipe.model.conv_template,
+        },
+        inputs={
+            "shards": Input(weights.id, "*"),
+            "library": Input(library.id, f"library.{ending}"),
+            "files": Input(fetch.id, "file/*"),
+            "parameters": Input(shard.id, "parameters.json"),
+        },
+        tools=("jinja2",),
+        code=(architectures.FAMILIES[recipe.family],),
+        role="model",
+    )
+
+
+def web_page_steps(recipe: Recipe, package: Step) -> list[Step]:
+    """A page around an artifact for browsers."""
+    engine = Step(
+        name="web_page.engine",
+        function="builder.steps.web_llm:run",
+        params=asdict(npm.WEB_LLM),
+        programs=("npm",),
+        locked_params=("name", "version", "integrity"),
+    )
+    page = Step(
+        name="web_page",
+        function="builder.steps.web_page:run",
+        params={
+            "name": recipe.name,
+            "library": f"{recipe.name}.{recipe.target.library}",
+            "family": recipe.family,
+            "scheme": recipe.quant.name,
+            "template": digest_of_tree(WEB_PAGE),
+        },
+        inputs={"package": Input(package.id, "*"), "engine": Input(engine.id, "*")},
+        locked_params=("template",),
+    )
+    return [engine, page]
+
+
+def app_step(recipe: Recipe, package: Step, lower: Step) -> Step:
+    """What an app's project includes."""
+    return Step(
+        name="app",
+        function="builder.steps.app:run",
+        params={
+            "name": recipe.name,
+            "kind": recipe.package.kind,
+            "library": f"{recipe.name}.{recipe.target.library}",
+            "model_lib": library_name(lower.params),
+            "memory_bytes": memory_of(recipe).total,
+        },
+        inputs={"package": Input(package.id, "*")},
+    )

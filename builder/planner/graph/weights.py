@@ -1,0 +1,176 @@
+"""The steps that make the stored weights; the same for every target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import builder
+from builder import architectures
+from builder.config.schema import Budget, Recipe
+from builder.core.step import Input, Resources, Step
+from builder.formats import quantized
+from builder.planner.graph.step_resources import extent, moments_bytes, reference_bytes
+from builder.planner.graph.verify import TORCH_TOOLS, source_inputs, text_digest
+from builder.planner.schemes.schemes import scheme_of
+from builder.quant.methods import CALIBRATED, METHODS
+
+CALIBRATION = Path(builder.__file__).resolve().parent / "demo" / "calibration.txt"
+GIB = 1 << 30
+ALL_CORES = 1 << 10  # cut to what there is
+
+
+def weight_steps(recipe: Recipe) -> dict[str, Step]:
+    """What makes the stored weights, by name."""
+    fetch = fetch_step(recipe)
+    convert = convert_step(recipe, fetch)
+    steps = [fetch, convert, *(budget_steps(recipe, recipe.budget, fetch, convert) if recipe.budget else ())]
+    if not recipe.undecided:
+        calibrate = [calibrate_step(recipe, fetch, convert)] if recipe.quant.method in CALIBRATED else []
+        scales = [scales_step(recipe, fetch, convert, step) for step in calibrate if recipe.quant.method == "awq"]
+        shard = shard_step(recipe, convert)
+        steps += [*calibrate, *scales, shard, quantize_step(recipe, fetch, shard, scales or calibrate)]
+    return {step.name: step for step in steps}
+
+
+def fetch_step(recipe: Recipe) -> Step:
+    checkpoint = recipe.checkpoint
+    here = [name for name in checkpoint.files if name not in checkpoint.missing]
+    params: dict[str, Any] = {"format": checkpoint.format, "pin": recipe.pins.checkpoint}
+    if checkpoint.missing:  # only a plan sees this: a build downloads them first
+        params["to_download"] = list(checkpoint.missing)
+    return Step(
+        name="fetch",
+        function="builder.steps.fetch:run",
+        params=params,
+        watch={name: str(checkpoint.root / name) for name in here},
+        tools=("torch",) if checkpoint.format == "bin" else (),
+        role="source",
+    )
+
+
+def convert_step(recipe: Recipe, fetch: Step) -> Step:
+    packing = {"packing": dict(recipe.quant.packing)} if recipe.quant.packing else {}
+    return Step(
+        name="convert",
+        function="builder.steps.convert:run",
+        params={"family": recipe.family, "architecture": dict(recipe.architecture), **packing},
+        inputs={"layout": Input(fetch.id, "layout.json")},
+        code=(architectures.FAMILIES[recipe.family], *format_of(recipe)),
+    )
+
+
+def format_of(recipe: Recipe) -> tuple[str, ...]:
+    """The module that reads a quantized checkpoint."""
+    return (quantized.METHODS[recipe.quant.packing["method"]],) if recipe.quant.packing else ()
+
+
+def shard_step(recipe: Recipe, convert: Step) -> Step:
+    return Step(
+        name="shard",
+        function="builder.steps.shard:run",
+        params={
+            "scheme": scheme_of(recipe.quant),
+            "max_shard_bytes": recipe.quant.max_shard_bytes,
+            "moments": recipe.quant.method == "gptq",
+            "scales": recipe.quant.method == "awq",
+        },
+        inputs={"weight_map": Input(convert.id, "weight_map.json")},
+    )
+
+
+def budget_steps(recipe: Recipe, budget: Budget, fetch: Step, convert: Step) -> list[Step]:
+    """What measures the candidates, once for all budgets of a model, and what picks the rules."""
+    context, text = calibration_text(recipe)
+    weight_map = Input(convert.id, "weight_map.json")
+    tables = {name: dict(table) for name, table in budget.candidates.items()}
+    sensitivity = Step(
+        name="sensitivity",
+        function="builder.steps.sensitivity:run",
+        params={
+            "schemes": tables,
+            "text": text,
+            "tokens": recipe.quant.sensitivity_tokens,
+            "window": recipe.quant.calibration.window,
+        },
+        inputs={**source_inputs(recipe, fetch), "weight_map": weight_map},
+        context=context,
+        tools=TORCH_TOOLS,
+        resources=Resources(cpu=ALL_CORES, memory_bytes=GIB + reference_bytes(recipe)),
+        locked_params=("text",),
+    )
+    own = scheme_of(replace(recipe.quant, rules=()))
+    allocate = Step(
+        name="allocate",
+        function="builder.steps.allocate:run",
+        params={"budget": budget.bits, "scheme": own, "candidates": tables},
+        inputs={"weight_map": weight_map, "sensitivity": Input(sensitivity.id, "sensitivity.json")},
+        tools=("numpy",),
+        role="decision",
+    )
+    return [sensitivity, allocate]
+
+
+def calibration_text(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where the calibration text is, which is no identity, and what is: its name and content."""
+    own = recipe.quant.calibration.text
+    text = Path(own).expanduser().absolute() if own else CALIBRATION
+    return {"text": str(text)}, {"name": text.name, "digest": text_digest(text, "quant.calibration.text")}
+
+
+def calibrate_step(recipe: Recipe, fetch: Step, convert: Step) -> Step:
+    """Reads no scheme: one calibration serves all schemes of a model."""
+    calibration = recipe.quant.calibration
+    context, text = calibration_text(recipe)
+    return Step(
+        name="calibrate",
+        function="builder.steps.calibrate:run",
+        params={"text": text, "tokens": calibration.tokens, "window": calibration.window},
+        inputs={**source_inputs(recipe, fetch), "weight_map": Input(convert.id, "weight_map.json")},
+        context=context,
+        tools=TORCH_TOOLS,
+        resources=Resources(cpu=1, memory_bytes=reference_bytes(recipe) + moments_bytes(recipe)),
+        locked_params=("text",),
+    )
+
+
+def scales_step(recipe: Recipe, fetch: Step, convert: Step, calibrate: Step) -> Step:
+    return Step(
+        name="scales",
+        function="builder.steps.scales:run",
+        params={"scheme": scheme_of(recipe.quant)},
+        inputs={
+            "weight_map": Input(convert.id, "weight_map.json"),
+            "tensors": Input(fetch.id, "tensor/*"),
+            "moments": Input(calibrate.id, "moments/*"),
+        },
+        tools=("numpy",),
+        resources=Resources(cpu=1, memory_bytes=GIB // 2 + moments_bytes(recipe)),
+    )
+
+
+def quantize_step(recipe: Recipe, fetch: Step, shard: Step, measured: Sequence[Step]) -> Step:
+    """``measured``: scales or calibrate, where the method reads one of them."""
+    inputs = {"shards": Input(shard.id, "shards.json"), "tensors": Input(fetch.id, "tensor/*")}
+    method: dict[str, Any] = {"name": recipe.quant.method}
+    memory_bytes = GIB // 4
+    for step in measured:  # none or one
+        if recipe.quant.method == "awq":
+            inputs["scales"] = Input(step.id, "*")
+            continue
+        inputs["moments"] = Input(step.id, "moments/*")
+        method["damping"] = recipe.quant.damping
+        memory_bytes += 6 * 8 * extent(recipe).widest ** 2  # the factor of the moments, in float64, with its scratch
+    code = METHODS.get(recipe.quant.method)
+    return Step(
+        name="quantize",
+        function="builder.steps.quantize:run",
+        params={"allow_nonfinite": recipe.model.allow_nonfinite, "method": method},
+        inputs=inputs,
+        expand="shards",
+        tools=("numpy",),
+        code=(*((code,) if code else ()), *format_of(recipe)),
+        resources=Resources(cpu=1, memory_bytes=memory_bytes),
+    )
