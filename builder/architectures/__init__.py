@@ -1,19 +1,19 @@
 """The model families: which exist, and where each one is described.
 
 The table holds module names, not modules: a step that works on one family reaches that family's file alone, so editing
-another family leaves its results fresh. Every family module exports the names listed in :class:`Family`.
+another family leaves its results fresh. Every family module has one name for others: FAMILY.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from builder.architectures.cuts import Cut
-from builder.architectures.folds import Fold
-from builder.architectures.weights import Parameter
 from builder.core.errors import UserError
+
+if TYPE_CHECKING:
+    from builder.architectures.family import Family
 
 FAMILIES: dict[str, str] = {  # model_type in config.json -> module
     "gpt_neox": "builder.architectures.gpt_neox",
@@ -30,44 +30,14 @@ FAMILIES: dict[str, str] = {  # model_type in config.json -> module
 }
 
 
-class Family(Protocol):
-    """What a family module exports. ``Config`` is a frozen dataclass whose ``asdict`` is the recipe's architecture."""
-
-    Config: type[Any]
-
-    def from_hf(self, config_json: Mapping[str, Any]) -> Any:
-        """Read the checkpoint's config.json, in old or new transformers spelling."""
-
-    def from_architecture(self, architecture: Mapping[str, Any]) -> Any:
-        """Read the canonical architecture dict; the inverse of ``dataclasses.asdict``."""
-
-    def apply_overrides(self, config: Any, overrides: Mapping[str, Any]) -> Any:
-        """Let the recipe's values win where the weights do not fix them."""
-
-    def parameters(self, config: Any) -> tuple[Parameter, ...]:
-        """The compiled model's parameters, in the order of the artifact."""
-
-    def weight_map(self, config: Any, layout: Mapping[str, Any]) -> dict[str, Any]:
-        """Each parameter as slices of the checkpoint's tensors, checked both ways."""
-
-    def folds(self, config: Any) -> Iterator[Fold]:
-        """Where input channels may be scaled, for quant.method=awq."""
-
-    def cuts(self, config: Any) -> dict[str, Cut]:
-        """What tensor parallelism cuts, by module."""
-
-    def model_config(self, config: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """The ``model_config`` block of mlc-chat-config.json."""
-
-
-def load(family: str) -> Family:
-    """The family's module; UserError that lists the supported families if there is none."""
-    if family not in FAMILIES:
+def load(name: str) -> Family:
+    """The family of that name; UserError that lists the supported families if there is none."""
+    if name not in FAMILIES:
         raise UserError(
-            f"model family {family!r} is not supported; supported: {', '.join(sorted(FAMILIES))}",
+            f"model family {name!r} is not supported; supported: {', '.join(sorted(FAMILIES))}",
             "CONTRIBUTING.md tells how to add a family",
         )
-    return cast(Family, import_module(FAMILIES[family]))
+    return cast("Family", import_module(FAMILIES[name]).FAMILY)
 
 
 def recognise(config_json: Mapping[str, Any]) -> str:

@@ -172,6 +172,45 @@ def agreed(name: str, found: Mapping[str, Any], default: Any) -> Any:
     return first
 
 
+def sizes(
+    config_json: Mapping[str, Any],
+    model: str,
+    *,
+    key_heads: int | None = None,
+    head_width: int | None = None,
+    inner: str = "intermediate_size",
+) -> dict[str, Any]:
+    """The sizes that every decoder has; ``inner`` is what the family calls the width of its MLPs. Where config.json
+    does not give them, there are ``key_heads`` of keys (None: as many as of queries), of ``head_width`` features (None:
+    hidden_size / num_attention_heads)."""
+    heads = required(config_json, "num_attention_heads", model)
+    required(config_json, "hidden_size", model)
+    return {
+        "hidden_size": config_json["hidden_size"],
+        inner: required(config_json, inner, model),
+        "num_hidden_layers": required(config_json, "num_hidden_layers", model),
+        "num_attention_heads": heads,
+        "num_key_value_heads": optional(config_json, "num_key_value_heads", key_heads or heads),
+        "head_dim": optional(config_json, "head_dim", head_width) if head_width else head_dim(config_json),
+        "vocab_size": required(config_json, "vocab_size", model),
+    }
+
+
+def settings(config_json: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the same name in config.json and in Config, with transformers' defaults."""
+    return {key: optional(config_json, key, default) for key, default in defaults.items()}
+
+
+CHAT_NAMES = {"rope_theta": "position_embedding_base"}  # Config -> MLC
+CHAT_OMITS = {"max_position_embeddings", "attention_bias", "mlp_bias", "sliding_window", "rotary_dim", "hidden_act"}
+
+
+def chat_fields(config: Any) -> dict[str, Any]:
+    """A Config's fields under MLC's names, but those that MLC's runtimes have no use for."""
+    names = (field.name for field in fields(config) if field.name not in CHAT_OMITS)
+    return {CHAT_NAMES.get(name, name): getattr(config, name) for name in names}
+
+
 def run_time_sizes(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The part of mlc-chat-config.json's ``model_config`` that is the same for every family."""
     keys = (

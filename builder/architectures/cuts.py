@@ -1,9 +1,9 @@
 """How tensor parallelism cuts a model over several ranks (Shoeybi et al. 2019, arXiv:1909.08053), as printable data.
 
-Every family states its cuts beside its weight map, by module. A matrix (output, input) is cut by ``rows``, its outputs,
-or by ``columns``, its inputs: then each rank has a sum of its own, and all of them are added up. A bias goes with the
-rows of its matrix; beside a matrix that is cut by columns it is whole, and counts once. What no cut names is whole on
-every rank: norms, embeddings, routers, a tied head.
+A part of a model states how its matrices are cut (builder/architectures/parts). A matrix (output, input) is cut by
+``rows``, its outputs, or by ``columns``, its inputs: then each rank has a sum of its own, and all of them are added
+up. A bias goes with the rows of its matrix; beside a matrix that is cut by columns it is whole, and counts once. What
+no cut names is whole on every rank: norms, embeddings, routers, a tied head.
 """
 
 from __future__ import annotations
@@ -39,28 +39,29 @@ class Cut:
     blocks: int = 1
 
 
-def heads(attention: str, output: str, queries: int, keys: int, width: int) -> dict[str, Cut]:
-    """``<attention>.qkv_proj`` by heads of ``width`` rows, and the ``output`` matrix (module name) that reads them."""
-    query, key = Part("num_attention_heads", queries, width), Part("num_key_value_heads", keys, width, shared=True)
-    return {f"{attention}.qkv_proj": Cut(ROWS, (query, key, key)), output: Cut(COLUMNS, (query,))}
+def rows(*parts: Part, blocks: int = 1) -> Cut:
+    """A matrix whose outputs are these parts, in order."""
+    return Cut(ROWS, parts, blocks)
 
 
-def head_norms(attention: str, queries: int, keys: int, width: int) -> dict[str, Cut]:
-    """Norms over all heads of queries, and of keys, one weight for each of their rows."""
-    query, key = Part("num_attention_heads", queries, width), Part("num_key_value_heads", keys, width, shared=True)
-    return {f"{attention}.q_norm": Cut(ROWS, (query,)), f"{attention}.k_norm": Cut(ROWS, (key,))}
+def columns(part: Part) -> Cut:
+    """A matrix that reads a part, or a stack of matrices that do."""
+    return Cut(COLUMNS, (part,))
 
 
-def gated(mlp: str, inner: int, *, width: str = "intermediate_size", blocks: int = 1) -> dict[str, Cut]:
-    """``<mlp>.gate_up_proj``, gates over ups, and ``<mlp>.down_proj``; ``blocks`` experts, each cut in the same way.
-    ``width``: what the family's Config calls ``inner``."""
-    part = Part(width, inner)
-    return {f"{mlp}.gate_up_proj": Cut(ROWS, (part, part), blocks), f"{mlp}.down_proj": Cut(COLUMNS, (part,))}
+def query_heads(count: int, width: int) -> Part:
+    """Heads of queries, of ``width`` features each."""
+    return Part("num_attention_heads", count, width)
 
 
-def head(name: str, vocab: int) -> dict[str, Cut]:
-    """The matrix that makes logits, by tokens of the vocabulary; whole where they cannot be dealt out evenly."""
-    return {name: Cut(ROWS, (Part(VOCABULARY, vocab),))}
+def key_heads(count: int, width: int) -> Part:
+    """Heads of keys, or of values."""
+    return Part("num_key_value_heads", count, width, shared=True)
+
+
+def vocabulary(size: int) -> Part:
+    """Tokens; whole where they cannot be dealt out evenly."""
+    return Part(VOCABULARY, size)
 
 
 def per_rank(units: int, shards: int, *, shared: bool = False) -> int:

@@ -6,17 +6,18 @@ Field names and defaults follow transformers' ``Gemma3TextConfig``; tensor names
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from builder.architectures import config_json as read
-from builder.architectures import cuts as cutting
-from builder.architectures import folds as folding
-from builder.architectures import rope, weights
-from builder.architectures.cuts import Cut
-from builder.architectures.folds import Fold
-from builder.architectures.weights import Entry, Parameter
+from builder.architectures import rope
+from builder.architectures.family import Family
+from builder.architectures.parts.attention import Attention
+from builder.architectures.parts.decoder import OLD_ANGLES, Decoder, Layer, sandwich_norm
+from builder.architectures.parts.head_norm_rotary import HeadNormRotary
+from builder.architectures.parts.mlp import GELU_TANH, GatedMLP
+from builder.architectures.parts.norms import gemma_norm
 
 MODEL = "gemma3_text"
 FREE = ("rope_theta", "rope_local_base_freq", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
@@ -57,46 +58,29 @@ class Config:
         read.check_heads(self.num_attention_heads, self.num_key_value_heads, self.head_dim)
 
 
-def from_architecture(architecture: Mapping[str, Any]) -> Config:
-    """The canonical dict -> Config; the inverse of ``dataclasses.asdict``. Unknown and missing keys are UserErrors."""
-    return read.strict(Config, MODEL, architecture)
-
-
-def from_hf(config_json: Mapping[str, Any]) -> Config:
-    """Read config.json as transformers 4 or 5 writes it.
-
-    Raises:
-        UserError: a field is missing or of the wrong type, or it changes the maths in a way that is not implemented.
-    """
+def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a Config, from config.json as transformers 4 or 5 writes it."""
     read.check_maths(MODEL, {**config_json, "layer_types": None}, HARMLESS, read.WHOLE_HEADS, reads=OWN)
-    local, everywhere = split_rope(config_json)
-    for part in (local, everywhere):
+    local, full = _split_rope(config_json)
+    for part in (local, full):
         rope.check_whole_heads(part, MODEL)
-    layers = read.required(config_json, "num_hidden_layers", MODEL)
+    sizes = read.sizes(config_json, MODEL, key_heads=4, head_width=256)
     every = read.optional(config_json, "sliding_window_pattern", FULL_EVERY)
-    return from_architecture(
-        {
-            "hidden_size": read.required(config_json, "hidden_size", MODEL),
-            "intermediate_size": read.required(config_json, "intermediate_size", MODEL),
-            "num_hidden_layers": layers,
-            "num_attention_heads": read.required(config_json, "num_attention_heads", MODEL),
-            "num_key_value_heads": read.optional(config_json, "num_key_value_heads", 4),
-            "head_dim": read.optional(config_json, "head_dim", 256),
-            "vocab_size": read.required(config_json, "vocab_size", MODEL),
-            "rms_norm_eps": read.optional(config_json, "rms_norm_eps", 1e-6),
-            "rope_theta": rope.theta(everywhere, default=1e6),
-            "rope_local_base_freq": rope.theta(local, ("rope_local_base_freq",)),
-            "rope_factor": linear_factor(everywhere),
-            "max_position_embeddings": read.optional(config_json, "max_position_embeddings", 131072),
-            "tie_word_embeddings": read.optional(config_json, "tie_word_embeddings", True),
-            "query_pre_attn_scalar": read.number(read.optional(config_json, "query_pre_attn_scalar", 256), "float"),
-            "layer_window": read.optional(config_json, "sliding_window", 4096),
-            "full_attention_every": read.full_attention_every(MODEL, config_json, layers, every),
-        }
-    )
+    return {
+        **sizes,
+        **read.settings(
+            config_json, {"rms_norm_eps": 1e-6, "max_position_embeddings": 131072, "tie_word_embeddings": True}
+        ),
+        "rope_theta": rope.theta(full, default=1e6),
+        "rope_local_base_freq": rope.theta(local, ("rope_local_base_freq",)),
+        "rope_factor": _linear_factor(full),
+        "query_pre_attn_scalar": read.number(read.optional(config_json, "query_pre_attn_scalar", 256), "float"),
+        "layer_window": read.optional(config_json, "sliding_window", 4096),
+        "full_attention_every": read.full_attention_every(MODEL, config_json, sizes["num_hidden_layers"], every),
+    }
 
 
-def split_rope(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_rope(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What config.json says of the rotary embeddings of windowed layers and of the others, each as if alone.
 
     transformers 4 has rope_local_base_freq beside rope_theta and rope_scaling; 5 has rope_parameters per layer type.
@@ -114,108 +98,37 @@ def split_rope(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     }
 
 
-def linear_factor(config_json: Mapping[str, Any]) -> float:
+def _linear_factor(config_json: Mapping[str, Any]) -> float:
     scaling = rope.scaling(config_json, MODEL)
     if scaling is not None and scaling["rope_type"] != "linear":
         read.unsupported(MODEL, "rope_scaling", scaling, "null, or rope_type 'linear'")
     return 1.0 if scaling is None else float(scaling["factor"])
 
 
-def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """The recipe's values over the checkpoint's: FREE ones win, the others must agree with the weights."""
-    return read.merge(config, MODEL, overrides, FREE)
+def describe(config: Config) -> Decoder:
+    """A Gemma 2 without caps whose queries and keys are normed, with a rotary base for layers with a window and one
+    for the others: the graph rotates, and the cache does not (Gemma Team 2025, arXiv:2503.19786)."""
+    hidden, heads = config.hidden_size, (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+    norm = gemma_norm(hidden, config.rms_norm_eps)
+    mlp = GatedMLP(hidden, config.intermediate_size, GELU_TANH)
+
+    def layer(index: int) -> Layer:
+        local = (index + 1) % config.full_attention_every > 0
+        base, factor = (config.rope_local_base_freq, 1.0) if local else (config.rope_theta, config.rope_factor)
+        turn = HeadNormRotary(config.rms_norm_eps, base, factor)
+        attention = Attention(hidden, *heads, query_key=turn, scale=config.query_pre_attn_scalar**-0.5, windowed=local)
+        return sandwich_norm(norm, attention, mlp)
+
+    return Decoder(
+        vocab=config.vocab_size,
+        hidden=hidden,
+        layers=[layer(index) for index in range(config.num_hidden_layers)],
+        norm=norm,
+        tied=config.tie_word_embeddings,
+        window=config.layer_window,
+        embedding_scale=hidden**0.5,
+        unused=OLD_ANGLES,
+    )
 
 
-def parameters(config: Config) -> tuple[Parameter, ...]:
-    """The compiled model's parameters in the artifact's order; matrices are (output, input)."""
-    return tuple(entry.parameter for entry in _entries(config))
-
-
-def weight_map(config: Config, layout: Mapping[str, Any]) -> dict[str, Any]:
-    """The weight map of this model over a checkpoint's layout, as JSON; see :func:`weights.weight_map`."""
-    return weights.weight_map(list(_entries(config)), _droppable(config), layout)
-
-
-def _entries(config: Config) -> Iterator[Entry]:
-    hidden, vocab = config.hidden_size, config.vocab_size
-    name = "model.embed_tokens.weight"
-    yield weights.copy(Parameter(name, (vocab, hidden), "embedding"), name)
-    for layer in range(config.num_hidden_layers):
-        yield from _layer_entries(config, f"model.layers.{layer}")
-    yield weights.norm("model.norm.weight", hidden)
-    if not config.tie_word_embeddings:
-        yield weights.copy(Parameter("lm_head.weight", (vocab, hidden), "head"), "lm_head.weight")
-
-
-def _layer_entries(config: Config, layer: str) -> Iterator[Entry]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
-    yield weights.norm(f"{layer}.input_layernorm.weight", hidden)
-    heads = [(f"{attention}.q_proj", queries), (f"{attention}.k_proj", keys), (f"{attention}.v_proj", keys)]
-    yield from weights.linear(f"{attention}.qkv_proj", hidden, heads, False)
-    yield weights.norm(f"{attention}.q_norm.weight", config.head_dim)
-    yield weights.norm(f"{attention}.k_norm.weight", config.head_dim)
-    yield from weights.linear(f"{attention}.o_proj", queries, [(f"{attention}.o_proj", hidden)], False)
-    yield weights.norm(f"{layer}.post_attention_layernorm.weight", hidden)
-    yield weights.norm(f"{layer}.pre_feedforward_layernorm.weight", hidden)
-    gates = [(f"{mlp}.gate_proj", inner), (f"{mlp}.up_proj", inner)]
-    yield from weights.linear(f"{mlp}.gate_up_proj", hidden, gates, False)
-    yield from weights.linear(f"{mlp}.down_proj", inner, [(f"{mlp}.down_proj", hidden)], False)
-    yield weights.norm(f"{layer}.post_feedforward_layernorm.weight", hidden)
-
-
-def folds(config: Config) -> Iterator[Fold]:
-    """Where input channels may be scaled; see ``folds``."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    for layer in (f"model.layers.{index}" for index in range(config.num_hidden_layers)):
-        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
-        yield folding.norm(f"{layer}.input_layernorm", [f"{attention}.qkv_proj.weight"], hidden, offset=1.0)
-        yield folding.values(attention, f"{attention}.o_proj", queries, keys, config.head_dim)
-        yield folding.norm(f"{layer}.pre_feedforward_layernorm", [f"{mlp}.gate_up_proj.weight"], hidden, offset=1.0)
-        yield folding.gated(mlp, inner)
-    if not config.tie_word_embeddings:
-        yield folding.norm("model.norm", ["lm_head.weight"], hidden, offset=1.0)
-
-
-def cuts(config: Config) -> dict[str, Cut]:
-    """What tensor parallelism cuts; see ``cuts``."""
-    found: dict[str, Cut] = {} if config.tie_word_embeddings else cutting.head("lm_head", config.vocab_size)
-    queries, keys, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    for layer in (f"model.layers.{index}" for index in range(config.num_hidden_layers)):
-        attention = f"{layer}.self_attn"
-        found |= cutting.heads(attention, f"{attention}.o_proj", queries, keys, width)
-        found |= cutting.gated(f"{layer}.mlp", config.intermediate_size)
-    return found
-
-
-def _droppable(config: Config) -> Iterator[str]:
-    """Tensors that older transformers saved and nobody reads, and a tied head, which is the embedding."""
-    yield "model.rotary_emb.inv_freq"
-    for layer in range(config.num_hidden_layers):
-        yield f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"
-    if config.tie_word_embeddings:
-        yield "lm_head.weight"
-
-
-def model_config(config: Config, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``model_config`` block of mlc-chat-config.json: MLC's names for the architecture and the run-time sizes."""
-    return {
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_attention_heads": config.num_attention_heads,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.rms_norm_eps,
-        "position_embedding_base": config.rope_theta,
-        "rope_local_base_freq": config.rope_local_base_freq,
-        "rope_factor": config.rope_factor,
-        "query_pre_attn_scalar": config.query_pre_attn_scalar,
-        "layer_window": config.layer_window,
-        "full_attention_every": config.full_attention_every,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        **read.run_time_sizes(metadata),
-    }
+FAMILY = Family(MODEL, Config, read_fields, describe, FREE)

@@ -8,17 +8,18 @@ the one for the context it is built for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from builder.architectures import config_json as read
-from builder.architectures import cuts as cutting
-from builder.architectures import folds as folding
-from builder.architectures import rope, weights
-from builder.architectures.cuts import Cut
-from builder.architectures.folds import Fold
-from builder.architectures.weights import Entry, Parameter
+from builder.architectures import rope
+from builder.architectures.family import Family
+from builder.architectures.parts.attention import Attention
+from builder.architectures.parts.decoder import OLD_ANGLES, Decoder, pre_norm
+from builder.architectures.parts.mlp import GatedMLP
+from builder.architectures.parts.norms import rms_norm
+from builder.architectures.parts.rotary import Rotary
 from builder.core.errors import UserError
 
 MODEL = "phi3"
@@ -59,11 +60,6 @@ class Config:
             read.check_type("sliding_window", self.sliding_window, "int")
 
 
-def from_architecture(architecture: Mapping[str, Any]) -> Config:
-    """The canonical dict -> Config; the inverse of ``dataclasses.asdict``. Unknown and missing keys are UserErrors."""
-    return read.strict(Config, MODEL, architecture)
-
-
 def check_long_rope(scaling: Any, rotary_dim: int) -> None:
     if scaling is None:
         return
@@ -79,38 +75,21 @@ def check_long_rope(scaling: Any, rotary_dim: int) -> None:
     read.check_type("rope_scaling.attention_factor", scaling["attention_factor"], "float")
 
 
-def from_hf(config_json: Mapping[str, Any]) -> Config:
-    """Read config.json as transformers 4 or 5 writes it.
-
-    Raises:
-        UserError: a field is missing or of the wrong type, or it changes the maths in a way that is not implemented.
-    """
+def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a Config, from config.json as transformers 4 or 5 writes it."""
     read.check_maths(MODEL, config_json, read.SILU, {"attention_bias": (None, False), "mlp_bias": (None, False)})
-    hidden_size = read.required(config_json, "hidden_size", MODEL)
-    heads = read.required(config_json, "num_attention_heads", MODEL)
-    positions = read.optional(config_json, "max_position_embeddings", 4096)
-    original = read.optional(config_json, "original_max_position_embeddings", 4096)
-    head_dim = read.head_dim(config_json)
+    sizes = read.sizes(config_json, MODEL)
+    positions = read.settings(config_json, {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096})
     share = rope.partial_factor(config_json, ("partial_rotary_factor",), 1.0)
-    return from_architecture(
-        {
-            "hidden_size": hidden_size,
-            "intermediate_size": read.required(config_json, "intermediate_size", MODEL),
-            "num_hidden_layers": read.required(config_json, "num_hidden_layers", MODEL),
-            "num_attention_heads": heads,
-            "num_key_value_heads": read.optional(config_json, "num_key_value_heads", heads),
-            "head_dim": head_dim,
-            "rotary_dim": int(head_dim * share),
-            "vocab_size": read.required(config_json, "vocab_size", MODEL),
-            "rms_norm_eps": read.optional(config_json, "rms_norm_eps", 1e-5),
-            "rope_theta": rope.theta(config_json),
-            "rope_scaling": long_rope(config_json, positions, original),
-            "max_position_embeddings": positions,
-            "original_max_position_embeddings": original,
-            "tie_word_embeddings": read.optional(config_json, "tie_word_embeddings", False),
-            "sliding_window": config_json.get("sliding_window"),
-        }
-    )
+    return {
+        **sizes,
+        **positions,
+        **read.settings(config_json, {"rms_norm_eps": 1e-5, "tie_word_embeddings": False}),
+        "rotary_dim": int(sizes["head_dim"] * share),
+        "rope_theta": rope.theta(config_json),
+        "rope_scaling": long_rope(config_json, *positions.values()),
+        "sliding_window": config_json.get("sliding_window"),
+    }
 
 
 def long_rope(config_json: Mapping[str, Any], positions: int, original: int) -> dict[str, Any] | None:
@@ -148,93 +127,31 @@ def _long_block(place: str, block: Mapping[str, Any], positions: int, original: 
     }
 
 
-def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """The recipe's values over the checkpoint's: FREE ones win, the others must agree with the weights."""
-    return read.merge(config, MODEL, overrides, FREE)
+def describe(config: Config) -> Decoder:
+    """A Llama with LongRoPE, perhaps partly rotated heads and a window (Abdin et al. 2024, arXiv:2404.14219)."""
+    hidden, heads, width = config.hidden_size, config.num_attention_heads, config.head_dim
+    norm = rms_norm(hidden, config.rms_norm_eps)
+    attention = Attention(hidden, heads, config.num_key_value_heads, width, qkv_tensors=("qkv_proj",), windowed=True)
+    mlp = GatedMLP(hidden, config.intermediate_size, tensors=("gate_up_proj",))
+    return Decoder(
+        vocab=config.vocab_size,
+        hidden=hidden,
+        layers=[pre_norm(norm, attention, mlp)] * config.num_hidden_layers,
+        norm=norm,
+        tied=config.tie_word_embeddings,
+        rotary=_rotary(config),
+        recipe_window=True,
+        unused=OLD_ANGLES,
+    )
 
 
-def parameters(config: Config) -> tuple[Parameter, ...]:
-    """The compiled model's parameters in the artifact's order; matrices are (output, input)."""
-    return tuple(entry.parameter for entry in _entries(config))
+def _rotary(config: Config) -> Rotary:
+    """Which factors there are; the length that a library is built for says which it has."""
+    if config.rope_scaling is None:
+        return Rotary(config.rotary_dim, config.rope_theta)
+    magnitude, original = config.rope_scaling["attention_factor"], config.original_max_position_embeddings
+    scaling = {"rope_type": LONG, **config.rope_scaling, "original_max_position_embeddings": original}
+    return Rotary(config.rotary_dim, config.rope_theta, scaling, magnitude)
 
 
-def weight_map(config: Config, layout: Mapping[str, Any]) -> dict[str, Any]:
-    """The weight map of this model over a checkpoint's layout, as JSON; see :func:`weights.weight_map`."""
-    return weights.weight_map(list(_entries(config)), _droppable(config), layout)
-
-
-def _entries(config: Config) -> Iterator[Entry]:
-    hidden, vocab = config.hidden_size, config.vocab_size
-    name = "model.embed_tokens.weight"
-    yield weights.copy(Parameter(name, (vocab, hidden), "embedding"), name)
-    for layer in range(config.num_hidden_layers):
-        yield from _layer_entries(config, f"model.layers.{layer}")
-    yield weights.norm("model.norm.weight", hidden)
-    if not config.tie_word_embeddings:
-        yield weights.copy(Parameter("lm_head.weight", (vocab, hidden), "head"), "lm_head.weight")
-
-
-def _layer_entries(config: Config, layer: str) -> Iterator[Entry]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
-    yield weights.norm(f"{layer}.input_layernorm.weight", hidden)
-    heads = queries + 2 * keys
-    yield from weights.linear(f"{attention}.qkv_proj", hidden, [(f"{attention}.qkv_proj", heads)], False)
-    yield from weights.linear(f"{attention}.o_proj", queries, [(f"{attention}.o_proj", hidden)], False)
-    yield weights.norm(f"{layer}.post_attention_layernorm.weight", hidden)
-    yield from weights.linear(f"{mlp}.gate_up_proj", hidden, [(f"{mlp}.gate_up_proj", 2 * inner)], False)
-    yield from weights.linear(f"{mlp}.down_proj", inner, [(f"{mlp}.down_proj", hidden)], False)
-
-
-def folds(config: Config) -> Iterator[Fold]:
-    """Where input channels may be scaled; see ``folds``."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    for layer in (f"model.layers.{index}" for index in range(config.num_hidden_layers)):
-        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
-        yield folding.norm(f"{layer}.input_layernorm", [f"{attention}.qkv_proj.weight"], hidden)
-        yield folding.values(attention, f"{attention}.o_proj", queries, keys, config.head_dim)
-        yield folding.norm(f"{layer}.post_attention_layernorm", [f"{mlp}.gate_up_proj.weight"], hidden)
-        yield folding.gated(mlp, inner)
-    if not config.tie_word_embeddings:
-        yield folding.norm("model.norm", ["lm_head.weight"], hidden)
-
-
-def cuts(config: Config) -> dict[str, Cut]:
-    """What tensor parallelism cuts; see ``cuts``."""
-    found: dict[str, Cut] = {} if config.tie_word_embeddings else cutting.head("lm_head", config.vocab_size)
-    queries, keys, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    for layer in (f"model.layers.{index}" for index in range(config.num_hidden_layers)):
-        attention = f"{layer}.self_attn"
-        found |= cutting.heads(attention, f"{attention}.o_proj", queries, keys, width)
-        found |= cutting.gated(f"{layer}.mlp", config.intermediate_size)
-    return found
-
-
-def _droppable(config: Config) -> Iterator[str]:
-    """Tensors that older transformers saved and nobody reads, and a tied head, which is the embedding."""
-    yield "model.rotary_emb.inv_freq"
-    for layer in range(config.num_hidden_layers):
-        yield f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"
-    if config.tie_word_embeddings:
-        yield "lm_head.weight"
-
-
-def model_config(config: Config, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``model_config`` block of mlc-chat-config.json: MLC's names for the architecture and the run-time sizes."""
-    return {
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_attention_heads": config.num_attention_heads,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.rms_norm_eps,
-        "position_embedding_base": config.rope_theta,
-        "rope_scaling": config.rope_scaling,
-        "original_max_position_embeddings": config.original_max_position_embeddings,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        **read.run_time_sizes(metadata),
-    }
+FAMILY = Family(MODEL, Config, read_fields, describe, FREE)

@@ -8,7 +8,7 @@ no tensor holds as such; "stored" then names those that do (builder/formats/quan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import prod
@@ -51,33 +51,8 @@ class Entry:
     sources: tuple[Slice, ...]
 
 
-def copy(parameter: Parameter, tensor: str) -> Entry:
-    """The parameter is the tensor."""
-    return Entry(parameter, "copy", (whole(tensor, parameter.shape),))
-
-
-def stack(parameter: Parameter, tensors: Sequence[tuple[str, int]]) -> Entry:
-    """The parameter is whole tensors, given as (name, rows), one under the other."""
-    return Entry(parameter, "stack", tuple(whole(name, (rows, *parameter.shape[1:])) for name, rows in tensors))
-
-
-def norm(name: str, width: int) -> Entry:
-    """A norm's vector, under its own name."""
-    return copy(Parameter(name, (width,), "norm"), name)
-
-
-def linear(name: str, inputs: int, sources: Sequence[tuple[str, int]], bias: bool) -> Iterator[Entry]:
-    """A matrix and perhaps its bias; ``sources`` are (module, outputs), stacked on the output axis."""
-    outputs = sum(rows for _, rows in sources)
-    tables = [("weight", Parameter(f"{name}.weight", (outputs, inputs), "linear"))]
-    if bias:
-        tables.append(("bias", Parameter(f"{name}.bias", (outputs,), "bias")))
-    for suffix, parameter in tables:
-        named = [(f"{module}.{suffix}", rows) for module, rows in sources]
-        yield copy(parameter, named[0][0]) if len(named) == 1 else stack(parameter, named)
-
-
 def whole(tensor: str, shape: tuple[int, ...]) -> Slice:
+    """All rows of a tensor."""
     return Slice(tensor, shape, 0, shape[0])
 
 

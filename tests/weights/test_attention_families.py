@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from builder import architectures
-from builder.architectures import gemma2, gemma3_text, mistral, mixtral, phi3
 from builder.core.errors import UserError
 
+gemma2, gemma3_text, mistral, mixtral, phi3 = (
+    architectures.load(name) for name in ("gemma2", "gemma3_text", "mistral", "mixtral", "phi3")
+)
 SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 256,

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from builder import architectures
-from builder.architectures import gpt_neox, llama, qwen2, weights
+from builder.architectures import weights
 from builder.architectures.foreign import FOREIGN
+from builder.architectures.table import entries_of
 from builder.core.errors import UserError
 
+gpt_neox, llama, qwen2 = (architectures.load(name) for name in ("gpt_neox", "llama", "qwen2"))
 LLAMA3 = {
     "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
@@ -161,7 +163,7 @@ def test_heads_of_gpt_neox_are_sorted_into_q_k_v() -> None:
         gpt_neox.from_hf(known("pythia-160m")), hidden_size=12, num_attention_heads=3, head_dim=4, rotary_dim=2,
         num_hidden_layers=1, intermediate_size=8, vocab_size=5,
     )  # fmt: skip
-    shapes = {slice_.tensor: slice_.shape for entry in gpt_neox._entries(config) for slice_ in entry.sources}
+    shapes = {slice_.tensor: slice_.shape for entry in entries_of(gpt_neox.rows(config)) for slice_ in entry.sources}
     layer = "gpt_neox.layers.0.attention"
     shapes |= {f"{layer}.bias": (1, 1, 8, 8), f"{layer}.masked_bias": (), f"{layer}.rotary_emb.inv_freq": (1,)}
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.architectures import llama
+from builder import architectures
 from builder.architectures.weights import Parameter, to_source
 from builder.quant import reference
 from builder.quant.layout import Scheme, is_quantized
@@ -24,6 +24,7 @@ from tests.weights.weights_line import (
     write_checkpoint,
 )
 
+llama = architectures.load("llama")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
