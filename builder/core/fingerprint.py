@@ -15,6 +15,7 @@ from builder.core.step import Json
 from builder.core.store import Store
 
 OWN = "builder"
+FOLLOWS = " > "  # "a.b.* > c.d.*"
 CACHE = "cache/code"
 
 
@@ -55,8 +56,12 @@ class FileSources:
             self._fingerprints[wanted] = (digest_of_names(table), table)
         return self._fingerprints[wanted]
 
-    def _table(self, roots: list[str]) -> dict[str, str]:
-        """{"builder/steps/lower.py": digest} of every module that ``roots`` reach by import statements."""
+    def _table(self, names: list[str]) -> dict[str, str]:
+        """{"builder/steps/lower.py": digest} of every module that ``names`` reach by import statements.
+
+        A name "a.b.* > c.d.*" stands for the module c.d.X beside each a.b.X that is reached, where there is one."""
+        roots = [name for name in names if FOLLOWS not in name]
+        beside = [tuple(part.removesuffix("*") for part in name.split(FOLLOWS)) for name in names if FOLLOWS in name]
         ours = {OWN, *(root.partition(".")[0] for root in roots)}
         for root in roots:
             assert self._file(root), f"no module {root} to fingerprint"
@@ -68,6 +73,7 @@ class FileSources:
                 continue
             seen.add(module)
             queue.append(module.rpartition(".")[0] or module)
+            queue += [after + module.removeprefix(before) for before, after in beside if module.startswith(before)]
             if file := self._file(module):
                 digest, imported = self._scan(file, module)
                 table[file[len(self._base(module)) + 1 :]] = digest

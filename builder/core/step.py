@@ -59,7 +59,9 @@ class Step:
     validation: bool = False  # verify, bench: never makes an artifact stale, a red one fails the command
     context: Mapping[str, Json] = field(default_factory=dict)  # not identity: paths, thread counts
     resources: Resources = Resources()
-    code: tuple[str, ...] = ()  # modules that the function loads by name ("builder.models.llama"): identity too
+    # modules that the function loads by name ("builder.models.llama"): identity too. "a.b.* > c.d.*": for each module
+    # a.b.X that is reached by import, the module c.d.X, where there is one
+    code: tuple[str, ...] = ()
     role: Role = ""
     programs: tuple[str, ...] = ()  # that it runs and that a machine may not have: "nvcc", "linker"
     locked_params: tuple[str, ...] = ()  # those of ``params`` that come from this machine or a file, not from a recipe

@@ -6,60 +6,36 @@ import tarfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import relax
 from tvm.relax import vm_build
 
-from builder.lowering.backends import cpu as cpu_code
-from builder.lowering.backends import gpu as gpu_code
-from builder.lowering.machine import Machine
-from builder.lowering.passes import (
-    cuda_graphs,
-    cut_weights,
-    kernels,
-    kv_cache,
-    metadata,
-    sampling,
-    shape_functions,
-    symbols,
-)
-from builder.lowering.passes import fuse_allreduce_rmsnorm as sums_with_norms
-from builder.lowering.passes import fuse_gate_up as gated_products
-from builder.lowering.passes import lazy_param_load as late_weights
-from builder.lowering.progress import Progress, Stages
-from builder.quant.cuts import SplitTensor
-from builder.targets import android
-from builder.targets.link import link
+from builder.lowering.kernel_modules import backend, linker, load_passes
+from builder.lowering.machine import Machine, Pass
+from builder.lowering.passes import kernels, kv_cache, lazy_param_load, metadata, sampling, shape_functions, symbols
+from builder.lowering.progress import Progress, StageProgress
 
-Pass = tuple[str, Any]
-ALONE: Mapping[str, SplitTensor] = {}
+if TYPE_CHECKING:
+    from builder.quant.cuts import SplitTensor
 
 
 def graph_passes(
-    machine: Machine, model: Any, family: str, scheme: str, shares: Mapping[str, SplitTensor] = ALONE
+    machine: Machine, model: Any, family: str, scheme: str, shares: Mapping[str, SplitTensor] | None = None
 ) -> list[Pass]:
     """Everything that happens to the graph, in order. ``shares``: what each of several ranks has of each tensor."""
     memory = metadata.Memory()
-    on_cuda = machine.kind == "cuda"
-    capture = on_cuda and cuda_graphs.pay(model, machine.description)
-    graphs = [("CUDA graphs", cuda_graphs.captured())] if capture else []
-    several = on_cuda and bool(shares)
-    pairs = [("sums with norms", sums_with_norms.fused(machine))] if several else []
-    peers = [("peers", sums_with_norms.attach_peers(machine))] if several else []
-    gates = [("products with gates", gated_products.fused())] if on_cuda else []
+    before, after, graphs, cuts = _optional_passes(machine, model, shares or {})
     return [
         ("plain operators", relax.transform.LegalizeOps()),
         ("reshapes", relax.transform.RewriteDataflowReshape()),
         ("unused functions", relax.transform.DeadCodeElimination()),
-        *gates,
-        *pairs,
+        *before,
         ("KV cache kernels", kv_cache.with_kernels(machine)),
-        ("kernels", kernels.with_schedules(machine.kernels.schedules, machine.made_for)),
+        ("kernels", kernels.with_schedules(machine.kernels.schedules, machine.traits)),
         ("sampling functions", sampling.attach(model.vocab, model.hidden, model.metadata, machine)),
-        *peers,
-        *([("cuts of weights", cut_weights.attach(shares, model.ranks, machine))] if shares else []),
+        *after,
         ("size limits", metadata.bound_sizes(model.metadata)),
         ("dataflow", relax.transform.ToNonDataflow()),
         ("purity", relax.transform.RemovePurityChecking()),
@@ -67,9 +43,9 @@ def graph_passes(
         ("memory plan", relax.transform.StaticPlanBlockMemory()),
         ("memory sizes", memory.measure()),
         *graphs,
-        ("metadata", metadata.attach(model, family, scheme, machine.description, memory, shares)),
+        ("metadata", metadata.attach(model, family, scheme, machine, memory, cuts)),
         ("allocation", relax.transform.LowerAllocTensor()),
-        ("weights where they are used", late_weights.taken_late()),
+        ("lazy parameter load", lazy_param_load.load_at_first_use()),
         ("lifetimes", relax.transform.KillAfterLastUse()),
         ("builtins", relax.transform.LowerRuntimeBuiltin()),
         ("computed values", relax.transform.ComputePrimValue()),
@@ -79,15 +55,38 @@ def graph_passes(
     ]
 
 
+def _optional_passes(
+    machine: Machine, model: Any, shares: Mapping[str, SplitTensor]
+) -> tuple[list[Pass], list[Pass], list[Pass], dict[str, dict[str, Any]]]:
+    """What only some targets and numbers of ranks need: passes before the kernels are chosen, after them, and behind
+    the memory plan; and what the metadata says of the cuts."""
+    loaded = load_passes(machine.kind, model.ranks)
+    before: list[Pass] = []
+    after: list[Pass] = []
+    graphs: list[Pass] = []
+    cuts: dict[str, dict[str, Any]] = {}
+    if gate_up := loaded.get("fuse_gate_up"):
+        before.append(("fuse gate and up", gate_up.fused()))
+    if allreduce := loaded.get("fuse_allreduce_rmsnorm"):
+        before.append(("fuse allreduce and RMS norm", allreduce.fused(machine)))
+        after.append(("peers", allreduce.attach_peers(machine)))
+    if cut_weights := loaded.get("cut_weights"):
+        after.append(("cuts of weights", cut_weights.attach(shares, model.ranks, machine)))
+        cuts = cut_weights.describe(shares, model.ranks)
+    if (cuda_graphs := loaded.get("cuda_graphs")) and cuda_graphs.pay(model, machine.description):
+        graphs.append(("CUDA graphs", cuda_graphs.captured()))
+    return before, after, graphs, cuts
+
+
 def compile_library(module: Any, graph: list[Pass], machine: Machine, library: Path, progress: Progress) -> Any:
     """Run the passes over the exported graph and write ``library``: a shared library, or for a name that ends with
     .tar an archive of its objects, which register themselves where they are linked to a runtime. Returns the graph as
     the passes left it."""
-    code = cpu_code if machine.kind == "cpu" else gpu_code
+    code = backend(machine.kind)
     if machine.kind != "cpu":
         kernels.check_covered(module, machine.kernels.schedules)
     passes = code.passes(machine)
-    stages = Stages(progress, len(graph) + len(passes) + 1)
+    stages = StageProgress(progress, len(graph) + len(passes) + 1)
     with machine.tvm, tvm.transform.PassContext(opt_level=3):
         for name, transform in graph:
             stages.start(name)
@@ -101,19 +100,15 @@ def compile_library(module: Any, graph: list[Pass], machine: Machine, library: P
         constants = dict(module.attrs.get("const_name_to_constant", {})) if module.attrs else {}
         linked = vm_build._ffi_api.VMLink(builder, machine.tvm, machine_code, [], constants)
     stages.start("link")
-    write = _archive if library.suffix == ".tar" else partial(_link, triple=machine.description["triple"])
+    write = _archive if library.suffix == ".tar" else partial(_link, machine=machine)
     vm_build.VMExecutable(linked).export_library(str(library), fcompile=write)
     stages.finish()
     return module
 
 
-def _link(library: str, objects: list[str], options: Any = None, *, triple: str, **_unused: Any) -> None:
+def _link(library: str, objects: list[str], options: Any = None, *, machine: Machine, **_unused: Any) -> None:
     """The objects' own folder leaves no trace in the library."""
-    paths = [Path(name) for name in objects]
-    if triple.endswith("android"):
-        android.link(paths, Path(library))
-    else:
-        link(paths, Path(library), triple)
+    linker(machine.kind).link([Path(name) for name in objects], Path(library), machine.description["triple"])
 
 
 def _archive(library: str, objects: list[str], options: Any = None, **_unused: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 Progress = Callable[[int, int, str], None]  # stages done, stages in all, the one that starts now
 
 
-class Stages:
+class StageProgress:
     """Counts what was started."""
 
     def __init__(self, report: Progress, total: int) -> None:

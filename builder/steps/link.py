@@ -11,7 +11,7 @@ from pathlib import Path
 from builder.core.step import InputFiles, Json, Out
 from builder.steps.ports import group, one
 from builder.targets import webgpu
-from builder.targets.planned import check_planned
+from builder.targets.planned_tools import check_planned_tools
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
@@ -19,7 +19,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 
     inputs: {"objects": library.tar, "runtime": {"<name>.o"}, "metadata": metadata.json}.
     """
-    check_planned(params)
+    check_planned_tools(params)
     parts = group(inputs["runtime"])
     metadata = json.loads(one(inputs["metadata"]).path.read_bytes())
     with tempfile.TemporaryDirectory(prefix="llm-build-") as folder, tarfile.open(one(inputs["objects"]).path) as tar:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from builder import architectures, models
 from builder.core.errors import StepError
 from builder.core.step import InputFiles, Json, Out
 from builder.quant import layout
-from builder.quant.cuts import SplitTensor, split_tensors
 from builder.targets.apps import library_name, symbol_prefix
-from builder.targets.planned import check_planned
+from builder.targets.planned_tools import check_planned_tools
 from builder.targets.tvm_import import import_tvm
 
 
@@ -21,10 +19,11 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 
     For a target whose library another step or an app links: library.tar, the objects.
     """
-    check_planned(params)
+    check_planned_tools(params)
     out.progress(0, 0, "passes", "loading the compiler")
     import_tvm()
     from builder.lowering import pipeline
+    from builder.lowering.kernel_modules import load_passes
     from builder.lowering.machine import machine_of
     from builder.ops.linear import apply_rules
 
@@ -36,8 +35,11 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         apply_rules(model, architectures.load(params["family"]).parameters(config), scheme)
     module, _ = model.export_tvm(spec=model.functions())
     machine = machine_of(params["target"], symbol_prefix(library_name(params)))
-    cut = shares_of(params, config, scheme)
-    passes = pipeline.graph_passes(machine, model, params["family"], scheme.name, cut)
+    shares = {}  # what each of several ranks has of each stored tensor
+    if cut_weights := load_passes(machine.kind, model.ranks).get("cut_weights"):
+        family = architectures.load(params["family"])
+        shares = cut_weights.split_tensors(family.parameters(config), family.cuts(config), scheme, model.ranks)
+    passes = pipeline.graph_passes(machine, model, params["family"], scheme.name, shares)
 
     def progress(done: int, total: int, label: str) -> None:
         out.progress(done, total, "passes", label)
@@ -55,9 +57,3 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
             "objects, to be linked as a shared library where it is to run (Linux: tar xf NAME.tar && cc -shared -o "
             "NAME.so *.o)"
         )
-
-
-def shares_of(params: Mapping[str, Json], config: Any, scheme: layout.Scheme) -> dict[str, SplitTensor]:
-    """What each rank has of each stored tensor; of one rank nothing is said."""
-    ranks, family = params["metadata"]["tensor_parallel_shards"], architectures.load(params["family"])
-    return {} if ranks == 1 else split_tensors(family.parameters(config), family.cuts(config), scheme, ranks)

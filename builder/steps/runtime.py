@@ -8,12 +8,12 @@ from pathlib import Path
 
 from builder.core.step import InputFiles, Json, Out
 from builder.targets import webgpu
-from builder.targets.planned import check_planned
+from builder.targets.planned_tools import check_planned_tools
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """params {"emscripten": its version, "headers": their digest} (identity only) -> <name>.o of each of its parts."""
-    check_planned(params)
+    check_planned_tools(params)
     out.progress(0, 0, "", "compiling TVM's runtime")
     with tempfile.TemporaryDirectory(prefix="llm-build-") as folder:
         webgpu.compile_runtime({name: out.path(f"{name}.o") for name in webgpu.RUNTIME}, Path(folder) / "tvm")

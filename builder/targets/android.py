@@ -32,6 +32,11 @@ def ndk_version() -> str:
     return next((line.partition("=")[2].strip() for line in lines if line.startswith("Pkg.Revision")), "")
 
 
+def linker_identity(triple: str) -> str:
+    """Which NDK links a library, for keys; there is one for every ``triple`` here."""
+    return f"NDK {ndk_version()}"
+
+
 def find_clang() -> Path:
     """The NDK's compiler for the oldest Android that has what libraries call.
 
@@ -56,8 +61,9 @@ def find_clang() -> Path:
     return found[min(found)]
 
 
-def link(objects: Sequence[Path], library: Path) -> None:
-    """Write ``library``. What it calls of TVM's runtime stays open: the app's own library brings it.
+def link(objects: Sequence[Path], library: Path, triple: str = "") -> None:
+    """Write ``library``, for any ``triple`` of Android's. What it calls of TVM's runtime stays open: the app's own
+    library brings it.
 
     StepError when the linker fails; says what it printed.
     """

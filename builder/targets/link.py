@@ -66,6 +66,11 @@ def identity(triple: str = "") -> str:
     return " ".join(f"{os.path.basename(program)}:{os.path.getsize(program)}" for program in programs)
 
 
+def linker_identity(triple: str) -> str:
+    """``identity`` of the linker for a target's triple, which may be this machine's."""
+    return identity("" if is_native(triple) else triple)
+
+
 def library_for(triple: str) -> str:
     """ "so", or "tar" where only objects can be made: for a system that nothing here links for."""
     return "so" if is_native(triple) or find_linker(triple) else "tar"

@@ -16,11 +16,6 @@ read it after their wait.
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
-
-from builder.targets.cuda import EARLY_START, compile_kernels
-
 NAME, GATHER = "peer_sum", "peer_gather"
 THREADS = 256  # of a block, each with two numbers
 MOST = 1 << 16  # numbers of a sum; more go through NCCL
@@ -245,8 +240,3 @@ extern "C" __global__ void __launch_bounds__(1024) peer_sum_norm(
   if (ranks > 1 && thread == 0) turns[row] = turn;
 }
 """
-
-
-def code(arch: Sequence[str]) -> str:
-    """The kernel's machine code for these architectures, in base64 for ``_metadata``."""
-    return base64.b64encode(compile_kernels(EARLY_START + LINES + SOURCE, arch)).decode()

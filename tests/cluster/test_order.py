@@ -16,7 +16,7 @@ from builder.executors.log import Tail, write_log
 from builder.executors.node import run_order
 from builder.executors.order import PACKAGE, Order, order_for
 from builder.remote.location import Location
-from builder.targets.planned import check_planned
+from builder.targets.planned_tools import check_planned_tools
 
 
 def order(folder: Path, **context: Any) -> Order:
@@ -86,6 +86,6 @@ def test_a_log_arrives_in_pieces_and_begins_anew(tmp_path):
 
 def test_a_step_planned_with_another_program_refuses():
     with pytest.raises(UserError, match="planned with the emscripten") as caught:
-        check_planned({"emscripten": "9.9.9"})
+        check_planned_tools({"emscripten": "9.9.9"})
     assert "container image" in caught.value.hint
-    check_planned({"scheme": {}})
+    check_planned_tools({"scheme": {}})

@@ -63,7 +63,7 @@ def built(layout: CacheLayout, strips: int) -> Kernel:
     from tests.targets.opencl import Kernels
 
     machine = machine_of(TARGET, "x_")
-    kernel = schedule.decode(layout, replace(machine.made_for, strips=strips)).with_attr("global_symbol", "decode")
+    kernel = schedule.decode(layout, replace(machine.traits, strips=strips)).with_attr("global_symbol", "decode")
     module = ir.IRModule({"decode": kernel})
     with machine.tvm, tvm.transform.PassContext(opt_level=3):
         for _, transform in gpu_code.passes(machine):

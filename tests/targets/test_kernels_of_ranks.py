@@ -15,8 +15,8 @@ import tvm  # noqa: E402
 from tvm import ir  # noqa: E402
 
 from builder.lowering.backends import gpu as gpu_code  # noqa: E402
+from builder.lowering.kernel_modules import Schedules  # noqa: E402
 from builder.lowering.machine import machine_of  # noqa: E402
-from builder.lowering.schedules.gpu import SCHEDULES  # noqa: E402
 
 LIMITS = ("max_threads_per_block", "max_shared_memory_bytes", "max_binding_bytes", "max_storage_buffers")
 TARGET = {
@@ -93,7 +93,7 @@ def test_against_numpy(case: Any, pocl: None):
 
 def source(name: str, fields: dict[str, Any]) -> str:
     machine = machine_of(TARGET, "x_")
-    kernel = SCHEDULES[name](fields, machine.made_for).with_attr("global_symbol", name)
+    kernel = Schedules("gpu")[name](fields, machine.traits).with_attr("global_symbol", name)
     module = ir.IRModule({name: kernel})
     with machine.tvm, tvm.transform.PassContext(opt_level=3):
         for _, transform in gpu_code.passes(machine):

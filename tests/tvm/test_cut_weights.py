@@ -8,7 +8,7 @@ import tvm
 
 from builder import architectures
 from builder.formats.slicing import take_tp_shard
-from builder.lowering.machine import cpu_machine, gpu_machine
+from builder.lowering.machine import machine_of
 from builder.lowering.passes import cut_weights
 from builder.quant import cuts
 from tests.weights.test_cuts import config_of, scheme_named, stored
@@ -32,9 +32,9 @@ def test_functions_cut_as_numpy_does(family: str, scheme: str, shards: int, zero
     distinct = {each["func_name"]: share for share in shares.values() for each in cuts.preprocs(share, shards)}
     assert len(distinct) > 3
     assert any(share.slicing.bits for share in distinct.values()) == bool(zeros)
-    added = cut_weights.attach(shares, shards, cpu_machine(HOST))(tvm.IRModule())
+    added = cut_weights.attach(shares, shards, machine_of(HOST))(tvm.IRModule())
     assert sorted(variable.name_hint for variable in added.get_global_vars()) == sorted(distinct)
-    library = tvm.compile(added, target=cpu_machine(HOST).tvm)
+    library = tvm.compile(added, target=machine_of(HOST).tvm)
     for name, share in distinct.items():
         given = stored(share.full, np.random.default_rng(0))
         parts = tvm.runtime.empty((shards, *share.local.shape), share.full.dtype)
@@ -48,5 +48,5 @@ def test_a_gpu_has_a_thread_for_each_value() -> None:
     module = architectures.load("llama")
     table = module.parameters(config)
     shares = cuts.split_tensors(table, module.cuts(config), scheme_named("q4f16_1", table), 2)
-    kernel = cut_weights.kernel(shares["lm_head.q_weight"], 2, gpu_machine(CUDA))
+    kernel = cut_weights.kernel(shares["lm_head.q_weight"], 2, machine_of(CUDA))
     assert 'thread("threadIdx.x"' in str(kernel).replace("launch_thread", "thread")

@@ -19,11 +19,11 @@ from builder.config.schema import Quant
 from builder.config.strict import parse
 from builder.core.errors import StepError, UserError
 from builder.lowering import pipeline
-from builder.lowering.backends import dependent_launch as early_launch
+from builder.lowering.backends import dependent_launch
 from builder.lowering.backends import gpu as gpu_code
-from builder.lowering.machine import gpu_machine, machine_of
+from builder.lowering.kernel_modules import Schedules
+from builder.lowering.machine import machine_of
 from builder.lowering.passes.kernels import check_covered, with_schedules
-from builder.lowering.schedules.gpu import SCHEDULES
 from builder.lowering.schedules.gpu.block import SHARED_BYTES, THREADS, Device
 from builder.ops.emit import label_of
 from builder.planner.schemes.schemes import scheme_of
@@ -179,9 +179,9 @@ def test_from_sm_90_on_each_kernel_starts_early_and_waits(monkeypatch: pytest.Mo
 
 
 def test_kernels_of_older_architectures_do_not_start_early():
-    assert early_launch.is_possible(target("cuda", arch=["sm_90a", "sm_100"]))
-    assert not early_launch.is_possible(target("cuda", arch=["sm_80", "sm_90a"]))
-    assert not early_launch.is_possible(target("webgpu"))
+    assert dependent_launch.is_possible(target("cuda", arch=["sm_90a", "sm_100"]))
+    assert not dependent_launch.is_possible(target("cuda", arch=["sm_80", "sm_90a"]))
+    assert not dependent_launch.is_possible(target("webgpu"))
 
 
 @pytest.fixture
@@ -249,8 +249,8 @@ def test_every_label_of_every_family_has_a_kernel(family: str):
         model = models.load(family).Model(architectures.load(family).from_hf(config), scheme, METADATA)
         module, _ = model.export_tvm(spec=model.functions())
         labels = {(label_of(function) or {}).get("op") for function in module.functions.values()} - {None}
-        assert labels <= SCHEDULES.keys()
-        after = with_schedules(SCHEDULES, Device(THREADS, SHARED_BYTES))(module)
+        assert labels <= Schedules("gpu").keys()
+        after = with_schedules(Schedules("gpu"), Device(THREADS, SHARED_BYTES))(module)
         assert not any(label_of(function) for function in after.functions.values())
 
 
@@ -264,7 +264,7 @@ def test_an_operation_without_a_kernel_is_named():
     config = architectures.load("llama").from_architecture({**tiny.BASE, "num_hidden_layers": 1})
     model = models.load("llama").Model(config, tiny.SCHEMES["q4f16_1"], tiny.METADATA)
     module, _ = model.export_tvm(spec=model.functions())
-    some = {name: make for name, make in SCHEDULES.items() if name != "silu_mul"}
+    some = {name: make for name, make in Schedules("gpu").items() if name != "silu_mul"}
     with pytest.raises(StepError, match="there is no kernel for silu_mul on a GPU"):
         check_covered(module, some)
 
@@ -272,7 +272,7 @@ def test_an_operation_without_a_kernel_is_named():
 def test_a_device_too_small_is_refused():
     small = target("webgpu", limits={**target("webgpu")["limits"], "max_shared_memory_bytes": 16384})
     with pytest.raises(UserError, match=r"32768 bytes of shared memory; found .* 16384"):
-        gpu_machine(small)
+        machine_of(small)
 
 
 def test_identical_layers_are_lowered_once(tmp_path: Path):

@@ -11,7 +11,8 @@ import pytest
 import torch
 import tvm
 
-from builder.lowering.schedules.cpu import SCHEDULES, integers
+from builder.lowering.kernel_modules import Schedules
+from builder.lowering.schedules.cpu import integers
 from builder.lowering.schedules.cpu.vector import Isa
 from builder.ops import emit as op
 from builder.ops import linear as relax
@@ -57,7 +58,7 @@ def run(request: pytest.FixtureRequest) -> Run:
             shapes = [(("rows", *a.shape[1:]), str(a.dtype)) for a in rows] + [(a.shape, str(a.dtype)) for a in rest]
             function = op.prim_func(name, COMPUTE[name], json.dumps(fields, sort_keys=True), tuple(shapes))
         else:
-            function = SCHEDULES[name](fields, isa)
+            function = Schedules("cpu")[name](fields, isa)
         function = function.with_attr("global_symbol", "main")
         return tvm.tirx.build(function, tvm.target.Target(target, host=target))["main"]
 

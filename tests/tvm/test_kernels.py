@@ -9,7 +9,8 @@ import pytest
 import tvm
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import SCHEDULES, attention, cache, linear, sampling
+from builder.lowering.kernel_modules import Schedules
+from builder.lowering.schedules.cpu import attention, cache, linear, sampling
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Isa
 from builder.ops.kv_cache import CacheLayout, rope_frequencies
@@ -17,6 +18,7 @@ from builder.ops.linear import Linear
 from builder.quant import layout, reference
 from builder.targets import cpu
 
+SCHEDULES = Schedules("cpu")
 LEVELS = {16: "x86-64-v4", 8: "x86-64-v3", 4: "x86-64-v2"}
 ISAS = [Isa(lanes, lanes > 4) for lanes in LEVELS]
 RANDOM = np.random.default_rng(0)

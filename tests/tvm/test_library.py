@@ -16,9 +16,9 @@ from tvm import ir, tirx
 
 from builder import architectures, models
 from builder.core.errors import StepError
-from builder.lowering.machine import cpu_machine
+from builder.lowering.kernel_modules import Schedules
+from builder.lowering.machine import machine_of
 from builder.lowering.passes.kernels import with_schedules
-from builder.lowering.schedules.cpu import SCHEDULES
 from builder.lowering.schedules.cpu.vector import Isa
 from builder.ops import emit as op
 from builder.quant import layout
@@ -137,7 +137,7 @@ def exported(scheme: str = "q4f16_1") -> tuple[ir.IRModule, dict[str, ir.BaseFun
 def test_schedules_replace_bodies_and_keep_signatures():
     """Before: labelled plain loops with blocks. After: a kernel of the same arguments, no label; graph untouched."""
     module, before = exported()
-    after = with_schedules(SCHEDULES, Isa(8, True))(module)
+    after = with_schedules(Schedules("cpu"), Isa(8, True))(module)
     after_by_name = {variable.name_hint: function for variable, function in after.functions_items()}
     assert before.keys() == after_by_name.keys()
     labelled = [name for name, function in before.items() if op.label_of(function)]
@@ -157,14 +157,14 @@ def test_schedules_replace_bodies_and_keep_signatures():
 def test_a_label_without_a_schedule_keeps_its_loops():
     _, before = exported()
     function = before["silu_mul"].with_attr(op.LABEL, '{"op": "unheard_of"}')
-    after = with_schedules(SCHEDULES, Isa(8, True))(ir.IRModule({"main": function}))["main"]
+    after = with_schedules(Schedules("cpu"), Isa(8, True))(ir.IRModule({"main": function}))["main"]
     ir.assert_structural_equal(after, function.without_attr(op.LABEL))
 
 
 def test_plain_loops_compute_what_kernels_compute():
     """The meaning of an operation, compiled without any schedule, against its kernel."""
     _, functions = exported("q4f32_1")
-    target = cpu_machine({"cpu": "x86-64-v3", "features": (), "triple": "x86_64-linux-gnu"})
+    target = machine_of({"kind": "cpu", "cpu": "x86-64-v3", "features": (), "triple": "x86_64-linux-gnu"})
     if not cpu.implied("x86-64-v3") <= cpu.host_features():
         pytest.skip("this CPU is not x86-64-v3")
     random = np.random.default_rng(3)
@@ -172,7 +172,7 @@ def test_plain_loops_compute_what_kernels_compute():
     words = random.integers(0, 1 << 32, (128, 8), np.uint32)
     scales = random.random((128, 2)).astype(np.float32)
     plain = next(f for f in functions.values() if (op.label_of(f) or {}).get("n") == 128)
-    kernel = with_schedules(SCHEDULES, target.made_for)(ir.IRModule({"main": plain}))["main"]
+    kernel = with_schedules(Schedules("cpu"), target.traits)(ir.IRModule({"main": plain}))["main"]
     results = []
     for function in (plain.without_attr(op.LABEL), kernel):
         library = tvm.tirx.build(function.with_attr("global_symbol", "main"), target.tvm)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.lowering.schedules.cpu import SCHEDULES
+from builder.lowering.kernel_modules import Schedules
 from builder.lowering.schedules.cpu.vector import Isa
 from builder.ops import norms as ops
 from builder.ops.emit import prim_func
@@ -37,7 +37,7 @@ def both(name: str, compute: Any, fields: dict[str, Any], isa: Isa, *arrays: np.
     """Outputs, shaped as the first array, of an operation's kernel and of its plain loops."""
     signature = tuple((("rows", *a.shape[1:]) if a.ndim == 2 else a.shape, str(a.dtype)) for a in arrays)
     loops = prim_func(name, compute, json.dumps(fields), signature)
-    kernels = (SCHEDULES[name](fields, isa), loops.without_attr("llm_build.op"))
+    kernels = (Schedules("cpu")[name](fields, isa), loops.without_attr("llm_build.op"))
     return [run(kernel, isa, *arrays, empty(*arrays[0].shape))[-1] for kernel in kernels]
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.lowering.schedules.cpu import SCHEDULES, attention, cache
+from builder.lowering.kernel_modules import Schedules
+from builder.lowering.schedules.cpu import attention, cache
 from builder.lowering.schedules.cpu.vector import Isa
 from builder.ops import experts, gemma
 from builder.ops.emit import LABEL, prim_func
@@ -72,7 +73,7 @@ def both(name: str, compute: Any, fields: dict[str, Any], isa: Isa, shape: Any, 
     """Outputs of an operation's kernel and of its plain loops."""
     signature = tuple((a.shape, str(a.dtype)) for a in arrays)
     loops = prim_func(name, compute, json.dumps(fields), signature).without_attr(LABEL)
-    return [run(kernel, isa, *arrays, empty(*shape))[-1] for kernel in (SCHEDULES[name](fields, isa), loops)]
+    return [run(kernel, isa, *arrays, empty(*shape))[-1] for kernel in (Schedules("cpu")[name](fields, isa), loops)]
 
 
 def test_gemma(isa: Isa):

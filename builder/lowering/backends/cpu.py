@@ -2,39 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tvm
 from tvm import ir, tirx
 
-from builder.lowering import tir_passes as flat_code
-from builder.lowering.machine import Machine
-from builder.lowering.progress import Stages
+from builder.lowering import tir_passes
+from builder.lowering.kernel_modules import Kernels
+from builder.lowering.machine import Machine, Pass, host_target
+from builder.lowering.progress import StageProgress
+from builder.lowering.schedules.cpu import vector as v
+from builder.lowering.schedules.cpu.vector import Isa
+from builder.targets import cpu
 
-Pass = tuple[str, Any]
+KERNELS = Kernels("cpu")
+
+
+def machine_of(target: Mapping[str, Any], prefix: str = "") -> Machine:
+    """``target["cpu"]`` is a level, never "host"."""
+    features = cpu.implied(target["cpu"], target["features"])
+    description = host_target(target)
+    arm = target["cpu"] == cpu.ARM  # which converts float16 in hardware, four at a time
+    lanes = 16 if "avx512f" in features else 8 if "avx2" in features else 4
+    vnni = "avx512vnni" in features or ("avxvnni" in features and lanes == 8)
+    isa = Isa(lanes, arm or "f16c" in features, vnni)
+    return Machine(tvm.target.Target(description, host=description), KERNELS, isa, target)
 
 
 def passes(machine: Machine) -> list[Pass]:
     """From kernels to what LLVM takes, in order. The passes over blocks are for plain loops; kernels have no blocks."""
     return [
         ("target", tirx.transform.BindTarget(machine.tvm)),
-        *flat_code.LOOPS,
+        *tir_passes.LOOPS,
         ("index types", tirx.transform.NarrowDataType(32)),
-        *flat_code.PLAIN,
-        *flat_code.FUNCTIONS,
+        *tir_passes.PLAIN,
+        *tir_passes.FUNCTIONS,
         ("runtime calls", tirx.transform.LowerTVMBuiltin()),
         ("intrinsics", tirx.transform.LowerIntrin()),
     ]
 
 
-def generate(functions: Any, machine: Machine, stages: Stages) -> Any:
+def generate(functions: Any, machine: Machine, progress: StageProgress) -> Any:
     """Machine code of each function, as one module that imports the others: so progress shows, kernel by kernel."""
     build = tvm.get_global_func("target.build.llvm")
-    stages.total += len(functions.functions)
+    progress.total += len(functions.functions)
     modules = []
     for variable, function in functions.functions_items():
-        stages.start(variable.name_hint)
+        progress.start(variable.name_hint)
         modules.append(build(ir.IRModule({variable: function}, attrs=functions.attrs), machine.tvm))
     for module in modules[1:]:
         modules[0].import_module(module)
     return modules[0]
+
+
+def metadata(model: Any, target: Mapping[str, Any]) -> dict[str, Any]:
+    """Nothing beside what every library has."""
+    return {}
+
+
+def elementwise(args: Sequence[Any], count: int, store: Callable[..., Callable[[Any], None]], traits: Isa) -> Any:
+    """One value after the other."""
+
+    def body(*buffers: Any) -> None:
+        with v.loop(tirx.const(count, "int32")) as index:
+            store(*buffers)(index)
+
+    return v.kernel(args, body)

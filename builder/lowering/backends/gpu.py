@@ -1,4 +1,4 @@
-"""From kernels to code of a GPU and of its host.
+"""From kernels to code of a GPU and of its host: what the kinds of GPU targets share.
 
 Each launch of a function becomes a device function of its own; what is left of the function runs on the host, checks
 the arguments and launches them.
@@ -6,33 +6,22 @@ the arguments and launches them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tvm
-import tvm_ffi
 from tvm import ir, s_tir, tirx
 
-from builder.lowering import tir_passes as flat_code
-from builder.lowering.backends import dependent_launch as early_launch
-from builder.lowering.machine import Machine
+from builder.core.errors import UserError
+from builder.lowering import tir_passes
+from builder.lowering.kernel_modules import Kernels
+from builder.lowering.machine import Machine, Pass, host_target
 from builder.lowering.passes import shared_memory
-from builder.lowering.progress import Stages
-from builder.targets import apple, cuda, cuda_runtime, peer_sum
+from builder.lowering.progress import StageProgress
+from builder.lowering.schedules.gpu import block as b
+from builder.lowering.schedules.gpu.block import SHARED_BYTES, THREADS, Device
 
-Pass = tuple[str, Any]
-
-
-def passes(machine: Machine) -> list[Pass]:
-    """From kernels to host and device functions, in order. Kernels have no blocks; small functions of the graph may."""
-    return [
-        ("target", tirx.transform.BindTarget(machine.tvm)),
-        *flat_code.LOOPS,
-        *flat_code.PLAIN,
-        ("unsafe choices", s_tir.transform.RewriteUnsafeSelect()),
-        *flat_code.FUNCTIONS,
-    ]
-
-
+KERNELS = Kernels("gpu")
 HOST = [
     ("runtime calls", tirx.transform.LowerTVMBuiltin()),
     ("host intrinsics", tirx.transform.LowerIntrin()),
@@ -44,68 +33,85 @@ DEVICE = [
 ]
 
 
+def machine_of(target: Mapping[str, Any], prefix: str = "", **options: Any) -> Machine:
+    """Kernels are the same for all architectures of a target: the compiler of each makes what it can of them.
+
+    ``options`` of TVM's target.
+
+    Raises:
+        UserError: the kernels here need more threads or shared memory than the target's limits allow.
+    """
+    check_limits(target["limits"])
+    description = {"kind": target["kind"], "max_num_threads": THREADS, **options}
+    found = tvm.target.Target(description, host=host_target(target))
+    return Machine(found, KERNELS, Device(THREADS, SHARED_BYTES), target, prefix)
+
+
+def check_limits(limits: Mapping[str, Any]) -> None:
+    """UserError where a target has fewer threads or less shared memory than kernels here need; 0 is unknown."""
+    threads = limits["max_threads_per_block"] or THREADS
+    shared_bytes = limits["max_shared_memory_bytes"] or SHARED_BYTES
+    if threads < THREADS or shared_bytes < SHARED_BYTES:
+        raise UserError(
+            f"target.limits: kernels here need {THREADS} threads per block and {SHARED_BYTES} bytes of shared memory; "
+            f"found {threads} and {shared_bytes}",
+            "build list target",
+        )
+
+
+def passes(machine: Machine) -> list[Pass]:
+    """From kernels to host and device functions, in order. Kernels have no blocks; small functions of the graph may."""
+    return [
+        ("target", tirx.transform.BindTarget(machine.tvm)),
+        *tir_passes.LOOPS,
+        *tir_passes.PLAIN,
+        ("unsafe choices", s_tir.transform.RewriteUnsafeSelect()),
+        *tir_passes.FUNCTIONS,
+    ]
+
+
 def source_code(functions: Any, machine: Machine) -> Any:
     """A module of the kind's kernel language, which its runtime compiles."""
     return tvm.get_global_func(f"target.build.{machine.kind}")(functions, machine.tvm)
 
 
-def cuda_code(functions: Any, machine: Machine) -> Any:
-    """A module of machine code for each architecture of the target."""
-    arch = tuple(machine.description["arch"])
-    cuda_runtime.load_for_compiling()
-
-    early = early_launch.is_possible(machine.description)
-
-    def compiled(source: str) -> bytes:
-        known = peer_sum.LINES + peer_sum.SENDER if "keep_peers(" in source else ""
-        return cuda.compile_kernels(known + (early_launch.waiting(source) if early else source), arch)
-
-    tvm.register_global_func("tvm_callback_cuda_compile", compiled, override=True)
-    return source_code(early_launch.tagged()(functions) if early else functions, machine)
-
-
-def metal_code(functions: Any, machine: Machine) -> Any:
-    """A module of Metal libraries where there is Apple's compiler, else of their source."""
-    triple = machine.description["triple"]
-
-    def compiled(source: str, *_target: Any) -> tuple[bytes, str]:
-        return apple.compile_kernels(source, triple), apple.COMPILED
-
-    if apple.find_xcrun() is None:
-        return source_code(functions, machine)
-    tvm.register_global_func(METAL_COMPILER, compiled, override=True)
-    try:
-        return source_code(functions, machine)
-    finally:
-        tvm_ffi.registry.remove_global_func(METAL_COMPILER)
-
-
-METAL_COMPILER = "tvm_callback_metal_compile"
-DEVICE_CODE = {"cuda": cuda_code, "metal": metal_code}
-
-
-def generate(functions: Any, machine: Machine, stages: Stages) -> Any:
-    """The host's module, which imports the device's."""
-    stages.total += len(HOST) + len(DEVICE) + 2
+def generate(
+    functions: Any,
+    machine: Machine,
+    progress: StageProgress,
+    device_code: Callable[[Any, Machine], Any] | None = None,
+) -> Any:
+    """The host's module, which imports the device's; ``device_code`` makes that one, or ``source_code``."""
+    progress.total += len(HOST) + len(DEVICE) + 2
     parts: dict[bool, dict[Any, Any]] = {True: {}, False: {}}
     for variable, function in functions.functions_items():
         parts[is_host(function)][variable] = function
     host, device = (ir.IRModule(part, attrs=functions.attrs) for part in (parts[True], parts[False]))
     for name, transform in HOST:
-        stages.start(name)
+        progress.start(name)
         host = transform(host)
     for name, transform in DEVICE:
-        stages.start(name)
+        progress.start(name)
         device = transform(device)
-    stages.start(f"{machine.kind} code")
-    device_code = DEVICE_CODE.get(machine.kind, source_code)(device, machine)
-    stages.start("host code")
+    progress.start(f"{machine.kind} code")
+    device_module = (device_code or source_code)(device, machine)
+    progress.start("host code")
     if machine.library != "so":
         host = host.with_attr("system_lib_prefix", machine.prefix)
-    host_code = tvm.get_global_func("target.build.llvm")(host, machine.tvm.host)
-    host_code.import_module(device_code)
-    return host_code
+    host_module = tvm.get_global_func("target.build.llvm")(host, machine.tvm.host)
+    host_module.import_module(device_module)
+    return host_module
 
 
 def is_host(function: Any) -> bool:
     return str(function.attrs["target"].kind.name) == "llvm"
+
+
+def metadata(model: Any, target: Mapping[str, Any]) -> dict[str, Any]:
+    """Nothing beside what every library has."""
+    return {}
+
+
+def elementwise(args: Sequence[Any], count: int, store: Callable[..., Callable[[Any], None]], traits: Device) -> Any:
+    """A thread for each value."""
+    return b.kernel(args, lambda *buffers: b.each(traits, count, store(*buffers)))

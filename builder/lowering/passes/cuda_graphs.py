@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm import DataType, ir, relax, transform
 
-from builder.lowering.backends import dependent_launch as early_launch
+from builder.lowering.backends import dependent_launch
 
 BY_BATCH = "batch_decode"  # a graph is captured for each number of sequences
 LARGE = 2e9  # bytes of weights on one GPU
@@ -24,7 +24,7 @@ SYMBOLS = "relax.rewrite_cuda_graph.capture_symbolic_vars"
 def pay(model: Any, target: Mapping[str, Any]) -> bool:
     """Whether a library for this GPU captures graphs itself."""
     held = sum(prod(map(int, each.shape)) * DataType(each.dtype).bits // 8 for each in model.parameters())
-    return not early_launch.is_possible(target) or held < LARGE
+    return not dependent_launch.is_possible(target) or held < LARGE
 
 
 def captured() -> transform.Pass:

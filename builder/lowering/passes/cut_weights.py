@@ -3,20 +3,27 @@ library's metadata (LoadMultiGPU of mlc-ai/mlc-llm, cpp/multi_gpu/multi_gpu_load
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
 from tvm import ir, tirx, transform
+from tvm.tirx.script.builder import ir as T
 
 from builder.formats.slicing import WORD_BITS, Slicing
+from builder.lowering.kernel_modules import backend
 from builder.lowering.machine import Machine
-from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.function import Arg
-from builder.lowering.schedules.gpu import block as b
-from builder.quant.cuts import SplitTensor, preprocs
+from builder.quant.cuts import SplitTensor, preprocs, slicing_json, split_tensors
+
+__all__ = ["attach", "describe", "kernel", "split_tensors"]
 
 Expr = Any
+
+
+def describe(shares: Mapping[str, SplitTensor], ranks: int) -> dict[str, dict[str, Any]]:
+    """What the library's metadata says of each stored tensor: how it is cut, and the functions that cut it."""
+    return {name: {"preprocs": preprocs(share, ranks), "cut": slicing_json(share)} for name, share in shares.items()}
 
 
 def attach(shares: Mapping[str, SplitTensor], shards: int, machine: Machine) -> transform.Pass:
@@ -40,21 +47,28 @@ def kernel(share: SplitTensor, shards: int, machine: Machine) -> tirx.PrimFunc:
     assert count < 1 << 31, "an index is an int32"
     args = [Arg("whole", whole, share.full.dtype), Arg("parts", (shards, *own), share.full.dtype)]
 
-    def body(given: Any, parts: Any) -> None:
+    def store(source: Any, parts: Any) -> Callable[[Expr], None]:
+        def value(place: Expr) -> Expr:
+            return tirx.BufferLoad(source, [place])
+
         def one(index: Expr) -> None:
-            def value(place: Expr) -> Expr:
-                return tirx.BufferLoad(given, [place])
+            cut_value = (
+                fields(cut, whole, own, shards, index, value) if cut.bits else value(place_of(share, shards, index))
+            )
+            T.buffer_store(parts, cut_value, [index])
 
-            found = fields(cut, whole, own, shards, index, value) if cut.bits else value(place_of(share, shards, index))
-            b.store(parts, index, found)
+        return one
 
-        if machine.kind == "cpu":
-            with v.loop(b.integer(count)) as index:
-                one(index)
-        else:
-            b.each(machine.made_for, count, one)
+    return backend(machine.kind).elementwise(args, count, store, machine.traits)
 
-    return v.kernel(args, body) if machine.kind == "cpu" else b.kernel(args, body)
+
+def div(value: Expr, by: Expr | int) -> Expr:
+    """Rounded down; nothing here is below zero."""
+    return tirx.truncdiv(value, tirx.const(by, "int32") if isinstance(by, int) else by)
+
+
+def mod(value: Expr, by: Expr | int) -> Expr:
+    return tirx.truncmod(value, tirx.const(by, "int32") if isinstance(by, int) else by)
 
 
 def place_of(share: SplitTensor, shards: int, index: Expr) -> Expr:
@@ -62,33 +76,33 @@ def place_of(share: SplitTensor, shards: int, index: Expr) -> Expr:
     assert share.slicing is not None
     axis, whole, own = share.slicing.axis, share.full.shape, share.local.shape
     inner, outer = prod(own[axis + 1 :]), prod(own[:axis])
-    run = b.div(index, inner)
-    at, row = b.mod(run, own[axis]), b.mod(b.div(run, own[axis]), outer)
-    rank = b.div(run, own[axis] * outer)
-    return (row * whole[axis] + along(share.slicing, shards, rank, at)) * inner + b.mod(index, inner)
+    run = div(index, inner)
+    at, row = mod(run, own[axis]), mod(div(run, own[axis]), outer)
+    rank = div(run, own[axis] * outer)
+    return (row * whole[axis] + along(share.slicing, shards, rank, at)) * inner + mod(index, inner)
 
 
 def along(cut: Slicing, shards: int, rank: Expr, at: Expr) -> Expr:
     """Position ``at`` of a rank's part as a position of the whole axis."""
     owned = [max(1, units // shards) * width for units, width in cut.parts]
-    place, within = None, b.mod(at, sum(owned))
+    place, within = None, mod(at, sum(owned))
     for index in reversed(range(len(owned))):
         units, width = cut.parts[index]
         start = sum(units * width for units, width in cut.parts[:index])
-        found = start + b.div(rank * units, shards) * width + within - sum(owned[:index])
+        found = start + div(rank * units, shards) * width + within - sum(owned[:index])
         place = found if place is None else tirx.if_then_else(within < sum(owned[: index + 1]), found, place)
-    return b.div(at, sum(owned)) * sum(units * width for units, width in cut.parts) + place
+    return div(at, sum(owned)) * sum(units * width for units, width in cut.parts) + place
 
 
 def fields(cut: Slicing, whole: tuple[int, ...], own: tuple[int, ...], shards: int, index: Expr, value: Any) -> Expr:
     """The word ``index`` of the parts: fields of words of the whole (rows, words), put together anew."""
     per_word, owned = WORD_BITS // cut.bits, cut.parts[0][0] // shards
-    row, word, rank = b.mod(b.div(index, own[1]), own[0]), b.mod(index, own[1]), b.div(index, own[0] * own[1])
+    row, word, rank = mod(div(index, own[1]), own[0]), mod(index, own[1]), div(index, own[0] * own[1])
     found = tirx.const(0, "uint32")
     for slot in range(per_word):
         at = word * per_word + slot
         field = rank * owned + at
-        held = value(row * whole[1] + b.div(field, per_word))
+        held = value(row * whole[1] + div(field, per_word))
         moved = tirx.bitwise_and(held >> shift(field, per_word, cut.bits), tirx.const((1 << cut.bits) - 1, "uint32"))
         moved = moved << tirx.const(slot * cut.bits, "uint32")
         found = tirx.bitwise_or(found, tirx.if_then_else(at < owned, moved, tirx.const(0, "uint32")))
@@ -96,4 +110,4 @@ def fields(cut: Slicing, whole: tuple[int, ...], own: tuple[int, ...], shards: i
 
 
 def shift(field: Expr, per_word: int, bits: int) -> Expr:
-    return tirx.Cast("uint32", b.mod(field, per_word) * bits)
+    return tirx.Cast("uint32", mod(field, per_word) * bits)

@@ -42,7 +42,7 @@ def attach_peers(machine: Machine) -> transform.Pass:
 
     def add(module: ir.IRModule, _context: Any) -> ir.IRModule:
         result = ir.IRModule(dict(module.functions_items()), attrs=module.attrs)
-        result[SET_PEERS] = peers.set_peers(machine.made_for).with_attr("global_symbol", SET_PEERS)
+        result[SET_PEERS] = peers.set_peers(machine.traits).with_attr("global_symbol", SET_PEERS)
         return result
 
     return transform.module_pass(add, opt_level=0, name="AttachPeers")
@@ -106,7 +106,7 @@ class _Pairs(PyExprMutator):  # type: ignore[misc]
         label, both = self.label(norm), [binding.var.ty, binding.var.ty]
         if of not in self.sent:
             return relax.call_dps_packed(SUM_NORM, [part, weight, relax.prim_value(float(label["eps"]))], out_ty=both)
-        kernel = peers.sent_norm(label["width"], label["dtype"], float(label["eps"]), self.machine.made_for)
+        kernel = peers.sent_norm(label["width"], label["dtype"], float(label["eps"]), self.machine.traits)
         return relax.call_tir(self.builder_.add_func(kernel, "sent_norm"), [part, weight], both)
 
 

@@ -52,7 +52,7 @@ class _Creation(PyExprMutator):  # type: ignore[misc]
         attention, cache = self.machine.kernels.attention, self.machine.kernels.cache
 
         def add(name: str, make: Any) -> Any:
-            return self.builder_.add_func(make(layout, self.machine.made_for), name)
+            return self.builder_.add_func(make(layout, self.machine.traits), name)
 
         def kernel(name: str, make: Any) -> Any:
             return relax.Tuple([ir.StringImm("tirx"), add(name, make)])

@@ -1,6 +1,6 @@
-"""Weights are taken out of the tuple that has them all where they are used first.
+"""Load a parameter from the tuple that has them all where it is first used.
 
-A graph begins by taking out every one, which TVM's virtual machine needs 60 to 100 ns for: of a model with 200 tensors
+A graph begins by loading every one, which TVM's virtual machine needs 60 to 100 ns for: of a model with 200 tensors
 a GPU waits 15 to 20 us for its first kernel. Later there is time for it, as the GPU has work.
 """
 
@@ -11,17 +11,17 @@ from typing import Any
 from tvm import ir, relax, transform
 
 
-def taken_late() -> transform.Pass:
+def load_at_first_use() -> transform.Pass:
     """For a module without dataflow."""
 
     def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
-        functions = {v: late(f) if isinstance(f, relax.Function) else f for v, f in module.functions_items()}
+        functions = {v: _loading_late(f) if isinstance(f, relax.Function) else f for v, f in module.functions_items()}
         return ir.IRModule(functions, attrs=module.attrs)
 
-    return transform.module_pass(rewrite, opt_level=0, name="LateWeights")
+    return transform.module_pass(rewrite, opt_level=0, name="LazyParamLoad")
 
 
-def late(function: relax.Function) -> relax.Function:
+def _loading_late(function: relax.Function) -> relax.Function:
     """The same, but for the places of these bindings."""
     tuples, waiting = set(function.params), dict[relax.Var, relax.VarBinding]()
 

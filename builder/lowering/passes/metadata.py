@@ -9,9 +9,8 @@ from typing import Any
 from tvm import ir, relax, tirx, transform
 from tvm.relax.expr_functor import PyExprVisitor, visitor
 
-from builder.lowering.passes import cuda_graphs
-from builder.quant.cuts import SplitTensor, preprocs, slicing_json
-from builder.targets import peer_sum
+from builder.lowering.kernel_modules import backend
+from builder.lowering.machine import Machine
 
 FUNCTION = "_metadata"
 
@@ -71,10 +70,10 @@ def describe(
     scheme: str,
     target: Mapping[str, Any],
     memory: Mapping[str, int],
-    shares: Mapping[str, SplitTensor],
+    cuts: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The content of ``_metadata`` and metadata.json; keys are those that MLC's runtimes read. Shapes, memory and heads
-    are those of one rank. ``shares``: how each stored tensor is cut for several ranks; of one rank none is."""
+    are those of one rank. ``cuts``: how each stored tensor is cut for several ranks; of one rank none is."""
     layout = model.cache
     return {
         "model_type": family,
@@ -85,9 +84,9 @@ def describe(
                 "name": name,
                 "shape": [int(axis) for axis in parameter.shape],
                 "dtype": parameter.dtype,
-                "preprocs": preprocs(shares[name], model.ranks) if shares else [],
+                "preprocs": [],
                 "pipeline_stages": [0],
-                **({"cut": slicing_json(shares[name])} if shares else {}),
+                **cuts.get(name, {}),
             }
             for name, parameter in model.named_parameters()
         ],
@@ -104,8 +103,7 @@ def describe(
         "model_task": "chat",
         "vocab_size": model.vocab,
         "target": built_for(target),
-        **({"cuda_graphs": cuda_graphs.pay(model, target)} if target["kind"] == "cuda" else {}),
-        **({peer_sum.NAME: peer_sum.code(target["arch"])} if shares and target["kind"] == "cuda" else {}),
+        **backend(target["kind"]).metadata(model, target),
     }
 
 
@@ -116,12 +114,12 @@ def built_for(target: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def attach(
-    model: Any, family: str, scheme: str, target: Mapping[str, Any], memory: Memory, shares: Mapping[str, SplitTensor]
+    model: Any, family: str, scheme: str, machine: Machine, memory: Memory, cuts: Mapping[str, Mapping[str, Any]]
 ) -> transform.Pass:
-    """A function ``_metadata`` that returns the description as JSON."""
+    """A function ``_metadata`` that returns the description as JSON; ``cuts`` as of ``describe``."""
 
     def add(module: ir.IRModule, _context: Any) -> ir.IRModule:
-        text = json.dumps(describe(model, family, scheme, target, memory.bytes, shares), sort_keys=True)
+        text = json.dumps(describe(model, family, scheme, machine.description, memory.bytes, cuts), sort_keys=True)
         builder = relax.BlockBuilder(module)
         with builder.function(FUNCTION, params=[]):
             builder.emit_func_output(ir.StringImm(text))

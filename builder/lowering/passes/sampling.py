@@ -52,7 +52,7 @@ IN_PLACE = {
 
 def attach(vocab: int, hidden: int, metadata: Mapping[str, int], machine: Machine) -> transform.Pass:
     """Add the functions that MLC's runtimes look up beside the model's own."""
-    kernels, made_for = machine.kernels.sampling, machine.made_for
+    kernels, traits = machine.kernels.sampling, machine.traits
     logits: Table = ("logits", ("batch_size", 1, vocab), "float32")
     temperature: Table = ("temperature", ("batch_size",), "float32")
 
@@ -60,12 +60,12 @@ def attach(vocab: int, hidden: int, metadata: Mapping[str, int], machine: Machin
         builder = relax.BlockBuilder(module)
         embedding_buffer(builder, metadata["prefill_chunk_size"], hidden)
         for name, (kernel, arguments, results) in RETURNING.items():
-            returning(builder, name, getattr(kernels, kernel)(made_for), arguments, results)
-        softmax = kernels.softmax_with_temperature(vocab, made_for)
+            returning(builder, name, getattr(kernels, kernel)(traits), arguments, results)
+        softmax = kernels.softmax_with_temperature(vocab, traits)
         returning(builder, "softmax_with_temperature", softmax, (logits, temperature), (logits,))
         result = builder.get()
         for name, kernel in IN_PLACE.items():
-            result[name] = getattr(kernels, kernel)(made_for).with_attr("global_symbol", name)
+            result[name] = getattr(kernels, kernel)(traits).with_attr("global_symbol", name)
         return result
 
     return transform.module_pass(add, opt_level=0, name="AttachSampling")

@@ -23,8 +23,9 @@ def target_of(target: Target) -> dict[str, Any]:
 
 
 def linker_of(target: Target, native: str) -> str:
+    """``native``: the identity of this machine's own linker."""
     if target.kind == "opencl":
-        return f"NDK {android.ndk_version()}"
+        return android.linker_identity(target.triple)
     return native if link.is_native(target.triple) else link.identity(target.triple)
 
 

@@ -6,6 +6,7 @@ from builder import architectures
 from builder.config.schema import Recipe
 from builder.config.strict import plain
 from builder.core.step import Input, Resources, Step
+from builder.lowering.kernel_modules import modules_of
 from builder.planner.feasibility.platforms import linker_of, target_of
 from builder.planner.graph.step_resources import lowering_bytes
 from builder.planner.schemes.schemes import scheme_of
@@ -33,7 +34,11 @@ def lower_step(recipe: Recipe, linker: str) -> Step:
             **tools,
         },
         tools=("apache-tvm",),
-        code=(architectures.FAMILIES[recipe.family], f"builder.models.{recipe.family}"),
+        code=(
+            architectures.FAMILIES[recipe.family],
+            f"builder.models.{recipe.family}",
+            *modules_of(target.kind, target.library, recipe.metadata.tensor_parallel_shards),
+        ),
         resources=Resources(cpu=1, memory_bytes=lowering_bytes(recipe)),
         programs=_programs_of(recipe, str(tools.get("kernels", ""))),
         locked_params=tuple(tools),

@@ -8,7 +8,7 @@ import_tvm()
 
 from tvm import relax  # noqa: E402
 
-from builder.lowering.passes import lazy_param_load as late_weights  # noqa: E402
+from builder.lowering.passes import lazy_param_load  # noqa: E402
 
 TENSOR = relax.TensorType((4,), "float32")
 
@@ -23,7 +23,7 @@ def test_each_weight_is_taken_once_before_its_first_use():
         two = builder.emit(relax.op.add(one, second))
         three = builder.emit(relax.op.multiply(two, first))
         builder.emit_func_output(relax.Tuple([three, last]))
-    function = late_weights.taken_late()(builder.get())["f"]
+    function = lazy_param_load.load_at_first_use()(builder.get())["f"]
     steps = [binding.value for block in function.body.blocks for binding in block.bindings]
     found = [each.index if isinstance(each, relax.TupleGetItem) else each.op.name for each in steps]
     assert found == [0, "relax.add", 2, "relax.add", "relax.multiply", 3]

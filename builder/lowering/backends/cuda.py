@@ -1,0 +1,68 @@
+"""CUDA: kernels become machine code for each architecture of the target."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import tvm
+
+from builder.lowering.backends import dependent_launch, gpu
+from builder.lowering.backends.gpu import elementwise, passes
+from builder.lowering.machine import Machine
+from builder.lowering.passes import cuda_graphs
+from builder.lowering.progress import StageProgress
+from builder.targets import cuda, cuda_runtime, peer_sum
+
+__all__ = ["elementwise", "generate", "machine_of", "metadata", "passes"]
+
+SHARED_BYTES = 48 << 10  # that every block may have
+OTHER_BYTES = 4 << 10  # of them for other things than an input row
+LOAD_BYTES = 16
+COMPILER = "tvm_callback_cuda_compile"  # the function of the registry that TVM compiles CUDA with
+
+
+def machine_of(target: Mapping[str, Any], prefix: str = "") -> Machine:
+    """As for every GPU, and with what NVIDIA's have besides."""
+    arch = target["arch"][-1]  # it steers no kernel here; the compiler gets all of them
+    machine = gpu.machine_of(target, prefix, arch=arch)
+    limit = target["limits"]["max_shared_memory_bytes"] or SHARED_BYTES
+    traits = replace(machine.traits, strips=2, room=(min(limit, SHARED_BYTES) - OTHER_BYTES) // 4)
+    traits = replace(traits, load_bytes=LOAD_BYTES, shuffles=True)
+    if dependent_launch.is_possible(target):
+        launch = {"ready": dependent_launch.READY, "start": dependent_launch.START, "late": dependent_launch.LATE}
+        traits = replace(traits, **launch)
+    return replace(machine, traits=traits)
+
+
+def generate(functions: Any, machine: Machine, progress: StageProgress) -> Any:
+    """The host's module, which imports the device's."""
+    return gpu.generate(functions, machine, progress, device_code)
+
+
+def device_code(functions: Any, machine: Machine) -> Any:
+    """A module of machine code for each architecture of the target."""
+    arch = tuple(machine.description["arch"])
+    cuda_runtime.load_for_compiling()
+    dependent = dependent_launch.is_possible(machine.description)
+
+    def compiled(source: str) -> bytes:
+        declared = peer_sum.LINES + peer_sum.SENDER if "keep_peers(" in source else ""
+        return cuda.compile_kernels(declared + (dependent_launch.waiting(source) if dependent else source), arch)
+
+    tvm.register_global_func(COMPILER, compiled, override=True)
+    return gpu.source_code(dependent_launch.tagged()(functions) if dependent else functions, machine)
+
+
+def metadata(model: Any, target: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the library captures graphs itself, and for several ranks the code of the kernels that sum over GPUs."""
+    peers = {peer_sum.NAME: peer_sum_code(target["arch"])} if model.ranks > 1 else {}
+    return {"cuda_graphs": cuda_graphs.pay(model, target), **peers}
+
+
+def peer_sum_code(arch: Sequence[str]) -> str:
+    """The machine code of the kernels that sum over GPUs, for these architectures, in base64 for ``_metadata``."""
+    source = cuda.EARLY_START + peer_sum.LINES + peer_sum.SOURCE
+    return base64.b64encode(cuda.compile_kernels(source, arch)).decode()

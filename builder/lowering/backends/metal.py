@@ -1,0 +1,39 @@
+"""Metal: kernels are compiled where there is Apple's compiler, else shipped as source, which the device compiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+import tvm_ffi
+
+from builder.lowering.backends import gpu
+from builder.lowering.backends.gpu import elementwise, machine_of, metadata, passes
+from builder.lowering.machine import Machine
+from builder.lowering.progress import StageProgress
+from builder.targets import apple
+
+__all__ = ["elementwise", "generate", "machine_of", "metadata", "passes"]
+
+COMPILER = "tvm_callback_metal_compile"  # the function of the registry that TVM compiles Metal with
+
+
+def generate(functions: Any, machine: Machine, progress: StageProgress) -> Any:
+    """The host's module, which imports the device's."""
+    return gpu.generate(functions, machine, progress, device_code)
+
+
+def device_code(functions: Any, machine: Machine) -> Any:
+    """A module of Metal libraries where there is Apple's compiler, else of their source."""
+    triple = machine.description["triple"]
+
+    def compiled(source: str, *_target: Any) -> tuple[bytes, str]:
+        return apple.compile_kernels(source, triple), apple.COMPILED
+
+    if apple.find_xcrun() is None:
+        return gpu.source_code(functions, machine)
+    tvm.register_global_func(COMPILER, compiled, override=True)
+    try:
+        return gpu.source_code(functions, machine)
+    finally:
+        tvm_ffi.registry.remove_global_func(COMPILER)

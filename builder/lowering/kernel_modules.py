@@ -1,0 +1,163 @@
+"""What lowering loads by name: code generators, kernels, and the passes that only some libraries need.
+
+The tables hold module names, not modules. One library loads what its graph and its target use, and the planner counts
+just that in the key of its `lower` step (``modules_of``): a GPU kernel makes no CPU library stale. Standard library
+only, as the planner imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from builder.targets.planned_tools import LINKERS
+
+PASSES = "builder.lowering.passes"
+SCHEDULES = "builder.lowering.schedules"
+BACKENDS: dict[str, str] = {  # kind of target -> its code generator
+    "cpu": "builder.lowering.backends.cpu",
+    "cuda": "builder.lowering.backends.cuda",
+    "metal": "builder.lowering.backends.metal",
+    "opencl": "builder.lowering.backends.opencl",
+    "webgpu": "builder.lowering.backends.webgpu",
+}
+CACHE_KERNELS = ("attention", "cache", "sampling")  # modules of schedules/<machine> that every model needs
+KERNELS: dict[str, dict[str, str]] = {  # machine -> operator -> module of schedules/<machine>, and function
+    "cpu": {
+        "linear": "linear:linear",
+        "row_scale": "inputs:row_scale",
+        "rounded": "inputs:rounded",
+        "embedding": "pointwise:embedding",
+        "rms_norm": "norms:rms_norm",
+        "qk_norm": "norms:qk_norm",
+        "layer_norm": "norms:layer_norm",
+        "gelu": "pointwise:gelu",
+        "silu_mul": "pointwise:silu_mul",
+        "add": "pointwise:add",
+        "joined": "pointwise:joined",
+        "last_row": "pointwise:last_row",
+        "take_rows": "pointwise:take_rows",
+        "gemma_norm": "gemma:norm",
+        "gelu_mul": "gemma:gelu_mul",
+        "scaled": "gemma:scaled",
+        "soft_cap": "gemma:soft_cap",
+        "expert_linear": "experts:linear",
+        "head_norm_rotary": "gemma:head_norm_rotary",
+    },
+    "gpu": {
+        "linear": "linear:linear",
+        "gated_linear": "linear:gated_linear",
+        "expert_linear": "experts:expert_linear",
+        "row_scale": "inputs:row_scale",
+        "rounded": "inputs:rounded",
+        "embedding": "pointwise:embedding",
+        "rms_norm": "norms:rms_norm",
+        "qk_norm": "norms:qk_norm",
+        "layer_norm": "norms:layer_norm",
+        "gemma_norm": "norms:gemma_norm",
+        "head_norm_rotary": "norms:head_norm_rotary",
+        "qk_means": "norms:qk_means",
+        "qk_scaled": "norms:qk_scaled",
+        "expert_sum": "norms:expert_sum",
+        "routes": "pointwise:routes",
+        "gelu": "pointwise:gelu",
+        "gelu_mul": "pointwise:gelu_mul",
+        "silu_mul": "pointwise:silu_mul",
+        "scaled": "pointwise:scaled",
+        "soft_cap": "pointwise:soft_cap",
+        "add": "pointwise:add",
+        "joined": "pointwise:joined",
+        "last_row": "pointwise:last_row",
+        "take_rows": "pointwise:take_rows",
+    },
+}
+
+
+class Schedules(Mapping[str, Callable[..., Any]]):
+    """Operator -> the function that makes its kernel, loaded when it is asked for. It takes the operator's label and
+    the traits of the machine; None instead of a kernel: the operator keeps its plain loops."""
+
+    def __init__(self, machine: str) -> None:
+        self._machine, self._table = machine, KERNELS[machine]
+
+    def __getitem__(self, operator: str) -> Callable[..., Any]:
+        module, _, function = self._table[operator].partition(":")
+        loaded: Callable[..., Any] = getattr(import_module(f"{SCHEDULES}.{self._machine}.{module}"), function)
+        return loaded
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of "cpu" or "gpu"; the modules of both export the same names."""
+
+    machine: str
+
+    @cached_property
+    def schedules(self) -> Schedules:
+        return Schedules(self.machine)
+
+    @cached_property
+    def attention(self) -> ModuleType:
+        return self._load("attention")
+
+    @cached_property
+    def cache(self) -> ModuleType:
+        return self._load("cache")
+
+    @cached_property
+    def sampling(self) -> ModuleType:
+        return self._load("sampling")
+
+    def _load(self, name: str) -> ModuleType:
+        return import_module(f"{SCHEDULES}.{self.machine}.{name}")
+
+
+def backend(kind: str) -> Any:
+    """The code generator of a kind of target: a builder.lowering.machine.Backend."""
+    return import_module(BACKENDS[kind])
+
+
+def linker(kind: str) -> Any:
+    """The module whose ``link(objects, library, triple)`` makes a shared library for a kind of target."""
+    return import_module(LINKERS[kind])
+
+
+def optional_passes(kind: str, ranks: int) -> tuple[str, ...]:
+    """Passes over the graph that only such a library needs, by the names of their modules."""
+    cuda = kind == "cuda"
+    several = ranks > 1
+    return (
+        *(("fuse_gate_up", "cuda_graphs") if cuda else ()),
+        *(("fuse_allreduce_rmsnorm",) if cuda and several else ()),
+        *(("cut_weights",) if several else ()),
+    )
+
+
+def load_passes(kind: str, ranks: int) -> dict[str, ModuleType]:
+    """The modules of ``optional_passes``, by name."""
+    return {name: import_module(f"{PASSES}.{name}") for name in optional_passes(kind, ranks)}
+
+
+def modules_of(kind: str, library: str, ranks: int) -> tuple[str, ...]:
+    """What a `lower` step loads by name beside its family: entries of Step.code.
+
+    ``kind`` of the target; ``library``: how its file ends.
+    """
+    machine = "cpu" if kind == "cpu" else "gpu"
+    return (
+        BACKENDS[kind],
+        *(f"{SCHEDULES}.{machine}.{name}" for name in CACHE_KERNELS),
+        *sorted({f"{SCHEDULES}.{machine}.{kernel.partition(':')[0]}" for kernel in KERNELS[machine].values()}),
+        *(f"{PASSES}.{name}" for name in optional_passes(kind, ranks)),
+        *((LINKERS[kind],) if library == "so" else ()),
+    )
