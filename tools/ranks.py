@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from builder.core.errors import BuildError
-from builder.runtime.ranks import RankedCalls
+from builder.runtime.ranks import RankedModel
 from builder.targets.tvm_import import import_tvm
 from tests.conftest import ROOT
 
@@ -27,7 +27,7 @@ RECORD, PAGE = ROOT / "docs" / "measured" / "ranks.json", ROOT / "docs" / "guide
 START, END = "<!-- table -->\n", "<!-- /table -->\n"
 
 
-def row(folder: Path, family: str, scheme: str, groups: dict[int, RankedCalls]) -> dict[str, float]:
+def row(folder: Path, family: str, scheme: str, groups: dict[int, RankedModel]) -> dict[str, float]:
     """Ranks -> the largest difference from one rank's logits, in units of their spread."""
     built = cells.build(folder / "one", family, scheme, 1)
     found = {}

@@ -1,8 +1,8 @@
 """What libraries for several ranks call by name: sums and gathers, through gloo on CPUs and NCCL on GPUs.
 
 The names and arguments are those of TVM's disco (``runtime.disco.allreduce(send, kind, in_group, recv)``), whose own
-functions need a runtime built with NCCL. All ranks run the same functions in the same order, and are told the same
-things, so what worker 0 would broadcast is there already.
+functions need a runtime built with NCCL. All ranks run the same functions in the same order, and get the same
+commands, so what worker 0 would broadcast is there already.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from builder.targets.peer_sum import SUM_NORM
 from builder.targets.tvm_import import import_tvm
 
 MEET_S = 100.0
-KINDS = {0: "sum", 3: "max"}  # of disco's kinds of reduction, those that the graphs here use
+_REDUCTIONS = {0: "sum", 3: "max"}  # of disco's kinds of reduction, those that the graphs here use
 
 
 class Network(Protocol):
@@ -27,9 +27,10 @@ class Network(Protocol):
     def all_reduce(self, send: Any, recv: Any, kind: str) -> None: ...
     def all_gather(self, send: Any, recv: Any) -> None: ...
 
-    def quicken(self, metadata: Mapping[str, Any], function: Callable[[str], Any]) -> bool:
-        """Use what the library brings for it; ``function`` finds one of the library's. Whether its products can send
-        what they make, as "decode" wants. All ranks call this, before they are asked for anything."""
+    def enable_peer_sums(self, metadata: Mapping[str, Any], function: Callable[[str], Any]) -> bool:
+        """Sum small tensors with the kernels that the library brings for it; ``function`` looks one of the library's
+        functions up. Returns whether matrix products can write to the other ranks by themselves, which "decode" needs.
+        All ranks call this before any other function."""
 
 
 def join(rank: int, ranks: int, folder: Path, device: Device) -> Network:
@@ -40,21 +41,21 @@ def join(rank: int, ranks: int, folder: Path, device: Device) -> Network:
     """
     network: Network
     if device.kind == "cpu":
-        network = Gloo(rank, ranks, folder)
+        network = _Gloo(rank, ranks, folder)
     else:
         from builder.runtime.nccl import Nccl
 
         network = Nccl(rank, ranks, folder)
         import_tvm(runtime_only=True).register_global_func(SUM_NORM, network.sum_norm, override=True)
-    register(network)
+    _register(network)
     return network
 
 
-def register(network: Network) -> None:
+def _register(network: Network) -> None:
     tvm = import_tvm(runtime_only=True)
 
     def all_reduce(send: Any, kind: Any, _in_group: bool, recv: Any) -> None:
-        network.all_reduce(send, recv, KINDS[kind[0]])
+        network.all_reduce(send, recv, _REDUCTIONS[kind[0]])
 
     def all_gather(send: Any, _in_group: bool, recv: Any) -> None:
         network.all_gather(send, recv)
@@ -67,7 +68,7 @@ def register(network: Network) -> None:
         tvm.register_global_func(f"runtime.disco.{name}", function, override=True)
 
 
-class Gloo:
+class _Gloo:
     """torch.distributed on CPUs, over the tensors' own memory."""
 
     def __init__(self, rank: int, ranks: int, folder: Path) -> None:
@@ -98,6 +99,6 @@ class Gloo:
         parts = self._torch.from_dlpack(recv).chunk(self._distributed.get_world_size())
         self._distributed.all_gather(list(parts), self._torch.from_dlpack(send))
 
-    def quicken(self, metadata: Mapping[str, Any], function: Callable[[str], Any]) -> bool:
+    def enable_peer_sums(self, metadata: Mapping[str, Any], function: Callable[[str], Any]) -> bool:
         """Libraries for CPUs bring nothing, and send nothing."""
         return True

@@ -15,10 +15,10 @@ import numpy as np
 from builder.core.errors import UserError
 from builder.targets.tvm_import import import_tvm
 
-MARKS = {kind: f'"kind": "{kind}"'.encode() for kind in ("cuda", "metal", "opencl", "webgpu")}
-RANKS = re.compile(rb'"tensor_parallel_shards": (\d+)')
-PINNED = 3  # kDLCUDAHost of dlpack.h: the host's memory, which a GPU reads and writes by itself
-LANDING_BYTES = 1 << 22  # for the logits of a token or a batch; those of a long prompt take long anyway
+_KIND_MARKS = {kind: f'"kind": "{kind}"'.encode() for kind in ("cuda", "metal", "opencl", "webgpu")}
+_RANKS = re.compile(rb'"tensor_parallel_shards": (\d+)')
+_CUDA_HOST = 3  # kDLCUDAHost of dlpack.h: the host's memory, which a GPU reads and writes by itself
+_LOGITS_BUFFER_BYTES = 1 << 22  # for the logits of a token or a batch; those of a long prompt take long anyway
 Array = np.ndarray[Any, Any]
 
 
@@ -58,7 +58,7 @@ def device_of(library: Path, index: int = 0) -> Device:
 def kind_of(library: Path) -> str:
     """cpu, or the kind of GPU in the library's metadata."""
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return next((kind for kind, mark in MARKS.items() if content.find(mark) >= 0), "cpu")
+        return next((kind for kind, mark in _KIND_MARKS.items() if content.find(mark) >= 0), "cpu")
 
 
 def ranks_of(library: Path) -> int:
@@ -66,27 +66,27 @@ def ranks_of(library: Path) -> int:
     if not library.is_file() or not library.stat().st_size:
         return 1
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found = RANKS.search(content)
-        return 1 if found is None else int(found[1])
+        match = _RANKS.search(content)
+        return 1 if match is None else int(match[1])
 
 
-class Slot(Protocol):
+class TokenSlot(Protocol):
     """A tensor of one token that is used again and again."""
 
     def write(self, token: int) -> None: ...
 
-    def fetched(self) -> Any:
-        """The tensor, on the device once what was written is there."""
+    def tensor(self) -> Any:
+        """On the device, once what was written is there."""
 
 
-class Landing(Protocol):
+class LogitsSink(Protocol):
     """Where float32 numbers of a device come to the host, one tensor at a time."""
 
-    def ask(self, tensor: Any, shape: tuple[int, ...]) -> None:
+    def request(self, tensor: Any, shape: tuple[int, ...]) -> None:
         """Have it brought once it is computed; this does not wait for it."""
 
-    def get(self) -> Any:
-        """Wait for it: an array of that shape, or what the landing's other end needs to find it."""
+    def wait(self) -> Any:
+        """An array of that shape, or what the reader of the sink needs to find it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +104,16 @@ class Device:
         """Tensors of the host, on the device; on the CPU they are there already."""
         if self.kind == "cpu":
             return tensors
-        from builder.runtime import prefetch as pages
+        from builder.runtime.prefetch import prefetched
 
-        return [tensor.copyto(self.tvm) for tensor in pages.there(tensors)]
+        return [tensor.copyto(self.tvm) for tensor in prefetched(tensors)]
 
-    def slot(self) -> Slot:
-        return HostSlot() if self.kind == "cpu" else DeviceSlot(self)
+    def token_slot(self) -> TokenSlot:
+        return _HostTokenSlot() if self.kind == "cpu" else _DeviceTokenSlot(self)
 
-    def landing(self) -> Landing:
+    def logits_sink(self) -> LogitsSink:
         """One whose arrays are the caller's."""
-        return HostLanding() if self.kind == "cpu" else DeviceLanding(self)
+        return _HostSink() if self.kind == "cpu" else _DeviceSink(self)
 
     def pin(self, array: Array) -> None:
         """Have a GPU write to this memory by itself, from now on; where that cannot be, copies to it take longer."""
@@ -126,7 +126,7 @@ class Device:
             runtime.cudaGetLastError()  # or what is called next takes this error for its own
 
 
-class HostSlot:
+class _HostTokenSlot:
     def __init__(self) -> None:
         self._tensor = import_tvm(runtime_only=True).runtime.empty((1,), "int32")
         self._array: Array = np.from_dlpack(self._tensor)  # the same memory
@@ -134,64 +134,64 @@ class HostSlot:
     def write(self, token: int) -> None:
         self._array[0] = token
 
-    def fetched(self) -> Any:
+    def tensor(self) -> Any:
         return self._tensor
 
 
-class DeviceSlot:
+class _DeviceTokenSlot:
     """The GPU fetches the token by itself. It has done so before there are logits, and so before the next one comes."""
 
     def __init__(self, device: Device) -> None:
         self._tensor = import_tvm(runtime_only=True).runtime.empty((1,), "int32", device.tvm)
-        self._pinned = pinned(1, "int32")
+        self._pinned = _pinned_tensor(1, "int32")
         self._array: Array = np.from_dlpack(self._pinned)  # the same memory
 
     def write(self, token: int) -> None:
         self._array[0] = token
 
-    def fetched(self) -> Any:
+    def tensor(self) -> Any:
         return self._pinned.copyto(self._tensor)
 
 
-class HostLanding:
+class _HostSink:
     """Arrays are the memory of the tensors themselves."""
 
     def __init__(self) -> None:
         self._array: Any = None
 
-    def ask(self, tensor: Any, shape: tuple[int, ...]) -> None:
+    def request(self, tensor: Any, shape: tuple[int, ...]) -> None:
         self._array = np.from_dlpack(tensor).reshape(shape)
 
-    def get(self) -> Any:
+    def wait(self) -> Any:
         array, self._array = self._array, None
         return array
 
 
-class Room:
-    """Memory of the host that tensors are copied to, each over the last one; those that have no room come elsewhere."""
+class HostBuffer:
+    """Memory of the host that tensors are copied to, each over the last one; those that are too large get their own."""
 
-    def __init__(self, device: Device, room: Any) -> None:
-        """``room``: a tensor of the host, of float32 in one axis."""
-        self._device, self._room = device, room
-        self._floats: Array = np.from_dlpack(room)  # the same memory
-        self._shape: tuple[int, ...] = ()  # of the tensor that was asked for
+    def __init__(self, device: Device, buffer: Any) -> None:
+        """``buffer``: a tensor of the host, of float32 in one axis."""
+        self._device, self._buffer = device, buffer
+        self._floats: Array = np.from_dlpack(buffer)  # the same memory
+        self._shape: tuple[int, ...] = ()  # of the tensor that was requested
         self._fits = True
-        self._view, self._array = room, self._floats  # of that shape
+        self._view, self._array = buffer, self._floats  # of that shape
         self._large: Any = None
 
-    def ask(self, tensor: Any, shape: tuple[int, ...]) -> None:
+    def request(self, tensor: Any, shape: tuple[int, ...]) -> None:
         if shape != self._shape:
             self._shape, self._fits = shape, prod(shape) <= self._floats.size
             if self._fits:  # views take longer to make than all else here
-                self._view = self._room._create_view(shape)
+                self._view = self._buffer._create_view(shape)
                 self._array = self._floats[: prod(shape)].reshape(shape)
         if self._fits:
             tensor.copyto(self._view)
         else:
             self._large = tensor
 
-    def landed(self) -> tuple[Array, bool]:
-        """Wait for it: the array, and whether the next one comes over it."""
+    def wait(self) -> tuple[Array, bool]:
+        """The array, and whether the next one comes over it."""
         if self._fits:
             self._device.tvm.sync()
             return self._array, True
@@ -199,19 +199,19 @@ class Room:
         return tensor.numpy().reshape(self._shape), False
 
 
-class DeviceLanding:
+class _DeviceSink:
     def __init__(self, device: Device) -> None:
-        self._room = Room(device, pinned(LANDING_BYTES // 4, "float32"))
-        self.ask = self._room.ask
+        self._buffer = HostBuffer(device, _pinned_tensor(_LOGITS_BUFFER_BYTES // 4, "float32"))
+        self.request = self._buffer.request
 
-    def get(self) -> Any:
-        array, shared = self._room.landed()
+    def wait(self) -> Any:
+        array, shared = self._buffer.wait()
         return array.copy() if shared else array
 
 
-def pinned(size: int, dtype: str) -> Any:
+def _pinned_tensor(size: int, dtype: str) -> Any:
     """A tensor of the host with one axis."""
     tvm = import_tvm(runtime_only=True)
     import tvm_ffi
 
-    return tvm.runtime.empty((size,), dtype, tvm_ffi.device(PINNED, 0))
+    return tvm.runtime.empty((size,), dtype, tvm_ffi.device(_CUDA_HOST, 0))

@@ -14,8 +14,8 @@ import numpy as np
 
 from builder.core.errors import UserError
 from builder.runtime.device import ranks_of
-from builder.runtime.loaded_model import PAGE_TOKENS, Calls, Floats, Ids, find_library, load
-from builder.runtime.ranks import RankedCalls, processes
+from builder.runtime.loaded_model import PAGE_TOKENS, Floats, Ids, LoadedModel, find_library, load_model
+from builder.runtime.ranks import RankedModel, start_ranks
 
 __all__ = ["PAGE_TOKENS", "Engine", "Floats", "find_library"]
 
@@ -26,7 +26,7 @@ class Engine:
     Args:
         files: the artifact's files by name.
         sequences: how many sequences may exist at once; at most the library's max_batch_size.
-        group: as many processes as the library has ranks, which are up already; None: they are started.
+        group: as many ranks as the library has, already started; None: they are started.
 
     Tokens and logits are the host's; weights and the KV cache are on the device that the library was built for, or, for
     a library that was built for several ranks, on the devices of as many processes.
@@ -38,16 +38,16 @@ class Engine:
     """
 
     def __init__(
-        self, files: Mapping[str, Path], sequences: int | None = None, group: RankedCalls | None = None
+        self, files: Mapping[str, Path], sequences: int | None = None, group: RankedModel | None = None
     ) -> None:
         os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-        self._call: Calls | RankedCalls
+        self._model: LoadedModel | RankedModel
         if (ranks := ranks_of(find_library(files))) == 1:
-            self._call = load(files, sequences)
+            self._model = load_model(files, sequences)
         else:
-            self._call = processes(ranks, find_library(files)) if group is None else group
-            self._call.load(files, sequences)
-        self.metadata: dict[str, Any] = self._call.metadata
+            self._model = start_ranks(ranks, find_library(files)) if group is None else group
+            self._model.load(files, sequences)
+        self.metadata: dict[str, Any] = self._model.metadata
         self.vocab_size: int = self.metadata["vocab_size"]
         self.context: int = self.metadata["context_window_size"]
         self.chunk: int = self.metadata["prefill_chunk_size"]
@@ -70,13 +70,13 @@ class Engine:
                 "remove one, or build with a larger model.max_batch_size",
             )
         sequence, self._next = self._next, self._next + 1
-        self._call.add(sequence)
+        self._model.add(sequence)
         self._lengths[sequence] = 0
         return sequence
 
     def remove_sequence(self, seq: int) -> None:
         self._length(seq)
-        self._call.remove(seq)
+        self._model.remove(seq)
         del self._lengths[seq]
 
     def length(self, seq: int) -> int:
@@ -88,23 +88,23 @@ class Engine:
         length = self._length(seq)
         if not 0 <= tokens <= length:
             raise UserError(f"sequence {seq} has {length} tokens; {tokens} cannot be taken off")
-        self._call.rewind(seq, tokens)
+        self._model.rewind(seq, tokens)
         self._lengths[seq] = length - tokens
 
     def prefill(self, seq: int, tokens: Sequence[int]) -> Floats:
         """Append tokens; logits [V] after the last one."""
-        ids = self._checked(seq, tokens)
+        ids = self._check_tokens(seq, tokens)
         logits: Floats | None = None
         for start in range(0, len(ids), self.chunk):
-            logits = self._call.prefill(seq, ids[start : start + self.chunk])
+            logits = self._model.prefill(seq, ids[start : start + self.chunk])
         self._lengths[seq] += len(ids)
         assert logits is not None
         return logits
 
     def logits(self, seq: int, tokens: Sequence[int]) -> Floats:
         """Append tokens; logits [T, V] after each of them."""
-        ids = self._checked(seq, tokens)
-        parts = [self._call.verify(seq, ids[start : start + self.chunk]) for start in range(0, len(ids), self.chunk)]
+        ids = self._check_tokens(seq, tokens)
+        parts = [self._model.verify(seq, ids[start : start + self.chunk]) for start in range(0, len(ids), self.chunk)]
         self._lengths[seq] += len(ids)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -112,8 +112,8 @@ class Engine:
         """Append one token; logits [V]. The array is the caller's."""
         length = self._length(seq)
         if not 0 <= token < self.vocab_size or length >= self.context:
-            self._checked(seq, [token])
-        logits = self._call.decode(seq, token)
+            self._check_tokens(seq, [token])
+        logits = self._model.decode(seq, token)
         self._lengths[seq] = length + 1
         return logits
 
@@ -124,22 +124,22 @@ class Engine:
                 f"decode_batch needs as many tokens as different sequences: got {len(seqs)} and {len(tokens)}"
             )
         for seq, token in zip(seqs, tokens, strict=True):
-            self._checked(seq, [token])
-        logits = self._call.decode_batch(seqs, np.asarray(tokens, np.int32))
+            self._check_tokens(seq, [token])
+        logits = self._model.decode_batch(seqs, np.asarray(tokens, np.int32))
         for seq in seqs:
             self._lengths[seq] += 1
         return logits
 
     def memory_of_ranks(self) -> list[dict[str, int | None]]:
         """Bytes of each of several ranks' processes (process_memory.py); nothing for a model in this process."""
-        return self._call.memory() if isinstance(self._call, RankedCalls) else []
+        return self._model.memory() if isinstance(self._model, RankedModel) else []
 
     def _length(self, seq: int) -> int:
         if seq not in self._lengths:
             raise UserError(f"there is no sequence {seq}; there are: {sorted(self._lengths) or 'none'}")
         return self._lengths[seq]
 
-    def _checked(self, seq: int, tokens: Sequence[int]) -> Ids:
+    def _check_tokens(self, seq: int, tokens: Sequence[int]) -> Ids:
         """The tokens as an array, if they are tokens and fit."""
         length = self._length(seq)
         ids = np.asarray(tokens, np.int64)

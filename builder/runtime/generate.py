@@ -13,13 +13,13 @@ import numpy as np
 from builder.core.errors import UserError
 from builder.runtime.engine import Engine, Floats
 
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of bytes that are not yet a character
-WORDS_KEPT = 6  # tokens decoded before the new ones, so that spaces and accents come out as in the whole text
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of bytes that are not yet a character
+_CONTEXT_TOKENS = 6  # tokens decoded before the new ones, so that spaces and accents come out as in the whole text
 
 
 @dataclass(slots=True)
-class Ending:
-    """Why a text ended and how long it took; filled in when the last piece was given out."""
+class GenerationStats:
+    """Why a text ended and how long it took; filled in when the last piece was yielded."""
 
     reason: str = ""  # "eos", "max_tokens" or "context"
     prompt_tokens: int = 0
@@ -45,28 +45,28 @@ class Sampling:
 
 @dataclass(slots=True)
 class Streamer:
-    """Tokens -> text, never giving out half a character."""
+    """Tokens -> text, never half a character."""
 
     tokenizer: Any
     tokens: list[int] = field(default_factory=list)
     start: int = 0  # of the window that is decoded again for each token
-    given: str = ""  # the part of the window's text that was given out
+    emitted: str = ""  # the part of the window's text that was returned
 
     def add(self, token: int) -> str:
         """The text that this token completes; often a word, sometimes nothing."""
         self.tokens.append(token)
         text = self.tokenizer.decode(self.tokens[self.start :], skip_special_tokens=True)
-        if text.endswith(UNFINISHED):
+        if text.endswith(_UNFINISHED):
             return ""
-        piece = text[len(self.given) :]
-        self.start = max(self.start, len(self.tokens) - WORDS_KEPT)
-        self.given = self.tokenizer.decode(self.tokens[self.start :], skip_special_tokens=True)
+        piece = text[len(self.emitted) :]
+        self.start = max(self.start, len(self.tokens) - _CONTEXT_TOKENS)
+        self.emitted = self.tokenizer.decode(self.tokens[self.start :], skip_special_tokens=True)
         return str(piece)
 
     def finish(self) -> str:
         """What is left at the end: a character that was never completed shows as a replacement mark."""
         text = self.tokenizer.decode(self.tokens[self.start :], skip_special_tokens=True)
-        return str(text[len(self.given) :])
+        return str(text[len(self.emitted) :])
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -83,11 +83,11 @@ def load_tokenizer(path: Path) -> Any:
 
 def eos_tokens(config: Mapping[str, Any]) -> set[int]:
     """The end-of-text ids of an mlc-chat-config.json (or a config.json): none, one, or several."""
-    found = config.get("eos_token_id")
-    return {found} if isinstance(found, int) else set(found or ())
+    ids = config.get("eos_token_id")
+    return {ids} if isinstance(ids, int) else set(ids or ())
 
 
-def end_tokens(tokenizer_path: Path) -> set[int]:
+def _end_tokens(tokenizer_path: Path) -> set[int]:
     """Where the text ends, as the artifact beside the tokenizer says; no such file: never."""
     chat = tokenizer_path.with_name("mlc-chat-config.json")
     return eos_tokens(json.loads(chat.read_text())) if chat.is_file() else set()
@@ -118,13 +118,13 @@ def generate(
     top_p: float = 0.95,
     seed: int | None = None,
     eos: Collection[int] | None = None,
-    ending: Ending | None = None,
+    stats: GenerationStats | None = None,
 ) -> Iterator[str]:
     """Stream the continuation of ``prompt``, piece by piece.
 
     Args:
         eos: tokens that end the text; None: those of the mlc-chat-config.json beside the tokenizer.
-        ending: filled in with the reason and the times when the stream is exhausted.
+        stats: filled in with the reason and the times when the stream is exhausted.
 
     Raises:
         UserError: the prompt is empty or does not fit the context window, or a setting is out of its range.
@@ -141,13 +141,19 @@ def generate(
             f"the prompt has {len(ids)} tokens and the context window {engine.context}, so nothing can follow it",
             "shorten the prompt, or build with a larger model.context_window_size",
         )
-    stops = end_tokens(tokenizer_path) if eos is None else set(eos)
-    return _stream(engine, tokenizer, ids, max_tokens, sampling, stops, ending or Ending())
+    stops = _end_tokens(tokenizer_path) if eos is None else set(eos)
+    return _stream(engine, tokenizer, ids, max_tokens, sampling, stops, stats or GenerationStats())
 
 
 def _stream(
-    engine: Engine, tokenizer: Any, ids: list[int], max_tokens: int, sampling: Sampling, stops: set[int], ending: Ending
-) -> Iterator[str]:
+    engine: Engine,
+    tokenizer: Any,
+    ids: list[int],
+    max_tokens: int,
+    sampling: Sampling,
+    stops: set[int],
+    stats: GenerationStats,
+) -> Iterator[str]:  # fmt: skip
     from time import perf_counter
 
     random, streamer = np.random.default_rng(sampling.seed), Streamer(tokenizer)
@@ -155,27 +161,27 @@ def _stream(
     try:
         started = perf_counter()
         logits = engine.prefill(sequence, ids)
-        ending.prompt_tokens, ending.prefill_seconds = len(ids), perf_counter() - started
+        stats.prompt_tokens, stats.prefill_seconds = len(ids), perf_counter() - started
         started = perf_counter()
-        while not ending.reason:
+        while not stats.reason:
             token = sample(logits, sampling, random)
             if token in stops:
-                ending.reason = "eos"
+                stats.reason = "eos"
                 break
-            ending.tokens += 1
+            stats.tokens += 1
             if piece := streamer.add(token):
                 yield piece
-            ending.reason = ended(ending.tokens, max_tokens, engine.length(sequence), engine.context)
-            if not ending.reason:
+            stats.reason = stop_reason(stats.tokens, max_tokens, engine.length(sequence), engine.context)
+            if not stats.reason:
                 logits = engine.decode(sequence, token)
-        ending.decode_seconds = perf_counter() - started
+        stats.decode_seconds = perf_counter() - started
         if rest := streamer.finish():
             yield rest
     finally:
         engine.remove_sequence(sequence)
 
 
-def ended(tokens: int, max_tokens: int, length: int, context: int) -> str:
+def stop_reason(tokens: int, max_tokens: int, length: int, context: int) -> str:
     """Why no further token follows; "" if one does."""
     if tokens >= max_tokens:
         return "max_tokens"

@@ -14,20 +14,26 @@ import numpy as np
 
 from builder.core.errors import UserError
 from builder.runtime import weights
-from builder.runtime.device import Device, Landing, device_of
+from builder.runtime.device import Device, LogitsSink, device_of
 from builder.targets.cpu import check_runs_here
 from builder.targets.tvm_import import import_tvm
 
 PAGE_TOKENS = 16  # of the KV cache, as the kernels have it
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Ids = np.ndarray[Any, np.dtype[np.int32]]
-STATE = ("add_sequence", "remove_sequence", "begin_forward", "end_forward", "popn")  # of the cache, in TVM's runtime
-SEEN = ("get_query_positions", "get_num_available_pages")
+_CACHE_CALLS = (
+    "add_sequence",
+    "remove_sequence",
+    "begin_forward",
+    "end_forward",
+    "popn",
+)  # of the cache, in TVM's runtime
+_CACHE_QUERIES = ("get_query_positions", "get_num_available_pages")
 
 
-class Calls:
+class LoadedModel:
     """The library's functions, looked up once, on a KV cache for ``sequences`` whole contexts. They return what
-    ``landing`` makes of the logits."""
+    ``sink`` gives for the logits."""
 
     def __init__(
         self,
@@ -36,31 +42,31 @@ class Calls:
         params: list[Any],
         metadata: dict[str, Any],
         sequences: int,
-        landing: Landing,
+        sink: LogitsSink,
     ) -> None:
         tvm = import_tvm(runtime_only=True)
         self.metadata = metadata
-        self._shape, self._device, self._landing = tvm.runtime.ShapeTuple, device, landing
-        self._params = tvm_array(params)
+        self._shape, self._device, self._sink = tvm.runtime.ShapeTuple, device, sink
+        self._params = _ffi_array(params)
         names = ("embed", "prefill", "decode", "batch_decode", "batch_verify")
         self._embed, self._prefill, self._decode, self._batch_decode, self._verify = (machine[name] for name in names)
-        state = {name: tvm.get_global_func(f"vm.builtin.kv_state_{name}") for name in STATE}
-        self._add, self._remove, self._begin, self._end, self._pop = (state[name] for name in STATE)
-        seen = {name: tvm.get_global_func(f"vm.builtin.attention_kv_cache_{name}") for name in SEEN}
-        self._positions, self._pages = (seen[name] for name in SEEN)
+        calls = {name: tvm.get_global_func(f"vm.builtin.kv_state_{name}") for name in _CACHE_CALLS}
+        self._add, self._remove, self._begin, self._end, self._pop = (calls[name] for name in _CACHE_CALLS)
+        queries = {name: tvm.get_global_func(f"vm.builtin.attention_kv_cache_{name}") for name in _CACHE_QUERIES}
+        self._positions, self._free_pages = (queries[name] for name in _CACHE_QUERIES)
         self._chunk = metadata["prefill_chunk_size"]
-        self._slides = metadata["sliding_window_size"] != -1  # tokens that left the window are not to be had again
+        self._slides = metadata["sliding_window_size"] != -1  # tokens that left the window cannot be brought back
         sizes = (sequences, sequences * metadata["context_window_size"], self._chunk, PAGE_TOKENS, 0)
         self._cache = machine["create_tir_paged_kv_cache"](*(self._shape([size]) for size in sizes))
         self._machine = machine  # it owns the functions
-        self._one, self._logits = device.slot(), (metadata["vocab_size"],)
+        self._token_slot, self._logits_shape = device.token_slot(), (metadata["vocab_size"],)
         self._one_length = self._shape([1])
         self._one_row: Any = None  # (1, 1, hidden); an object of TVM's takes 2 us to make
-        self._held: Any = None  # the token
-        self._graph = token_graph(device, metadata)
+        self._token: Any = None  # on the device
+        self._graph = _token_graph(device, metadata)
         self._sequences = 0
         self._prepared: int | None = None  # the sequence whose next token is
-        self._layout: tuple[int, int] | None = None  # of the token that was begun last
+        self._layout: tuple[int, int] | None = None  # of the cache, for the token that was begun last
         self._last: tuple[int, Any] = (-1, None)  # the sequence that was decoded last, and its number as TVM wants it
 
     def function(self, name: str) -> Any:
@@ -72,71 +78,71 @@ class Calls:
         self._decode = self._batch_decode
 
     def add(self, seq: int) -> None:
-        self.settle()
+        self.discard_prepared()
         self._add(self._cache, seq)
         self._sequences += 1
 
     def remove(self, seq: int) -> None:
-        self.settle()
+        self.discard_prepared()
         self._remove(self._cache, seq)
         self._sequences -= 1
 
     def rewind(self, seq: int, tokens: int) -> None:
-        self.settle()
+        self.discard_prepared()
         self._pop(self._cache, seq, tokens)
 
     def prefill(self, seq: int, ids: Ids) -> Floats:
         """Logits (V,) after the last token."""
-        return self._run(self._prefill, self._embedded(ids, 1, ids.size), [seq], [ids.size], self._logits)
+        return self._run(self._prefill, self._embed_rows(ids, 1, ids.size), [seq], [ids.size], self._logits_shape)
 
     def verify(self, seq: int, ids: Ids) -> Floats:
         """Logits (T, V)."""
-        rows = self._embedded(ids, 1, ids.size)
-        return self._run(self._verify, rows, [seq], [ids.size], (ids.size, *self._logits))
+        rows = self._embed_rows(ids, 1, ids.size)
+        return self._run(self._verify, rows, [seq], [ids.size], (ids.size, *self._logits_shape))
 
     def decode(self, seq: int, token: int) -> Floats:
         """Logits (V,). Until they are asked for a GPU waits for each line here, and from then on this for the GPU."""
-        self._one.write(token)
+        self._token_slot.write(token)
         if self._prepared == seq:
             self._prepared = None
         else:
-            self.settle()
+            self.discard_prepared()
             self._begin_token(seq)
-        self._held = self._one.fetched()
-        kept = None if self._layout is None else self._graph.launched(self._layout)
-        self._landing.ask((kept or self._token())[0], self._logits)
-        if self._layout is not None and not kept:
-            self._graph.capture(self._layout, self._token)
-        return self._brought()
+        self._token = self._token_slot.tensor()
+        outputs = None if self._layout is None else self._graph.launch(self._layout)
+        self._sink.request((outputs or self._run_token())[0], self._logits_shape)
+        if self._layout is not None and not outputs:
+            self._graph.capture(self._layout, self._run_token)
+        return self._wait_logits()
 
     def prepare(self, seq: int) -> None:
         """Do for the next token what can be done before it is known, where it can be undone: pages that leave a window
         cannot be brought back, and there has to be a page for it."""
-        if self._graph and self._sequences == 1 and not self._slides and self._pages(self._cache):
+        if self._graph and self._sequences == 1 and not self._slides and self._free_pages(self._cache):
             self._begin_token(seq)
             self._prepared = seq
 
-    def settle(self) -> None:
-        """Undo what was prepared."""
+    def discard_prepared(self) -> None:
+        """Undo ``prepare``."""
         if self._prepared is not None:
             self._end(self._cache)
             self._pop(self._cache, self._prepared, 1)
             self._prepared = None
 
     def _begin_token(self, seq: int) -> None:
-        """The cache is told of a token, and its tables are brought to the device. What the kernels of the only sequence
-        are told by value hangs on its layout."""
+        """Enter a token into the cache, and bring its tables to the device. What the kernels of the only sequence get
+        by value depends on the layout of the cache."""
         if self._last[0] != seq:
             self._last = (seq, self._shape([seq]))
         self._begin(self._cache, self._last[1], self._one_length)
         self._layout = None
         if self._graph and self._sequences == 1:
             positions = self._positions(self._cache)
-            self._layout = (self._pages(self._cache), positions.data_ptr())
+            self._layout = (self._free_pages(self._cache), positions.data_ptr())
 
-    def _token(self) -> tuple[Any, Any]:
-        """The kernels of one token: its logits, and what they are made of."""
-        embedded = self._embed(self._held, self._params)
+    def _run_token(self) -> tuple[Any, Any]:
+        """The kernels of one token: its logits, and the embedding that they are made of."""
+        embedded = self._embed(self._token, self._params)
         if self._one_row is None:
             self._one_row = self._shape((1, 1, embedded.shape[1]))
         rows = embedded._create_view(self._one_row)
@@ -144,16 +150,16 @@ class Calls:
 
     def decode_batch(self, seqs: Sequence[int], ids: Ids) -> Floats:
         """Logits (B, V)."""
-        rows = self._embedded(ids, ids.size, 1)
-        return self._run(self._batch_decode, rows, seqs, [1] * ids.size, (ids.size, *self._logits))
+        rows = self._embed_rows(ids, ids.size, 1)
+        return self._run(self._batch_decode, rows, seqs, [1] * ids.size, (ids.size, *self._logits_shape))
 
-    def _embedded(self, ids: Ids, batch: int, length: int) -> Any:
+    def _embed_rows(self, ids: Ids, batch: int, length: int) -> Any:
         """(batch, length, hidden). TVM's memory pool keeps a buffer of every size it ever made, and prompts are of all
-        lengths: they are filled up to a power of two, or the whole chunk."""
-        self.settle()
-        filled = np.zeros(min(1 << (ids.size - 1).bit_length(), max(self._chunk, ids.size)), np.int32)
-        filled[: ids.size] = ids
-        embedded = self._embed(self._device.put(filled), self._params)
+        lengths: they are padded to a power of two, or the whole chunk."""
+        self.discard_prepared()
+        padded = np.zeros(min(1 << (ids.size - 1).bit_length(), max(self._chunk, ids.size)), np.int32)
+        padded[: ids.size] = ids
+        embedded = self._embed(self._device.put(padded), self._params)
         return embedded._create_view((batch, length, embedded.shape[1]))
 
     def _run(
@@ -161,18 +167,18 @@ class Calls:
     ) -> Floats:
         """One forward pass; all its logits."""
         if self._graph:
-            self._graph.forget()
+            self._graph.invalidate()
         self._begin(self._cache, self._shape(list(seqs)), self._shape(list(lengths)))
-        self._landing.ask(function(rows, self._cache, self._params)[0], shape)
-        return self._brought()
+        self._sink.request(function(rows, self._cache, self._params)[0], shape)
+        return self._wait_logits()
 
-    def _brought(self) -> Floats:
-        """The logits that were asked for."""
+    def _wait_logits(self) -> Floats:
+        """The logits that were requested."""
         self._end(self._cache)  # while they are computed
-        return cast(Floats, self._landing.get())
+        return cast(Floats, self._sink.wait())
 
 
-def token_graph(device: Device, metadata: Mapping[str, Any]) -> Any:
+def _token_graph(device: Device, metadata: Mapping[str, Any]) -> Any:
     """For GPUs whose libraries capture nothing themselves."""
     if device.kind != "cuda" or metadata.get("cuda_graphs", True):
         return None
@@ -181,12 +187,12 @@ def token_graph(device: Device, metadata: Mapping[str, Any]) -> Any:
     return TokenGraph(device)
 
 
-def load(
-    files: Mapping[str, Path], sequences: int | None, rank: int = 0, ranks: int = 1, landing: Landing | None = None
-) -> Calls:
+def load_model(
+    files: Mapping[str, Path], sequences: int | None, rank: int = 0, ranks: int = 1, sink: LogitsSink | None = None
+) -> LoadedModel:
     """An artifact on this process's device: the ``rank``-th of the machine. UserError as Engine says.
 
-    ``landing``: where logits come; None: to arrays that are the caller's.
+    ``sink``: where logits come; None: to arrays that are the caller's.
     """
     library = find_library(files)
     device = device_of(library, rank)
@@ -195,12 +201,12 @@ def load(
     built_for = metadata["target"]
     if built_for["cpu"]:
         check_runs_here(built_for["cpu"], built_for["features"], library.name)
-    params = device.put_all(weights.load(files, metadata["params"], rank, ranks))
+    params = device.put_all(weights.load_weights(files, metadata["params"], rank, ranks))
     sequences = metadata["max_batch_size"] if sequences is None else sequences
-    return Calls(machine, device, params, metadata, sequences, landing or device.landing())
+    return LoadedModel(machine, device, params, metadata, sequences, sink or device.logits_sink())
 
 
-def tvm_array(tensors: list[Any]) -> Any:
+def _ffi_array(tensors: list[Any]) -> Any:
     """A list as one FFI object, so that passing it costs nothing per call."""
     import_tvm(runtime_only=True)
     import tvm_ffi
@@ -209,10 +215,10 @@ def tvm_array(tensors: list[Any]) -> Any:
 
 
 def find_library(files: Mapping[str, Path]) -> Path:
-    found = sorted(name for name in files if name.endswith(".so"))
-    if len(found) != 1:
-        raise UserError(f"the artifact should hold one library (.so); found: {', '.join(found) or 'none'}", "build")
-    return files[found[0]]
+    libraries = sorted(name for name in files if name.endswith(".so"))
+    if len(libraries) != 1:
+        raise UserError(f"the artifact should hold one library (.so); found: {', '.join(libraries) or 'none'}", "build")
+    return files[libraries[0]]
 
 
 def load_library(path: Path, device: Device) -> Any:

@@ -1,10 +1,10 @@
-"""Memory that the processes of one model share: logits, and a board for the command that comes once per token.
+"""Memory that the processes of one model share: logits, and a mailbox for the command that comes once per token.
 
-A message through a pipe takes both ends tens of microseconds, and a GPU waits for them. On the board the first process
-writes a sequence, a token, how many messages it has sent through pipes, and then the number of the command; ranks that
-look at it begin when they have heard as many, mostly at once, and the first of them writes the number again when the
-logits are there. Ranks that have stopped to look say so, and are woken through their pipes. What is written is seen in
-that order where the processor keeps it, as those of x86 do.
+A message through a pipe takes both ends tens of microseconds, and a GPU waits for them. Into the mailbox the first
+process writes a sequence, a token, how many messages it has sent through pipes, and then the number of the command.
+Ranks that poll the mailbox begin when they have received as many messages, mostly at once, and the first of them writes
+the number again when the logits are there. Ranks that have stopped polling say so, and are woken through their pipes.
+What is written is seen in that order where the processor keeps it, as those of x86 do.
 """
 
 from __future__ import annotations
@@ -16,84 +16,85 @@ from typing import IO, Any
 
 import numpy as np
 
-from builder.runtime.device import Device, Room
+from builder.runtime.device import Device, HostBuffer
 from builder.targets.tvm_import import import_tvm
 
 LOGITS_BYTES = 1 << 24  # most answers are smaller
-BOARD_BYTES = 4096
-LOOKS = 200  # at the board, for one at the pipes
-COMMAND, SEQUENCE, TOKEN, TOLD, ANSWER, LOOKING = 0, 1, 2, 3, 8, 16  # places of words of 8 bytes; LOOKING: of rank 0
+COMMAND_BYTES = 4096
+POLLS = 200  # of the mailbox, for one of the pipes
+COMMAND, SEQUENCE, TOKEN, MESSAGES, ANSWER, POLLING = 0, 1, 2, 3, 8, 16  # words of 8 bytes; POLLING: of rank 0
 ORDERED = platform.machine() in ("x86_64", "AMD64")
 
 
 def shared_memory() -> IO[bytes]:
-    """A file without a name for a Board, all zeros."""
-    file = os.fdopen(os.memfd_create("llm-build-board"), "r+b")
-    file.truncate(BOARD_BYTES + LOGITS_BYTES)
+    """A file without a name for a CommandMailbox, all zeros."""
+    file = os.fdopen(os.memfd_create("llm-build-mailbox"), "r+b")
+    file.truncate(COMMAND_BYTES + LOGITS_BYTES)
     return file
 
 
-class Board:
+class CommandMailbox:
     """One process's view of it. ``logits``: float32, one axis."""
 
     def __init__(self, descriptor: int) -> None:
-        memory = mmap.mmap(descriptor, BOARD_BYTES + LOGITS_BYTES)
-        self._words = memoryview(memory)[:BOARD_BYTES].cast("q")
-        self.logits: np.ndarray[Any, np.dtype[np.float32]] = np.frombuffer(memory, np.float32, offset=BOARD_BYTES)
-        self._seen = 0
+        memory = mmap.mmap(descriptor, COMMAND_BYTES + LOGITS_BYTES)
+        self._words = memoryview(memory)[:COMMAND_BYTES].cast("q")
+        self.logits: np.ndarray[Any, np.dtype[np.float32]] = np.frombuffer(memory, np.float32, offset=COMMAND_BYTES)
+        self._taken = 0
 
-    def post(self, seq: int, token: int, told: int) -> None:
-        """Command the ranks to decode after ``told`` messages through their pipes."""
-        self._words[SEQUENCE], self._words[TOKEN], self._words[TOLD] = seq, token, told
+    def post(self, seq: int, token: int, messages: int) -> None:
+        """Command the ranks to decode after that many messages through their pipes."""
+        self._words[SEQUENCE], self._words[TOKEN], self._words[MESSAGES] = seq, token, messages
         self._words[COMMAND] += 1
 
-    def answered(self, looks: int = 1) -> bool:
-        return any(self._words[ANSWER] == self._words[COMMAND] for _ in range(looks))
+    def is_answered(self, polls: int = 1) -> bool:
+        return any(self._words[ANSWER] == self._words[COMMAND] for _ in range(polls))
 
-    def looking(self, rank: int) -> bool:
-        return bool(self._words[LOOKING + rank])
+    def is_polling(self, rank: int) -> bool:
+        return bool(self._words[POLLING + rank])
 
-    def look(self, rank: int, looking: bool) -> None:
-        """Say whether this rank looks at the board: also while it does what it found there."""
-        self._words[LOOKING + rank] = looking
+    def set_polling(self, rank: int, polling: bool) -> None:
+        """Say whether this rank polls the mailbox: also while it does what it read there."""
+        self._words[POLLING + rank] = polling
 
-    def posted(self, looks: int = 1) -> bool:
+    def has_command(self, polls: int = 1) -> bool:
         """Whether there is a command that this process has not taken."""
-        return any(self._words[COMMAND] != self._seen for _ in range(looks))
+        return any(self._words[COMMAND] != self._taken for _ in range(polls))
 
-    def comes_after(self) -> int:
+    def messages_before(self) -> int:
         """How many messages come before that command."""
-        return self._words[TOLD]
+        return self._words[MESSAGES]
 
-    def taken(self) -> tuple[int, int]:
+    def take(self) -> tuple[int, int]:
         """The sequence and the token of that command."""
-        self._seen = self._words[COMMAND]
+        self._taken = self._words[COMMAND]
         return self._words[SEQUENCE], self._words[TOKEN]
 
     def answer(self) -> None:
-        self._words[ANSWER] = self._seen
+        self._words[ANSWER] = self._taken
 
 
-class SharedLanding:
-    """Logits for the process that asks the ranks: their shape, or, where they have no room, the array."""
+class SharedMemorySink:
+    """Logits for the process that commands the ranks: their shape, or the array itself where it is too large for the
+    shared memory."""
 
-    def __init__(self, device: Device, board: Board) -> None:
-        device.pin(board.logits)
-        self._room = Room(device, import_tvm(runtime_only=True).runtime.from_dlpack(board.logits))
-        self.ask = self._room.ask
+    def __init__(self, device: Device, mailbox: CommandMailbox) -> None:
+        device.pin(mailbox.logits)
+        self._buffer = HostBuffer(device, import_tvm(runtime_only=True).runtime.from_dlpack(mailbox.logits))
+        self.request = self._buffer.request
 
-    def get(self) -> Any:
-        array, shared = self._room.landed()
+    def wait(self) -> Any:
+        array, shared = self._buffer.wait()
         return array.shape if shared else array
 
 
-class NoLanding:
+class DiscardSink:
     """Of ranks whose logits nobody reads. They are waited for all the same, and so is what goes wrong."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
 
-    def ask(self, tensor: Any, shape: tuple[int, ...]) -> None: ...
+    def request(self, tensor: Any, shape: tuple[int, ...]) -> None: ...
 
-    def get(self) -> None:
+    def wait(self) -> None:
         self._device.tvm.sync()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.core.errors import StepError, UserError
-from builder.runtime.peers import Kernels, Peers
+from builder.runtime.peers import PeerKernels, Peers
 from builder.targets.cuda import starts_early
 from builder.targets.cuda_runtime import RUNTIME, linked
 from builder.targets.gpus import find_nccl
@@ -23,13 +23,13 @@ from builder.targets.peer_sum import MOST, NAME, NORM_ROWS, SET_PEERS
 from builder.targets.tvm_import import import_tvm
 
 MEET_S = 100.0
-ID_BYTES = 128  # NCCL_UNIQUE_ID_BYTES
-TYPES = {"int8": 0, "uint8": 1, "int32": 2, "uint32": 3, "int64": 4, "uint64": 5, "float16": 6, "float32": 7}
-REDUCTIONS = {"sum": 0, "max": 2}
+_ID_BYTES = 128  # NCCL_UNIQUE_ID_BYTES
+_TYPES = {"int8": 0, "uint8": 1, "int32": 2, "uint32": 3, "int64": 4, "uint64": 5, "float16": 6, "float32": 7}
+_REDUCTIONS = {"sum": 0, "max": 2}
 
 
-class UniqueId(ctypes.Structure):
-    _fields_ = (("internal", ctypes.c_char * ID_BYTES),)
+class _UniqueId(ctypes.Structure):
+    _fields_ = (("internal", ctypes.c_char * _ID_BYTES),)
 
 
 class Nccl:
@@ -39,25 +39,25 @@ class Nccl:
         import_tvm(runtime_only=True)
         from tvm_ffi import get_raw_stream
 
-        self._nccl, self._communicator, self._stream = library(), ctypes.c_void_p(), get_raw_stream
+        self._nccl, self._communicator, self._stream = _library(), ctypes.c_void_p(), get_raw_stream
         self._rank, self._ranks, self._folder = rank, ranks, folder
-        self._kernels: Kernels | None = None
+        self._kernels: PeerKernels | None = None
         self._peers: Peers | None = None
-        set_device(rank)
-        identity = UniqueId()
+        _set_device(rank)
+        identity = _UniqueId()
         if rank == 0:
-            self._checked("ncclGetUniqueId", self._nccl.ncclGetUniqueId(ctypes.byref(identity)))
-            tell(folder / "nccl", bytes(identity))
+            self._check("ncclGetUniqueId", self._nccl.ncclGetUniqueId(ctypes.byref(identity)))
+            _publish(folder / "nccl", bytes(identity))
         else:
-            identity = UniqueId.from_buffer_copy(told(folder / "nccl", 0))
+            identity = _UniqueId.from_buffer_copy(_read_published(folder / "nccl", 0))
         code = self._nccl.ncclCommInitRank(ctypes.byref(self._communicator), ranks, identity, rank)
-        self._checked("ncclCommInitRank", code)
+        self._check("ncclCommInitRank", code)
 
-    def quicken(self, metadata: Mapping[str, Any], function: Callable[[str], Any]) -> bool:
+    def enable_peer_sums(self, metadata: Mapping[str, Any], function: Callable[[str], Any]) -> bool:
         if NAME not in metadata:
             return True
         if self._kernels is None:
-            self._kernels = Kernels(metadata[NAME], starts_early(metadata["target"]["arch"]))
+            self._kernels = PeerKernels(metadata[NAME], starts_early(metadata["target"]["arch"]))
             try:
                 self._peers = Peers(self._kernels, self._rank, self._ranks, self._exchange)
             except StepError as error:
@@ -68,19 +68,19 @@ class Nccl:
         return self._peers is not None
 
     def _exchange(self, name: str, own: bytes) -> list[bytes]:
-        tell(self._folder / f"{name}-{self._rank}", own)
-        return [told(self._folder / f"{name}-{rank}", rank) for rank in range(self._ranks)]
+        _publish(self._folder / f"{name}-{self._rank}", own)
+        return [_read_published(self._folder / f"{name}-{rank}", rank) for rank in range(self._ranks)]
 
     def all_reduce(self, send: Any, recv: Any, kind: str) -> None:
         count = send.numel()
-        if self._peers and kind == "sum" and is_small(send):
+        if self._peers and kind == "sum" and _is_small(send):
             self._peers.sum(send.data_ptr(), recv.data_ptr(), count, self._stream(send.device))
             return
         code = self._nccl.ncclAllReduce(
-            send.data_ptr(), recv.data_ptr(), count, TYPES[str(send.dtype)], REDUCTIONS[kind],
+            send.data_ptr(), recv.data_ptr(), count, _TYPES[str(send.dtype)], _REDUCTIONS[kind],
             self._communicator, self._stream(send.device),
         )  # fmt: skip
-        self._checked("ncclAllReduce", code)
+        self._check("ncclAllReduce", code)
 
     def sum_norm(self, part: Any, weight: Any, eps: float, total: Any, normed: Any) -> None:
         """The sum of all ranks' parts (rows, width), and its RMS norm; what a library calls by the name SUM_NORM."""
@@ -91,58 +91,58 @@ class Nccl:
         self._kernels.norm(part if peers else total, weight, eps, total, normed, self._stream(part.device), peers)
 
     def all_gather(self, send: Any, recv: Any) -> None:
-        if self._peers and is_small(send):
+        if self._peers and _is_small(send):
             self._peers.gather(send.data_ptr(), recv.data_ptr(), send.numel(), self._stream(send.device))
             return
         code = self._nccl.ncclAllGather(
-            send.data_ptr(), recv.data_ptr(), send.numel(), TYPES[str(send.dtype)], self._communicator,
+            send.data_ptr(), recv.data_ptr(), send.numel(), _TYPES[str(send.dtype)], self._communicator,
             self._stream(send.device),
         )  # fmt: skip
-        self._checked("ncclAllGather", code)
+        self._check("ncclAllGather", code)
 
-    def _checked(self, name: str, code: int) -> None:
+    def _check(self, name: str, code: int) -> None:
         if code:
-            said = self._nccl.ncclGetErrorString(code).decode()
+            reason = self._nccl.ncclGetErrorString(code).decode()
             last = (self._nccl.ncclGetLastError(None) or b"").decode()
-            raise StepError(f"{name}: {said}. {last}".strip(), "NCCL_DEBUG=WARN shows more")
+            raise StepError(f"{name}: {reason}. {last}".strip(), "NCCL_DEBUG=WARN shows more")
 
 
-def is_small(send: Any) -> bool:
+def _is_small(send: Any) -> bool:
     """Whether the kernels for small tensors take it."""
     count = send.numel()
     return str(send.dtype) == "float32" and count % 2 == 0 and count <= MOST
 
 
-def library() -> ctypes.CDLL:
-    found = find_nccl()
-    if found is None:
+def _library() -> ctypes.CDLL:
+    libraries = find_nccl()
+    if libraries is None:
         raise UserError(
             "no libnccl.so.2 on this machine: GPUs cannot talk to each other", "pip install nvidia-nccl-cu13"
         )
-    nccl = ctypes.CDLL(str(found[0]))
+    nccl = ctypes.CDLL(str(libraries[0]))
     pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     nccl.ncclGetErrorString.restype = ctypes.c_char_p
     nccl.ncclGetLastError.restype, nccl.ncclGetLastError.argtypes = ctypes.c_char_p, [pointer]
-    nccl.ncclCommInitRank.argtypes = [pointer, number, UniqueId, number]
+    nccl.ncclCommInitRank.argtypes = [pointer, number, _UniqueId, number]
     nccl.ncclAllReduce.argtypes = [pointer, pointer, size, number, number, pointer, pointer]
     nccl.ncclAllGather.argtypes = [pointer, pointer, size, number, pointer, pointer]
     return nccl
 
 
-def set_device(number: int) -> None:
+def _set_device(number: int) -> None:
     """For the calling thread: NCCL takes the device that is current."""
     if code := linked(RUNTIME).cudaSetDevice(number):
         raise StepError(f"cudaSetDevice({number}): error {code}", "nvidia-smi")
 
 
-def tell(path: Path, content: bytes) -> None:
+def _publish(path: Path, content: bytes) -> None:
     part = path.with_suffix(".part")
     part.write_bytes(content)
     os.replace(part, path)
 
 
-def told(path: Path, rank: int) -> bytes:
-    """What a rank wrote; StepError when it does not come."""
+def _read_published(path: Path, rank: int) -> bytes:
+    """What a rank published; StepError when it does not come."""
     until = time.monotonic() + MEET_S
     while not path.exists():
         if time.monotonic() > until:

@@ -16,35 +16,35 @@ from itertools import islice
 from typing import Any
 
 POPULATE_READ = 22  # of linux/mman.h
-PIECE_BYTES = 1 << 24  # that a thread asks for at once
-AHEAD = 16  # pieces that are asked for before they are waited for
+BLOCK_BYTES = 1 << 24  # that a thread populates at once
+AHEAD = 16  # blocks that are requested before they are waited for
 THREADS = 4
 
 
-def there(tensors: Sequence[Any]) -> Iterator[Any]:
+def prefetched(tensors: Sequence[Any]) -> Iterator[Any]:
     """These tensors of the host (TVM's), one after the other, each when its pages are in memory."""
-    pieces = ((number, *piece) for number, tensor in enumerate(tensors) for piece in pieces_of(tensor))
-    asked: deque[tuple[int, Future[None]]] = deque()
+    blocks = ((number, *block) for number, tensor in enumerate(tensors) for block in _blocks(tensor))
+    requested: deque[tuple[int, Future[None]]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
 
-        def ask(count: int) -> None:
-            for number, address, nbytes in islice(pieces, count):
-                asked.append((number, pool.submit(populate, address, nbytes)))
+        def request(count: int) -> None:
+            for number, address, nbytes in islice(blocks, count):
+                requested.append((number, pool.submit(populate, address, nbytes)))
 
-        ask(AHEAD)
+        request(AHEAD)
         for number, tensor in enumerate(tensors):
-            while asked and asked[0][0] == number:
-                asked.popleft()[1].result()
-                ask(1)
+            while requested and requested[0][0] == number:
+                requested.popleft()[1].result()
+                request(1)
             yield tensor
 
 
-def pieces_of(tensor: Any) -> Iterator[tuple[int, int]]:
+def _blocks(tensor: Any) -> Iterator[tuple[int, int]]:
     """Addresses, from the start of a page, and bytes."""
     start = tensor.data_ptr()
     end = start + tensor.numel() * tensor.dtype.itemsize
-    for address in range(start - start % mmap.PAGESIZE, end, PIECE_BYTES):
-        yield address, min(PIECE_BYTES, end - address)
+    for address in range(start - start % mmap.PAGESIZE, end, BLOCK_BYTES):
+        yield address, min(BLOCK_BYTES, end - address)
 
 
 def populate(address: int, nbytes: int) -> None:

@@ -2,7 +2,7 @@
 
 Each process is ``python -m builder.runtime.rank``. Logits come through memory that it shares with this one, and so do
 the commands for one token (runtime/mailbox.py), while these take less than SPIN_S; all else through pipes. Every
-wait here has a limit, and a process that ends, is killed or says that something went wrong ends all of them. They end
+wait here has a limit, and a process that ends, is killed or reports an error ends all of them. They end
 by themselves when this process is gone: each watches a pipe whose other end only this process has.
 """
 
@@ -31,22 +31,22 @@ import numpy as np
 from builder.core.errors import BuildError, StepError
 from builder.runtime.device import kind_of
 from builder.runtime.loaded_model import Floats, Ids
-from builder.runtime.mailbox import LOOKS, ORDERED, Board, shared_memory
+from builder.runtime.mailbox import ORDERED, POLLS, CommandMailbox, shared_memory
 
 MEET_S = 120.0  # until all ranks have found each other; loading tvm and torch is in it
 LOAD_BYTES_PER_S, LOAD_S = 10e6, 120.0  # the slowest disk that is waited for, and what is added
 ANSWER_S = 600.0  # for the logits of one chunk of a prompt
 SPIN_S = 0.02  # on GPUs, before this process sleeps: a token's answer comes in less, and to wake up takes 50 us
-NAP_S = 0.001  # between looks at the board, then
-LATER = 1.25  # a token takes this much longer than the one before, at most: one that was late says nothing
+NAP_S = 0.001  # between polls of the mailbox, then
+SLOWER = 1.25  # a token takes this much longer than the one before, at most: one that was late says nothing
 PATIENCE_S = 0.001  # on GPUs, before a rank sleeps: the command after an answer comes soon
-LAST_WORDS_S = 0.5  # after the first rank failed: another one's end may be what it failed of
+GRACE_S = 0.5  # after the first rank failed: another one's end may be the cause
 LOG_BYTES = 2000  # of the end of a log that go into a message
 
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """One process: what it is told comes and goes through ``channel``; ``log``: its standard output and error."""
+    """One process: messages come and go through ``channel``; ``log``: its standard output and error."""
 
     number: int
     process: subprocess.Popen[bytes]
@@ -55,17 +55,17 @@ class Rank:
     log: Path
 
 
-class RankedCalls:
-    """What calls.Calls does, done by several ranks."""
+class RankedModel:
+    """What LoadedModel does, done by several ranks."""
 
-    def __init__(self, ranks: Sequence[Rank], folder: Path, board: Board, spin_s: float) -> None:
-        self._ranks, self._board, self._spin_s = tuple(ranks), board, spin_s
+    def __init__(self, ranks: Sequence[Rank], folder: Path, mailbox: CommandMailbox, spin_s: float) -> None:
+        self._ranks, self._mailbox, self._spin_s = tuple(ranks), mailbox, spin_s
         self._token_s = math.inf  # that a token takes
-        self._told = 0  # messages to all ranks
+        self._messages = 0  # that all ranks were sent
         self._selector = selectors.DefaultSelector()
         for rank in self._ranks:
             self._selector.register(rank.channel, selectors.EVENT_READ, rank)
-        self._finalizer = weakref.finalize(self, end, self._ranks, folder)
+        self._finalizer = weakref.finalize(self, _end_ranks, self._ranks, folder)
         self.metadata: dict[str, Any] = {}
 
     @property
@@ -84,77 +84,77 @@ class RankedCalls:
     def load(self, files: Mapping[str, Path], sequences: int | None) -> None:
         """Have each rank load its part, instead of what it had. UserError as Engine says; it ends the ranks."""
         stored = sum(path.stat().st_size for path in files.values() if path.is_file())
-        self._tell(("load", {name: str(path.absolute()) for name, path in files.items()}, sequences))
+        self._send_all(("load", {name: str(path.absolute()) for name, path in files.items()}, sequences))
         answers = self._from_all(LOAD_S + stored / LOAD_BYTES_PER_S, "loaded the weights")
         self.metadata = answers[0]
 
     def add(self, seq: int) -> None:
-        self._ask("add", seq)
+        self._call("add", seq)
 
     def remove(self, seq: int) -> None:
         if self._finalizer.alive:  # a generation that was cut short gives its sequence back all the same
-            self._ask("remove", seq)
+            self._call("remove", seq)
 
     def rewind(self, seq: int, tokens: int) -> None:
-        self._ask("rewind", seq, tokens)
+        self._call("rewind", seq, tokens)
 
     def prefill(self, seq: int, ids: Ids) -> Floats:
-        return self._floats("prefill", seq, ids)
+        return self._logits("prefill", seq, ids)
 
     def verify(self, seq: int, ids: Ids) -> Floats:
-        return self._floats("verify", seq, ids)
+        return self._logits("verify", seq, ids)
 
     def decode(self, seq: int, token: int) -> Floats:
         started, quick = time.monotonic(), ORDERED and self._token_s < self._spin_s
-        found = self._posted(seq, token) if quick else self._floats("decode", seq, token)
-        self._token_s = min(time.monotonic() - started, LATER * self._token_s)
-        return found
+        logits = self._decode_by_mailbox(seq, token) if quick else self._logits("decode", seq, token)
+        self._token_s = min(time.monotonic() - started, SLOWER * self._token_s)
+        return logits
 
     def decode_batch(self, seqs: Sequence[int], ids: Ids) -> Floats:
-        return self._floats("decode_batch", list(seqs), ids)
+        return self._logits("decode_batch", list(seqs), ids)
 
     def memory(self) -> list[dict[str, int | None]]:
         """Of each rank's process, in bytes (process_memory.py)."""
-        self._tell(("memory",))
+        self._send_all(("memory",))
         return self._from_all(ANSWER_S, "was asked for its memory")
 
-    def _ask(self, name: str, *arguments: Any) -> Any:
-        self._tell((name, *arguments))
+    def _call(self, name: str, *arguments: Any) -> Any:
+        self._send_all((name, *arguments))
         return self._first_answer(self._ranks[:1], ANSWER_S, "computed")[1]
 
-    def _floats(self, name: str, *arguments: Any) -> Floats:
+    def _logits(self, name: str, *arguments: Any) -> Floats:
         """A copy of the logits that rank 0 left in the shared memory, or those that it sent as they had no room."""
-        answer = self._ask(name, *arguments)
+        answer = self._call(name, *arguments)
         if isinstance(answer, np.ndarray):
             return answer
-        return self._board.logits[: math.prod(answer)].reshape(answer).copy()
+        return self._mailbox.logits[: math.prod(answer)].reshape(answer).copy()
 
-    def _posted(self, seq: int, token: int) -> Floats:
-        """What decode returns, asked for and answered on the board. This process sleeps for half of the time, in which
-        the ranks are busiest: its core may be the other half of one of theirs."""
-        self._alive()
-        self._board.post(seq, token, self._told)
-        started, looking, nap_s = time.monotonic(), list(self._ranks), self._token_s / 2
+    def _decode_by_mailbox(self, seq: int, token: int) -> Floats:
+        """``decode`` through the mailbox. This process sleeps for half of the time, in which the ranks are busiest:
+        its core may be the other half of one of theirs."""
+        self._check_alive()
+        self._mailbox.post(seq, token, self._messages)
+        started, polling, nap_s = time.monotonic(), list(self._ranks), self._token_s / 2
         while True:
-            send(("look",), [rank for rank in looking if not self._board.looking(rank.number)])
-            looking = [rank for rank in looking if self._board.looking(rank.number)]
+            _send(("poll",), [rank for rank in polling if not self._mailbox.is_polling(rank.number)])
+            polling = [rank for rank in polling if self._mailbox.is_polling(rank.number)]
             if nap_s:  # a sleep of no time takes 70 us
                 time.sleep(nap_s)
-            if self._board.answered(LOOKS):
-                return self._board.logits[: self.metadata["vocab_size"]].copy()
+            if self._mailbox.is_answered(POLLS):
+                return self._mailbox.logits[: self.metadata["vocab_size"]].copy()
             for key, _ in self._selector.select(0):
-                self._received(key.data, "computed")
+                self._receive(key.data, "computed")
             waited = time.monotonic() - started
             nap_s = 0.0 if waited < self._spin_s else NAP_S
             if waited > ANSWER_S:
-                self._give_up(self._ranks[:1], ANSWER_S)
+                self._time_out(self._ranks[:1], ANSWER_S)
 
-    def _tell(self, message: Any) -> None:
-        self._alive()
-        self._told += 1
-        send(message, self._ranks)
+    def _send_all(self, message: Any) -> None:
+        self._check_alive()
+        self._messages += 1
+        _send(message, self._ranks)
 
-    def _alive(self) -> None:
+    def _check_alive(self) -> None:
         if not self._finalizer.alive:
             raise StepError("the ranks of this model have ended", "load it again")
 
@@ -170,16 +170,16 @@ class RankedCalls:
     def _first_answer(self, waited_for: Sequence[Rank], limit_s: float, doing: str) -> tuple[int, Any]:
         """The first answer of one of these ranks; a failure of any rank ends all."""
         until, numbers = time.monotonic() + limit_s, {rank.number for rank in waited_for}
-        while ready := self._heard(until):
+        while ready := self._readable(until):
             for key, _ in ready:
-                content = self._received(key.data, doing)
+                content = self._receive(key.data, doing)
                 if key.data.number in numbers:
                     return key.data.number, content
-        self._give_up(waited_for, limit_s)
+        self._time_out(waited_for, limit_s)
         raise AssertionError
 
-    def _received(self, rank: Rank, doing: str) -> Any:
-        """What a rank said, unless that it failed."""
+    def _receive(self, rank: Rank, doing: str) -> Any:
+        """The content of a rank's answer; when the rank failed, all ranks end and its error is raised."""
         try:
             kind, content = rank.channel.recv()
         except (EOFError, OSError):
@@ -188,50 +188,50 @@ class RankedCalls:
             self._fail(rank, content, doing)
         return content
 
-    def _heard(self, until: float) -> list[tuple[selectors.SelectorKey, int]]:
-        """The channels that have something to say."""
+    def _readable(self, until: float) -> list[tuple[selectors.SelectorKey, int]]:
+        """The channels that have a message."""
         spins = time.monotonic() + self._spin_s
         while time.monotonic() < spins:
             if ready := self._selector.select(0):
                 return ready
         return self._selector.select(max(until - time.monotonic(), 0))
 
-    def _give_up(self, late: Sequence[Rank], limit_s: float) -> None:
+    def _time_out(self, late: Sequence[Rank], limit_s: float) -> None:
         for rank in late:
             rank.process.send_signal(signal.SIGABRT)  # it writes where it is into its log
-        time.sleep(LAST_WORDS_S)
-        logs = "\n".join(f"rank {rank.number}:\n{tail(rank.log)}" for rank in late)
+        time.sleep(GRACE_S)
+        logs = "\n".join(f"rank {rank.number}:\n{_log_tail(rank.log)}" for rank in late)
         numbers = ", ".join(str(rank.number) for rank in late)
         message = f"rank {numbers} of {len(self._ranks)} gave no answer in {limit_s:.0f} s"
-        self.close_with(StepError(f"{message}; the logs end with:\n{logs}", "build again"))
+        self._close_with(StepError(f"{message}; the logs end with:\n{logs}", "build again"))
 
     def _fail(self, rank: Rank, error: BuildError | None, doing: str) -> None:
         """End all ranks and raise what went wrong: a process that died, before what another one said of it."""
         if error is not None and not isinstance(error, StepError):
-            self.close_with(error)
-        until = time.monotonic() + LAST_WORDS_S
-        while (dead := self._died(rank if error is None else None)) is None and time.monotonic() < until:
+            self._close_with(error)
+        until = time.monotonic() + GRACE_S
+        while (dead := self._dead_rank(rank if error is None else None)) is None and time.monotonic() < until:
             time.sleep(0.02)
         if dead is not None:
-            count, log = len(self._ranks), tail(dead.log)
-            message = f"rank {dead.number} of {count} {cause(dead.process.returncode)} while it {doing}"
-            self.close_with(StepError(message + (f"; its log ends with:\n{log}" if log else "")))
-        self.close_with(
+            count, log = len(self._ranks), _log_tail(dead.log)
+            message = f"rank {dead.number} of {count} {_exit_cause(dead.process.returncode)} while it {doing}"
+            self._close_with(StepError(message + (f"; its log ends with:\n{log}" if log else "")))
+        self._close_with(
             error or StepError(f"rank {rank.number} of {len(self._ranks)} closed its pipe while it {doing}")
         )
 
-    def _died(self, silent: Rank | None) -> Rank | None:
+    def _dead_rank(self, silent: Rank | None) -> Rank | None:
         """A process that has ended by itself: one that was killed before one that gave up."""
         ended = [rank for rank in self._ranks if rank.process.poll() is not None]
         killed = [rank for rank in ended if rank.process.returncode < 0]
         return next(iter(killed), silent if silent in ended else None)
 
-    def close_with(self, error: BuildError) -> None:
+    def _close_with(self, error: BuildError) -> None:
         self.close()
         raise error
 
 
-def processes(count: int, library: Path) -> RankedCalls:
+def start_ranks(count: int, library: Path) -> RankedModel:
     """Start ``count`` ranks, which find each other; ``library`` says for what device.
 
     Raises:
@@ -243,22 +243,22 @@ def processes(count: int, library: Path) -> RankedCalls:
     ranks: list[Rank] = []
     try:
         with shared_memory() as memory:
-            board = Board(memory.fileno())
+            mailbox = CommandMailbox(memory.fileno())
             for number in range(count):
-                ranks.append(started(number, count, memory.fileno(), patience_s, folder, library))
+                ranks.append(_start_rank(number, count, memory.fileno(), patience_s, folder, library))
     except BaseException:
-        end(ranks, folder)
+        _end_ranks(ranks, folder)
         raise
-    calls = RankedCalls(ranks, folder, board, spin_s)
+    model = RankedModel(ranks, folder, mailbox, spin_s)
     try:
-        calls.meet()
+        model.meet()
     except BaseException:
-        calls.close()
+        model.close()
         raise
-    return calls
+    return model
 
 
-def send(message: Any, ranks: Sequence[Rank]) -> None:
+def _send(message: Any, ranks: Sequence[Rank]) -> None:
     content = pickle.dumps(message)
     for rank in ranks:
         try:
@@ -267,16 +267,16 @@ def send(message: Any, ranks: Sequence[Rank]) -> None:
             continue
 
 
-def started(number: int, count: int, board: int, patience_s: float, folder: Path, library: Path) -> Rank:
+def _start_rank(number: int, count: int, mailbox: int, patience_s: float, folder: Path, library: Path) -> Rank:
     ours, theirs = Pipe()
     watched, lifeline = Pipe(duplex=False)
     log = folder / f"rank-{number}.log"
-    words = [number, count, theirs.fileno(), watched.fileno(), board, patience_s, folder, library.absolute()]
+    words = [number, count, theirs.fileno(), watched.fileno(), mailbox, patience_s, folder, library.absolute()]
     with theirs, watched, log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", module(), *map(str, words)],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment(count),
-            pass_fds=(theirs.fileno(), watched.fileno(), board),
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environment(count),
+            pass_fds=(theirs.fileno(), watched.fileno(), mailbox),
         )  # fmt: skip
     return Rank(number, process, ours, lifeline, log)
 
@@ -288,7 +288,7 @@ def module() -> str:
     return rank.__name__
 
 
-def environment(count: int) -> dict[str, str]:
+def _environment(count: int) -> dict[str, str]:
     """The threads of this process are shared out, and not bound to cores: every rank would take the first ones. gloo
     talks through the loopback device. A rank's graphs and other calls of NCCL come one after the other, and waiting for
     what might run beside a graph costs 4 us a call."""
@@ -304,7 +304,7 @@ def environment(count: int) -> dict[str, str]:
     }
 
 
-def end(ranks: Sequence[Rank], folder: Path) -> None:
+def _end_ranks(ranks: Sequence[Rank], folder: Path) -> None:
     """Kill every process and wait for its end."""
     for rank in ranks:
         if rank.process.poll() is None:
@@ -316,7 +316,7 @@ def end(ranks: Sequence[Rank], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def cause(code: int) -> str:
+def _exit_cause(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     try:
@@ -325,7 +325,7 @@ def cause(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
-def tail(log: Path) -> str:
+def _log_tail(log: Path) -> str:
     try:
         return log.read_bytes()[-LOG_BYTES:].decode(errors="replace").strip()
     except OSError:

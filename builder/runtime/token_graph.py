@@ -17,11 +17,11 @@ from typing import Any
 from builder.runtime.device import Device
 from builder.targets.cuda_runtime import RUNTIME, did, linked
 
-APART = 1  # cudaStreamNonBlocking
+NON_BLOCKING = 1  # cudaStreamNonBlocking
 RELAXED = 2  # cudaStreamCaptureModeRelaxed: TVM may allocate memory while it is captured
 INFO_BYTES = 256  # more than a cudaGraphExecUpdateResultInfo
 Pointer = ctypes.c_void_p
-Kept = tuple[Any, ...]
+Outputs = tuple[Any, ...]
 
 
 class TokenGraph:
@@ -30,43 +30,43 @@ class TokenGraph:
     def __init__(self, device: Device) -> None:
         import tvm_ffi
 
-        self._cuda, self._within, self._device = linked(RUNTIME), tvm_ffi.use_raw_stream, device.tvm
+        self._cuda, self._use_stream, self._device = linked(RUNTIME), tvm_ffi.use_raw_stream, device.tvm
         self._stream_of = tvm_ffi.get_raw_stream
         self._stream, self._ready = Pointer(), Pointer()
-        did("cudaStreamCreateWithFlags", self._cuda.cudaStreamCreateWithFlags(ctypes.byref(self._stream), APART))
+        did("cudaStreamCreateWithFlags", self._cuda.cudaStreamCreateWithFlags(ctypes.byref(self._stream), NON_BLOCKING))
         self._key: Hashable = None
-        self._kept: Kept = ()
+        self._outputs: Outputs = ()
         self._off = False
 
-    def launched(self, key: Hashable) -> Kept | None:
+    def launch(self, key: Hashable) -> Outputs | None:
         """Launch the graph of ``key``, if there is one: what its calls had returned."""
         if key != self._key:
             return None
         did("cudaGraphLaunch", self._cuda.cudaGraphLaunch(self._ready, Pointer(self._stream_of(self._device))))
-        return self._kept
+        return self._outputs
 
-    def capture(self, key: Hashable, calls: Callable[[], Kept]) -> None:
+    def capture(self, key: Hashable, calls: Callable[[], Outputs]) -> None:
         """Make the graph of what ``calls`` launches. Where that cannot be, kernels are launched one by one from then
         on, and the log says so."""
         if self._off:
             return
         try:
-            self._kept, self._key = self._captured(calls), key
+            self._outputs, self._key = self._capture(calls), key
         except Exception as error:  # whatever TVM makes of an error of CUDA
-            self._key, self._kept, self._off = None, (), True
+            self._key, self._outputs, self._off = None, (), True
             self._cuda.cudaGetLastError()
             print(f"tokens are not captured as CUDA graphs: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
 
-    def forget(self) -> None:
-        """Something else has run. Where memory is short, TVM may have given back what the graph would write to."""
+    def invalidate(self) -> None:
+        """Something else has run: where memory is short, TVM may have freed what the graph writes to."""
         self._key = None
 
-    def _captured(self, calls: Callable[[], Kept]) -> Kept:
+    def _capture(self, calls: Callable[[], Outputs]) -> Outputs:
         graph = Pointer()
         did("cudaStreamBeginCapture", self._cuda.cudaStreamBeginCapture(self._stream, RELAXED))
         try:
-            with self._within(self._device, self._stream.value or 0):
-                kept = calls()
+            with self._use_stream(self._device, self._stream.value or 0):
+                outputs = calls()
         finally:
             code = self._cuda.cudaStreamEndCapture(self._stream, ctypes.byref(graph))
         did("cudaStreamEndCapture", code)
@@ -74,7 +74,7 @@ class TokenGraph:
             self._make_ready(graph)
         finally:
             self._cuda.cudaGraphDestroy(graph)
-        return kept
+        return outputs
 
     def _make_ready(self, graph: Pointer) -> None:
         """Change the numbers of the graph that is ready, or, where there are other kernels in it, make it anew."""
@@ -84,5 +84,5 @@ class TokenGraph:
             self._cuda.cudaGetLastError()
             did("cudaGraphExecDestroy", self._cuda.cudaGraphExecDestroy(self._ready))
             self._ready = Pointer()
-        made = self._cuda.cudaGraphInstantiateWithFlags(ctypes.byref(self._ready), graph, ctypes.c_ulonglong(0))
-        did("cudaGraphInstantiateWithFlags", made)
+        code = self._cuda.cudaGraphInstantiateWithFlags(ctypes.byref(self._ready), graph, ctypes.c_ulonglong(0))
+        did("cudaGraphInstantiateWithFlags", code)

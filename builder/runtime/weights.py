@@ -15,12 +15,12 @@ from builder.core.errors import UserError
 from builder.formats.slicing import Slicing, slicing_from_json, take_tp_shard, tp_shard_name
 from builder.targets.tvm_import import import_tvm
 
-ALIGNMENT_BYTES = 64  # what compiled kernels assume of a tensor's address
-INDEX_NAMES = ("tensor-cache.json", "ndarray-cache.json")
+_ALIGNMENT_BYTES = 64  # what compiled kernels assume of a tensor's address
+_INDEX_NAMES = ("tensor-cache.json", "ndarray-cache.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class TensorLocation:
     """Where a tensor is: a shard file and its bytes there."""
 
     shard: str
@@ -31,17 +31,17 @@ class Stored:
     format: str  # raw | f32-to-bf16 (float32 stored as bfloat16)
 
 
-def read_index(files: Mapping[str, Path]) -> dict[str, Stored]:
+def read_index(files: Mapping[str, Path]) -> dict[str, TensorLocation]:
     """The tensors of an artifact by name."""
-    index = next((files[name] for name in INDEX_NAMES if name in files), None)
+    index = next((files[name] for name in _INDEX_NAMES if name in files), None)
     if index is None:
         raise UserError(
-            f"the artifact has no {INDEX_NAMES[0]}; it has: {', '.join(sorted(files)) or 'nothing'}", "build"
+            f"the artifact has no {_INDEX_NAMES[0]}; it has: {', '.join(sorted(files)) or 'nothing'}", "build"
         )
     tensors = {}
     for shard in json.loads(index.read_text())["records"]:
         for record in shard["records"]:
-            tensors[record["name"]] = Stored(
+            tensors[record["name"]] = TensorLocation(
                 shard["dataPath"],
                 record["byteOffset"],
                 record["nbytes"],
@@ -52,11 +52,13 @@ def read_index(files: Mapping[str, Path]) -> dict[str, Stored]:
     return tensors
 
 
-def load(files: Mapping[str, Path], wanted: Sequence[Mapping[str, Any]], rank: int = 0, shards: int = 1) -> list[Any]:
-    """The library's parameters in its order, as one of ``shards`` ranks has them.
+def load_weights(
+    files: Mapping[str, Path], params: Sequence[Mapping[str, Any]], rank: int = 0, ranks: int = 1
+) -> list[Any]:
+    """The library's parameters in its order, as one of ``ranks`` ranks has them.
 
     Args:
-        wanted: the "params" of the library's metadata; with several ranks, "shape" is what each has, and "cut" tells
+        params: the "params" of the library's metadata; with several ranks, "shape" is what each has, and "cut" tells
             how it comes from the whole tensor (formats/slicing.py), null where it is the whole tensor.
 
     Raises:
@@ -64,24 +66,26 @@ def load(files: Mapping[str, Path], wanted: Sequence[Mapping[str, Any]], rank: i
     """
     tensors, mapped = read_index(files), {}
     loaded = []
-    for parameter in wanted:
-        cut = slicing_from_json(parameter["cut"]) if shards > 1 else None
-        stored, cut = find(tensors, parameter["name"], cut, rank)
-        whole = parameter["preprocs"][0]["in_shape"] if cut else parameter["shape"]
-        if list(stored.shape) != list(whole) or stored.dtype != parameter["dtype"]:
+    for parameter in params:
+        cut = slicing_from_json(parameter["cut"]) if ranks > 1 else None
+        stored, cut = _locate(tensors, parameter["name"], cut, rank)
+        shape = parameter["preprocs"][0]["in_shape"] if cut else parameter["shape"]
+        if list(stored.shape) != list(shape) or stored.dtype != parameter["dtype"]:
             raise UserError(
                 f"parameter {parameter['name']!r} is {stored.dtype} {list(stored.shape)} in the weights, "
-                f"and the library was compiled for {parameter['dtype']} {list(whole)}",
+                f"and the library was compiled for {parameter['dtype']} {list(shape)}",
                 "library and weights are of different builds: build",
             )
         if stored.shard not in mapped:
-            mapped[stored.shard] = map_file(files, stored.shard)
-        array = take_tp_shard(numbers(mapped[stored.shard], stored, parameter["name"]), cut, rank, shards)
-        loaded.append(tensor(array, stored.dtype))
+            mapped[stored.shard] = _map_file(files, stored.shard)
+        array = take_tp_shard(_as_array(mapped[stored.shard], stored, parameter["name"]), cut, rank, ranks)
+        loaded.append(_tensor(array, stored.dtype))
     return loaded
 
 
-def find(tensors: Mapping[str, Stored], name: str, cut: Slicing | None, rank: int) -> tuple[Stored, Slicing | None]:
+def _locate(
+    tensors: Mapping[str, TensorLocation], name: str, cut: Slicing | None, rank: int
+) -> tuple[TensorLocation, Slicing | None]:
     """Where a rank reads a parameter, and the cut that is still to be made of it: none in files of its own."""
     if cut is not None and tp_shard_name(name, rank) in tensors:
         return tensors[tp_shard_name(name, rank)], None
@@ -95,15 +99,15 @@ def find(tensors: Mapping[str, Stored], name: str, cut: Slicing | None, rank: in
     raise UserError(f"the library needs the parameter {name!r}, which the artifact's weights do not have", "build")
 
 
-def map_file(files: Mapping[str, Path], name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _map_file(files: Mapping[str, Path], name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if name not in files:
         raise UserError(f"the artifact has no {name}, which its tensor-cache.json names", "build")
     with files[name].open("rb") as file:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
 
 
-def numbers(shard: np.ndarray[Any, np.dtype[np.uint8]], stored: Stored, name: str) -> np.ndarray[Any, Any]:
-    """A stored tensor over the mapped bytes; one that is not raw is copied. bfloat16 is held as uint16."""
+def _as_array(shard: np.ndarray[Any, np.dtype[np.uint8]], stored: TensorLocation, name: str) -> np.ndarray[Any, Any]:
+    """A stored tensor over the mapped bytes; one that is not raw is copied. bfloat16 comes as uint16."""
     if stored.offset + stored.nbytes > shard.size:
         raise UserError(
             f"{stored.shard} has {shard.size} bytes; {name} should end at byte {stored.offset + stored.nbytes}",
@@ -112,13 +116,13 @@ def numbers(shard: np.ndarray[Any, np.dtype[np.uint8]], stored: Stored, name: st
     part = shard[stored.offset : stored.offset + stored.nbytes]
     if stored.format == "f32-to-bf16" and stored.dtype == "float32":
         return (part.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(stored.shape)
-    held = np.dtype("uint16" if stored.dtype == "bfloat16" else stored.dtype)
-    return (part if part.ctypes.data % held.itemsize == 0 else part.copy()).view(held).reshape(stored.shape)
+    dtype = np.dtype("uint16" if stored.dtype == "bfloat16" else stored.dtype)
+    return (part if part.ctypes.data % dtype.itemsize == 0 else part.copy()).view(dtype).reshape(stored.shape)
 
 
-def tensor(array: np.ndarray[Any, Any], dtype: str) -> Any:
+def _tensor(array: np.ndarray[Any, Any], dtype: str) -> Any:
     """A TVM tensor over an array; one that is not aligned, or not in one piece, is copied."""
     runtime = import_tvm(runtime_only=True).runtime
     array = np.ascontiguousarray(array)
-    made = runtime.from_dlpack(array) if array.ctypes.data % ALIGNMENT_BYTES == 0 else runtime.tensor(array)
-    return made if dtype == made.dtype else made._create_view(array.shape, dtype)
+    tensor = runtime.from_dlpack(array) if array.ctypes.data % _ALIGNMENT_BYTES == 0 else runtime.tensor(array)
+    return tensor if dtype == tensor.dtype else tensor._create_view(array.shape, dtype)

@@ -14,7 +14,7 @@ from builder import architectures
 from builder.quant import layout
 from builder.quant.layout import Scheme
 from builder.runtime.engine import Engine
-from builder.runtime.ranks import RankedCalls, processes
+from builder.runtime.ranks import RankedModel, start_ranks
 from builder.steps import lower
 from tests.tvm import family_line, tiny
 
@@ -52,13 +52,13 @@ ROUNDING = 2e-5  # of the spread of logits: float32 sums in another order
 class Ranked(family_line.Built):
     """An artifact for several ranks, run by processes that are up."""
 
-    group: RankedCalls | None = None
+    group: RankedModel | None = None
 
     def engine(self) -> Engine:
         return Engine({path.name: path for path in self.folder.iterdir() if path.is_file()}, group=self.group)
 
 
-def build(folder: Path, family: str, scheme: str, ranks: int, group: RankedCalls | None = None) -> Ranked:
+def build(folder: Path, family: str, scheme: str, ranks: int, group: RankedModel | None = None) -> Ranked:
     """A model in transformers, its weights as one rank's build has them, and a library for ``ranks``."""
     metadata = {"tensor_parallel_shards": ranks}
     built = family_line.build(folder, family, {**SIZES, **FAMILIES[family]}, SCHEMES[scheme], metadata)
@@ -78,14 +78,14 @@ def also_for(built: family_line.Built, folder: Path, scheme: str, ranks: int) ->
     return folder
 
 
-def processes_of(count: int, folder: Path) -> RankedCalls:
+def processes_of(count: int, folder: Path) -> RankedModel:
     """That many ranks on this CPU, which have found each other; any library of as many can be loaded."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "library.so").write_text(f'{{"tensor_parallel_shards": {count}}}')
-    return processes(count, folder / "library.so")
+    return start_ranks(count, folder / "library.so")
 
 
-def several(built: family_line.Built, folder: Path, scheme: str, ranks: int, group: RankedCalls) -> Engine:
+def several(built: family_line.Built, folder: Path, scheme: str, ranks: int, group: RankedModel) -> Engine:
     """The same weights on ``group``, which has that many ranks."""
     into = also_for(built, folder, scheme, ranks)
     return Engine({path.name: path for path in into.iterdir()}, group=group)

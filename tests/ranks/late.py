@@ -7,12 +7,12 @@ import time
 from typing import Any
 
 from builder.runtime import rank
-from builder.runtime.rank import Ears
+from builder.runtime.rank import CommandReceiver
 
 LATE_S = 0.005
 
 
-class LateEars(Ears):
+class LateReceiver(CommandReceiver):
     def message(self) -> Any:
         time.sleep(LATE_S)
         return super().message()
@@ -21,5 +21,5 @@ class LateEars(Ears):
 if __name__ == "__main__":
     number, count = int(sys.argv[1]), int(sys.argv[2])
     if number == count - 1:
-        rank.Ears = LateEars  # type: ignore[misc]
+        rank.CommandReceiver = LateReceiver  # type: ignore[misc]
     rank.main()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from builder.runtime.ranks import RankedCalls
+from builder.runtime.ranks import RankedModel
 from builder.targets.tvm_import import import_tvm
 
 import_tvm()  # with the compiler, before anything loads only its runtime
@@ -20,7 +20,7 @@ HEADS = ("num_attention_heads", "num_key_value_heads")
 
 
 @pytest.fixture(scope="module")
-def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, RankedCalls]]:
+def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, RankedModel]]:
     found = {count: cells.processes_of(count, tmp_path_factory.mktemp("none")) for count in COUNTS}
     yield found
     for group in found.values():
@@ -29,7 +29,7 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Ranke
 
 @pytest.mark.parametrize("scheme", cells.SCHEMES)
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "qwen2", "mixtral"])
-def test_ranks_give_the_logits_of_one(family: str, scheme: str, groups: dict[int, RankedCalls], tmp_path: Path):
+def test_ranks_give_the_logits_of_one(family: str, scheme: str, groups: dict[int, RankedModel], tmp_path: Path):
     built = cells.build(tmp_path / "one", family, scheme, 1)
     one = built.engine()
     for count, group in groups.items():

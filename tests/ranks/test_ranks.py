@@ -16,7 +16,7 @@ import pytest
 
 from builder.core.errors import StepError, UserError
 from builder.runtime import ranks
-from builder.runtime.ranks import RankedCalls, processes
+from builder.runtime.ranks import RankedModel, start_ranks
 from builder.targets.tvm_import import import_tvm
 
 import_tvm()  # with the compiler, before anything loads only its runtime
@@ -28,7 +28,7 @@ TWO = (("llama", "q4f16_1"), ("gpt_neox", "q8f16_1"), ("mixtral", "q0f32"))
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankedCalls]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankedModel]:
     group = cells.processes_of(2, tmp_path_factory.mktemp("none"))
     yield group
     group.close()
@@ -41,32 +41,32 @@ def agrees(built: cells.Ranked) -> None:
 
 
 @pytest.mark.parametrize(("family", "scheme"), TWO)
-def test_two_ranks_agree_with_transformers(family: str, scheme: str, pair: RankedCalls, tmp_path: Path):
+def test_two_ranks_agree_with_transformers(family: str, scheme: str, pair: RankedModel, tmp_path: Path):
     built = cells.build(tmp_path, family, scheme, 2, pair)
     agrees(built)
 
 
 def test_four_ranks_share_key_heads_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Two key heads: each on two ranks. Biases of q, k, v are cut. Tokens come through the board, as on GPUs, and what
-    comes through pipes between them is heard in its turn, also by a rank that is late; then a rank is killed."""
+    """Two key heads: each on two ranks. Biases of q, k, v are cut. Tokens come through the mailbox, as on GPUs, and
+    messages through pipes between them in their turn, also for a rank that is late; then a rank is killed."""
     monkeypatch.setattr(ranks, "module", lambda: "tests.ranks.late")
     monkeypatch.setattr(ranks, "kind_of", lambda _library: "cuda")
     monkeypatch.setattr(ranks, "SPIN_S", 5.0)
     monkeypatch.setattr(ranks, "ORDERED", True)
     built = cells.build(tmp_path, "qwen2", "q0f32", 4)
     engine = built.engine()
-    assert isinstance(engine._call, RankedCalls)
+    assert isinstance(engine._model, RankedModel)
     tokens = list(range(20, 60))
     expected = built.expected(tokens)
     sequence = engine.add_sequence()
     found = [engine.prefill(sequence, tokens[:30]), *(engine.decode(sequence, token) for token in tokens[30:])]
     assert np.abs(np.stack(found) - expected[29:]).max() / expected.std() < cells.ROUNDING
-    assert engine._call._token_s < ranks.SPIN_S
+    assert engine._model._token_s < ranks.SPIN_S
     for length in (33, 36, 31):
         engine.rewind(sequence, engine.length(sequence) - length)
         again = np.stack([engine.decode(sequence, token) for token in tokens[length:]])
         assert np.abs(again - expected[length:]).max() / expected.std() < cells.ROUNDING
-    pids = engine._call.pids
+    pids = engine._model.pids
     os.kill(pids[2], signal.SIGKILL)
     started = time.monotonic()
     with pytest.raises(StepError, match=r"rank 2 of 4 was killed by SIGKILL while it computed"):
@@ -90,8 +90,8 @@ def test_ranks_end_when_the_process_that_started_them_is_killed(tmp_path: Path):
     code = (
         "import sys, time, tempfile; from pathlib import Path; from builder.runtime import ranks\n"
         f"tempfile.tempdir = {str(tmp_path / 'temporary')!r}\n"
-        f"ranks.RankedCalls.meet = lambda self: print(*self.pids, flush=True) or time.sleep(60)\n"
-        f"ranks.processes(2, Path({str(library)!r}))"
+        f"ranks.RankedModel.meet = lambda self: print(*self.pids, flush=True) or time.sleep(60)\n"
+        f"ranks.start_ranks(2, Path({str(library)!r}))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True) as parent:
@@ -112,13 +112,13 @@ def test_a_rank_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path, mo
     monkeypatch.setattr(ranks, "MEET_S", 1.0)
     monkeypatch.setattr(ranks, "module", lambda: "builder.runtime.nowhere")
     with pytest.raises(StepError, match=r"(?s)rank \d of 2 ended with exit code 1 while it waited.*No module named"):
-        processes(2, library)
+        start_ranks(2, library)
     monkeypatch.setattr(ranks, "module", lambda: "tests.ranks.silent")
     with pytest.raises(StepError, match=r"(?s)rank 0, 1 of 2 gave no answer in 1 s.*silent\.py"):
-        processes(2, library)
+        start_ranks(2, library)
 
 
-def test_what_a_rank_cannot_load_is_said_once(pair: RankedCalls, tmp_path: Path):
+def test_what_a_rank_cannot_load_is_said_once(pair: RankedModel, tmp_path: Path):
     """Last of those that use these processes: an error ends them."""
     (tmp_path / "library.so").write_bytes(b"text")
     with pytest.raises(UserError, match=r"library\.so cannot be loaded with apache-tvm"):

@@ -97,10 +97,10 @@ class HostMemory(Device):
     def put(self, array: Any) -> Any:
         return import_tvm(runtime_only=True).runtime.empty(array.shape, str(array.dtype), self.tvm).copyfrom(array)
 
-    def slot(self) -> Any:
+    def token_slot(self) -> Any:
         return Slot(self)
 
-    def landing(self) -> Any:
+    def logits_sink(self) -> Any:
         return Copies()
 
 
@@ -111,17 +111,17 @@ class Slot:
     def write(self, token: int) -> None:
         self.token = self.memory.put(np.array([token], np.int32))
 
-    def fetched(self) -> Any:
+    def tensor(self) -> Any:
         return self.token
 
 
 class Copies:
-    """A landing without pinned memory, which TVM's runtime has for CUDA alone."""
+    """A sink without pinned memory, which TVM's runtime has for CUDA alone."""
 
-    def ask(self, tensor: Any, shape: tuple[int, ...]) -> None:
+    def request(self, tensor: Any, shape: tuple[int, ...]) -> None:
         self.array = tensor.numpy().reshape(shape)
 
-    def get(self) -> Any:
+    def wait(self) -> Any:
         return self.array
 
 

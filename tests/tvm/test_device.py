@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from builder.core.errors import UserError
-from builder.runtime.device import Room, device_of, kind_of
+from builder.runtime.device import HostBuffer, device_of, kind_of
 from builder.targets import cuda, cuda_runtime
 
 
@@ -40,24 +40,24 @@ def test_tensors_of_the_cpu_are_the_same_memory(tmp_path: Path):
     device = device_of(library(tmp_path, "none"))
     tensor = device.put(np.arange(3, dtype=np.int32))
     assert device.put_all([tensor])[0] is tensor
-    slot = device.slot()
+    slot = device.token_slot()
     for token in (7, 8):
         slot.write(token)
-        assert np.from_dlpack(slot.fetched()).tolist() == [token]
-    landing, floats = device.landing(), device.put(np.ones((1, 1, 6), np.float32))
-    landing.ask(floats, (2, 3))
-    found = landing.get()
+        assert np.from_dlpack(slot.tensor()).tolist() == [token]
+    sink, floats = device.logits_sink(), device.put(np.ones((1, 1, 6), np.float32))
+    sink.request(floats, (2, 3))
+    found = sink.wait()
     assert found.shape == (2, 3)
     assert np.shares_memory(found, np.from_dlpack(floats))
 
 
 def test_what_has_no_room_lands_elsewhere(tmp_path: Path):
     device = device_of(library(tmp_path, "none"))
-    room = Room(device, device.put(np.zeros(4, np.float32)))
+    buffer = HostBuffer(device, device.put(np.zeros(4, np.float32)))
     for shape, shared in (((4,), True), ((2, 3), False), ((4,), True), ((3, 1), True)):
         numbers = np.arange(np.prod(shape), dtype=np.float32)
-        room.ask(device.put(numbers), shape)
-        found, reused = room.landed()
+        buffer.request(device.put(numbers), shape)
+        found, reused = buffer.wait()
         assert found.tolist() == numbers.reshape(shape).tolist()
         assert reused == shared
 

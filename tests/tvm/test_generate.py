@@ -10,7 +10,16 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from builder.core.errors import UserError
-from builder.runtime.generate import Ending, Sampling, Streamer, ended, eos_tokens, generate, load_tokenizer, sample
+from builder.runtime.generate import (
+    GenerationStats,
+    Sampling,
+    Streamer,
+    eos_tokens,
+    generate,
+    load_tokenizer,
+    sample,
+    stop_reason,
+)
 from tests.tvm.conftest import Built
 
 TEXT = "naïve café — 日本語 🦙🏽 done"
@@ -82,14 +91,14 @@ def test_settings_out_of_range(built: Callable[[str, str], Built], bytes_tokeniz
 def test_generation_is_reproducible_and_ends_for_a_reason(built: Callable[[str, str], Built], bytes_tokenizer: Path):
     engine = built("grouped", "q0f32").engine()
 
-    def text(**words: object) -> tuple[str, Ending]:
-        ending = Ending()
-        return "".join(generate(engine, bytes_tokenizer, "!abc", ending=ending, **words)), ending  # type: ignore[arg-type]
+    def text(**words: object) -> tuple[str, GenerationStats]:
+        stats = GenerationStats()
+        return "".join(generate(engine, bytes_tokenizer, "!abc", stats=stats, **words)), stats  # type: ignore[arg-type]
 
-    one, ending = text(max_tokens=20, seed=3)
-    assert (ending.reason, ending.tokens, ending.prompt_tokens) == ("max_tokens", 20, 4)
-    assert ending.prefill_seconds > 0
-    assert ending.decode_seconds > 0
+    one, stats = text(max_tokens=20, seed=3)
+    assert (stats.reason, stats.tokens, stats.prompt_tokens) == ("max_tokens", 20, 4)
+    assert stats.prefill_seconds > 0
+    assert stats.decode_seconds > 0
     assert text(max_tokens=20, seed=3)[0] == one
     assert text(max_tokens=20, seed=4)[0] != one
     greedy, _ = text(max_tokens=20, temperature=0.0)
@@ -99,11 +108,11 @@ def test_generation_is_reproducible_and_ends_for_a_reason(built: Callable[[str, 
     second = int(engine.decode(sequence, first).argmax())
     engine.remove_sequence(sequence)
     assert greedy.startswith(load_tokenizer(bytes_tokenizer).decode([first]).strip("\N{REPLACEMENT CHARACTER}"))
-    cut, ending = text(max_tokens=20, temperature=0.0, eos=[second])
-    assert (ending.reason, ending.tokens) == ("eos", 1 if second != first else 0)
+    cut, stats = text(max_tokens=20, temperature=0.0, eos=[second])
+    assert (stats.reason, stats.tokens) == ("eos", 1 if second != first else 0)
     assert len(cut) <= 1
-    _, ending = text(max_tokens=1000)
-    assert (ending.reason, ending.tokens) == ("context", 128 - 4 + 1)
+    _, stats = text(max_tokens=1000)
+    assert (stats.reason, stats.tokens) == ("context", 128 - 4 + 1)
 
 
 def test_the_sequence_is_freed_when_the_reader_stops(built: Callable[[str, str], Built], bytes_tokenizer: Path):
@@ -116,9 +125,9 @@ def test_the_sequence_is_freed_when_the_reader_stops(built: Callable[[str, str],
 
 
 def test_reasons_and_eos():
-    assert ended(5, 5, 10, 100) == "max_tokens"
-    assert ended(4, 5, 100, 100) == "context"
-    assert ended(4, 5, 99, 100) == ""
+    assert stop_reason(5, 5, 10, 100) == "max_tokens"
+    assert stop_reason(4, 5, 100, 100) == "context"
+    assert stop_reason(4, 5, 99, 100) == ""
     assert eos_tokens({"eos_token_id": 2}) == {2}
     assert eos_tokens({"eos_token_id": [2, 5]}) == {2, 5}
     assert eos_tokens({"eos_token_id": None}) == eos_tokens({}) == set()

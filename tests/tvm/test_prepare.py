@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from builder.runtime.engine import Engine
-from builder.runtime.loaded_model import Calls
+from builder.runtime.loaded_model import LoadedModel
 from tests.tvm.conftest import Built
 
 
@@ -23,13 +23,13 @@ class HostGraph:
     def capture(self, key: Hashable, calls: Callable[[], tuple[Any, ...]]) -> None:
         self.key, self.calls = key, calls
 
-    def launched(self, key: Hashable) -> tuple[Any, ...] | None:
+    def launch(self, key: Hashable) -> tuple[Any, ...] | None:
         if key != self.key:
             return None
         self.launches += 1
         return self.calls()
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         self.key = None
 
 
@@ -43,8 +43,8 @@ class Pair:
 
     def __init__(self, case: Built, sequences: int) -> None:
         self.plain, self.prepares = (Engine.from_folder(case.folder, sequences) for _ in range(2))
-        calls = self.prepares._call
-        assert isinstance(calls, Calls)
+        calls = self.prepares._model
+        assert isinstance(calls, LoadedModel)
         self.calls, self.graph, self.prepared = calls, HostGraph(), 0
         calls._graph = self.graph
 

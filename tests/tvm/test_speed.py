@@ -52,27 +52,27 @@ def test_what_a_token_reads(case: Built):
 
 def test_a_process_that_measures(case: Built):
     request = {"files": {f.name: str(f) for f in case.folder.iterdir()}, "prompt": 16, "contexts": [8, 512]}
-    said = measured(request)
-    assert [message["label"] for message in said[:-1]] == [
+    messages = measured(request)
+    assert [message["label"] for message in messages[:-1]] == [
         "load", "prefill", "decode at 8", "decode at 64", "decode at 512", "memory bandwidth",
     ]  # fmt: skip
-    found = said[-1]["result"]
-    assert [row["context"] for row in found["decode"]] == [8, 64]
-    assert found["left_out"] == [{"context": 512, "why": "the library's context is 128 tokens"}]
-    assert 0 < found["load_s"] < found["first_token"]["cold_s"]
-    assert found["memory"]["peak_rss_bytes"] > found["weights_read_bytes"] > 0
-    assert found["memory"]["device_bytes"] is None
-    for row in found["decode"]:
-        rate, limit = row["tokens_per_s"], found["bandwidth_bytes_per_s"] / row["bytes_read"]
+    result = messages[-1]["result"]
+    assert [row["context"] for row in result["decode"]] == [8, 64]
+    assert result["left_out"] == [{"context": 512, "why": "the library's context is 128 tokens"}]
+    assert 0 < result["load_s"] < result["first_token"]["cold_s"]
+    assert result["memory"]["peak_rss_bytes"] > result["weights_read_bytes"] > 0
+    assert result["memory"]["device_bytes"] is None
+    for row in result["decode"]:
+        rate, limit = row["tokens_per_s"], result["bandwidth_bytes_per_s"] / row["bytes_read"]
         assert 0 < rate["low"] <= rate["median"] <= rate["high"]
         assert row["share_of_limit"] == pytest.approx(rate["median"] / limit)
 
 
 def test_an_artifact_that_does_not_load_says_why(case: Built):
     files = {f.name: str(f) for f in case.folder.iterdir() if f.suffix != ".so"}
-    said = measured({"files": files, "prompt": 16, "contexts": [8]})
-    assert "should hold one library" in said[-1]["error"]
-    assert said[-1]["hint"] == "build"
+    messages = measured({"files": files, "prompt": 16, "contexts": [8]})
+    assert "should hold one library" in messages[-1]["error"]
+    assert messages[-1]["hint"] == "build"
 
 
 def measured(request: dict) -> list[dict]:

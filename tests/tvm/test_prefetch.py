@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.runtime import prefetch as pages
+from builder.runtime import prefetch
 from builder.targets.tvm_import import import_tvm
 
 MIB = 1 << 20
@@ -38,7 +38,7 @@ def missing(tensor: Any) -> int:
     start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
     nbytes = tensor.data_ptr() + tensor.numel() - start
     room = (ctypes.c_ubyte * -(-nbytes // mmap.PAGESIZE))()
-    assert not pages.LIBC.mincore(ctypes.c_void_p(start), ctypes.c_size_t(nbytes), room)
+    assert not prefetch.LIBC.mincore(ctypes.c_void_p(start), ctypes.c_size_t(nbytes), room)
     return sum(not each & 1 for each in room)
 
 
@@ -48,7 +48,7 @@ def test_pages_are_there_when_a_tensor_is(tmp_path: Path):
     if missing(tensors[0]) < 100:
         pytest.skip("this file system keeps what it is told to forget")
     found = []
-    for tensor in pages.there(tensors):
+    for tensor in prefetch.prefetched(tensors):
         assert missing(tensor) == 0
         found.append(tensor)
     assert all(one is other for one, other in zip(found, tensors, strict=True))
@@ -57,10 +57,10 @@ def test_pages_are_there_when_a_tensor_is(tmp_path: Path):
 def test_not_all_is_asked_for_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where memory is less than the file, what is read too early would be gone again."""
     asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(pages, "populate", lambda address, nbytes: asked.append((address, nbytes)))
-    monkeypatch.setattr(pages, "AHEAD", 2)
+    monkeypatch.setattr(prefetch, "populate", lambda address, nbytes: asked.append((address, nbytes)))
+    monkeypatch.setattr(prefetch, "AHEAD", 2)
     tensors = mapped(tmp_path / "weights")
-    several = pages.there(tensors)
+    several = prefetch.prefetched(tensors)
     assert next(several) is tensors[0]
     assert len(asked) <= 3 + 2
     assert list(several) == tensors[1:]
@@ -70,8 +70,8 @@ def test_not_all_is_asked_for_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
             for address, nbytes in asked
         )
         assert covered >= size
-    assert max(nbytes for _, nbytes in asked) == pages.PIECE_BYTES
+    assert max(nbytes for _, nbytes in asked) == prefetch.BLOCK_BYTES
 
 
 def test_an_address_that_cannot_be_read_is_the_copy_s_to_say():
-    pages.populate(mmap.PAGESIZE, mmap.PAGESIZE)
+    prefetch.populate(mmap.PAGESIZE, mmap.PAGESIZE)
