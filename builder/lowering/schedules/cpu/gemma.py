@@ -10,8 +10,8 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import cache
 from builder.lowering.schedules.cpu import vector as v
+from builder.lowering.schedules.cpu.gates import COSTLY, tanh_gelu
 from builder.lowering.schedules.cpu.norms import inverse_rms
-from builder.lowering.schedules.cpu.pointwise import COSTLY, tanh_gelu
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.ops.kv_cache import CacheLayout, rope_frequencies
 

@@ -17,7 +17,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from builder.lowering.schedules.cpu import inputs, integers
+from builder.lowering.schedules.cpu import integers, rounded_inputs
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.cpu.weights import OUTPUTS, STRIPS, Grouped, Plain, Transposed, Weight, weight_of
@@ -37,7 +37,7 @@ def linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
     rows = v.size("rows")
     bias = [Arg("bias", (weight.n,), fields["dtype"])] if fields["bias"] else []
     residual = [Arg("residual", (rows, weight.n))] if fields["residual"] else []
-    given = inputs.args(fields, rows)
+    given = rounded_inputs.args(fields, rows)
     args = [*given, *residual, *weight.args, *bias, Arg("y", (rows, weight.n))]
 
     def body(*buffers: Buffer) -> None:
@@ -52,7 +52,7 @@ def linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
                 product = integers.Product(weight.n, words, lanes, x, buffers[1], stored[0], stored[1], start, y, rows)
                 integers.linear(product)
                 return
-            x = inputs.widened(x, buffers[1], rows, weight.k, fields["activation"], isa)
+            x = rounded_inputs.widened(x, buffers[1], rows, weight.k, fields["activation"], isa)
         v.either(
             rows <= tirx.const(FEW, "int64"),
             lambda: few(weight, stored, x, start, y, rows),

@@ -17,8 +17,8 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.gates import GATES
 from builder.lowering.schedules.gpu.gemv import Inputs, Results, is_regular, products
-from builder.lowering.schedules.gpu.pointwise import GATES
 from builder.lowering.schedules.gpu.weights import Weight, values, weight_of
 from builder.ops.linear import activation_of
 from builder.ops.rounded_inputs import PER_WORD
