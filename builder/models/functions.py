@@ -13,9 +13,9 @@ from typing import Any
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
-from builder.ops.collectives import everywhere
 from builder.ops.kv_cache import CacheLayout, create
-from builder.ops.norms import last_row, take_rows
+from builder.ops.ranks import everywhere
+from builder.ops.rows import last_row, take_rows
 
 
 class Functions(nn.Module):

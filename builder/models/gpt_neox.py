@@ -16,10 +16,12 @@ from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
 from builder.architectures.gpt_neox import Config
 from builder.models.functions import Functions
-from builder.ops.collectives import Head, RowLinear, share
+from builder.ops.embedding import Embedding
+from builder.ops.gates import gelu
 from builder.ops.kv_cache import CacheLayout, attention
-from builder.ops.linear import Embedding, Linear
-from builder.ops.norms import LayerNorm, gelu
+from builder.ops.linear import Linear
+from builder.ops.norms import LayerNorm
+from builder.ops.ranks import Head, RowLinear, share
 from builder.ops.rope import frequencies
 from builder.quant.layout import Scheme
 

@@ -27,11 +27,13 @@ def emit(
     stored: Sequence[nn.Tensor],
     shape: Sequence[Any],
     dtype: str = "float32",
+    function: str = "",
 ) -> nn.Tensor:
     """Put one operation into the graph that is being built and return its output.
 
     ``compute`` is a module-level function of (fields, *activations, *stored). The first axis of an activation is a
-    number of rows: the function takes any, so that prefill and decode share it. Other axes are constants.
+    number of rows: the function takes any, so that prefill and decode share it. Other axes are constants. ``function``:
+    what it is called in the library, if not by the operation's name.
     """
     tensors = [*activations, *stored]
     rows = [str(tensor.shape[0]) for tensor in activations]
@@ -40,8 +42,8 @@ def emit(
         ((names[rows[place]] if place < len(rows) else int(tensor.shape[0]), *map(int, tensor.shape[1:])), tensor.dtype)
         for place, tensor in enumerate(tensors)
     )
-    function = prim_func(name, compute, json.dumps(dict(fields), sort_keys=True), signature)
-    return nn.op.tensor_ir_op(function, name, tensors, nn.Tensor.placeholder(list(shape), dtype))
+    loops = prim_func(name, compute, json.dumps(dict(fields), sort_keys=True), signature)
+    return nn.op.tensor_ir_op(loops, function or name, tensors, nn.Tensor.placeholder(list(shape), dtype))
 
 
 @lru_cache(maxsize=256)

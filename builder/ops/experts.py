@@ -15,8 +15,10 @@ from tvm import te, tirx
 from tvm.relax.frontend import nn
 
 from builder.ops import emit as op
-from builder.ops.collectives import add, total
-from builder.ops.linear import Linear, Weight, _weight
+from builder.ops import load
+from builder.ops.linear import Linear
+from builder.ops.ranks import total
+from builder.ops.weights import Weight, weight_at
 from builder.quant.layout import Scheme
 
 COMPUTE = "float32"
@@ -76,7 +78,7 @@ def _expert_linear(fields: Mapping[str, Any], x_K: Any, routes: Any, *stored: An
     def product(p: Any, n: Any) -> Any:
         expert = tirx.Cast("int64", routes[p // top, p % top])
         row = p // top if fields["shared"] else p
-        return te.sum(x_K[row, axis] * _weight(fields, stored, expert * outputs + n, axis), axis=axis)
+        return te.sum(x_K[row, axis] * weight_at(fields, stored, expert * outputs + n, axis), axis=axis)
 
     return te.compute((pairs, outputs), product, "product")
 
@@ -110,4 +112,5 @@ def expert_sum(x_PH: nn.Tensor, routes: nn.Tensor, residual_MH: nn.Tensor, top: 
         return op.emit("expert_sum", _expert_sum, fields, tensors, [], residual_MH.shape)
     fields = {"top": top, "residual": False}
     part_MH = op.emit("expert_sum", _expert_sum, fields, [x_PH, routes], [], residual_MH.shape)
-    return add(total(part_MH, ranks), residual_MH)
+    summed_MH: nn.Tensor = load("collectives").add(total(part_MH, ranks), residual_MH)
+    return summed_MH

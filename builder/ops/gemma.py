@@ -3,7 +3,6 @@
 # mypy: disable-error-code="misc"
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,23 +44,6 @@ class Norm(nn.Module):
         fields = {**self.fields, "residual": residual_MH is not None}
         activations = [x_MH] if residual_MH is None else [x_MH, residual_MH]
         return op.emit("gemma_norm", _norm_add, fields, activations, [self.weight], x_MH.shape)
-
-
-def gelu_gate(fields: Mapping[str, Any], gate_up_MI: Any) -> Any:
-    """gelu in its tanh form (Hendrycks and Gimpel 2016, arXiv:1606.08415): x * sigmoid(2 u), u the tanh's argument."""
-    width = fields["width"]
-
-    def value(m: Any, i: Any) -> Any:
-        gate = gate_up_MI[m, i]
-        twice = number(2 * math.sqrt(2 / math.pi)) * (gate + number(0.044715) * gate * gate * gate)
-        return gate / (number(1) + tirx.exp(-twice)) * gate_up_MI[m, width + i]
-
-    return te.compute((gate_up_MI.shape[0], width), value, "gated")
-
-
-def gelu_mul(gate_up_MI: nn.Tensor, width: int) -> nn.Tensor:
-    """gelu(first half) * second half: (M, 2 * width) -> (M, width)."""
-    return op.emit("gelu_mul", gelu_gate, {"width": width}, [gate_up_MI], [], (gate_up_MI.shape[0], width))
 
 
 def _scaled(fields: Mapping[str, Any], x_MH: Any) -> Any:

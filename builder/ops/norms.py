@@ -1,4 +1,4 @@
-"""Operations that several families share. Axes: M rows (tokens), H features."""
+"""Norms that several families share. Axes: M rows (tokens), H features."""
 
 # mypy: disable-error-code="misc"
 from __future__ import annotations
@@ -10,6 +10,8 @@ from tvm import te, tirx
 from tvm.relax.frontend import nn
 
 from builder.ops import emit as op
+from builder.ops import load
+from builder.ops.ranks import total
 
 COMPUTE = "float32"
 
@@ -83,6 +85,17 @@ def qk_norm(qkv_MF: nn.Tensor, q_norm: RMSNorm, q_runs: int, k_norm: RMSNorm, k_
     return op.emit("qk_norm", _qk_norm, fields, [qkv_MF], [q_norm.weight, k_norm.weight], qkv_MF.shape)
 
 
+def qk_norm_over(qkv_MF: nn.Tensor, q_norm: RMSNorm, k_norm: RMSNorm, ranks: int) -> nn.Tensor:
+    """All queries and all keys of a token normed as one vector each, whose features all ranks have their shares of.
+    Each has as many, and key heads that several have count as often for all: the mean is that of the ranks' means."""
+    if ranks == 1:
+        return qk_norm(qkv_MF, q_norm, 1, k_norm, 1)
+    collectives = load("collectives")
+    means_M2 = total(collectives.qk_means(qkv_MF, q_norm.width, k_norm.width), ranks)
+    normed_MF: nn.Tensor = collectives.qk_scaled(qkv_MF, means_M2, q_norm, k_norm, ranks)
+    return normed_MF
+
+
 def _layer_norm(fields: Mapping[str, Any], x_MH: Any, weight_H: Any, bias_H: Any) -> Any:
     """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016, arXiv:1607.06450)."""
     rows, width = x_MH.shape[0], tirx.const(fields["width"], COMPUTE)
@@ -110,70 +123,3 @@ class LayerNorm(nn.Module):
 
     def forward(self, x_MH: nn.Tensor) -> nn.Tensor:
         return op.emit("layer_norm", _layer_norm, self.fields, [x_MH], [self.weight, self.bias], x_MH.shape)
-
-
-ERFC = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)  # of t, t^2, ...; with ERFC_P to 1.5e-7
-ERFC_P = 0.3275911  # t = 1 / (1 + ERFC_P * x): Abramowitz and Stegun 1964, 7.1.26
-TANH_GELU = (1.5957691216057308, 0.044715)  # 2 * sqrt(2 / pi), and the cubic term
-
-
-def _gelu(fields: Mapping[str, Any], x_MI: Any) -> Any:
-    """x * Phi(x), or its tanh form (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
-    one = tirx.const(1, COMPUTE)
-
-    def exact(m: Any, i: Any) -> Any:
-        x = x_MI[m, i]
-        size = tirx.max(x, -x)
-        t = one / (one + tirx.const(ERFC_P * 0.5**0.5, COMPUTE) * size)
-        series = tirx.const(ERFC[-1], COMPUTE)
-        for term in reversed(ERFC[:-1]):
-            series = series * t + tirx.const(term, COMPUTE)
-        tail = series * t * tirx.exp(x * x * tirx.const(-0.5, COMPUTE)) * tirx.const(0.5, COMPUTE)
-        return tirx.max(x, tirx.const(0, COMPUTE)) - size * tail
-
-    def tanh(m: Any, i: Any) -> Any:
-        x = x_MI[m, i]
-        inner = tirx.const(TANH_GELU[0], COMPUTE) * x * (one + tirx.const(TANH_GELU[1], COMPUTE) * x * x)
-        return x / (one + tirx.exp(-inner))
-
-    return te.compute(x_MI.shape, {"gelu": exact, "gelu_tanh": tanh}[fields["kind"]], "activated")
-
-
-def gelu(x_MI: nn.Tensor, width: int, kind: str) -> nn.Tensor:
-    """(M, I) -> (M, I); ``kind`` gelu or gelu_tanh."""
-    return op.emit("gelu", _gelu, {"width": width, "kind": kind}, [x_MI], [], x_MI.shape)
-
-
-def silu_gate(fields: Mapping[str, Any], gate_up_MI: Any) -> Any:
-    """silu(gate) * up; the gates are the first half of each row."""
-    width = fields["width"]
-
-    def value(m: Any, i: Any) -> Any:
-        gate = gate_up_MI[m, i]
-        return gate / (tirx.const(1, COMPUTE) + tirx.exp(-gate)) * gate_up_MI[m, width + i]
-
-    return te.compute((gate_up_MI.shape[0], width), value, "gated")
-
-
-def silu_mul(gate_up_MI: nn.Tensor, width: int) -> nn.Tensor:
-    """silu(first half) * second half: (M, 2 * width) -> (M, width)."""
-    return op.emit("silu_mul", silu_gate, {"width": width}, [gate_up_MI], [], (gate_up_MI.shape[0], width))
-
-
-def _last_row(fields: Mapping[str, Any], x_MH: Any) -> Any:
-    last = x_MH.shape[0] - 1
-    return te.compute((1, fields["width"]), lambda _, h: x_MH[last, h], "last")
-
-
-def last_row(x_MH: nn.Tensor, width: int) -> nn.Tensor:
-    """(M, H) -> (1, H)."""
-    return op.emit("last_row", _last_row, {"width": width}, [x_MH], [], (1, width))
-
-
-def _take_rows(fields: Mapping[str, Any], x_MH: Any, rows_B: Any) -> Any:
-    return te.compute((rows_B.shape[0], fields["width"]), lambda b, h: x_MH[rows_B[b], h], "taken")
-
-
-def take_rows(x_MH: nn.Tensor, rows_B: nn.Tensor, width: int) -> nn.Tensor:
-    """(M, H), (B,) int32 -> (B, H)."""
-    return op.emit("take_rows", _take_rows, {"width": width}, [x_MH, rows_B], [], (rows_B.shape[0], width))

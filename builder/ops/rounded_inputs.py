@@ -1,22 +1,23 @@
-"""Inputs of layers, rounded to bytes: the operations before a product of packed weights (see quant/layout.py).
+"""Inputs of layers, rounded to bytes, and products of them with packed weights (see quant/layout.py).
 
-Axes: M rows (tokens), K inputs, W words of four codes, lowest byte first; what fills the last word is 0.
+Axes: M rows (tokens), K inputs, N outputs, W words of four codes, lowest byte first; what fills the last word is 0.
 """
 
 # mypy: disable-error-code="misc"
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tvm import te, tirx
 from tvm.relax.frontend import nn
 
 from builder.ops import emit as op
-from builder.quant.layout import BYTE_LARGEST, FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST
+from builder.ops.byte_codes import PER_WORD, byte_of, code_at, float8, int8
+from builder.ops.linear import split, with_epilogue
+from builder.quant.layout import BYTE_LARGEST
 
 COMPUTE = "float32"
-PER_WORD = 4
 
 
 def _row_scale(fields: Mapping[str, Any], x_MK: Any) -> Any:
@@ -50,61 +51,6 @@ def _rounded(fields: Mapping[str, Any], x_MK: Any, scale_M1: Any) -> Any:
     return te.compute((x_MK.shape[0], -(-inputs // PER_WORD)), word, "rounded")
 
 
-def byte_of(ratio: Any, kind: str, lanes: int = 1) -> Any:
-    """The code (uint32, one byte) of a float32, or of each lane of a vector. Floats as in quant/float8.py."""
-    most = tirx.const(BYTE_LARGEST[kind], COMPUTE)
-    signed, unsigned, real = (f"{name}x{lanes}" if lanes > 1 else name for name in ("int32", "uint32", COMPUTE))
-
-    def const(value: int) -> Any:
-        return tirx.const(value, "uint32")
-
-    if kind == "int8":
-        whole = tirx.Cast(signed, tirx.nearbyint(tirx.max(tirx.min(ratio, most), -most)))
-        return tirx.bitwise_and(tirx.reinterpret(unsigned, whole), const(0xFF))
-    mantissa, smallest = FLOAT8_MANTISSA_BITS[kind], FLOAT8_SMALLEST[kind]
-    sign = tirx.bitwise_and(tirx.shift_right(tirx.reinterpret(unsigned, ratio), const(24)), const(0x80))
-    size = tirx.min(tirx.abs(ratio), most)
-    binade = tirx.bitwise_and(tirx.reinterpret(unsigned, size), const(0x7F800000))
-    power = tirx.max(binade, const((smallest + 127) << 23)) + const((23 - mantissa) << 23)
-    steps = tirx.reinterpret(unsigned, size + tirx.reinterpret(real, power)) - power
-    below = tirx.shift_right(power, const(23 - mantissa)) - const((smallest + 127 + 23 - mantissa) << mantissa)
-    return tirx.bitwise_or(steps + below, sign)
-
-
-def byte_value(code: Any, kind: str, lanes: int = 1) -> Any:
-    """A code (uint32, one byte), or a vector of them, as float32."""
-    if kind != "int8":
-        return float8(code, kind, lanes)
-    return tirx.Cast(f"{COMPUTE}x{lanes}" if lanes > 1 else COMPUTE, int8(code, lanes))
-
-
-def int8(code: Any, lanes: int = 1) -> Any:
-    """A two's complement byte (uint32) as int32."""
-    top = tirx.shift_left(code, tirx.const(24, "uint32"))
-    return tirx.shift_right(tirx.reinterpret(f"int32x{lanes}" if lanes > 1 else "int32", top), tirx.const(24, "int32"))
-
-
-def float8(code: Any, kind: str, lanes: int = 1) -> Any:
-    """An 8-bit float (uint32) as float32. No subnormal number is computed with: a GPU may take those for zero."""
-    mantissa, smallest = FLOAT8_MANTISSA_BITS[kind], FLOAT8_SMALLEST[kind]
-    real = f"{COMPUTE}x{lanes}" if lanes > 1 else COMPUTE
-
-    def const(value: int) -> Any:
-        return tirx.const(value, "uint32")
-
-    magnitude = tirx.bitwise_and(code, const(0x7F))
-    normal = tirx.shift_left(magnitude, const(23 - mantissa)) + const((smallest - 1 + 127) << 23)
-    steps = tirx.Cast(real, magnitude) * tirx.const(2.0 ** (smallest - mantissa), COMPUTE)
-    value = tirx.Select(magnitude < const(1 << mantissa), steps, tirx.reinterpret(real, normal))
-    return tirx.Select(code < const(0x80), value, -value)
-
-
-def code_at(words_MW: Any, m: Any, k: Any) -> Any:
-    """Code (m, k), in the low byte of a uint32."""
-    shift = tirx.Cast("uint32", k % PER_WORD * 8)
-    return tirx.bitwise_and(tirx.shift_right(words_MW[m, k // PER_WORD], shift), tirx.const(0xFF, "uint32"))
-
-
 def rounded(x_MK: nn.Tensor, inputs: int, activation: str, ranks: int = 1) -> list[nn.Tensor]:
     """x (M, K) float32 -> [codes (M, W) uint32, scales (M, 1) float32]. Of several ranks each has a part of the rows,
     and they agree on the scales."""
@@ -113,3 +59,39 @@ def rounded(x_MK: nn.Tensor, inputs: int, activation: str, ranks: int = 1) -> li
     scale_M1 = nn.op.ccl_allreduce(scale_M1, "max") if ranks > 1 else scale_M1
     shape = (x_MK.shape[0], -(-inputs // PER_WORD))
     return [op.emit("rounded", _rounded, fields, [x_MK, scale_M1], [], shape, "uint32"), scale_M1]
+
+
+def _rounded_product(fields: Mapping[str, Any], codes_MW: Any, scale_M1: Any, q_weight: Any, q_scale: Any) -> Any:
+    """The sum of code * code, in int32 or (8-bit floats) float32, times the row's scale, times the weight's."""
+    kind, outputs = fields["kind"], fields["n"]
+    axis, whole = te.reduce_axis((0, fields["k"]), "k"), fields["scale_per"] == "tensor"
+
+    def value(words: Any, row: Any, k: Any) -> Any:
+        code = code_at(words, row, k)
+        return int8(code) if kind == "int8" else float8(code, kind)
+
+    sum_MN = te.compute(
+        (codes_MW.shape[0], outputs),
+        lambda m, n: te.sum(value(codes_MW, m, axis) * value(q_weight, n, axis), axis=axis),
+        "sum",
+    )
+    return te.compute(
+        sum_MN.shape,
+        lambda m, n: tirx.Cast(COMPUTE, sum_MN[m, n]) * scale_M1[m, 0] * q_scale[0 if whole else n, 0],
+        "product",
+    )
+
+
+def rounded_product(fields: Mapping[str, Any], codes_MW: Any, scale_M1: Any, *tensors: Any) -> Any:
+    """As linear.product, of the codes of x and the scales of their rows."""
+    stored, residual_MN, bias_N = split(fields, tensors)
+    return with_epilogue(fields, _rounded_product(fields, codes_MW, scale_M1, *stored), residual_MN, bias_N)
+
+
+def project(
+    fields: Mapping[str, Any], x_MK: nn.Tensor, added: Sequence[nn.Tensor], stored: Sequence[nn.Tensor], ranks: int
+) -> nn.Tensor:
+    """The rounding of x and the product, for linear.project. Its function is called as that of other products."""
+    activations = [*rounded(x_MK, fields["k"], fields["activation"], ranks), *added]
+    shape = (x_MK.shape[0], fields["n"])
+    return op.emit("rounded_linear", rounded_product, fields, activations, stored, shape, function="linear")

@@ -25,7 +25,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     from builder.lowering import pipeline
     from builder.lowering.kernel_modules import load_passes
     from builder.lowering.machine import machine_of
-    from builder.ops.linear import apply_rules
+    from builder.ops.weights import apply_rules
 
     out.progress(0, 0, "passes", "building the graph")
     config = architectures.load(params["family"]).from_architecture(params["architecture"])

@@ -31,7 +31,7 @@ TARGETS = {
     "vnni": (Isa(16, True, vnni=True), "x86-64-v4", ("avx512vnni",)),
     "vnni-8-lanes": (Isa(8, True, vnni=True), "x86-64-v4", ("avx512vnni",)),
 }
-COMPUTE = {"row_scale": inputs._row_scale, "rounded": inputs._rounded, "linear": relax.product}
+COMPUTE = {"row_scale": inputs._row_scale, "rounded": inputs._rounded, "rounded_linear": inputs.rounded_product}
 Run = Callable[..., np.ndarray]
 
 
@@ -110,7 +110,7 @@ def test_product(run: Run, n: int, k: int, kind: str):
         x, residual = random.standard_normal((rows, k)), random.standard_normal((rows, n)).astype(np.float32)
         codes, scales = reference.rounded_input(x.astype(np.float32), kind)
         given = [words_of(codes), scales, residual]
-        found = run("linear", fields, given, [*stored, bias], np.full((rows, n), np.nan, np.float32))
+        found = run("rounded_linear", fields, given, [*stored, bias], np.full((rows, n), np.nan, np.float32))
         expected = (reference.byte_values(kind)[codes] * scales.astype(np.float64)) @ weight.T + bias + residual
         assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
 
@@ -122,7 +122,7 @@ def test_the_largest_sum_of_integers_is_exact(run: Run):
     fields = {**relax.Linear(n, k, scheme).fields, "bias": False, "residual": False}
     words = np.full((1, k // 4), 0x81818181, np.uint32)  # -127
     stored = [np.full((n, k // 4), 0x81818181, np.uint32), np.ones((n, 1), np.float32)]
-    found = run("linear", fields, [words, np.ones((1, 1), np.float32)], stored, np.zeros((1, n), np.float32))
+    found = run("rounded_linear", fields, [words, np.ones((1, 1), np.float32)], stored, np.zeros((1, n), np.float32))
     np.testing.assert_allclose(found, np.float32(127 * 127 * k), rtol=1e-7)
 
 

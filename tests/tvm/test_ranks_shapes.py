@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from builder import architectures, models
-from builder.ops.linear import apply_rules
+from builder.ops.weights import apply_rules
 from builder.quant import cuts
 from tests.matrix.checkpoints import FAMILIES
 from tests.tvm.tiny import METADATA

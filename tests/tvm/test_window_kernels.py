@@ -91,7 +91,7 @@ def test_gemma(isa: Isa):
     gates = 3 * normal(5, 2 * width)
     gate, up = np.split(gates.astype(np.float64), 2, axis=1)
     gelu = gate / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
-    for found in both("gelu_mul", gemma.gelu_gate, {"width": width}, isa, (5, width), gates):
+    for found in both("gelu_mul", gates.gelu_gate, {"width": width}, isa, (5, width), gates):
         close(found, gelu * up)
 
 

@@ -23,6 +23,7 @@ from builder.targets.peer_sum import NORM_PAIRS, SET_PEERS, SUM_NORM
 
 ONE_ROW, SOME_ROWS, TOKENS = "decode", "batch_decode", "embed"
 BROADCAST = "runtime.disco.broadcast_from_worker0"
+PRODUCTS = ("linear", "rounded_linear")
 ALL_REDUCE = "runtime.disco.allreduce"
 
 
@@ -121,6 +122,6 @@ def is_packed(value: Any, name: str) -> bool:
 
 def is_sendable(label: Mapping[str, Any], made: Any) -> bool:
     """Whether it is one row of a product whose kernel can send it."""
-    if label.get("op") != "linear" or not op.has_one_row(made):
+    if label.get("op") not in PRODUCTS or not op.has_one_row(made):
         return False
     return can_send(weight_of(label), label["n"])

@@ -13,13 +13,10 @@ from tvm import ir, relax, transform
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from builder.ops import emit as op
-from builder.ops.gemma import gelu_gate
-from builder.ops.linear import activation_of, product
-from builder.ops.norms import silu_gate
+from builder.ops.gated_linear import GATES, gated_linear
 
 FUNCTION = "decode"
 NAME = "gated_linear"
-GATES = {"silu_mul": silu_gate, "gelu_mul": gelu_gate}
 
 
 def fused() -> transform.Pass:
@@ -29,10 +26,6 @@ def fused() -> transform.Pass:
         return op.rewritten(_Gates(module), FUNCTION)
 
     return transform.module_pass(rewrite, opt_level=0, name="GatedProducts")
-
-
-def _gated(fields: Mapping[str, Any], x_1K: Any, *weight: Any) -> Any:
-    return GATES[fields["gate"]](fields, product(fields, x_1K, *weight))
 
 
 @mutator
@@ -74,11 +67,11 @@ class _Gates(PyExprMutator):  # type: ignore[misc]
         arguments = [self.visit_expr(each) for each in made.args[1]]
         if label not in self.made:
             signature = tuple((tuple(map(int, each.ty.shape)), str(each.ty.dtype)) for each in arguments)
-            self.made[label] = self.builder_.add_func(op.prim_func(NAME, _gated, label, signature), NAME)
+            self.made[label] = self.builder_.add_func(op.prim_func(NAME, gated_linear, label, signature), NAME)
         return relax.call_tir(self.made[label], arguments, var.ty)
 
 
 def is_plain(label: Mapping[str, Any], call: Any) -> bool:
     """Whether a product is of one row and nothing else, and its rows can be taken in pairs."""
-    alone = not (label["bias"] or label["residual"] or activation_of(label))
+    alone = not (label["bias"] or label["residual"])
     return alone and label.get("layout") != "KN" and op.has_one_row(call.args[1][0])

@@ -18,7 +18,7 @@ from builder.lowering.schedules.cpu.weights import OUTPUTS, Transposed, weight_o
 MANY = 16  # pairs; from here on each thread takes pairs, below they share the outputs of one
 
 
-def linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
+def expert_linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
     """The kernel of an "expert_linear" (see builder/ops/experts.py)."""
     weight, top, outputs = weight_of(fields, isa), fields["top"], fields["outputs"]
     if weight is None or isinstance(weight, Transposed) or outputs < OUTPUTS:

@@ -1,4 +1,4 @@
-"""Gemma's norms, gates and caps on the CPU. Axes: M rows, H features, D features of a head."""
+"""Gemma's norms, scales and caps on the CPU. Axes: M rows, H features, D features of a head."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import cache
 from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.gates import COSTLY, tanh_gelu
+from builder.lowering.schedules.cpu.elementwise import COSTLY, each
 from builder.lowering.schedules.cpu.norms import inverse_rms
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.ops.kv_cache import CacheLayout, rope_frequencies
 
 
-def norm(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+def gemma_norm(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
     """x / sqrt(mean(x^2) + eps) * (1 + weight) (+ residual)."""
     width, dtype, rows = fields["width"], fields["dtype"], v.size("rows")
     residual = [Arg("residual", (rows, width))] if fields["residual"] else []
@@ -41,24 +41,6 @@ def norm(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
     return v.kernel(args, body)
 
 
-def gelu_mul(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
-    """gelu(gate) * up, gelu in its tanh form; the gates are the first half of each row."""
-    width, rows = fields["width"], v.size("rows")
-
-    def body(gate_up: Buffer, y: Buffer) -> None:
-        def one(row: Expr) -> None:
-            def gated(start: Expr, count: int) -> None:
-                at = row * (2 * width) + start
-                gate, up = T.Bind(v.load(gate_up, at, count)), v.load(gate_up, at + width, count)
-                v.store(y, row * width + start, tanh_gelu(gate, count) * up, count)
-
-            v.strips(width, isa.lanes, gated)
-
-        v.for_rows(rows, width * COSTLY, one)
-
-    return v.kernel([Arg("gate_up", (rows, 2 * width)), Arg("y", (rows, width))], body)
-
-
 def scaled(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
     """x * factor."""
 
@@ -75,23 +57,6 @@ def soft_cap(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
         return v.tanh(x * v.splat(1.0 / fields["cap"], count), count) * v.splat(float(fields["cap"]), count)
 
     return each(fields["width"], COSTLY, value, isa)
-
-
-def each(width: int, cost: int, value: Any, isa: Isa) -> tirx.PrimFunc:
-    """y = value(x, lanes), element by element."""
-    rows = v.size("rows")
-
-    def body(x: Buffer, y: Buffer) -> None:
-        def one(row: Expr) -> None:
-            def some(start: Expr, count: int) -> None:
-                at = row * width + start
-                v.store(y, at, value(T.Bind(v.load(x, at, count)), count), count)
-
-            v.strips(width, isa.lanes, some)
-
-        v.for_rows(rows, width * cost, one)
-
-    return v.kernel([Arg("x", (rows, width)), Arg("y", (rows, width))], body)
 
 
 def head_norm_rotary(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:

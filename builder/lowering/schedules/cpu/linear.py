@@ -1,5 +1,4 @@
-"""y = x @ weight.T (+ bias) (+ residual) on the CPU, the weight read as it is stored. Where x is bytes
-and integers.py does not multiply them as they are, they are made float32 again first.
+"""y = x @ weight.T (+ bias) (+ residual) on the CPU, the weight read as it is stored.
 
 Few rows: every output is a dot product along the packed row (vectors of words, one shift and mask per value in a word,
 the scale applied once per vector). Many rows: a panel of the weight, 2 vectors of outputs wide and BLOCK inputs deep,
@@ -17,7 +16,6 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from builder.lowering.schedules.cpu import integers, rounded_inputs
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.cpu.weights import OUTPUTS, STRIPS, Grouped, Plain, Transposed, Weight, weight_of
@@ -35,31 +33,35 @@ def linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
     if weight is None or weight.n < OUTPUTS:
         return None
     rows = v.size("rows")
+
+    def body(x: Buffer, *others: Buffer) -> None:
+        y, start, stored = split(fields, isa, others)
+        multiply_rows(weight, stored, x, start, y, rows)
+
+    return v.kernel([Arg("x", (rows, weight.k)), *args_of(fields, weight, rows)], body)
+
+
+def args_of(fields: Mapping[str, Any], weight: Weight, rows: Expr) -> list[Arg]:
+    """The arguments after the inputs: (residual), the weight as it is stored, (bias), y."""
     bias = [Arg("bias", (weight.n,), fields["dtype"])] if fields["bias"] else []
     residual = [Arg("residual", (rows, weight.n))] if fields["residual"] else []
-    given = rounded_inputs.args(fields, rows)
-    args = [*given, *residual, *weight.args, *bias, Arg("y", (rows, weight.n))]
+    return [*residual, *weight.args, *bias, Arg("y", (rows, weight.n))]
 
-    def body(*buffers: Buffer) -> None:
-        x, rest = buffers[0], list(buffers[len(given) :])
-        y, added = rest.pop(), rest.pop(0) if residual else None
-        start = Start(weight.n, fields["dtype"], rest.pop() if bias else None, added, isa, 1 / fields.get("ranks", 1))
-        stored = tuple(rest)
-        if len(given) > 1:
-            lanes = integers.lanes_of(fields, isa)
-            if lanes:
-                words = -(-weight.k // 4)
-                product = integers.Product(weight.n, words, lanes, x, buffers[1], stored[0], stored[1], start, y, rows)
-                integers.linear(product)
-                return
-            x = rounded_inputs.widened(x, buffers[1], rows, weight.k, fields["activation"], isa)
-        v.either(
-            rows <= tirx.const(FEW, "int64"),
-            lambda: few(weight, stored, x, start, y, rows),
-            lambda: many_rows(weight, stored, x, start, y, rows),
-        )
 
-    return v.kernel(args, body)
+def split(fields: Mapping[str, Any], isa: Isa, buffers: tuple[Buffer, ...]) -> tuple[Buffer, Start, tuple[Buffer, ...]]:
+    """Buffers of ``args_of`` -> y, what an output starts from, and the weight."""
+    rest = list(buffers)
+    y, residual = rest.pop(), rest.pop(0) if fields["residual"] else None
+    bias = rest.pop() if fields["bias"] else None
+    return y, Start(fields["n"], fields["dtype"], bias, residual, isa, 1 / fields.get("ranks", 1)), tuple(rest)
+
+
+def multiply_rows(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, start: Start, y: Buffer, rows: Expr) -> None:
+    v.either(
+        rows <= tirx.const(FEW, "int64"),
+        lambda: few(weight, stored, x, start, y, rows),
+        lambda: many_rows(weight, stored, x, start, y, rows),
+    )
 
 
 @dataclass(frozen=True, slots=True)

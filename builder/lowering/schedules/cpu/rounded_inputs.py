@@ -1,4 +1,4 @@
-"""Inputs rounded to bytes on the CPU: the scales of rows, their codes, and codes read back as float32.
+"""Inputs rounded to bytes on the CPU: the scales of rows, their codes, and products of the codes.
 
 Axes: M rows, K inputs, W words of four codes. What is computed stands in builder/ops/rounded_inputs.py.
 """
@@ -11,18 +11,12 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from builder.lowering.schedules.cpu import integers, linear
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.ops.linear import activation_of
-from builder.ops.rounded_inputs import PER_WORD, byte_of, byte_value
+from builder.lowering.schedules.cpu.weights import OUTPUTS, weight_of
+from builder.ops.byte_codes import PER_WORD, byte_of, byte_value
 from builder.quant.layout import BYTE_LARGEST
-
-
-def args(fields: Mapping[str, Any], rows: Expr) -> list[Arg]:
-    """What a product reads of its inputs: x, or its codes and their scales."""
-    if not activation_of(fields):
-        return [Arg("x", (rows, fields["k"]))]
-    return [Arg("codes", (rows, -(-fields["k"] // PER_WORD)), "uint32"), Arg("scales", (rows, 1))]
 
 
 def row_scale(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
@@ -93,3 +87,24 @@ def widened(codes: Buffer, scales: Buffer, rows: Expr, k: int, kind: str, isa: I
 
     v.for_rows(rows, k * 2, one)
     return x
+
+
+def rounded_linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
+    """The product of a "rounded_linear" (builder/ops/rounded_inputs.py): of the bytes as they are where integers.py has
+    the instructions for it, else of float32 again."""
+    weight = weight_of(fields, isa)
+    if weight is None or weight.n < OUTPUTS:
+        return None
+    rows, words, lanes = v.size("rows"), -(-weight.k // PER_WORD), integers.lanes_of(fields, isa)
+
+    def body(codes: Buffer, scales: Buffer, *others: Buffer) -> None:
+        y, start, stored = linear.split(fields, isa, others)
+        if lanes:
+            product = integers.Product(weight.n, words, lanes, codes, scales, stored[0], stored[1], start, y, rows)
+            integers.linear(product)
+            return
+        x = widened(codes, scales, rows, weight.k, fields["activation"], isa)
+        linear.multiply_rows(weight, stored, x, start, y, rows)
+
+    inputs = [Arg("codes", (rows, words), "uint32"), Arg("scales", (rows, 1))]
+    return v.kernel([*inputs, *linear.args_of(fields, weight, rows)], body)

@@ -1,4 +1,4 @@
-"""Matrices of many experts on a GPU: each pair of a token and an expert is multiplied by itself."""
+"""Mixtures of experts on a GPU: routes, products of each pair of a token and an expert, and their sums."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def expert_linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
     def body(x: Buffer, routes: Buffer, *rest: Buffer) -> None:
         stored, y = rest[:-1], rest[-1]
 
-        read = Inputs(x, weight.k, "")
+        read = Inputs(x, weight.k)
 
         def row_of(pair: Expr) -> tuple[Inputs, Expr, Expr]:
             device.wait()
@@ -39,3 +39,70 @@ def expert_linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
     shape = (rows, 2 * top) if fields["shared"] else (tokens, 2 * top)
     args = [Arg("x", (rows, weight.k)), Arg("routes", shape), *weight.args, Arg("y", (pairs, outputs))]
     return b.kernel(args, body)
+
+
+def routes(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """The ``top`` largest logits of each row, best first, then their shares: a thread for each row."""
+    experts, top, rows = fields["experts"], fields["top"], b.size("rows")
+
+    def body(logits: Buffer, y: Buffer) -> None:
+        def one(row: Expr) -> None:
+            best, total = b.private(top), b.private(1)
+            for slot in range(top):
+                choose(logits, row, experts, best, slot)
+            first = T.Bind(b.load(best, 0))
+            b.store(total, 0, b.number(0.0))
+            if fields["whole"]:
+                for slot in range(top):
+                    b.store(total, 0, b.load(total, 0) + b.exp(b.load(best, slot) - first))
+            else:
+                with b.loop(experts) as e:
+                    b.store(total, 0, b.load(total, 0) + b.exp(b.load(logits, row * experts + e) - first))
+            for slot in range(top):
+                share = b.exp(b.load(best, slot) - first) / b.load(total, 0)
+                b.store(y, row * (2 * top) + top + slot, share)
+
+        def choose(logits: Buffer, row: Expr, experts: int, best: Buffer, slot: int) -> None:
+            """The largest logit after those that were chosen: smaller, or equal and of a later expert."""
+            found, at = b.private(1), b.private(1, "int32")
+            b.store(found, 0, b.number(-3e38))
+            b.store(at, 0, b.integer(0))
+            with b.loop(experts) as e:
+                value = T.Bind(b.load(logits, row * experts + e))
+                fresh = value > b.load(found, 0)
+                if slot:
+                    before = T.Bind(b.load(y, row * (2 * top) + slot - 1))
+                    last = b.load(best, slot - 1)
+                    later = tirx.And(tirx.EQ(value, last), tirx.Cast("float32", e) > before)
+                    fresh = tirx.And(fresh, tirx.Or(value < last, later))
+                with b.when(fresh):
+                    b.store(found, 0, value)
+                    b.store(at, 0, e)
+            b.store(best, slot, b.load(found, 0))
+            b.store(y, row * (2 * top) + slot, tirx.Cast("float32", b.load(at, 0)))
+
+        b.each(device, rows, one)
+
+    return b.kernel([Arg("logits", (rows, experts)), Arg("y", (rows, 2 * top))], body)
+
+
+def expert_sum(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """(residual +) what the experts of each token say, by their shares."""
+    top, pairs, rows, width = fields["top"], b.size("pairs"), b.size("rows"), b.size("width")
+    residual = [Arg("residual", (rows, width))] if fields["residual"] else []
+
+    def body(x: Buffer, shares: Buffer, *rest: Buffer) -> None:
+        y = rest[-1]
+
+        def one(index: Expr) -> None:
+            row, h = T.Bind(b.div(index, width)), T.Bind(b.mod(index, width))
+            value = b.load(rest[0], index) if residual else b.number(0.0)
+            for slot in range(top):
+                part = b.load(x, (row * top + slot) * width + h)
+                value = value + part * b.load(shares, row * (2 * top) + top + slot)
+            b.store(y, index, value)
+
+        b.each(device, rows * width, one)
+
+    args = [Arg("x", (pairs, width)), Arg("routes", (rows, 2 * top)), *residual]
+    return b.kernel([*args, Arg("y", (rows, width))], body)

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu import peers
 from builder.lowering.schedules.gpu.block import Buffer, Device, Expr
 from builder.lowering.schedules.gpu.weights import Held, Weight
-from builder.ops.rounded_inputs import PER_WORD, byte_value
 
 LANES = 32
 HELD_BYTES = 176  # of an output's row, by a thread: 11 turns of 16 bytes, so that rows of 5,504 and 11,008 fit well
@@ -36,18 +35,18 @@ UNROLLED = 2  # chunks of a row that are written out one after the other
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """x (M, K) float32; or codes of a ``kind`` (M, W), whose rows have scales that are applied at the end."""
+    """x (M, K) float32, or what reads another form of it as that (rounded_inputs.Codes)."""
 
     x: Buffer
     k: int
-    kind: str
+
+    @property
+    def plain(self) -> bool:
+        """Whether four inputs are one load."""
+        return True
 
     def at(self, row: Expr, k: Expr) -> Expr:
-        if not self.kind:
-            return b.load(self.x, row * self.k + k)
-        word = b.load(self.x, row * -(-self.k // PER_WORD) + b.div(k, PER_WORD))
-        shift = tirx.Cast("uint32", b.mod(k, PER_WORD) * 8)
-        return byte_value((word >> shift) & b.word(0xFF), self.kind)
+        return b.load(self.x, row * self.k + k)
 
     def four(self, row: Expr, k: Expr) -> list[Expr]:
         """Inputs k .. k + 4; k is a multiple of 4."""
@@ -58,17 +57,30 @@ Row = Callable[[Expr], tuple[Inputs, Expr, Expr]]  # row of the result -> x, its
 Put = Callable[[Expr, Expr], Callable[..., Expr]]  # (row, n): reads what else it needs -> product(s) to the result
 
 
+class Sender(Protocol):
+    """Sends results to the GPUs of a library of several ranks, two at a time, as they are made (peers.py)."""
+
+    @property
+    def ranks(self) -> int: ...
+
+    def turn(self) -> Expr:
+        """Of the sum that comes next; known when the kernels before are done."""
+
+    def send(self, ahead: Expr, pair: Expr, values: Sequence[Expr], turn: Expr) -> None:
+        """Two results to the GPU that is ``ahead`` of this one (0: itself)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Results:
     """y (rows, outputs): what ``put`` makes of the products of x's rows with ``outputs`` rows of the weight. With
     several ``strands``, an output has a row in each of as many parts of the weight, and ``put`` gets a product of each.
-    ``peers``: GPUs that get all results, two at a time, as they are made (targets/peer_sum.py); 0: none."""
+    ``sender``: what sends all results to other GPUs, if anything does."""
 
     y: Buffer
     outputs: int
     put: Put
     strands: int = 1
-    peers: int = 0
+    sender: Sender | None = None
 
     def store(self, row: Expr, n: Expr, value: Expr) -> None:
         b.store(self.y, row * self.outputs + n, value)
@@ -97,7 +109,7 @@ def planes(weight: Weight) -> int:
 
 def is_regular(weight: Weight, x: Inputs) -> bool:
     """Whether four inputs at a time can be read as they lie."""
-    return weight.per_unit % 4 == 0 and weight.units * weight.per_unit == weight.k and not x.kind
+    return weight.per_unit % 4 == 0 and weight.units * weight.per_unit == weight.k and x.plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +243,7 @@ def along(device: Device, weight: Weight, stored: Sequence[Buffer], rows: Expr, 
             ask(0, turn)
         device.wait()
         ends = [results.put(row, n) for n in ns] if device.shuffles else []
-        sends = peers.turn() if results.peers else None
+        sends = results.sender.turn() if results.sender else None
         b.repeat(walk.stages, 1, one_stage)
         if device.shuffles:
             finish_by_shuffles(totals, lane, row, first_n, ends, results, sends)
@@ -265,9 +277,9 @@ def finish_by_shuffles(
     for r, end in enumerate(ends):
         places = range(r * results.strands, (r + 1) * results.strands)
         values.append(T.Bind(end(*(b.sum_of_lanes(b.load(totals, place), LANES) for place in places))))
-    if turn is not None:
-        with b.when(tirx.And(lane < results.peers, first_n < results.outputs)):
-            peers.send(lane, b.div(first_n, 2), values, turn)
+    if results.sender is not None:
+        with b.when(tirx.And(lane < results.sender.ranks, first_n < results.outputs)):
+            results.sender.send(lane, b.div(first_n, 2), values, turn)
     for r, value in enumerate(values):
         with b.when(tirx.And(tirx.EQ(lane, r), first_n + r < results.outputs)):
             results.store(row, first_n + r, value)

@@ -1,6 +1,6 @@
 """y = x @ weight.T (+ bias) (+ residual) on a GPU, the weight read as it is stored.
 
-Few rows: see rows.py. Many rows: tiles of TILE rows (or more) x TILE outputs; slices of x and of the dequantized
+Few rows: see gemv.py. Many rows: tiles of TILE rows (or more) x TILE outputs; slices of x and of the dequantized
 weight go through shared memory, each thread sums squares of SIDE x SIDE.
 
 Axes: M rows, N outputs, K inputs, U units of a row, E values of a unit (see weights.py).
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from tvm import tirx
@@ -17,11 +18,8 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
-from builder.lowering.schedules.gpu.gates import GATES
-from builder.lowering.schedules.gpu.gemv import Inputs, Results, is_regular, products
+from builder.lowering.schedules.gpu.gemv import Inputs, Results, Sender, is_regular, products
 from builder.lowering.schedules.gpu.weights import Weight, values, weight_of
-from builder.ops.linear import activation_of
-from builder.ops.rounded_inputs import PER_WORD
 
 FEW = 4  # rows that are multiplied one by one
 TILE, SIDE = 64, 4
@@ -59,38 +57,57 @@ class Ends:
 
 def linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
     """The kernel of a "linear" operation (see builder/ops/linear.py for its arguments)."""
-    weight, rows, kind = weight_of(fields), b.size("rows"), activation_of(fields)
-    inputs = [Arg("x", (rows, weight.k))]
-    if kind:
-        inputs = [Arg("x", (rows, -(-weight.k // PER_WORD)), "uint32"), Arg("x_scale", (rows, 1))]
-    bias = [Arg("bias", (weight.n,), fields["dtype"])] if fields["bias"] else []
-    residual = [Arg("residual", (rows, weight.n))] if fields["residual"] else []
+    weight, rows = weight_of(fields), b.size("rows")
 
     def body(x: Buffer, *others: Buffer) -> None:
-        rest = list(others)
-        y, scale = rest.pop(), rest.pop(0) if kind else None
-        added = rest.pop(0) if residual else None
-        share = 1 / fields.get("ranks", 1)
-        ends = Ends(weight.n, fields["dtype"], rest.pop() if bias else None, scale, added, y, share)
-        stored, read = tuple(rest), Inputs(x, weight.k, kind)
+        multiply_rows(device, weight, rows, Inputs(x, weight.k), *split(fields, others, None), sender_of(fields))
 
-        results = Results(y, weight.n, ends.put, peers=fields["ranks"] if fields.get("sent") else 0)
+    return b.kernel([Arg("x", (rows, weight.k)), *args_of(fields, weight, rows)], body)
 
-        def few() -> None:
-            products(device, weight, stored, rows, lambda row: (read, row, b.integer(0)), results)
 
-        def many(strips: int) -> None:
-            many_rows(device, weight, stored, read, ends, rows, strips)
+def args_of(fields: Mapping[str, Any], weight: Weight, rows: Expr) -> list[Arg]:
+    """The arguments after the inputs: (residual), the weight as it is stored, (bias), y."""
+    bias = [Arg("bias", (weight.n,), fields["dtype"])] if fields["bias"] else []
+    residual = [Arg("residual", (rows, weight.n))] if fields["residual"] else []
+    return [*residual, *weight.args, *bias, Arg("y", (rows, weight.n))]
 
-        def more() -> None:
-            b.either(rows <= TILE, lambda: many(1), lambda: many(device.strips))
 
-        if results.peers:
-            few()  # there is one row
-            return
-        b.either(rows <= FEW, few, more if device.strips > 1 else lambda: many(1))
+def split(
+    fields: Mapping[str, Any], buffers: tuple[Buffer, ...], scale: Buffer | None
+) -> tuple[Ends, tuple[Buffer, ...]]:
+    """Buffers of ``args_of`` -> what ends a product, and the weight. ``scale``: of the rows of x, if they have some."""
+    rest = list(buffers)
+    y, residual = rest.pop(), rest.pop(0) if fields["residual"] else None
+    bias = rest.pop() if fields["bias"] else None
+    return Ends(fields["n"], fields["dtype"], bias, scale, residual, y, 1 / fields.get("ranks", 1)), tuple(rest)
 
-    return b.kernel([*inputs, *residual, *weight.args, *bias, Arg("y", (rows, weight.n))], body)
+
+def sender_of(fields: Mapping[str, Any]) -> Sender | None:
+    """What sends the results to other GPUs, where the pass fuse_allreduce_rmsnorm asked for it."""
+    if not fields.get("sent"):
+        return None
+    sender: Sender = import_module("builder.lowering.schedules.gpu.peers").PeerSender(fields["ranks"])
+    return sender
+
+
+def multiply_rows(
+    device: Device, weight: Weight, rows: Expr, x: Inputs, ends: Ends, stored: tuple[Buffer, ...], sender: Sender | None
+) -> None:
+    results = Results(ends.y, weight.n, ends.put, sender=sender)
+
+    def few() -> None:
+        products(device, weight, stored, rows, lambda row: (x, row, b.integer(0)), results)
+
+    def many(strips: int) -> None:
+        many_rows(device, weight, stored, x, ends, rows, strips)
+
+    def more() -> None:
+        b.either(rows <= TILE, lambda: many(1), lambda: many(device.strips))
+
+    if sender is not None:
+        few()  # there is one row
+        return
+    b.either(rows <= FEW, few, more if device.strips > 1 else lambda: many(1))
 
 
 def many_rows(
@@ -127,25 +144,6 @@ def many_rows(
                 n = T.Bind(first_n + column * SIDE + j)
                 with b.when(tirx.And(row < rows, n < weight.n)):
                     b.store(ends.y, row * weight.n + n, ends.put(row, n)(b.load(acc, i * SIDE + j)))
-
-
-def gated_linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
-    """One row times gate and up weights, and the gate's activation (lowering/passes/gated_products.py): an output's two
-    products are in the same threads."""
-    weight, width, activated = weight_of(fields), fields["width"], GATES[fields["gate"]]
-
-    def body(x: Buffer, *rest: Buffer) -> None:
-        stored, y = rest[:-1], rest[-1]
-
-        def row_of(row: Expr) -> tuple[Inputs, Expr, Expr]:
-            return Inputs(x, weight.k, ""), row, b.integer(0)
-
-        def put(_row: Expr, _n: Expr) -> Callable[..., Expr]:
-            return lambda gate, up: activated(gate) * up
-
-        products(device, weight, stored, b.integer(1), row_of, Results(y, width, put, strands=2))
-
-    return b.kernel([Arg("x", (1, weight.k)), *weight.args, Arg("y", (1, width))], body)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
-from builder.ops.kv_cache import rope_frequencies
 
 OWN = 32  # features of a row that a thread keeps, at most
 
@@ -20,11 +19,6 @@ OWN = 32  # features of a row that a thread keeps, at most
 def rms_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
     """x / sqrt(mean(x^2) + eps) * weight (+ residual)."""
     return scaled_rows(fields, device, lambda weight: weight)
-
-
-def gemma_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
-    """x / sqrt(mean(x^2) + eps) * (1 + weight) (+ residual)."""
-    return scaled_rows(fields, device, lambda weight: weight + b.number(1.0))
 
 
 def scaled_rows(fields: Mapping[str, Any], device: Device, gain: Callable[[Expr], Expr]) -> tirx.PrimFunc:
@@ -183,122 +177,3 @@ def qk_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
     whole = (rows, features)
     weights = [Arg(name, (width,), dtype) for name, width in zip(("q_weight", "k_weight"), widths, strict=True)]
     return b.kernel([Arg("x", whole), *weights, Arg("y", whole)], body)
-
-
-def head_norm_rotary(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
-    """Gemma 3: queries and keys normed per head and rotated to their positions; values copied. A block for each row and
-    head; the normed head goes through shared memory."""
-    width, queries, keys, dtype = fields["width"], fields["query_heads"], fields["key_heads"], fields["dtype"]
-    rows, heads, threads, half = b.size("rows"), queries + 2 * keys, device.threads, width // 2
-
-    def body(qkv: Buffer, positions: Buffer, q_weight: Buffer, k_weight: Buffer, y: Buffer) -> None:
-        with b.launch(threads, rows, b.integer(heads)) as (row, head, thread):
-            normed, frequency = b.shared(width), b.shared(half)
-            for pair, value in enumerate(rope_frequencies(fields["theta"], width)):
-                with b.when(tirx.EQ(thread, pair % threads)):
-                    b.store(frequency, pair, b.number(value / fields["factor"]))
-            start = T.Bind((row * heads + head) * width)
-            scale = inverse_rms(qkv, start, width, fields["eps"], device, thread)
-
-            def norm(d: Expr) -> None:
-                weight = tirx.if_then_else(head < queries, b.load(q_weight, d), b.load(k_weight, d))
-                gain = b.to_float32(weight, dtype) + b.number(1.0)
-                b.store(normed, d, b.load(qkv, start + d) * scale * gain)
-
-            b.strided(thread, threads, width, norm)
-            b.barrier()
-            position = T.Bind(tirx.Cast("float32", b.load(positions, row)))
-
-            def turn(pair: Expr) -> None:
-                sine, cosine = b.sin_cos(T.Bind(position * b.load(frequency, pair)))
-                low, high = b.load(normed, pair), b.load(normed, pair + half)
-                rotated = head < queries + keys
-                for place, value in ((pair, low * cosine - high * sine), (pair + half, high * cosine + low * sine)):
-                    at = T.Bind(start + place)
-                    b.store(y, at, tirx.if_then_else(rotated, value, b.load(qkv, at)))
-
-            b.strided(thread, threads, half, turn)
-
-    whole = (rows, heads, width)
-    return b.kernel(
-        [
-            Arg("qkv", whole),
-            Arg("positions", (rows,), "int32", offset=True),
-            Arg("q_weight", (width,), dtype),
-            Arg("k_weight", (width,), dtype),
-            Arg("y", whole),
-        ],
-        body,
-    )
-
-
-def qk_means(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
-    """The means of squares of q and of k features: a block for each row."""
-    features, rows, threads = fields["features"], b.size("rows"), device.threads
-    widths = (fields["q_width"], fields["k_width"])
-
-    def body(x: Buffer, y: Buffer) -> None:
-        with b.launch(threads, rows) as (row, _, thread):
-            for part, width in enumerate(widths):
-                start = T.Bind(row * features + part * widths[0])
-
-                def square(h: Expr, start: Expr = start) -> Expr:
-                    value = T.Bind(b.load(x, start + h))
-                    return value * value
-
-                mean = T.Bind(summed(square, width, device, thread) / b.number(float(width)))
-                with b.when(thread < 1):
-                    b.store(y, row * 2 + part, mean)
-
-    return b.kernel([Arg("x", (rows, features)), Arg("y", (rows, 2))], body)
-
-
-def qk_scaled(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
-    """q and k features over the roots of the ranks' average means, times their weights; v features are copied."""
-    features, dtype, rows = fields["features"], fields["dtype"], b.size("rows")
-    widths = (fields["q_width"], fields["k_width"])
-
-    def body(x: Buffer, means: Buffer, q_weight: Buffer, k_weight: Buffer, y: Buffer) -> None:
-        def one(index: Expr) -> None:
-            row, f = T.Bind(b.div(index, features)), T.Bind(b.mod(index, features))
-
-            def scaled(part: int, weight: Buffer, at: Expr) -> None:
-                scale = inverse_root(b.load(means, row * 2 + part), fields["ranks"], fields["eps"])
-                b.store(y, index, b.load(x, index) * scale * b.to_float32(b.load(weight, at), dtype))
-
-            def not_q() -> None:
-                b.either(
-                    f < sum(widths),
-                    lambda: scaled(1, k_weight, f - widths[0]),
-                    lambda: b.store(y, index, b.load(x, index)),
-                )
-
-            b.either(f < widths[0], lambda: scaled(0, q_weight, f), not_q)
-
-        b.each(device, rows * features, one)
-
-    whole = (rows, features)
-    weights = [Arg(name, (width,), dtype) for name, width in zip(("q_weight", "k_weight"), widths, strict=True)]
-    return b.kernel([Arg("x", whole), Arg("means", (rows, 2)), *weights, Arg("y", whole)], body)
-
-
-def expert_sum(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
-    """(residual +) what the experts of each token say, by their shares."""
-    top, pairs, rows, width = fields["top"], b.size("pairs"), b.size("rows"), b.size("width")
-    residual = [Arg("residual", (rows, width))] if fields["residual"] else []
-
-    def body(x: Buffer, shares: Buffer, *rest: Buffer) -> None:
-        y = rest[-1]
-
-        def one(index: Expr) -> None:
-            row, h = T.Bind(b.div(index, width)), T.Bind(b.mod(index, width))
-            value = b.load(rest[0], index) if residual else b.number(0.0)
-            for slot in range(top):
-                part = b.load(x, (row * top + slot) * width + h)
-                value = value + part * b.load(shares, row * (2 * top) + top + slot)
-            b.store(y, index, value)
-
-        b.each(device, rows * width, one)
-
-    args = [Arg("x", (pairs, width)), Arg("routes", (rows, 2 * top)), *residual]
-    return b.kernel([*args, Arg("y", (rows, width))], body)

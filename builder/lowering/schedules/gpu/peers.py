@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -43,11 +44,14 @@ def sent_norm(width: int, dtype: str, eps: float, device: Device) -> tirx.PrimFu
     return b.kernel(args, body)
 
 
-def turn() -> Expr:
-    """Of the sum that comes next; known when the kernels before are done."""
-    return T.Bind(tirx.call_extern("uint32", "peer_turn"))
+@dataclass(frozen=True, slots=True)
+class PeerSender:
+    """gemv.Sender, by the functions of targets/peer_sum.py."""
 
+    ranks: int
 
-def send(ahead: Expr, pair: Expr, values: Sequence[Expr], turn: Expr) -> None:
-    """Two numbers to the GPU that is ``ahead`` of this one (0: itself)."""
-    T.evaluate(tirx.call_extern("int32", "send_pair", ahead, pair, *values, turn))
+    def turn(self) -> Expr:
+        return T.Bind(tirx.call_extern("uint32", "peer_turn"))
+
+    def send(self, ahead: Expr, pair: Expr, values: Sequence[Expr], turn: Expr) -> None:
+        T.evaluate(tirx.call_extern("int32", "send_pair", ahead, pair, *values, turn))

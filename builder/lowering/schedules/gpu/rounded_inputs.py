@@ -1,19 +1,23 @@
-"""Inputs rounded to bytes on a GPU: scales of rows, and codes. What is computed: builder/ops/rounded_inputs.py.
+"""Inputs rounded to bytes on a GPU: scales of rows, codes, and products of codes.
 
-Axes: M rows, K inputs, W words of four codes.
+What is computed stands in builder/ops/rounded_inputs.py. Axes: M rows, K inputs, W words of four codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
+from builder.lowering.schedules.gpu import linear
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
-from builder.ops.rounded_inputs import PER_WORD, byte_of
+from builder.lowering.schedules.gpu.gemv import Inputs
+from builder.lowering.schedules.gpu.weights import weight_of
+from builder.ops.byte_codes import PER_WORD, byte_of, byte_value
 from builder.quant.layout import BYTE_LARGEST
 
 
@@ -59,3 +63,31 @@ def rounded(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
 
     args = [Arg("x", (rows, k)), Arg("scales", (rows, 1)), Arg("codes", (rows, words), "uint32")]
     return b.kernel(args, body)
+
+
+@dataclass(frozen=True, slots=True)
+class Codes(Inputs):
+    """Codes of a ``kind``, (M, W), as inputs of a product; the scales of their rows are applied at its end."""
+
+    kind: str
+
+    @property
+    def plain(self) -> bool:
+        return False
+
+    def at(self, row: Expr, k: Expr) -> Expr:
+        word = b.load(self.x, row * -(-self.k // PER_WORD) + b.div(k, PER_WORD))
+        shift = tirx.Cast("uint32", b.mod(k, PER_WORD) * 8)
+        return byte_value((word >> shift) & b.word(0xFF), self.kind)
+
+
+def rounded_linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """The product of a "rounded_linear" (builder/ops/rounded_inputs.py)."""
+    weight, rows = weight_of(fields), b.size("rows")
+
+    def body(codes: Buffer, scales: Buffer, *others: Buffer) -> None:
+        x, sender = Codes(codes, weight.k, fields["activation"]), linear.sender_of(fields)
+        linear.multiply_rows(device, weight, rows, x, *linear.split(fields, others, scales), sender)
+
+    inputs = [Arg("x", (rows, -(-weight.k // PER_WORD)), "uint32"), Arg("x_scale", (rows, 1))]
+    return b.kernel([*inputs, *linear.args_of(fields, weight, rows)], body)

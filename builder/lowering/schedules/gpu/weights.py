@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr
-from builder.ops.rounded_inputs import byte_value
+from builder.ops.byte_codes import byte_value
 
 MANTISSA_BITS = 23
 ONE_UNIT = 0x4B000000  # 2^23 as a float32: its last bit is worth 1, so an integer in the mantissa reads as itself

@@ -1,0 +1,52 @@
+"""What stands around the collectives of several ranks, on the CPU. Axes: M rows, H features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import tirx
+
+from builder.lowering.schedules.cpu import vector as v
+from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+
+
+def add(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+    """x (+ residual) (+ bias)."""
+    width, rows = fields["width"], v.size("rows")
+    residual = [Arg("residual", (rows, width))] if fields["residual"] else []
+    bias = [Arg("bias", (width,), fields["dtype"])] if fields["bias"] else []
+
+    def body(x: Buffer, *rest: Buffer) -> None:
+        def one(row: Expr) -> None:
+            def strip(start: Expr, count: int) -> None:
+                at = row * width + start
+                value = v.load(x, at, count)
+                if bias:
+                    value = value + v.to_float32(v.load(rest[-2], start, count), fields["dtype"], count, isa)
+                v.store(rest[-1], at, value + v.load(rest[0], at, count) if residual else value, count)
+
+            v.strips(width, isa.lanes, strip)
+
+        v.for_rows(rows, width, one)
+
+    return v.kernel([Arg("x", (rows, width)), *residual, *bias, Arg("y", (rows, width))], body)
+
+
+def joined(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+    """Columns of each rank, one rank's rows after the other's -> rows of all columns."""
+    ranks, width, parts, rows = fields["ranks"], fields["width"], v.size("parts"), v.size("rows")
+
+    def body(x: Buffer, y: Buffer) -> None:
+        def one(row: Expr) -> None:
+            for rank in range(ranks):
+
+                def move(start: Expr, count: int, rank: int = rank) -> None:
+                    part = v.load(x, (rank * rows + row) * width + start, count)
+                    v.store(y, row * (ranks * width) + rank * width + start, part, count)
+
+                v.strips(width, isa.lanes, move)
+
+        v.for_rows(rows, ranks * width, one)
+
+    return v.kernel([Arg("x", (parts, width)), Arg("y", (rows, ranks * width))], body)

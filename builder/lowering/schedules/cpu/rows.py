@@ -1,0 +1,38 @@
+"""Some of the rows of a tensor on the CPU. Axes: M rows, H features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from builder.lowering.schedules.cpu import vector as v
+from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+
+
+def last_row(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+    width, rows = fields["width"], v.size("rows")
+
+    def body(x: Buffer, y: Buffer) -> None:
+        copy_row(x, rows - 1, y, tirx.const(0, "int64"), width, isa)
+
+    return v.kernel([Arg("x", (rows, width)), Arg("y", (1, width))], body)
+
+
+def take_rows(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+    width, rows, taken = fields["width"], v.size("rows"), v.size("taken")
+
+    def body(x: Buffer, which: Buffer, y: Buffer) -> None:
+        with v.loop(taken) as row:
+            copy_row(x, T.Bind(tirx.Cast("int64", v.load(which, row))), y, row, width, isa)
+
+    return v.kernel([Arg("x", (rows, width)), Arg("which", (taken,), "int32"), Arg("y", (taken, width))], body)
+
+
+def copy_row(x: Buffer, source: Expr, y: Buffer, target: Expr, width: int, isa: Isa) -> None:
+    def move(start: Expr, count: int) -> None:
+        v.store(y, target * width + start, v.load(x, source * width + start, count), count)
+
+    v.strips(width, isa.lanes, move)

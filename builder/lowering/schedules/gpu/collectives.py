@@ -1,0 +1,95 @@
+"""What stands around the collectives of several ranks, on a GPU. Axes: M rows, H features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from builder.lowering.schedules.gpu import block as b
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.norms import inverse_root, summed
+
+
+def add(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """x (+ residual) (+ bias)."""
+    width, rows = fields["width"], b.size("rows")
+    residual = [Arg("residual", (rows, width))] if fields["residual"] else []
+    bias = [Arg("bias", (width,), fields["dtype"])] if fields["bias"] else []
+
+    def body(x: Buffer, *rest: Buffer) -> None:
+        def one(index: Expr) -> None:
+            value = b.load(x, index)
+            if bias:
+                value = value + b.to_float32(b.load(rest[-2], b.mod(index, width)), fields["dtype"])
+            b.store(rest[-1], index, value + b.load(rest[0], index) if residual else value)
+
+        b.each(device, rows * width, one)
+
+    return b.kernel([Arg("x", (rows, width)), *residual, *bias, Arg("y", (rows, width))], body)
+
+
+def joined(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """Columns of each rank, one rank's rows after the other's -> rows of all columns."""
+    ranks, width, parts, rows = fields["ranks"], fields["width"], b.size("parts"), b.size("rows")
+
+    def body(x: Buffer, y: Buffer) -> None:
+        def one(index: Expr) -> None:
+            row, v = T.Bind(b.div(index, ranks * width)), T.Bind(b.mod(index, ranks * width))
+            b.store(y, index, b.load(x, (b.div(v, width) * rows + row) * width + b.mod(v, width)))
+
+        b.each(device, rows * (ranks * width), one)
+
+    return b.kernel([Arg("x", (parts, width)), Arg("y", (rows, ranks * width))], body)
+
+
+def qk_means(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """The means of squares of q and of k features: a block for each row."""
+    features, rows, threads = fields["features"], b.size("rows"), device.threads
+    widths = (fields["q_width"], fields["k_width"])
+
+    def body(x: Buffer, y: Buffer) -> None:
+        with b.launch(threads, rows) as (row, _, thread):
+            for part, width in enumerate(widths):
+                start = T.Bind(row * features + part * widths[0])
+
+                def square(h: Expr, start: Expr = start) -> Expr:
+                    value = T.Bind(b.load(x, start + h))
+                    return value * value
+
+                mean = T.Bind(summed(square, width, device, thread) / b.number(float(width)))
+                with b.when(thread < 1):
+                    b.store(y, row * 2 + part, mean)
+
+    return b.kernel([Arg("x", (rows, features)), Arg("y", (rows, 2))], body)
+
+
+def qk_scaled(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """q and k features over the roots of the ranks' average means, times their weights; v features are copied."""
+    features, dtype, rows = fields["features"], fields["dtype"], b.size("rows")
+    widths = (fields["q_width"], fields["k_width"])
+
+    def body(x: Buffer, means: Buffer, q_weight: Buffer, k_weight: Buffer, y: Buffer) -> None:
+        def one(index: Expr) -> None:
+            row, f = T.Bind(b.div(index, features)), T.Bind(b.mod(index, features))
+
+            def scaled(part: int, weight: Buffer, at: Expr) -> None:
+                scale = inverse_root(b.load(means, row * 2 + part), fields["ranks"], fields["eps"])
+                b.store(y, index, b.load(x, index) * scale * b.to_float32(b.load(weight, at), dtype))
+
+            def not_q() -> None:
+                b.either(
+                    f < sum(widths),
+                    lambda: scaled(1, k_weight, f - widths[0]),
+                    lambda: b.store(y, index, b.load(x, index)),
+                )
+
+            b.either(f < widths[0], lambda: scaled(0, q_weight, f), not_q)
+
+        b.each(device, rows * features, one)
+
+    whole = (rows, features)
+    weights = [Arg(name, (width,), dtype) for name, width in zip(("q_weight", "k_weight"), widths, strict=True)]
+    return b.kernel([Arg("x", whole), Arg("means", (rows, 2)), *weights, Arg("y", whole)], body)

@@ -1,0 +1,21 @@
+"""Kernels that compute element by element, on a GPU. Axes: M rows, H features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from builder.lowering.schedules.gpu import block as b
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+
+
+def mapped(width: int, value: Callable[[Expr], Expr], device: Device) -> tirx.PrimFunc:
+    """y = value(x), element by element."""
+    rows = b.size("rows")
+
+    def body(x: Buffer, y: Buffer) -> None:
+        b.each(device, rows * width, lambda index: b.store(y, index, value(T.Bind(b.load(x, index)))))
+
+    return b.kernel([Arg("x", (rows, width)), Arg("y", (rows, width))], body)

@@ -1,0 +1,33 @@
+"""One row times the weights of gate and up, and the gate's activation, on a GPU. Axes: N outputs, K inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tvm import tirx
+
+from builder.lowering.schedules.gpu import block as b
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.gates import GATES
+from builder.lowering.schedules.gpu.gemv import Inputs, Results, products
+from builder.lowering.schedules.gpu.weights import weight_of
+
+
+def gated_linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """One row times gate and up weights, and the gate's activation (lowering/passes/fuse_gate_up.py): an output's two
+    products are in the same threads."""
+    weight, width, activated = weight_of(fields), fields["width"], GATES[fields["gate"]]
+
+    def body(x: Buffer, *rest: Buffer) -> None:
+        stored, y = rest[:-1], rest[-1]
+
+        def row_of(row: Expr) -> tuple[Inputs, Expr, Expr]:
+            return Inputs(x, weight.k), row, b.integer(0)
+
+        def put(_row: Expr, _n: Expr) -> Callable[..., Expr]:
+            return lambda gate, up: activated(gate) * up
+
+        products(device, weight, stored, b.integer(1), row_of, Results(y, width, put, strands=2))
+
+    return b.kernel([Arg("x", (1, weight.k)), *weight.args, Arg("y", (1, width))], body)

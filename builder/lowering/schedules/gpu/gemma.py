@@ -1,0 +1,78 @@
+"""Gemma's norms, scales and caps on a GPU. Axes: M rows, H features, D features of a head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from builder.lowering.schedules.gpu import block as b
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.elementwise import mapped
+from builder.lowering.schedules.gpu.norms import inverse_rms, scaled_rows
+from builder.ops.kv_cache import rope_frequencies
+
+
+def gemma_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """x / sqrt(mean(x^2) + eps) * (1 + weight) (+ residual)."""
+    return scaled_rows(fields, device, lambda weight: weight + b.number(1.0))
+
+
+def scaled(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """x * factor."""
+    return mapped(fields["width"], lambda x: x * b.number(float(fields["factor"])), device)
+
+
+def soft_cap(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """cap * tanh(x / cap)."""
+    cap = float(fields["cap"])
+    return mapped(fields["width"], lambda x: b.tanh(x * b.number(1.0 / cap)) * b.number(cap), device)
+
+
+def head_norm_rotary(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    """Gemma 3: queries and keys normed per head and rotated to their positions; values copied. A block for each row and
+    head; the normed head goes through shared memory."""
+    width, queries, keys, dtype = fields["width"], fields["query_heads"], fields["key_heads"], fields["dtype"]
+    rows, heads, threads, half = b.size("rows"), queries + 2 * keys, device.threads, width // 2
+
+    def body(qkv: Buffer, positions: Buffer, q_weight: Buffer, k_weight: Buffer, y: Buffer) -> None:
+        with b.launch(threads, rows, b.integer(heads)) as (row, head, thread):
+            normed, frequency = b.shared(width), b.shared(half)
+            for pair, value in enumerate(rope_frequencies(fields["theta"], width)):
+                with b.when(tirx.EQ(thread, pair % threads)):
+                    b.store(frequency, pair, b.number(value / fields["factor"]))
+            start = T.Bind((row * heads + head) * width)
+            scale = inverse_rms(qkv, start, width, fields["eps"], device, thread)
+
+            def norm(d: Expr) -> None:
+                weight = tirx.if_then_else(head < queries, b.load(q_weight, d), b.load(k_weight, d))
+                gain = b.to_float32(weight, dtype) + b.number(1.0)
+                b.store(normed, d, b.load(qkv, start + d) * scale * gain)
+
+            b.strided(thread, threads, width, norm)
+            b.barrier()
+            position = T.Bind(tirx.Cast("float32", b.load(positions, row)))
+
+            def turn(pair: Expr) -> None:
+                sine, cosine = b.sin_cos(T.Bind(position * b.load(frequency, pair)))
+                low, high = b.load(normed, pair), b.load(normed, pair + half)
+                rotated = head < queries + keys
+                for place, value in ((pair, low * cosine - high * sine), (pair + half, high * cosine + low * sine)):
+                    at = T.Bind(start + place)
+                    b.store(y, at, tirx.if_then_else(rotated, value, b.load(qkv, at)))
+
+            b.strided(thread, threads, half, turn)
+
+    whole = (rows, heads, width)
+    return b.kernel(
+        [
+            Arg("qkv", whole),
+            Arg("positions", (rows,), "int32", offset=True),
+            Arg("q_weight", (width,), dtype),
+            Arg("k_weight", (width,), dtype),
+            Arg("y", whole),
+        ],
+        body,
+    )

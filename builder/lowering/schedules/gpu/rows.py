@@ -1,0 +1,34 @@
+"""Some of the rows of a tensor on a GPU: a thread for each element. Axes: M rows, H features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from builder.lowering.schedules.gpu import block as b
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+
+
+def last_row(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    width, rows = fields["width"], b.size("rows")
+
+    def body(x: Buffer, y: Buffer) -> None:
+        b.each(device, width, lambda index: b.store(y, index, b.load(x, (rows - 1) * width + index)))
+
+    return b.kernel([Arg("x", (rows, width)), Arg("y", (1, width))], body)
+
+
+def take_rows(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+    width, rows, taken = fields["width"], b.size("rows"), b.size("taken")
+
+    def body(x: Buffer, which: Buffer, y: Buffer) -> None:
+        def one(index: Expr) -> None:
+            row = T.Bind(b.load(which, b.div(index, width)))
+            b.store(y, index, b.load(x, row * width + b.mod(index, width)))
+
+        b.each(device, taken * width, one)
+
+    return b.kernel([Arg("x", (rows, width)), Arg("which", (taken,), "int32"), Arg("y", (taken, width))], body)
