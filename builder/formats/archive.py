@@ -44,7 +44,7 @@ def system_v_member(name: str, data: bytes) -> bytes:
 
 def system_v_index(places: Mapping[str, int], symbols: Mapping[str, list[str]]) -> bytes:
     """Count, places and names, the numbers with the highest byte first."""
-    entries = [(places[name], symbol) for name, found in symbols.items() for symbol in found]
+    entries = [(places[name], symbol) for name, names in symbols.items() for symbol in names]
     numbers = struct.pack(f">{len(entries) + 1}I", len(entries), *(place for place, _ in entries))
     body = numbers + b"".join(symbol.encode() + b"\0" for _, symbol in entries)
     body += b"\0" * (len(body) % 2)
@@ -62,8 +62,8 @@ def bsd_member(name: str, data: bytes) -> bytes:
 def bsd_index(places: Mapping[str, int], symbols: Mapping[str, list[str]]) -> bytes:
     """Bytes of the table, (place of the name, place of the member) for each symbol, bytes of the names, names."""
     names, table = b"", b""
-    for name, found in symbols.items():
-        for symbol in found:
+    for name, own in symbols.items():
+        for symbol in own:
             table += struct.pack("<2I", len(names), places[name])
             names += symbol.encode() + b"\0"
     title = b"__.SYMDEF\0\0\0"

@@ -119,16 +119,16 @@ def _template(name: str | Translation, texts: Texts, ids: Mapping[str, Any]) -> 
     }
 
 
-def _translated(found: Translation, texts: Texts, ids: Mapping[str, Any]) -> dict[str, Any]:
+def _translated(translation: Translation, texts: Texts, ids: Mapping[str, Any]) -> dict[str, Any]:
     """Token ids for what the template begins with and for what ends an answer, where they are tokens."""
     added = {token["content"]: token["id"] for token in texts.tokenizer.get("added_tokens", [])}
-    begins = added.get(found.begins, ids["bos_token_id"])
-    stops = [added[text] for text in found.conv["stop_str"] if text in added]
+    begins = added.get(translation.begins, ids["bos_token_id"])
+    stops = [added[text] for text in translation.conv["stop_str"] if text in added]
     return {
         "name": "checkpoint",
         **SHARED_TEMPLATE,
-        **found.conv,
-        "system_prefix_token_ids": [begins] if found.begins and begins is not None else [],
+        **translation.conv,
+        "system_prefix_token_ids": [begins] if translation.begins and begins is not None else [],
         "stop_token_ids": list(dict.fromkeys([*_ends(ids), *stops])),
     }
 
@@ -158,8 +158,8 @@ def _prefix_ids(texts: Texts, bos: int | None) -> list[int]:
             if "SpecialToken" not in first:
                 return []
             return list(processor["special_tokens"][first["SpecialToken"]["id"]]["ids"])
-    wanted = not texts.tokenizer and texts.tokenizer_config.get("add_bos_token") is True
-    return [bos] if wanted and bos is not None else []
+    adds_bos = not texts.tokenizer and texts.tokenizer_config.get("add_bos_token") is True
+    return [bos] if adds_bos and bos is not None else []
 
 
 def tokenizer_info(tokenizer: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,9 +65,9 @@ def find(folder: Path) -> Checkpoint:
     for name, kind in WEIGHTS:
         if (folder / name).is_file():
             return Checkpoint(kind, _members(folder, name), files)
-    found = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".gguf"))
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".gguf"))
     raise UserError(
-        f"{folder} has no weights; found: {', '.join(found) or 'none'}; "
+        f"{folder} has no weights; found: {', '.join(others) or 'none'}; "
         f"allowed: {', '.join(name for name, _ in WEIGHTS)}",
         "is the download complete?",
     )

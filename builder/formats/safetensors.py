@@ -69,8 +69,8 @@ def read_header(path: Path, name: str) -> list[Tensor]:
     return tensors
 
 
-def _bad(name: str, found: str) -> NoReturn:
-    raise UserError(f"{name}: {found}", "the file is damaged or was not written as safetensors: fetch it again")
+def _bad(name: str, problem: str) -> NoReturn:
+    raise UserError(f"{name}: {problem}", "the file is damaged or was not written as safetensors: fetch it again")
 
 
 def _header_text(file: BinaryIO, size: int, name: str) -> bytes:

@@ -18,34 +18,34 @@ UNITS = 1 << 16  # that the range of bytes is counted in, at most
 Option = tuple[int, float]  # bytes, loss
 
 
-def choose(options: Sequence[Sequence[Option]], room: int) -> list[int]:
-    """The option of each parameter: least loss in all within ``room`` bytes, which the smallest options must fit.
+def choose_options(options: Sequence[Sequence[Option]], budget_bytes: int) -> list[int]:
+    """The option of each parameter: least loss in all within the budget, which the smallest options must fit.
 
     Dynamic programming over the bytes beyond the smallest options, in units of their greatest common divisor (a model's
     matrices are multiples of a few sizes). Beyond UNITS of them the unit is coarser and bytes are rounded up, so that
-    the room is never exceeded. The unit does not depend on the room: with more of it every choice is still there, so
-    that the loss can only fall. Of equal losses the earlier option is taken.
+    the budget is never exceeded. The unit does not depend on the budget: with more of it every choice is still there,
+    so that the loss can only fall. Of equal losses the earlier option is taken.
     """
-    extras = [[nbytes - min(n for n, _ in some) for nbytes, _ in some] for some in options]
-    spare = room - sum(min(nbytes for nbytes, _ in some) for some in options)
-    assert spare >= 0, "the room was checked when the build was planned"
-    largest = sum(max(some) for some in extras)
-    unit = max(1, gcd(*(extra for some in extras for extra in some)), -(-largest // UNITS))
-    costs = [[-(-extra // unit) for extra in some] for some in extras]
-    most = sum(max(some) for some in costs)
+    extras = [[nbytes - min(n for n, _ in parameter) for nbytes, _ in parameter] for parameter in options]
+    spare = budget_bytes - sum(min(nbytes for nbytes, _ in parameter) for parameter in options)
+    assert spare >= 0, "the budget was checked when the build was planned"
+    largest = sum(max(parameter) for parameter in extras)
+    unit = max(1, gcd(*(extra for parameter in extras for extra in parameter)), -(-largest // UNITS))
+    costs = [[-(-extra // unit) for extra in parameter] for parameter in extras]
+    most = sum(max(parameter) for parameter in costs)
     units = most if spare >= largest else min(spare // unit, most)
     least = np.zeros(units + 1)  # loss of the parameters so far, by the units that they may take
     picked = np.zeros((len(options), units + 1), np.uint8)
-    for index, some in enumerate(options):
-        found = np.full(units + 1, np.inf)
-        for option, (_, loss) in enumerate(some):
+    for index, parameter in enumerate(options):
+        best = np.full(units + 1, np.inf)
+        for option, (_, loss) in enumerate(parameter):
             cost = costs[index][option]
             if cost <= units:
                 losses = least[: units + 1 - cost] + loss
-                better = losses < found[cost:]
-                found[cost:][better] = losses[better]
+                better = losses < best[cost:]
+                best[cost:][better] = losses[better]
                 picked[index, cost:][better] = option
-        least = found
+        least = best
     chosen, left = [], units
     for index in reversed(range(len(options))):
         chosen.append(int(picked[index, left]))
@@ -63,12 +63,12 @@ def rules_of(chosen: Mapping[str, str]) -> list[dict[str, Any]]:
         layer = layer_of(name)
         layers.setdefault((pattern_of(name), use), []).extend([] if layer is None else [layer])
     grouped: dict[tuple[str, tuple[int, ...]], list[str]] = {}
-    for (pattern, use), some in layers.items():
-        grouped.setdefault((use, tuple(sorted(some))), []).append(pattern)
+    for (pattern, use), numbers in layers.items():
+        grouped.setdefault((use, tuple(sorted(numbers))), []).append(pattern)
     rules = []
-    for (use, found), patterns in grouped.items():
+    for (use, in_layers), patterns in grouped.items():
         match = patterns[0] if len(patterns) == 1 else patterns
-        rules.append({"match": match, **({"layers": ranges(found)} if found else {}), "use": use})
+        rules.append({"match": match, **({"layers": ranges(in_layers)} if in_layers else {}), "use": use})
     return rules
 
 
@@ -84,10 +84,10 @@ def pattern_of(name: str) -> str:
 
 def ranges(layers: Sequence[int]) -> list[int | list[int]]:
     """Sorted layers as rules write them: 0, 1, 2, 5 is [[0, 2], 5]."""
-    found: list[list[int]] = []
+    spans: list[list[int]] = []
     for layer in layers:
-        if found and layer == found[-1][1] + 1:
-            found[-1][1] = layer
+        if spans and layer == spans[-1][1] + 1:
+            spans[-1][1] = layer
         else:
-            found.append([layer, layer])
-    return [first if first == last else [first, last] for first, last in found]
+            spans.append([layer, layer])
+    return [first if first == last else [first, last] for first, last in spans]

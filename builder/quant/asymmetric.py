@@ -21,7 +21,7 @@ class Packer(pack.Packer):
         """As ``pack.Packer.pack``; ``zeros_RZ``: uint32 words of zero points, written."""
         weights_GS, scales, zeros, counts = self._ranges(raw_RI)
         self._store_groups(scales, zeros, scales_RG, zeros_RZ)
-        steps = storage.widened(scales, self.scheme.dtype)
+        steps = storage.widen(scales, self.scheme.dtype)
         weights_GS[np.isnan(weights_GS)] = 0
         weights_GS[steps == 0] = 0
         steps[steps == 0] = 1
@@ -35,11 +35,11 @@ class Packer(pack.Packer):
         words_RW.reshape(-1)[:] = words_of(levels_GS, self.scheme)
         return counts
 
-    def _times(self) -> float:
+    def _factor(self) -> float:
         return 1.0
 
     def _ranges(self, raw_RI: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, Counts]:
-        """Weights (G, S), scales as held and zero points in float32, both (G,), and what was met."""
+        """Weights (G, S), scales as stored and zero points in float32, both (G,), and what was met."""
         weights_RP, counts = self._load(raw_RI)
         weights_GS = weights_RP.reshape(-1, self.scheme.group_size)
         finite_GS = np.where(np.isfinite(weights_GS), weights_GS, np.float32(0)) if counts.nonfinite else weights_GS
@@ -49,7 +49,7 @@ class Packer(pack.Packer):
             scales, counts.saturated = storage.scales(
                 (high - low) / np.float32(self.scheme.max_level), self.scheme.dtype
             )
-            steps = storage.widened(scales, self.scheme.dtype)
+            steps = storage.widen(scales, self.scheme.dtype)
             zeros = np.rint(-low / np.where(steps == 0, np.float32(1), steps))
         np.minimum(zeros, np.float32(self.scheme.max_level), out=zeros)
         zeros[steps == 0] = 0

@@ -22,7 +22,7 @@ from builder.quant.methods import Method
 assert sys.byteorder == "little", "the artifact's files are little-endian and are written as memory holds them"
 
 BLOCK_WEIGHTS = 1 << 18  # 1 MiB as float32; smaller blocks lose to call overhead, larger ones leave the cache
-RAW: Mapping[str, np.dtype] = {  # safetensors dtype -> how its bytes are held; 16 bits are handled as bits
+RAW: Mapping[str, np.dtype] = {  # safetensors dtype -> how its bytes come; 16 bits are handled as bits
     "F16": np.dtype(np.uint16),
     "BF16": np.dtype(np.uint16),
     "F32": np.dtype(np.uint32),
@@ -73,11 +73,11 @@ def widen_magnitudes(bits: np.ndarray, source: str, out: np.ndarray, times: floa
     if source != "F16":
         widen(bits, source, out)
         return
-    held = out.view(np.uint32)
-    np.copyto(held, bits)
-    np.left_shift(held, np.uint32(13), out=held)
-    if times != storage.HALF_HELD:
-        np.multiply(out, np.float32(times / storage.HALF_HELD), out=out)
+    result = out.view(np.uint32)
+    np.copyto(result, bits)
+    np.left_shift(result, np.uint32(13), out=result)
+    if times != storage.HALF_IN_FLOAT32:
+        np.multiply(out, np.float32(times / storage.HALF_IN_FLOAT32), out=out)
 
 
 def widen_exactly(raw: np.ndarray, source: str, out: np.ndarray) -> None:
@@ -101,25 +101,25 @@ class Packer:
         self.weights_RP = np.empty((rows, padded), np.float32)
         self.magnitudes_RP = np.zeros((rows, padded), np.uint16 if sixteen else np.uint32)  # zero past the input width
         self.sign_mask = np.uint16(0x7FFF) if sixteen else np.uint32(0x7FFFFFFF)
-        self.apart = scheme.kind in FLOAT8_LARGEST  # weights are held without their signs, which float8 wants apart
-        self.signs_RP = np.zeros((rows, padded) if self.apart else 0, np.uint8)
+        self.splits_signs = scheme.kind in FLOAT8_LARGEST  # float8 packs signs apart from magnitudes
+        self.signs_RP = np.zeros((rows, padded) if self.splits_signs else 0, np.uint8)
         slots = scheme.words_per_group * scheme.per_word
         self.levels_GS = np.full((rows * self.groups, slots), scheme.zero_level, np.uint8)
         self.scratch = np.empty((3, rows * padded), np.uint32)  # of one step at a time
-        self.held_scale = SOURCE_DTYPE[scheme.scale_dtype]
-        self.whole: np.ndarray | None = None  # the scale of the tensor, as held, where it has but one
+        self.scale_source = SOURCE_DTYPE[scheme.scale_dtype]
+        self.tensor_scale: np.ndarray | None = None  # the scale of the tensor, as held, where it has but one
 
     def largest(self, raw_RI: np.ndarray) -> np.float32:
         """The largest magnitude of a block; NaN and infinity take no part."""
         self._load(raw_RI)
         bits = self.magnitudes_RP[: len(raw_RI)].max(keepdims=True).reshape(1)
-        found = np.empty(1, np.float32)
-        widen(bits, "F32" if bits.dtype == np.uint32 else self.source, found)
-        return np.float32(found[0])
+        value = np.empty(1, np.float32)
+        widen(bits, "F32" if bits.dtype == np.uint32 else self.source, value)
+        return np.float32(value[0])
 
     def scales(self, raw_RI: np.ndarray, scales_RG: np.ndarray) -> Counts:
         """Only the scales of a block, for a shard that holds them apart from their words."""
-        _, scales, counts = self._choose(raw_RI)
+        _, scales, counts = self._weights_and_scales(raw_RI)
         scales_RG[:] = scales.reshape(scales_RG.shape)
         return counts
 
@@ -132,46 +132,46 @@ class Packer:
             scales_RG: the scheme's dtype as ``storage`` holds it, written.
         """
         rows = raw_RI.shape[0]
-        weights_RP, scales, counts = self._choose(raw_RI)
+        weights_RP, scales, counts = self._weights_and_scales(raw_RI)
         scales_RG[:] = scales.reshape(rows, self.groups)
-        steps = storage.widened_scales(scales, self.scheme.scale_dtype)
+        steps = storage.widen_scales(scales, self.scheme.scale_dtype)
         weights_GS = weights_RP.reshape(rows * self.groups, self.scheme.group_size)
         if counts.nonfinite:
-            self._clear(weights_GS, np.isnan(weights_GS))
+            self._zero(weights_GS, np.isnan(weights_GS))
         if not steps.all():
-            self._clear(weights_GS, steps == 0)
+            self._zero(weights_GS, steps == 0)
             steps[steps == 0] = 1
-        within, times = self._within(steps, counts), self._times()
-        if times != 1:
-            steps *= np.float32(times)
+        unclipped, factor = self._needs_no_clipping(steps, counts), self._factor()
+        if factor != 1:
+            steps *= np.float32(factor)
         with np.errstate(over="ignore", under="ignore"):
             np.divide(weights_GS, steps[:, None], out=weights_GS)
-        self._store(weights_GS, words_RW, within)
+        self._store(weights_GS, words_RW, unclipped)
         return counts
 
-    def _times(self) -> float:
+    def _factor(self) -> float:
         """What the weights are held times: where they are only divided, float16 stays as its bits are, which saves a
         pass. Scales in float16 can go as low with them; others may be too small for that."""
-        low = self.source == self.held_scale == "F16" and self.method is None
-        return storage.HALF_HELD if low else 1.0
+        low = self.source == self.scale_source == "F16" and self.method is None
+        return storage.HALF_IN_FLOAT32 if low else 1.0
 
-    def _clear(self, weights_GS: np.ndarray, where: np.ndarray) -> None:
+    def _zero(self, weights_GS: np.ndarray, where: np.ndarray) -> None:
         weights_GS[where] = 0
-        if self.apart:
+        if self.splits_signs:
             self._signs(weights_GS)[where] = 0
 
     def _signs(self, weights_GS: np.ndarray) -> np.ndarray:
         """The signs that belong to these weights, in their shape."""
         return self.signs_RP.reshape(-1)[: weights_GS.size].reshape(weights_GS.shape)
 
-    def _within(self, steps: np.ndarray, counts: Counts) -> bool:
+    def _needs_no_clipping(self, steps: np.ndarray, counts: Counts) -> bool:
         """Whether no ratio can round to a level that the scheme has not: each is at most its largest level but for the
         rounding of its scale, which is 2^-9 of a normal number at most, and 127 / 2^9 is less than half a level."""
-        if self.method is not None or self.whole is not None or counts.nonfinite or counts.saturated:
+        if self.method is not None or self.tensor_scale is not None or counts.nonfinite or counts.saturated:
             return False
         return bool(steps.min(initial=1) >= storage.SMALLEST_NORMAL[self.scheme.scale_dtype])
 
-    def _choose(self, raw_RI: np.ndarray) -> tuple[np.ndarray, np.ndarray, Counts]:
+    def _weights_and_scales(self, raw_RI: np.ndarray) -> tuple[np.ndarray, np.ndarray, Counts]:
         """The weights to round (R, padded width), the scales of all their groups, flat, and what was met."""
         weights_RP, counts = self._load(raw_RI)
         scales = self._scales(len(raw_RI), counts)
@@ -187,23 +187,23 @@ class Packer:
         weights_RP, magnitudes_RP = self.weights_RP[:rows], self.magnitudes_RP[:rows]
         weights_RP[:, self.inputs :] = 0  # the block before left its ratios there
         weights_RI = weights_RP[:, : self.inputs]
-        if not self.apart or magnitudes_RP.dtype != np.uint16:
-            widen(raw_RI, self.source, weights_RI, self._times())
+        if not self.splits_signs or magnitudes_RP.dtype != np.uint16:
+            widen(raw_RI, self.source, weights_RI, self._factor())
         bits = raw_RI if magnitudes_RP.dtype == np.uint16 else weights_RI.view(np.uint32)
         np.bitwise_and(bits, self.sign_mask, out=magnitudes_RP[:, : self.inputs])
-        if self.apart:
-            self._part(bits, rows)
+        if self.splits_signs:
+            self._split_signs(bits, rows)
         if magnitudes_RP.max() >= INFINITY_BITS[self.source]:
             nonfinite = magnitudes_RP >= INFINITY_BITS[self.source]
             counts.nonfinite = int(np.count_nonzero(nonfinite))
             magnitudes_RP[nonfinite] = 0
             widen_exactly(raw_RI, self.source, weights_RI)
-            weights_RI *= np.float32(self._times())
-            if self.apart:
+            weights_RI *= np.float32(self._factor())
+            if self.splits_signs:
                 np.abs(weights_RI, out=weights_RI)
         return weights_RP, counts
 
-    def _part(self, bits_RI: np.ndarray, rows: int) -> None:
+    def _split_signs(self, bits_RI: np.ndarray, rows: int) -> None:
         """Fill signs_RP with the sign bits, and weights_RP with the magnitudes."""
         magnitudes_RI = self.magnitudes_RP[:rows, : self.inputs]
         above = self.scratch[0].view(bits_RI.dtype)[: bits_RI.size].reshape(bits_RI.shape)
@@ -211,13 +211,13 @@ class Packer:
         signs_RI = self.signs_RP[:rows, : self.inputs]
         np.copyto(signs_RI, above, casting="unsafe")
         np.bitwise_and(signs_RI, np.uint8(0x80), out=signs_RI)
-        held = self.source if bits_RI.dtype == np.uint16 else "F32"
-        widen_magnitudes(magnitudes_RI, held, self.weights_RP[:rows, : self.inputs], self._times())
+        dtype = self.source if bits_RI.dtype == np.uint16 else "F32"
+        widen_magnitudes(magnitudes_RI, dtype, self.weights_RP[:rows, : self.inputs], self._factor())
 
     def _scales(self, rows: int, counts: Counts) -> np.ndarray:
         """Scales of all groups of the block, flat, in the scheme's scale_dtype."""
-        if self.whole is not None:
-            return np.repeat(self.whole.reshape(1), rows)
+        if self.tensor_scale is not None:
+            return np.repeat(self.tensor_scale.reshape(1), rows)
         bits = _largest(self.magnitudes_RP[:rows].reshape(-1), self.scheme.group_size, self.scratch)
         largest = np.empty(bits.size, np.float32)
         widen(bits, "F32" if bits.dtype == np.uint32 else self.source, largest)
@@ -225,20 +225,20 @@ class Packer:
         scales, counts.saturated = storage.scales(largest, self.scheme.scale_dtype)
         return scales
 
-    def _store(self, ratios_GS: np.ndarray, words_RW: np.ndarray, within: bool) -> None:
-        """``within``: no ratio needs to be clipped."""
+    def _store(self, ratios_GS: np.ndarray, words_RW: np.ndarray, unclipped: bool) -> None:
+        """``unclipped``: no ratio needs to be clipped."""
         levels_GS = self.levels_GS[: ratios_GS.shape[0]]
         inside_GS = levels_GS[:, : self.scheme.group_size]
         if self.scheme.kind == "group":
             middle = self.scheme.max_int
             top = 2 * middle if self.method is None else (1 << self.scheme.bits) - 1
             np.add(ratios_GS, np.float32(middle), out=ratios_GS)
-            if not within:
+            if not unclipped:
                 np.clip(ratios_GS, np.float32(0), np.float32(top), out=ratios_GS)
             np.rint(ratios_GS, out=ratios_GS)
             np.copyto(inside_GS, ratios_GS, casting="unsafe")
         elif self.scheme.kind == "int8":
-            if not within:
+            if not unclipped:
                 np.clip(ratios_GS, np.float32(-127), np.float32(127), out=ratios_GS)
             np.rint(ratios_GS, out=ratios_GS)
             np.copyto(inside_GS.view(np.int8), ratios_GS, casting="unsafe")
@@ -250,22 +250,22 @@ class Packer:
 def _largest(values: np.ndarray, group: int, scratch: np.ndarray) -> np.ndarray:
     """Maximum of each run of ``group`` unsigned integers. ``scratch``: uint32, at least as large as ``values``.
 
-    numpy's own reduction pays a call per row, so short ones are turned: eight bytes at a time, and each column of them
-    is then reduced in full vectors.
+    numpy's own reduction pays a call per row, so short ones are transposed: eight bytes at a time, and each column of
+    them is then reduced in full vectors.
     """
-    found: np.ndarray
+    maxima: np.ndarray
     lanes = 8 // values.itemsize
     if group > SHORT or group % lanes:
-        found = values.reshape(-1, group).max(axis=1)
-        return found
+        maxima = values.reshape(-1, group).max(axis=1)
+        return maxima
     eights = values.view(np.uint64).reshape(-1, group // lanes)
-    turned = scratch.reshape(-1).view(np.uint64)[: eights.size].reshape(eights.shape[::-1])
-    np.copyto(turned, eights.T)
-    found = np.maximum.reduce(turned.view(values.dtype), axis=0)
+    transposed = scratch.reshape(-1).view(np.uint64)[: eights.size].reshape(eights.shape[::-1])
+    np.copyto(transposed, eights.T)
+    maxima = np.maximum.reduce(transposed.view(values.dtype), axis=0)
     while lanes > 1:
-        found = np.maximum(found[::2], found[1::2])
+        maxima = np.maximum(maxima[::2], maxima[1::2])
         lanes //= 2
-    return found
+    return maxima
 
 
 def combine(levels: np.ndarray, scheme: Scheme, scratch: np.ndarray) -> np.ndarray:
@@ -289,13 +289,13 @@ def combine(levels: np.ndarray, scheme: Scheme, scratch: np.ndarray) -> np.ndarr
 
 
 def cast(raw: np.ndarray, source: str, out: np.ndarray, dtype: str) -> Counts:
-    """Store a block unquantized: weights held as ``RAW[source]`` -> ``out``, ``dtype`` as ``storage`` holds it.
+    """Store a block unquantized: weights stored as ``RAW[source]`` -> ``out``, ``dtype`` as ``storage`` holds it.
 
     Widening is exact, narrowing rounds half to even. NaN and infinity stay what they are, overflow becomes infinity;
     both are counted, and refused by quantize unless they are allowed.
     """
-    counts, held_dtype = Counts(), SOURCE_DTYPE[dtype]
-    if source == held_dtype:
+    counts, stored_dtype = Counts(), SOURCE_DTYPE[dtype]
+    if source == stored_dtype:
         np.copyto(out.view(RAW[source]), raw)
     elif dtype == "float32":
         exactly = source == "F16" and _has_nonfinite(raw, source)
@@ -305,10 +305,10 @@ def cast(raw: np.ndarray, source: str, out: np.ndarray, dtype: str) -> Counts:
         exactly = source == "F16" and _has_nonfinite(raw, source)
         (widen_exactly if exactly else widen)(raw, source, wide)
         out[:] = storage.narrow(wide, dtype)
-    held = out.view(RAW[held_dtype])
-    if _has_nonfinite(held, held_dtype):
+    stored = out.view(RAW[stored_dtype])
+    if _has_nonfinite(stored, stored_dtype):
         counts.nonfinite = _count_nonfinite(raw, source)
-        counts.overflowed = _count_nonfinite(held, held_dtype) - counts.nonfinite
+        counts.overflowed = _count_nonfinite(stored, stored_dtype) - counts.nonfinite
     return counts
 
 

@@ -50,7 +50,7 @@ from __future__ import annotations
 import numpy as np
 
 from builder.quant.layout import BYTE_LARGEST, FLOAT8_LARGEST, Scheme
-from builder.quant.storage import HELD, LARGEST, narrow, widened
+from builder.quant.storage import LARGEST, NUMPY_DTYPE, narrow, widen
 
 FLOAT8_BITS = {"e4m3": (4, 3, 7), "e5m2": (5, 2, 15)}  # of exponent and mantissa, and the exponent's bias
 
@@ -66,7 +66,7 @@ def quantize(weight: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, ...]:
     scheme = scheme.for_width(inputs)
     groups = -(-inputs // scheme.group_size)
     words = np.zeros((outputs, groups * scheme.words_per_group), np.uint32)
-    scales = np.zeros((outputs, groups), HELD[scheme.scale_dtype])
+    scales = np.zeros((outputs, groups), NUMPY_DTYPE[scheme.scale_dtype])
     largest = _largest(weight.astype(np.float32).ravel()) if scheme.scale_per == "tensor" else None
     zeros = np.zeros((outputs, groups), np.uint32)
     quantize_group = _quantize_asymmetric if scheme.zero_point else _quantize_group
@@ -115,7 +115,7 @@ def _quantize_asymmetric(values: np.ndarray, scheme: Scheme, _: np.float32 | Non
 def _scale(value: np.float32, scheme: Scheme) -> tuple[np.generic, np.float32]:
     """A scale as it is stored, and in float32."""
     scale = narrow(np.array([value], np.float32), scheme.scale_dtype)
-    step = widened(scale, scheme.scale_dtype)[0]
+    step = widen(scale, scheme.scale_dtype)[0]
     if np.isinf(step):
         step = np.float32(LARGEST[scheme.scale_dtype])
         scale = narrow(np.array([step]), scheme.dtype)
@@ -201,7 +201,7 @@ def dequantize(
         values = stored.astype(np.float32) - np.float32(scheme.max_int)
     else:
         values = byte_values(scheme.kind)[stored]
-    weight = values * widened(q_scale, scheme.scale_dtype)[:, :, None]
+    weight = values * widen(q_scale, scheme.scale_dtype)[:, :, None]
     return np.ascontiguousarray(weight.reshape(outputs, -1)[:, :inputs])
 
 

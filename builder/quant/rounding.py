@@ -7,7 +7,7 @@ import numpy as np
 from builder.quant import pack
 from builder.quant.layout import Scheme
 from builder.quant.reference import dequantize
-from builder.quant.storage import HELD
+from builder.quant.storage import NUMPY_DTYPE
 
 
 def rounded(weight_OI: np.ndarray, scheme: Scheme) -> np.ndarray:
@@ -20,12 +20,15 @@ def rounded(weight_OI: np.ndarray, scheme: Scheme) -> np.ndarray:
     fitted, rows = scheme.for_width(inputs), pack.block_rows(inputs)
     groups = -(-inputs // fitted.group_size)
     packer = pack.Packer(min(rows, outputs), inputs, "F32", scheme)
-    raw_OI, found_OI = np.ascontiguousarray(weight_OI, np.float32).view(np.uint32), np.empty_like(weight_OI, np.float32)
+    raw_OI, rounded_OI = (
+        np.ascontiguousarray(weight_OI, np.float32).view(np.uint32),
+        np.empty_like(weight_OI, np.float32),
+    )
     for start in range(0, outputs, rows):
-        some = slice(start, min(start + rows, outputs))
-        count = some.stop - start
-        words = np.empty((count, groups * fitted.words_per_group), HELD[scheme.storage_dtype])
-        scales = np.empty((count, groups), HELD[scheme.dtype])
-        packer.pack(raw_OI[some], words, scales)
-        found_OI[some] = dequantize(words, scales, inputs, scheme)
-    return found_OI
+        block = slice(start, min(start + rows, outputs))
+        count = block.stop - start
+        words = np.empty((count, groups * fitted.words_per_group), NUMPY_DTYPE[scheme.storage_dtype])
+        scales = np.empty((count, groups), NUMPY_DTYPE[scheme.dtype])
+        packer.pack(raw_OI[block], words, scales)
+        rounded_OI[block] = dequantize(words, scales, inputs, scheme)
+    return rounded_OI

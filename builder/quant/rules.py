@@ -64,33 +64,33 @@ def _resolve(
     return {"match": match, "layers": _layers(f"{path}.layers", rule.get("layers", "all"), count), "use": scheme}
 
 
-def _patterns(path: str, given: object, names: Sequence[str]) -> list[str]:
-    patterns = [given] if isinstance(given, str) else given
+def _patterns(path: str, value: object, names: Sequence[str]) -> list[str]:
+    patterns = [value] if isinstance(value, str) else value
     if not isinstance(patterns, list | tuple) or not patterns or not all(isinstance(p, str) for p in patterns):
-        raise UserError(f"{path}: found {given!r}; allowed: a pattern such as '*.down_proj', or a list of patterns")
+        raise UserError(f"{path}: found {value!r}; allowed: a pattern such as '*.down_proj', or a list of patterns")
     stems = [stem_of(name) for name in names if name.endswith(".weight")]
-    if isinstance(given, str) and not any(fnmatchcase(stem, given) for stem in stems):
+    if isinstance(value, str) and not any(fnmatchcase(stem, value) for stem in stems):
         last = sorted({stem.rpartition(".")[2] for stem in stems})
-        near = get_close_matches(given.rpartition(".")[2], last, n=1)
-        said = f"did you mean '*.{near[0]}'?" if near else f"the model has: {', '.join(last)}"
-        raise UserError(f"{path}: {given} matches no parameter; {said}")
+        near = get_close_matches(value.rpartition(".")[2], last, n=1)
+        hint = f"did you mean '*.{near[0]}'?" if near else f"the model has: {', '.join(last)}"
+        raise UserError(f"{path}: {value} matches no parameter; {hint}")
     return list(patterns)
 
 
-def _layers(path: str, given: object, count: int) -> list[int] | None:
+def _layers(path: str, value: object, count: int) -> list[int] | None:
     """Sorted layer numbers, or None for all parameters, those outside of layers included."""
-    if given == "all":
+    if value == "all":
         return None
-    if given == "first_last_eighth":
+    if value == "first_last_eighth":
         eighth = -(-count // 8)
         return [layer for layer in range(count) if layer < eighth or layer >= count - eighth]
-    if not isinstance(given, list | tuple) or not given:
-        raise UserError(f"{path}: found {given!r}; allowed: {LAYERS}")
-    found: set[int] = set()
-    for part in given:
+    if not isinstance(value, list | tuple) or not value:
+        raise UserError(f"{path}: found {value!r}; allowed: {LAYERS}")
+    layers: set[int] = set()
+    for part in value:
         pair = [part, part] if isinstance(part, int) else part
-        good = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(end) is int for end in pair)
-        if not good or not 0 <= pair[0] <= pair[1] < count:
+        is_pair = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(end) is int for end in pair)
+        if not is_pair or not 0 <= pair[0] <= pair[1] < count:
             raise UserError(f"{path}: found {part!r}; allowed: {LAYERS}, from 0 to {count - 1}")
-        found.update(range(pair[0], pair[1] + 1))
-    return sorted(found)
+        layers.update(range(pair[0], pair[1] + 1))
+    return sorted(layers)

@@ -36,10 +36,10 @@ class Scaling:
 
 def read(name: str, outputs: int, files: Mapping[str, File] | InputFiles) -> Scaling | None:
     """The scaling of a parameter among {"columns/<parameter>", "rows/<parameter>": File}, or None."""
-    found = {}
+    arrays = {}
     for part in ("columns", "rows"):
         if f"{part}/{name}" in files:
             file = files[f"{part}/{name}"]
             assert isinstance(file, File)
-            found[part] = np.load(file.path)
-    return Scaling(outputs, found.get("columns"), found.get("rows")) if found else None
+            arrays[part] = np.load(file.path)
+    return Scaling(outputs, arrays.get("columns"), arrays.get("rows")) if arrays else None

@@ -1,4 +1,4 @@
-"""How stored dtypes are held in numpy, which has no bfloat16: its bits, as uint16."""
+"""How stored dtypes look in numpy, which has no bfloat16: its bits, as uint16."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-HELD: Mapping[str, np.dtype] = {
+NUMPY_DTYPE: Mapping[str, np.dtype] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(np.uint16),
     "float32": np.dtype(np.float32),
@@ -17,15 +17,15 @@ LARGEST: Mapping[str, float] = {
     "bfloat16": float.fromhex("0x1.fep127"),
     "float32": float(np.finfo(np.float32).max),
 }
-HALF_HELD = 2.0**-112  # times this, a float16 has its bits in a float32's places
+HALF_IN_FLOAT32 = 2.0**-112  # times this, a float16 has its bits in a float32's places
 SMALLEST_NORMAL: Mapping[str, float] = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126}
 
 
 def narrow(values: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 -> as held; half to even, what is too large becomes infinite, NaN stays NaN."""
+    """float32 -> as stored; half to even, what is too large becomes infinite, NaN stays NaN."""
     if dtype != "bfloat16":
         with np.errstate(over="ignore", under="ignore"):
-            return values.astype(HELD[dtype])
+            return values.astype(NUMPY_DTYPE[dtype])
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
     nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
@@ -34,14 +34,14 @@ def narrow(values: np.ndarray, dtype: str) -> np.ndarray:
     return rounded
 
 
-def widened(held: np.ndarray, dtype: str) -> np.ndarray:
-    """As held -> float32, exactly."""
+def widen(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """As stored -> float32, exactly."""
     if dtype == "bfloat16":
-        return (held.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return held.astype(np.float32)
+        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return stored.astype(np.float32)
 
 
-def widen_half(held: np.ndarray, out: np.ndarray, times: float = 1.0) -> None:
+def widen_half(stored: np.ndarray, out: np.ndarray, times: float = 1.0) -> None:
     """float16 as any 16-bit dtype holds it -> float32 ``out`` * ``times``, a power of two, exactly; NaN and infinity
     come out as garbage.
 
@@ -49,27 +49,27 @@ def widen_half(held: np.ndarray, out: np.ndarray, times: float = 1.0) -> None:
     multiplication do what numpy's own cast does six times slower. Infinity is just a larger exponent to this.
     """
     bits = out.view(np.int32)
-    np.copyto(bits, held.view(np.int16))
+    np.copyto(bits, stored.view(np.int16))
     np.left_shift(bits, 13, out=bits)
     np.bitwise_and(bits, np.int32(0x8FFFE000 - (1 << 32)), out=bits)
-    if times != HALF_HELD:
-        np.multiply(out, np.float32(times / HALF_HELD), out=out)
+    if times != HALF_IN_FLOAT32:
+        np.multiply(out, np.float32(times / HALF_IN_FLOAT32), out=out)
 
 
-def widened_scales(held: np.ndarray, dtype: str) -> np.ndarray:
-    """``widened`` for what is finite, as scales are, and faster."""
+def widen_scales(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """``widen`` for what is finite, as scales are, and faster."""
     if dtype != "float16":
-        return widened(held, dtype)
-    out = np.empty(held.shape, np.float32)
-    widen_half(held, out)
+        return widen(stored, dtype)
+    out = np.empty(stored.shape, np.float32)
+    widen_half(stored, out)
     return out
 
 
 def scales(largest: np.ndarray, dtype: str) -> tuple[np.ndarray, int]:
-    """float32 scales -> as held, and how many were too large for the dtype: they become its largest finite value."""
-    held = narrow(largest, dtype)
+    """float32 scales -> as stored, and how many were too large for the dtype: they become its largest finite value."""
+    stored = narrow(largest, dtype)
     if largest.max(initial=0) < LARGEST[dtype]:
-        return held, 0
-    infinite = np.isinf(widened(held, dtype))
-    held[infinite] = narrow(np.array(LARGEST[dtype], np.float32), dtype)
-    return held, int(np.count_nonzero(infinite))
+        return stored, 0
+    infinite = np.isinf(widen(stored, dtype))
+    stored[infinite] = narrow(np.array(LARGEST[dtype], np.float32), dtype)
+    return stored, int(np.count_nonzero(infinite))

@@ -10,7 +10,7 @@ from math import prod
 from builder.architectures.weights import Parameter, parameter_count
 from builder.core.digest import canonical
 from builder.core.step import InputFiles, Json, Out
-from builder.quant.allocation import choose, pattern_of, rules_of
+from builder.quant.allocation import choose_options, pattern_of, rules_of
 from builder.quant.layout import Scheme, is_quantized, parse_scheme, stored_tensors
 from builder.steps.ports import one
 
@@ -33,11 +33,11 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     )
     model = [Parameter(entry["name"], tuple(entry["shape"]), entry["kind"]) for entry in weight_map["parameters"]]
     chosen = {parameter: own for parameter in model if not is_quantized(parameter, own)}
-    room = int(params["budget"] * parameter_count(weight_map) / 8) - sum(nbytes(p, own) for p in chosen)
+    budget_bytes = int(params["budget"] * parameter_count(weight_map) / 8) - sum(nbytes(p, own) for p in chosen)
     free = [parameter for parameter in model if parameter not in chosen]
     options = [[(nbytes(p, tables[name]), losses[p.name][name]) for name in tables] for p in free]
     names = list(tables)
-    uses = {p.name: names[index] for p, index in zip(free, choose(options, room), strict=True)}
+    uses = {p.name: names[index] for p, index in zip(free, choose_options(options, budget_bytes), strict=True)}
     rules = rules_of({name: use for name, use in uses.items() if not same(tables[use], own)})
     out.path("rules.json").write_bytes(canonical({"rules": rules}))
     stored = {p: nbytes(p, tables[uses[p.name]] if p.name in uses else own) for p in model}

@@ -23,7 +23,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     read = partial(family.weight_map, config)
     tensors = json.loads(one(inputs["layout"]).path.read_bytes())
     if "packing" in params:
-        weight_map = quantized.over(read, quantized.Packing(**params["packing"]), tensors)
+        weight_map = quantized.packed_weight_map(read, quantized.Packing(**params["packing"]), tensors)
     else:
         weight_map = read(tensors)
     weight_map["folds"] = [asdict(fold) for fold in family.folds(config)]

@@ -14,7 +14,7 @@ import numpy as np
 from builder.core.digest import canonical
 from builder.core.step import InputFiles, Json, Out
 from builder.formats.slicing import slicing_from_json, take_tp_shard, tp_shard_name
-from builder.quant.storage import HELD
+from builder.quant.storage import NUMPY_DTYPE
 from builder.steps.ports import one
 
 ALIGNMENT_BYTES = 64  # of a tensor in its file: what kernels assume of an address, so that a mapped file can be used
@@ -49,9 +49,9 @@ def _parts(
     """(name, dtype, array) of what a rank has of each tensor; ``rank`` None: all of it."""
     for tensor in tensors:
         stored = held[tensor["offset"] : tensor["offset"] + tensor["nbytes"]]
-        if tensor["offset"] % HELD[tensor["dtype"]].itemsize:
+        if tensor["offset"] % NUMPY_DTYPE[tensor["dtype"]].itemsize:
             stored = stored.copy()
-        array = stored.view(HELD[tensor["dtype"]]).reshape(tensor["shape"])
+        array = stored.view(NUMPY_DTYPE[tensor["dtype"]]).reshape(tensor["shape"])
         if rank is None:
             yield tensor["name"], tensor["dtype"], array
         else:

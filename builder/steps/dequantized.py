@@ -20,7 +20,7 @@ from builder.core.step import File, InputFiles, Json, Out
 from builder.quant import reference as packing
 from builder.quant import scaling
 from builder.quant.layout import Scheme, is_transposed, parse_scheme, stored_tensors
-from builder.quant.storage import HELD, widened
+from builder.quant.storage import NUMPY_DTYPE, widen
 from builder.steps.ports import group, one
 from builder.steps.reference import prepare, write
 from builder.verification import quantized, reconstruction, source_model
@@ -82,7 +82,7 @@ def _dequantize(
     shape, rule = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"]), rule.for_parameter(entry["name"])
     arrays = {piece.role: stored(piece.name) for piece in stored_tensors(shape, rule)}
     if "plain" in arrays:
-        weight = widened(arrays["plain"], rule.dtype)
+        weight = widen(arrays["plain"], rule.dtype)
         return weight, reconstruction.plain(original, weight, rule)
     if is_transposed(shape, rule):
         arrays = {role: array.T for role, array in arrays.items()}
@@ -130,6 +130,6 @@ def _stored(table: list[dict[str, Json]], shards: Mapping[str, File]) -> Read:
         place = places[name]
         file = files[f"params_shard_{place['shard']}.bin"]
         data = np.fromfile(file.path, np.uint8, place["nbytes"], offset=file.offset + place["offset"])
-        return data.view(HELD[place["dtype"]]).reshape(place["shape"])
+        return data.view(NUMPY_DTYPE[place["dtype"]]).reshape(place["shape"])
 
     return read

@@ -12,7 +12,7 @@ from builder.core.step import InputFiles
 from builder.formats import quantized
 from builder.quant import asymmetric
 from builder.quant.layout import Scheme
-from builder.quant.storage import narrow, widened
+from builder.quant.storage import narrow, widen
 from builder.steps.ports import one
 
 ROWS = 256  # outputs at a time: words that lie beside each other in the source hold neighbouring outputs
@@ -70,7 +70,7 @@ def _pieces(
     elif scheme.kind == "group" and not scheme.zero_point:
         values, scales = np.uint8(fitted.max_level) - values, -scales
     held = narrow(scales, scheme.scale_dtype)
-    if not np.isfinite(scales).all() or (widened(held, scheme.scale_dtype) != scales).any():
+    if not np.isfinite(scales).all() or (widen(held, scheme.scale_dtype) != scales).any():
         raise UserError(f"{source['tensor']}: a scale is NaN or infinite", "fetch the checkpoint again")
     rows, groups = scales.shape
     slots = fitted.words_per_group * fitted.per_word

@@ -24,7 +24,7 @@ from builder.core.step import File, InputFiles, Json, Out
 from builder.quant import asymmetric, pack, scaling
 from builder.quant.layout import Scheme, is_transposed, parse_scheme
 from builder.quant.methods import METHODS, Method, prepare
-from builder.quant.storage import HELD
+from builder.quant.storage import NUMPY_DTYPE
 from builder.quant.storage import scales as narrowed
 from builder.steps import imported
 from builder.steps.ports import one
@@ -227,7 +227,7 @@ class Plain:
     def __init__(self, piece: Mapping[str, Any], rows: int, width: int) -> None:
         self.offset = piece["offset"]
         self.dtype = piece["dtype"]
-        self.out = np.empty((rows, width), HELD[self.dtype])
+        self.out = np.empty((rows, width), NUMPY_DTYPE[self.dtype])
 
     def write(self, handle: int, row: int, dtype: str, block: np.ndarray) -> pack.Counts:
         out = self.out[: block.shape[0]]
@@ -247,9 +247,9 @@ class Packed:
         self.rows, self.method = rows, method
         fitted = quantization.for_width(width)
         groups = -(-width // fitted.group_size)
-        self.words = np.empty((self.rows, groups * fitted.words_per_group), HELD[quantization.storage_dtype])
-        self.scales = np.empty((self.rows, groups), HELD[quantization.scale_dtype])
-        self.zeros = np.empty((self.rows, quantization.zero_words(groups)), HELD[quantization.storage_dtype])
+        self.words = np.empty((self.rows, groups * fitted.words_per_group), NUMPY_DTYPE[quantization.storage_dtype])
+        self.scales = np.empty((self.rows, groups), NUMPY_DTYPE[quantization.scale_dtype])
+        self.zeros = np.empty((self.rows, quantization.zero_words(groups)), NUMPY_DTYPE[quantization.storage_dtype])
         self.packers: dict[str, pack.Packer] = {}
         self.whole = quantization.scale_per == "tensor"  # one scale: all blocks are measured before one is written
         self.largest = np.zeros(1, np.float32)  # magnitude that was measured
@@ -267,7 +267,9 @@ class Packed:
         packer = self._packer(dtype)
         packer.method = self.method(row) if self.method else None
         if self.whole:
-            packer.whole, _ = narrowed(self.largest / np.float32(self.scheme.max_magnitude), self.scheme.scale_dtype)
+            packer.tensor_scale, _ = narrowed(
+                self.largest / np.float32(self.scheme.max_magnitude), self.scheme.scale_dtype
+            )
         words, scales = self.words[: block.shape[0]], self.scales[: block.shape[0]]
         zeros = self.zeros[: block.shape[0]]
         if isinstance(packer, asymmetric.Packer):

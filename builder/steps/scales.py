@@ -104,7 +104,7 @@ class Search:
         offset = np.float32(fold["offset"])
         norm_C = _rows(entry, self.tensors, 0, entry["shape"][0], 1)[:, 0]
         divided_C = (norm_C + offset) / scales_C - offset
-        held_C = storage.widened(storage.narrow(divided_C, self.scheme.dtype), self.scheme.dtype) + offset
+        held_C = storage.widen(storage.narrow(divided_C, self.scheme.dtype), self.scheme.dtype) + offset
         usable_C = (held_C != 0) & np.isfinite(held_C) & (norm_C + offset != 0)
         found_C: np.ndarray = (norm_C + offset) / np.where(usable_C, held_C, np.float32(1))
         return np.where(usable_C, found_C, np.float32(1)).astype(np.float32)

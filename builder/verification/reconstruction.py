@@ -30,7 +30,7 @@ import numpy as np
 from builder.core.step import Json
 from builder.quant.layout import FLOAT8_LARGEST, FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST, Scheme
 from builder.quant.methods.mse import STEPS
-from builder.quant.storage import LARGEST, narrow, scales, widened
+from builder.quant.storage import LARGEST, narrow, scales, widen
 
 STEP_SLACK = 1e-5  # w / scale + M is rounded in float32, at magnitudes up to 2 M
 BLOCK_BYTES = 1 << 20  # of float32 compared at a time, so that it stays in the cache
@@ -59,7 +59,7 @@ class Reconstruction:
 def plain(source: np.ndarray, stored: np.ndarray, scheme: Scheme) -> Reconstruction:
     """A parameter that the scheme only casts; both float32."""
     with np.errstate(over="ignore"):
-        wrong = widened(narrow(source, scheme.dtype), scheme.dtype) != stored
+        wrong = widen(narrow(source, scheme.dtype), scheme.dtype) != stored
     size = np.sqrt(np.mean(np.square(source, dtype=np.float64)))
     error = np.sqrt(np.mean(np.square(source - stored, dtype=np.float64)))
     row = int(np.argwhere(wrong)[0][0]) if wrong.any() else 0
@@ -96,7 +96,7 @@ def _distances(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Per row: the largest distance of a weight in steps, of a scale in units of its last place. ``peak``: the largest
     magnitude of the tensor, if that has one scale."""
-    step_RG = widened(scale, scheme.scale_dtype)
+    step_RG = widen(scale, scheme.scale_dtype)
     limit = np.float32(scheme.max_magnitude)
     peak_RG = _largest(source, scheme.group_size) if peak is None else np.full_like(step_RG, peak)
     error_RG = _largest(difference, scheme.group_size)
@@ -116,7 +116,7 @@ def _asymmetric_distances(
     source: np.ndarray, difference: np.ndarray, scale: np.ndarray, scheme: Scheme
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same for groups with zero points."""
-    step_RG = widened(scale, scheme.dtype)
+    step_RG = widen(scale, scheme.dtype)
     range_RG = _largest(np.maximum(source, 0), scheme.group_size) + _largest(np.minimum(source, 0), scheme.group_size)
     expected_RG = np.minimum(range_RG / np.float32(scheme.max_level), np.float32(LARGEST[scheme.dtype]))
     place = np.spacing(step_RG) * np.float32(1 << 16) if scheme.dtype == "bfloat16" else np.spacing(scale)
@@ -139,11 +139,11 @@ def _chosen_distances(
     source: np.ndarray, difference: np.ndarray, scale: np.ndarray, scheme: Scheme
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same for mse; a scale's distance is from the range of those that are tried."""
-    step_RG = np.abs(widened(scale, scheme.dtype))
+    step_RG = np.abs(widen(scale, scheme.dtype))
     step_RI = np.repeat(step_RG, scheme.group_size, axis=1)[:, : source.shape[1]]
     peak_RG = _largest(source, scheme.group_size)
     low_RG, high_RG = (
-        widened(scales(peak_RG / np.float32(scheme.max_int + steps), scheme.dtype)[0], scheme.dtype)
+        widen(scales(peak_RG / np.float32(scheme.max_int + steps), scheme.dtype)[0], scheme.dtype)
         for steps in (STEPS[-1], STEPS[0])
     )
     error_RI = np.abs(difference)

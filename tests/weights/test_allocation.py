@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from builder.quant import rules
-from builder.quant.allocation import UNITS, choose, pattern_of, ranges, rules_of
+from builder.quant.allocation import UNITS, choose_options, pattern_of, ranges, rules_of
 from builder.quant.layout import parse_scheme
 from tests.e2e.chain import scheme_of
 
@@ -41,14 +41,14 @@ def test_never_over_the_room_and_better_with_more_of_it(unit: int) -> None:
     last = float("inf")
     for step in range(41):
         room = low + (high - low) * step // 40
-        chosen = choose(model, room)
+        chosen = choose_options(model, room)
         nbytes, loss = taken(model, chosen)
         assert nbytes <= room
         assert loss <= last
-        assert chosen == choose(model, room)
+        assert chosen == choose_options(model, room)
         assert room - nbytes <= max(unit, (high - low) // UNITS) * 60 or set(chosen) == {3}
         last = loss
-    assert choose(model, 10 * high) == [3] * len(model)
+    assert choose_options(model, 10 * high) == [3] * len(model)
 
 
 def test_no_choice_is_better() -> None:
@@ -58,7 +58,7 @@ def test_no_choice_is_better() -> None:
         room = low + low // 2
         every = (taken(model, list(chosen)) for chosen in product(range(4), repeat=6))
         best = min(loss for nbytes, loss in every if nbytes <= room)
-        assert taken(model, choose(model, room))[1] == pytest.approx(best, rel=1e-12)
+        assert taken(model, choose_options(model, room))[1] == pytest.approx(best, rel=1e-12)
 
 
 def test_rules_give_each_parameter_its_scheme() -> None:

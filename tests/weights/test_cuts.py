@@ -20,7 +20,7 @@ from builder.formats.slicing import slicing_from_json, take_tp_shard
 from builder.planner.schemes.schemes import scheme_of
 from builder.quant import cuts, layout, reference
 from builder.quant.layout import Scheme, is_transposed, stored_tensors
-from builder.quant.storage import HELD
+from builder.quant.storage import NUMPY_DTYPE
 from tests.matrix.checkpoints import FAMILIES, SIZES
 
 HEADS = {
@@ -56,7 +56,7 @@ def stored(piece: layout.StoredTensor, random: np.random.Generator) -> np.ndarra
     """Any bytes that are no NaN."""
     if piece.dtype == "uint32":
         return random.integers(0, 1 << 32, piece.shape, np.uint32) & np.uint32(0x77777777)
-    return random.uniform(0.5, 2, piece.shape).astype(HELD[piece.dtype])
+    return random.uniform(0.5, 2, piece.shape).astype(NUMPY_DTYPE[piece.dtype])
 
 
 def dequantized(parameter: Parameter, arrays: Mapping[str, np.ndarray], scheme: Scheme) -> np.ndarray:

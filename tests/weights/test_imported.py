@@ -17,7 +17,7 @@ from builder.planner import sources
 from builder.planner.schemes import imported, schemes
 from builder.quant import reference
 from builder.quant.layout import parse_scheme
-from builder.quant.storage import widened
+from builder.quant.storage import widen
 from builder.verification import quantized, reconstruction
 from tests.weights import quantized_checkpoints as made
 from tests.weights.quantized_checkpoints import FORMATS, TINY
@@ -50,7 +50,7 @@ def test_what_is_stored_is_what_the_format_says(tmp_path: Path, name: str) -> No
             found = reference.dequantize(pieces[0], pieces[1], expected.shape[1], rule, pieces[2])
             assert np.array_equal(found, expected), fused
     plain = dict(zip(("dtype", "array"), made.tiny(name)[0]["model.norm.weight"], strict=True))
-    assert np.array_equal(widened(stored["model.norm.weight"], quant.dtype), plain["array"].astype(np.float32)) or (
+    assert np.array_equal(widen(stored["model.norm.weight"], quant.dtype), plain["array"].astype(np.float32)) or (
         quant.dtype == "bfloat16"
     )
 

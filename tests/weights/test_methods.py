@@ -39,7 +39,7 @@ def rounded(weight: np.ndarray, scheme: Scheme, method: Method | None) -> tuple[
     outputs, inputs = weight.shape
     groups = -(-inputs // scheme.group_size)
     words = np.empty((outputs, groups * scheme.words_per_group), np.uint32)
-    scales = np.empty((outputs, groups), storage.HELD[scheme.dtype])
+    scales = np.empty((outputs, groups), storage.NUMPY_DTYPE[scheme.dtype])
     packer = pack.Packer(outputs, inputs, "F32", scheme, method)
     packer.pack(weight.view(np.uint32), words, scales)
     return reference.dequantize(words, scales, inputs, scheme), words, scales
@@ -59,7 +59,7 @@ def slow_scale(values: np.ndarray, scheme: Scheme) -> float:
     best, chosen = np.inf, 0.0
     for divisor in (scheme.max_int, *(scheme.max_int + steps for steps in STEPS)):
         held, _ = storage.scales(np.array([peak / np.float32(divisor)], np.float32), scheme.dtype)
-        scale = float(storage.widened(held, scheme.dtype)[0])
+        scale = float(storage.widen(held, scheme.dtype)[0])
         if scale == 0:
             continue
         levels = np.clip(np.rint(turned / scale), -scheme.max_int, scheme.max_int + 1)
@@ -72,7 +72,7 @@ def slow_scale(values: np.ndarray, scheme: Scheme) -> float:
 def test_mse_finds_the_scales_of_a_slow_search(scheme: Scheme) -> None:
     source = weights()
     _, _, scales = rounded(source, scheme, prepare("mse", scheme, None, 0))
-    found = storage.widened(scales, scheme.dtype)
+    found = storage.widen(scales, scheme.dtype)
     for row in range(len(source)):
         for group in range(scales.shape[1]):
             some = source[row, group * scheme.group_size : (group + 1) * scheme.group_size]
@@ -90,7 +90,7 @@ def test_mse_is_never_worse_than_rtn_and_uses_the_last_value(scheme: Scheme) -> 
     last = (1 << scheme.bits) - 1
     stored = [(words >> np.uint32(scheme.bits * place)) & np.uint32(last) for place in range(scheme.per_word)]
     assert (np.stack(stored) == last).any()
-    assert (storage.widened(scales, scheme.dtype) < 0).any()
+    assert (storage.widen(scales, scheme.dtype) < 0).any()
 
 
 def test_mse_is_the_same_in_blocks_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_gptq_is_the_papers_algorithm(scheme: Scheme) -> None:
     source = np.random.default_rng(3).standard_normal((16, 100)).astype(np.float32)
     inputs, moment = moments(100)
     found, _, scales = rounded(source, scheme, prepare("gptq", scheme, moment, 0.01))
-    expected = paper(source, moment, 0.01, storage.widened(scales, scheme.dtype).astype(np.float64), scheme)
+    expected = paper(source, moment, 0.01, storage.widen(scales, scheme.dtype).astype(np.float64), scheme)
     assert np.mean(np.abs(found - expected) < 1e-4) > 0.99  # a tie broken otherwise moves what comes after it
     error = {
         name: np.square(inputs @ (rounded(source, scheme, prepare(name, scheme, moment, 0.01))[0] - source).T).sum()
@@ -175,12 +175,12 @@ def test_what_verify_asks_of_each_method(scheme: Scheme) -> None:
     assert reconstruction.grouped(source, found, scales, scheme, "mse").good
     assert not reconstruction.grouped(source, found, scales, scheme, "rtn").good
     wrong = found.copy()
-    wrong[7, 33] += 1.2 * abs(storage.widened(scales, scheme.dtype)[7, 33 // scheme.group_size])
+    wrong[7, 33] += 1.2 * abs(storage.widen(scales, scheme.dtype)[7, 33 // scheme.group_size])
     report = reconstruction.grouped(source, wrong, scales, scheme, "mse")
     assert (report.good, report.row) == (False, 7)
     assert reconstruction.grouped(source, wrong, scales, scheme, "gptq").good
     small = scales.copy()
-    small[5, 1] = storage.narrow(storage.widened(small[5:6, 1], scheme.dtype) * np.float32(0.1), scheme.dtype)[0]
+    small[5, 1] = storage.narrow(storage.widen(small[5:6, 1], scheme.dtype) * np.float32(0.1), scheme.dtype)[0]
     report = reconstruction.grouped(source, found, small, scheme, "mse")
     assert (report.good, report.row) == (False, 5)
 

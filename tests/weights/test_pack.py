@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from builder.quant import float8, pack, reference, storage
 from builder.quant.layout import FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST, Scheme
-from builder.quant.storage import HELD
+from builder.quant.storage import NUMPY_DTYPE
 from tests.weights.weights_line import group_scheme
 
 Q4F16 = group_scheme("q4f16_1")
@@ -55,10 +55,10 @@ def packed(weight: np.ndarray, source: str, scheme: Scheme) -> tuple[np.ndarray,
     rows, inputs = raw.shape
     packer = pack.Packer(rows, inputs, source, scheme)
     words = np.full((rows, packer.groups * packer.scheme.words_per_group), 0xDEADBEEF, np.uint32)
-    scales = np.full((rows, packer.groups), 9, HELD[scheme.scale_dtype])
+    scales = np.full((rows, packer.groups), 9, NUMPY_DTYPE[scheme.scale_dtype])
     if scheme.scale_per == "tensor":
         largest = packer.largest(raw).reshape(1)
-        packer.whole, _ = storage.scales(largest / np.float32(scheme.max_magnitude), scheme.scale_dtype)
+        packer.tensor_scale, _ = storage.scales(largest / np.float32(scheme.max_magnitude), scheme.scale_dtype)
     counts = packer.pack(raw, words, scales)
     return words, scales[:1] if scheme.scale_per == "tensor" else scales, counts
 
@@ -156,7 +156,7 @@ def test_dequantized_is_within_half_a_step(scheme: Scheme) -> None:
     words, scales, _ = packed(weight, "F32", scheme)
     back = reference.dequantize(words, scales, 130, scheme)
     scheme = scheme.for_width(130)
-    steps = np.repeat(storage.widened(scales, scheme.scale_dtype), scheme.group_size, axis=1)[:, :130]
+    steps = np.repeat(storage.widen(scales, scheme.scale_dtype), scheme.group_size, axis=1)[:, :130]
     if scheme.kind in FLOAT8_SMALLEST:
         mantissa, smallest = FLOAT8_MANTISSA_BITS[scheme.kind], FLOAT8_SMALLEST[scheme.kind]
         binade = np.maximum(np.floor(np.log2(np.abs(weight / steps))), smallest)
@@ -212,7 +212,7 @@ def test_bfloat16_is_rounded_as_ml_dtypes_does(bits: list[int]) -> None:
     values = np.array([*bits, 0x7F7F8000, 0xFF7FFFFF, 0x7FC00001, 1, 0x8000], np.uint32).view(np.float32)
     with np.errstate(invalid="ignore"):
         expected = values.astype(ml_dtypes.bfloat16)
-    found = storage.widened(storage.narrow(values, "bfloat16"), "bfloat16")
+    found = storage.widen(storage.narrow(values, "bfloat16"), "bfloat16")
     np.testing.assert_array_equal(found, expected.astype(np.float32))
 
 
@@ -252,7 +252,7 @@ def test_error_is_no_larger_than_with_rounding_in_float64(scheme: Scheme) -> Non
     groups = wide.reshape(8, -1, fitted.group_size)
     whole = scheme.scale_per == "tensor"
     largest = np.abs(groups).max(axis=(0, 2) if whole else 2, keepdims=True) / scheme.max_magnitude
-    steps = storage.widened(storage.narrow(largest.astype(np.float32), scheme.scale_dtype), scheme.scale_dtype)
+    steps = storage.widen(storage.narrow(largest.astype(np.float32), scheme.scale_dtype), scheme.scale_dtype)
     if scheme.kind in ("group", "int8"):
         exact = np.clip(np.rint(groups / steps), -scheme.max_int, scheme.max_int) * steps
     else:

@@ -11,7 +11,7 @@ from builder.architectures.weights import Parameter
 from builder.core.errors import UserError
 from builder.quant import asymmetric, reference
 from builder.quant.layout import Scheme, stored_tensors
-from builder.quant.storage import HELD, narrow, widened
+from builder.quant.storage import NUMPY_DTYPE, narrow, widen
 from builder.verification import reconstruction
 from tests.weights.test_pack import as_held
 from tests.weights.weights_line import group_scheme
@@ -29,7 +29,7 @@ def fast(weight: np.ndarray, source: str, scheme: Scheme) -> list[np.ndarray]:
     packer = asymmetric.Packer(len(raw), raw.shape[1], source, scheme)
     fitted = scheme.for_width(raw.shape[1])
     shapes = packer.groups * fitted.words_per_group, packer.groups, scheme.zero_words(packer.groups)
-    dtypes = np.dtype(np.uint32), HELD[scheme.dtype], np.dtype(np.uint32)
+    dtypes = np.dtype(np.uint32), NUMPY_DTYPE[scheme.dtype], np.dtype(np.uint32)
     found = [np.ones((len(raw), width), dtype) for width, dtype in zip(shapes, dtypes, strict=True)]
     packer.pack(raw, *found)
     return found
@@ -81,7 +81,7 @@ def test_verify_holds_every_weight_and_sees_a_wrong_zero_point(scheme: Scheme) -
     assert not found.good
     assert found.row == 4
     zeros[4, 0] ^= 1
-    scales[2, 0] = narrow(widened(scales[2:3, 0], scheme.dtype) * np.float32(1.05), scheme.dtype)[0]
+    scales[2, 0] = narrow(widen(scales[2:3, 0], scheme.dtype) * np.float32(1.05), scheme.dtype)[0]
     found = reconstruction.grouped(weight, reference.dequantize(words, scales, 150, scheme, zeros), scales, scheme)
     assert not found.good
     assert found.row == 2

@@ -29,10 +29,10 @@ def came_back(weight: np.ndarray, found: Scheme) -> np.ndarray:
     rows, inputs = weight.shape
     packer = (asymmetric.Packer if found.zero_point else pack.Packer)(rows, inputs, "F32", found)
     words = np.empty((rows, packer.groups * packer.scheme.words_per_group), np.uint32)
-    scales, raw = np.empty((rows, packer.groups), storage.HELD[found.scale_dtype]), weight.view(np.uint32)
+    scales, raw = np.empty((rows, packer.groups), storage.NUMPY_DTYPE[found.scale_dtype]), weight.view(np.uint32)
     if found.scale_per == "tensor":
         whole = packer.largest(raw).reshape(1) / np.float32(found.max_magnitude)
-        packer.whole, _ = storage.scales(whole, found.scale_dtype)
+        packer.tensor_scale, _ = storage.scales(whole, found.scale_dtype)
     zeros = [np.empty((rows, -(-packer.groups // found.per_word)), np.uint32)] if found.zero_point else []
     packer.pack(raw, words, scales, *zeros)
     return reference.dequantize(words, scales, inputs, found, *zeros)
@@ -48,7 +48,7 @@ def in_float64(weight: np.ndarray, found: Scheme) -> np.ndarray:
     low, high = (np.minimum(groups.min(2), 0), np.maximum(groups.max(2), 0)) if found.zero_point else (0.0, 0.0)
     largest = np.abs(groups).max(axis=(0, 2) if found.scale_per == "tensor" else 2, keepdims=True)
     wanted = (high - low)[:, :, None] / found.max_level if found.zero_point else largest / found.max_magnitude
-    steps = storage.widened(storage.narrow(wanted.astype(np.float32), found.scale_dtype), found.scale_dtype)
+    steps = storage.widen(storage.narrow(wanted.astype(np.float32), found.scale_dtype), found.scale_dtype)
     steps = steps.astype(np.float64)
     if found.zero_point:
         zeros = np.clip(np.rint(-low[:, :, None] / steps), 0, found.max_level)

@@ -15,7 +15,7 @@ from builder.core.memo import Memo
 from builder.core.step import File
 from builder.formats import checkpoint, safetensors
 from builder.quant.layout import Scheme
-from builder.quant.storage import HELD
+from builder.quant.storage import NUMPY_DTYPE
 from builder.steps import convert, fetch, package, quantize, shard
 
 NUMPY = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "BF16": np.uint16}
@@ -97,7 +97,7 @@ class Built:
             assert len(data) == shard_entry["nbytes"]
             for record in shard_entry["records"]:
                 part = data[record["byteOffset"] : record["byteOffset"] + record["nbytes"]]
-                found[record["name"]] = np.frombuffer(part, HELD[record["dtype"]]).reshape(record["shape"])
+                found[record["name"]] = np.frombuffer(part, NUMPY_DTYPE[record["dtype"]]).reshape(record["shape"])
         return found
 
 

@@ -25,7 +25,7 @@ METHODS: Mapping[str, str] = {  # quant_method of config.json -> module
     "compressed-tensors": "builder.formats.quantized.compressed_tensors",
 }
 SCALES = ("F16", "BF16", "F32")
-WAY_OUT = "take the checkpoint that it was made from, and a scheme of `build list quant`"
+USE_THE_SOURCE = "take the checkpoint that it was made from, and a scheme of `build list quant`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +56,26 @@ def describe(config: Mapping[str, Any]) -> Packing | None:
     Raises:
         UserError: it is one that no scheme holds exactly; the message names it.
     """
-    given = config.get("quantization_config")
-    if given is None:
+    quantization = config.get("quantization_config")
+    if quantization is None:
         return None
-    method = str(given.get("quant_method")) if isinstance(given, Mapping) else ""
+    method = str(quantization.get("quant_method")) if isinstance(quantization, Mapping) else ""
     if method not in METHODS:
         raise UserError(
-            f"config.json: quantization_config.quant_method is {method!r}; allowed: {', '.join(METHODS)}", WAY_OUT
+            f"config.json: quantization_config.quant_method is {method!r}; allowed: {', '.join(METHODS)}",
+            USE_THE_SOURCE,
         )
-    found: Packing = import_module(METHODS[method]).describe(given)
-    return found
+    packing: Packing = import_module(METHODS[method]).describe(quantization)
+    return packing
 
 
-def refuse(key: str, found: object, allowed: str, why: str = "") -> NoReturn:
+def refuse(key: str, value: object, allowed: str, why: str = "") -> NoReturn:
     """A value of quantization_config that cannot be imported."""
     reason = f" ({why})" if why else ""
-    raise UserError(f"config.json: quantization_config.{key} is {found!r}; allowed: {allowed}{reason}", WAY_OUT)
+    raise UserError(f"config.json: quantization_config.{key} is {value!r}; allowed: {allowed}{reason}", USE_THE_SOURCE)
 
 
-def logical(packing: Packing, layout: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def logical_layout(packing: Packing, layout: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """A layout with one tensor ``X.weight`` for the tensors of each quantized module X.
 
     Args:
@@ -108,15 +109,17 @@ def logical(packing: Packing, layout: Mapping[str, Any]) -> tuple[dict[str, Any]
     return {"tensors": tensors}, stored, dropped
 
 
-def over(weight_map: Callable[[Mapping[str, Any]], dict[str, Any]], packing: Packing, layout: Mapping[str, Any]) -> Any:
+def packed_weight_map(
+    weight_map: Callable[[Mapping[str, Any]], dict[str, Any]], packing: Packing, layout: Mapping[str, Any]
+) -> Any:
     """A family's weight map over a quantized checkpoint: sources that are quantized say so under "stored".
 
     Raises:
-        UserError: see ``logical``; or a parameter is made of quantized and of other tensors.
+        UserError: see ``logical_layout``; or a parameter is made of quantized and of other tensors.
     """
-    layout, stored, dropped = logical(packing, layout)
-    found = weight_map(layout)
-    for entry in found["parameters"]:
+    layout, stored, dropped = logical_layout(packing, layout)
+    result = weight_map(layout)
+    for entry in result["parameters"]:
         for source in entry["sources"]:
             if source["tensor"] in stored:
                 source["stored"] = stored[source["tensor"]]
@@ -125,30 +128,34 @@ def over(weight_map: Callable[[Mapping[str, Any]], dict[str, Any]], packing: Pac
             raise UserError(
                 f"{entry['name']} is made of {kinds[True]}, which is quantized, and {kinds[False]}, which is not; "
                 "allowed: all of them quantized or none",
-                WAY_OUT,
+                USE_THE_SOURCE,
             )
         if kinds.get(True) and entry["op"] == "transpose":
-            raise UserError(f"{entry['name']}: {kinds[True]} is stored turned; allowed: (output, input)", WAY_OUT)
-    found["dropped"] = sorted([*found["dropped"], *dropped])
-    return found
+            raise UserError(
+                f"{entry['name']}: {kinds[True]} is stored turned; allowed: (output, input)", USE_THE_SOURCE
+            )
+    result["dropped"] = sorted([*result["dropped"], *dropped])
+    return result
 
 
-def expect(stem: str, parts: Mapping[str, Any], role: str, dtypes: Sequence[str], shape: Sequence[int] | None) -> Any:
+def expect_tensor(
+    stem: str, parts: Mapping[str, Any], role: str, dtypes: Sequence[str], shape: Sequence[int] | None
+) -> Any:
     """One tensor of a module, {"dtype", "shape"}, if it is as the format has it. ``shape`` None: any matrix."""
     if role not in parts:
         raise UserError(
             f"{stem}.{role} is missing: the module has {', '.join(parts)}",
             "the checkpoint is not whole, or config.json is of another one",
         )
-    found = parts[role]
-    good = len(found["shape"]) == 2 if shape is None else list(found["shape"]) == list(shape)
-    if found["dtype"] not in dtypes or not good:
-        asked = "a matrix" if shape is None else list(shape)
+    tensor = parts[role]
+    fits = len(tensor["shape"]) == 2 if shape is None else list(tensor["shape"]) == list(shape)
+    if tensor["dtype"] not in dtypes or not fits:
+        expected = "a matrix" if shape is None else list(shape)
         raise UserError(
-            f"{stem}.{role} is {found['dtype']} {found['shape']}; expected: {' or '.join(dtypes)} {asked}",
+            f"{stem}.{role} is {tensor['dtype']} {tensor['shape']}; expected: {' or '.join(dtypes)} {expected}",
             "does config.json belong to these weights? (bits, group_size)",
         )
-    return found
+    return tensor
 
 
 def groups_of(stem: str, packing: Packing, inputs: int) -> int:
@@ -156,7 +163,7 @@ def groups_of(stem: str, packing: Packing, inputs: int) -> int:
     size = packing.group_size or inputs
     if inputs % size:
         raise UserError(
-            f"{stem}: {inputs} inputs are not whole groups of {size} (quantization_config.group_size)", WAY_OUT
+            f"{stem}: {inputs} inputs are not whole groups of {size} (quantization_config.group_size)", USE_THE_SOURCE
         )
     return inputs // size
 
@@ -164,8 +171,8 @@ def groups_of(stem: str, packing: Packing, inputs: int) -> int:
 def read(stored: Mapping[str, Any], arrays: Mapping[str, np.ndarray], start: int, stop: int) -> Rows:
     """Outputs [start, stop) of a matrix out of its tensors, each as its bytes hold it (BF16 as uint16, F8 as uint8)."""
     packing = Packing(**stored["packing"])
-    found: Rows = import_module(METHODS[packing.method]).read(packing, stored["tensors"], arrays, start, stop)
-    return found
+    rows: Rows = import_module(METHODS[packing.method]).read(packing, stored["tensors"], arrays, start, stop)
+    return rows
 
 
 def check(stored: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -174,16 +181,16 @@ def check(stored: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     import_module(METHODS[packing.method]).check(packing, stored["tensors"], arrays)
 
 
-def scales_of(held: np.ndarray, dtype: str) -> np.ndarray:
+def scales_to_float32(stored: np.ndarray, dtype: str) -> np.ndarray:
     """Scales as their bytes hold them -> float32, exactly."""
     import numpy as np
 
     if dtype == "BF16":
-        return (held.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return held.astype(np.float32)
+        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return stored.astype(np.float32)
 
 
-def unpacked(words: np.ndarray, bits: int, order: Sequence[int] | None = None) -> np.ndarray:
+def unpack_words(words: np.ndarray, bits: int, order: Sequence[int] | None = None) -> np.ndarray:
     """uint32 (A, W) -> uint8 (A, W * per word): place p of a word is its value ``order[p]`` (None: p)."""
     import numpy as np
 

@@ -14,7 +14,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from builder.formats.quantized import SCALES, Packing, Rows, expect, groups_of, refuse, scales_of, unpacked
+from builder.formats.quantized import (
+    SCALES,
+    Packing,
+    Rows,
+    expect_tensor,
+    groups_of,
+    refuse,
+    scales_to_float32,
+    unpack_words,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,10 +57,10 @@ def describe(given: Mapping[str, Any]) -> Packing:
 
 def shape(packing: Packing, stem: str, parts: Mapping[str, Any]) -> tuple[int, int]:
     """(outputs, inputs) of a module, whose tensors are checked against it."""
-    inputs, words = expect(stem, parts, "qweight", ("I32",), None)["shape"]
+    inputs, words = expect_tensor(stem, parts, "qweight", ("I32",), None)["shape"]
     groups = groups_of(stem, packing, inputs)
-    expect(stem, parts, "qzeros", ("I32",), (groups, words))
-    expect(stem, parts, "scales", SCALES, (groups, words * PER_WORD))
+    expect_tensor(stem, parts, "qzeros", ("I32",), (groups, words))
+    expect_tensor(stem, parts, "scales", SCALES, (groups, words * PER_WORD))
     return words * PER_WORD, inputs
 
 
@@ -67,7 +76,7 @@ def read(packing: Packing, tensors: Mapping[str, Any], arrays: Mapping[str, np.n
 
     def columns(role: str) -> np.ndarray:
         words = np.ascontiguousarray(arrays[role][:, first:last]).view(np.uint32)
-        return unpacked(words, 4, ORDER)[:, start - first * PER_WORD :][:, : stop - start].T
+        return unpack_words(words, 4, ORDER)[:, start - first * PER_WORD :][:, : stop - start].T
 
     values, zeros = columns("qweight"), columns("qzeros")
-    return Rows(values, scales_of(arrays["scales"][:, start:stop].T, tensors["scales"]["dtype"]), zeros)
+    return Rows(values, scales_to_float32(arrays["scales"][:, start:stop].T, tensors["scales"]["dtype"]), zeros)

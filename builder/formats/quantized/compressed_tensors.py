@@ -21,7 +21,17 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from builder.core.errors import UserError
-from builder.formats.quantized import SCALES, WAY_OUT, Packing, Rows, expect, groups_of, refuse, scales_of, unpacked
+from builder.formats.quantized import (
+    SCALES,
+    USE_THE_SOURCE,
+    Packing,
+    Rows,
+    expect_tensor,
+    groups_of,
+    refuse,
+    scales_to_float32,
+    unpack_words,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,35 +87,35 @@ def group_size(weights: Mapping[str, Any], strategies: tuple[str, ...]) -> int:
 
 def activation(group: Mapping[str, Any], form: str) -> str:
     """int8 where inputs are rounded to it token by token, around 0, as a scheme of ours does."""
-    given, weights = group.get("input_activations") or {}, group["weights"]
-    wanted = {"num_bits": 8, "type": "int", "dynamic": True, "strategy": "token", "symmetric": True}
+    activations, weights = group.get("input_activations") or {}, group["weights"]
+    int8_per_token = {"num_bits": 8, "type": "int", "dynamic": True, "strategy": "token", "symmetric": True}
     same = form == "int-quantized" and weights.get("symmetric", True)
-    return "int8" if same and all(given.get(key) == value for key, value in wanted.items()) else ""
+    return "int8" if same and all(activations.get(key) == value for key, value in int8_per_token.items()) else ""
 
 
 def shape(packing: Packing, stem: str, parts: Mapping[str, Any]) -> tuple[int, int]:
     """(outputs, inputs) of a module, whose tensors are checked against it."""
     if packing.format == "pack-quantized":
         per_word = 32 // packing.bits
-        outputs, words = expect(stem, parts, "weight_packed", ("I32",), None)["shape"]
+        outputs, words = expect_tensor(stem, parts, "weight_packed", ("I32",), None)["shape"]
         inputs = words * per_word
         if packing.group_size:
-            inputs = expect(stem, parts, "weight_scale", SCALES, None)["shape"][1] * packing.group_size
-            expect(stem, parts, "weight_packed", ("I32",), (outputs, -(-inputs // per_word)))
-        expect(stem, parts, "weight_shape", ("I64", "I32"), (2,))
+            inputs = expect_tensor(stem, parts, "weight_scale", SCALES, None)["shape"][1] * packing.group_size
+            expect_tensor(stem, parts, "weight_packed", ("I32",), (outputs, -(-inputs // per_word)))
+        expect_tensor(stem, parts, "weight_shape", ("I64", "I32"), (2,))
     else:
-        held = "I8" if packing.kind == "group" else "F8_E4M3"
-        outputs, inputs = expect(stem, parts, "weight", (held,), None)["shape"]
+        dtype = "I8" if packing.kind == "group" else "F8_E4M3"
+        outputs, inputs = expect_tensor(stem, parts, "weight", (dtype,), None)["shape"]
     groups = groups_of(stem, packing, inputs)
     one = packing.kind == "e4m3" and prod(parts["weight_scale"]["shape"]) == 1
-    expect(stem, parts, "weight_scale", SCALES, parts["weight_scale"]["shape"] if one else (outputs, groups))
+    expect_tensor(stem, parts, "weight_scale", SCALES, parts["weight_scale"]["shape"] if one else (outputs, groups))
     if "weight_g_idx" in parts:
-        raise UserError(f"{stem}.weight_g_idx: {TURNED}", f"quantize with actorder: weight, or {WAY_OUT}")
+        raise UserError(f"{stem}.weight_g_idx: {TURNED}", f"quantize with actorder: weight, or {USE_THE_SOURCE}")
     if packing.zero_point:
         words = -(-outputs * packing.bits // 32)
         packed = packing.format == "pack-quantized" and parts.get("weight_zero_point", {}).get("dtype") != "I8"
         dtype, extent = ("I32", words) if packed else ("I8", outputs)
-        expect(stem, parts, "weight_zero_point", (dtype,), (extent, groups))
+        expect_tensor(stem, parts, "weight_zero_point", (dtype,), (extent, groups))
     return outputs, inputs
 
 
@@ -127,13 +137,13 @@ def read(packing: Packing, tensors: Mapping[str, Any], arrays: Mapping[str, np.n
     import numpy as np
 
     middle = 1 << (packing.bits - 1)
-    held = scales_of(arrays["weight_scale"], tensors["weight_scale"]["dtype"])
-    scales = np.broadcast_to(held.reshape(1, 1), (stop - start, 1)) if held.size == 1 else held[start:stop]
+    stored = scales_to_float32(arrays["weight_scale"], tensors["weight_scale"]["dtype"])
+    scales = np.broadcast_to(stored.reshape(1, 1), (stop - start, 1)) if stored.size == 1 else stored[start:stop]
     if packing.kind == "e4m3":
         return Rows(np.asarray(arrays["weight"][start:stop]), scales, None)
     if packing.format == "pack-quantized":
         words = np.ascontiguousarray(arrays["weight_packed"][start:stop]).view(np.uint32)
-        values = unpacked(words, packing.bits)
+        values = unpack_words(words, packing.bits)
     else:
         values = (arrays["weight"][start:stop].astype(np.int16) + middle).astype(np.uint8)
     if not packing.zero_point:
@@ -142,4 +152,4 @@ def read(packing: Packing, tensors: Mapping[str, Any], arrays: Mapping[str, np.n
         zeros = (arrays["weight_zero_point"][start:stop].astype(np.int16) + middle).astype(np.uint8)
         return Rows(values, scales, zeros)
     turned = np.ascontiguousarray(arrays["weight_zero_point"].T).view(np.uint32)
-    return Rows(values, scales, unpacked(turned, packing.bits)[:, start:stop].T)
+    return Rows(values, scales, unpack_words(turned, packing.bits)[:, start:stop].T)

@@ -21,7 +21,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from builder.core.errors import UserError
-from builder.formats.quantized import SCALES, WAY_OUT, Packing, Rows, expect, groups_of, refuse, scales_of, unpacked
+from builder.formats.quantized import (
+    SCALES,
+    USE_THE_SOURCE,
+    Packing,
+    Rows,
+    expect_tensor,
+    groups_of,
+    refuse,
+    scales_to_float32,
+    unpack_words,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,13 +66,13 @@ def describe(given: Mapping[str, Any]) -> Packing:
 def shape(packing: Packing, stem: str, parts: Mapping[str, Any]) -> tuple[int, int]:
     """(outputs, inputs) of a module, whose tensors are checked against it."""
     per_word = 32 // packing.bits
-    words, outputs = expect(stem, parts, "qweight", ("I32",), None)["shape"]
+    words, outputs = expect_tensor(stem, parts, "qweight", ("I32",), None)["shape"]
     inputs = words * per_word
     groups = groups_of(stem, packing, inputs)
-    expect(stem, parts, "scales", SCALES, (groups, outputs))
-    expect(stem, parts, "qzeros", ("I32",), (groups, -(-outputs // per_word)))
+    expect_tensor(stem, parts, "scales", SCALES, (groups, outputs))
+    expect_tensor(stem, parts, "qzeros", ("I32",), (groups, -(-outputs // per_word)))
     if "g_idx" in parts:
-        expect(stem, parts, "g_idx", ("I32",), (inputs,))
+        expect_tensor(stem, parts, "g_idx", ("I32",), (inputs,))
     return outputs, inputs
 
 
@@ -75,9 +85,9 @@ def check(packing: Packing, tensors: Mapping[str, Any], arrays: Mapping[str, np.
         raise UserError(
             f"{tensors['g_idx']['tensor']}: inputs are in the order of their activations (desc_act), so that a group "
             "is not made of neighbours; no scheme holds that without rounding again",
-            "take a checkpoint with desc_act false, or " + WAY_OUT.removeprefix("take "),
+            "take a checkpoint with desc_act false, or " + USE_THE_SOURCE.removeprefix("take "),
         )
-    raw = unpacked(np.asarray(arrays["qzeros"]).view(np.uint32), packing.bits)[:, : arrays["qweight"].shape[1]]
+    raw = unpack_words(np.asarray(arrays["qzeros"]).view(np.uint32), packing.bits)[:, : arrays["qweight"].shape[1]]
     off, middle = int(packing.format == "gptq"), 1 << (packing.bits - 1)
     other = raw[raw != middle - off]
     if not packing.zero_point and other.size:
@@ -89,7 +99,7 @@ def check(packing: Packing, tensors: Mapping[str, Any], arrays: Mapping[str, np.
         raise UserError(
             f"{name}: qzeros stores {(1 << packing.bits) - 1}, which runtimes of checkpoint_format gptq read as a zero "
             f"point of 0 or of {1 << packing.bits}",
-            "convert the checkpoint to gptq_v2 with GPTQModel, or " + WAY_OUT,
+            "convert the checkpoint to gptq_v2 with GPTQModel, or " + USE_THE_SOURCE,
         )
 
 
@@ -99,10 +109,10 @@ def read(packing: Packing, tensors: Mapping[str, Any], arrays: Mapping[str, np.n
 
     per_word = 32 // packing.bits
     columns = np.ascontiguousarray(arrays["qweight"][:, start:stop].T).view(np.uint32)
-    scales = scales_of(arrays["scales"][:, start:stop].T, tensors["scales"]["dtype"])
+    scales = scales_to_float32(arrays["scales"][:, start:stop].T, tensors["scales"]["dtype"])
     if not packing.zero_point:
-        return Rows(unpacked(columns, packing.bits), scales, None)
+        return Rows(unpack_words(columns, packing.bits), scales, None)
     words = slice(start // per_word, -(-stop // per_word))
-    raw = unpacked(np.ascontiguousarray(arrays["qzeros"][:, words]).view(np.uint32), packing.bits)
+    raw = unpack_words(np.ascontiguousarray(arrays["qzeros"][:, words]).view(np.uint32), packing.bits)
     zeros = raw[:, start % per_word : start % per_word + stop - start].T + np.uint8(packing.format == "gptq")
-    return Rows(unpacked(columns, packing.bits), scales, zeros)
+    return Rows(unpack_words(columns, packing.bits), scales, zeros)

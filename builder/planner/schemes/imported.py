@@ -15,7 +15,7 @@ from builder import architectures
 from builder.config.schema import Checkpoint, Quant, Recipe
 from builder.core.errors import UserError
 from builder.formats import quantized, safetensors
-from builder.formats.quantized import WAY_OUT, Packing
+from builder.formats.quantized import USE_THE_SOURCE, Packing
 
 METHOD = "imported"
 KEY = "quantization_config"  # of config.json
@@ -34,7 +34,7 @@ def check(quant: Quant, checkpoint: Checkpoint) -> None:
         raise UserError(
             f"the checkpoint is quantized already ({how}); quantizing its weights again (quant={quant.name}, method "
             f"{quant.method}) would add a second rounding error to the first",
-            f"build quant=imported, which takes them over exactly; or {WAY_OUT}",
+            f"build quant=imported, which takes them over exactly; or {USE_THE_SOURCE}",
         )
     if wanted and not there:
         raise UserError(
@@ -134,5 +134,5 @@ def weight_map(
     """The weight map of a model over a checkpoint, which may be quantized."""
     module = architectures.load(family)
     find = partial(module.weight_map, module.from_architecture(architecture))
-    found: dict[str, Any] = find(layout) if packing is None else quantized.over(find, packing, layout)
+    found: dict[str, Any] = find(layout) if packing is None else quantized.packed_weight_map(find, packing, layout)
     return found

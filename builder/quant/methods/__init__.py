@@ -43,5 +43,5 @@ def prepare(name: str, scheme: Scheme, moment: np.ndarray | None, damping: float
         moment: float32 (in, in), the second moments of the parameter's input, or None where there are none.
         damping: see gptq.
     """
-    found: Method = import_module(METHODS[name]).prepare(scheme, moment, damping)
-    return found
+    method: Method = import_module(METHODS[name]).prepare(scheme, moment, damping)
+    return method

@@ -55,15 +55,15 @@ def candidates(squares_C: np.ndarray) -> list[np.ndarray]:
 
 def errors(parts: Iterable[Part], scales: list[np.ndarray]) -> np.ndarray:
     """The squared error of the outputs for each of ``scales`` (I,), over all parts; float64."""
-    found = np.zeros(len(scales))
+    totals = np.zeros(len(scales))
     for part in parts:
         for index, scale_I in enumerate(scales):
-            moved_RI = rounded(part.weights_RI * scale_I, part.scheme) / scale_I - part.weights_RI
-            found[index] += part.share * float(np.vdot(moved_RI @ part.moment_II, moved_RI))
-    return found
+            moved_RI = _round_trip(part.weights_RI * scale_I, part.scheme) / scale_I - part.weights_RI
+            totals[index] += part.share * float(np.vdot(moved_RI @ part.moment_II, moved_RI))
+    return totals
 
 
-def rounded(weights_RI: np.ndarray, scheme: Scheme) -> np.ndarray:
+def _round_trip(weights_RI: np.ndarray, scheme: Scheme) -> np.ndarray:
     """The weights as they come back, rounded by mse."""
     rows, inputs = weights_RI.shape
     groups = -(-inputs // scheme.group_size)
@@ -72,9 +72,9 @@ def rounded(weights_RI: np.ndarray, scheme: Scheme) -> np.ndarray:
     weights_SG = np.ascontiguousarray(padded_RP.reshape(-1, scheme.group_size).T)
     peak_G = np.abs(weights_SG).max(axis=0)
     nearest_G, _ = storage.scales(peak_G / np.float32(scheme.max_int), scheme.dtype)
-    step_G = storage.widened(mse.best_scales(weights_SG, nearest_G, scheme), scheme.dtype)
+    step_G = storage.widen(mse.best_scales(weights_SG, nearest_G, scheme), scheme.dtype)
     level_SG = np.rint(weights_SG / np.where(step_G == 0, np.float32(1), step_G))
     np.clip(level_SG, np.float32(-scheme.max_int), np.float32(scheme.max_int + 1), out=level_SG)
     level_SG *= step_G
-    found: np.ndarray = level_SG.T.reshape(padded_RP.shape)[:, :inputs]
-    return found
+    result: np.ndarray = level_SG.T.reshape(padded_RP.shape)[:, :inputs]
+    return result

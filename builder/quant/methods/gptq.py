@@ -37,7 +37,7 @@ def prepare(scheme: Scheme, moment: np.ndarray | None, damping: float) -> Method
         for group, start in enumerate(range(0, inputs, scheme.group_size)):
             some = slice(start, min(start + scheme.group_size, inputs))
             found_RG[:, group] = _scales(moved_IR[some], scheme)
-            steps_R = storage.widened(found_RG[:, group], scheme.dtype)
+            steps_R = storage.widen(found_RG[:, group], scheme.dtype)
             errors_SR = _round_group(moved_IR[some], factor_II[some, some], steps_R, scheme)
             moved_IR[some.stop :] -= factor_II[some, some.stop :].T @ errors_SR
         weights_RP[:, :inputs] = moved_IR.T

@@ -29,11 +29,11 @@ def prepare(scheme: Scheme, moment: np.ndarray | None, damping: float) -> Method
     scratch = np.empty((3, scheme.group_size, chunk), np.float32)
 
     def choose(weights_RP: np.ndarray, scales: np.ndarray) -> np.ndarray:
-        weights_GS, found = weights_RP.reshape(-1, scheme.group_size), np.empty_like(scales)
+        weights_GS, chosen = weights_RP.reshape(-1, scheme.group_size), np.empty_like(scales)
         for start in range(0, len(scales), chunk):
-            some = slice(start, start + chunk)
-            found[some] = best_scales(weights_GS[some].T, scales[some], scheme, scratch)
-        return found
+            block = slice(start, start + chunk)
+            chosen[block] = best_scales(weights_GS[block].T, scales[block], scheme, scratch)
+        return chosen
 
     return choose
 
@@ -61,12 +61,12 @@ def best_scales(
             candidate_G = scales_G
         else:
             candidate_G, _ = storage.scales(peak_G / np.float32(scheme.max_int + steps), scheme.dtype)
-        step_G = storage.widened_scales(candidate_G, scheme.dtype) / size_G
+        step_G = storage.widen_scales(candidate_G, scheme.dtype) / size_G
         found_G = _errors(turned_SG, step_G, scheme, work_SG, level_SG)
         better_G = found_G < error_G
         np.copyto(best_G, candidate_G, where=better_G)
         np.copyto(error_G, found_G, where=better_G)
-    negative_G = storage.narrow(-storage.widened(best_G, scheme.dtype), scheme.dtype)
+    negative_G = storage.narrow(-storage.widen(best_G, scheme.dtype), scheme.dtype)
     return np.where(sign_G < 0, negative_G, best_G)
 
 
