@@ -10,7 +10,7 @@ Signatures are those that TVM's paged KV cache calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,44 +20,13 @@ from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu import window
+from builder.lowering.schedules.cpu.attention_inputs import Keys, Queries
 from builder.lowering.schedules.cpu.cache import PAGE, key_base, pages_arg, value_base
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa, Scalar
 from builder.ops.kv_cache import CacheLayout
 
 ROWS = 4
 ROTARY = (Scalar("rotary_mode", "int32"), Scalar("rope_scale", "float32"), Scalar("rope_theta", "float32"))
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """Where the keys and values of one head are. ``turned(page)``: start of its (D, PAGE) keys in ``keys``;
-    ``value(page)``: start of its values in ``values``, one token every ``stride``; ``pages``, ``tokens``: how many;
-    ``most_pages``: at most so many in any sequence, known when the kernel starts (TVM moves allocations to its top).
-    ``place(page)``: the first token of a page; pages are numbered from 0, but some may be left out (window.py)."""
-
-    keys: Buffer
-    values: Buffer
-    turned: Callable[[Expr], Expr]
-    value: Callable[[Expr], Expr]
-    stride: int
-    pages: Expr
-    tokens: Expr
-    most_pages: Expr
-    place: Callable[[Expr], Expr] = lambda page: page * PAGE
-
-
-@dataclass(frozen=True, slots=True)
-class Queries:
-    """ROWS rows: the start of each in q (and in the output), its place in lse, how many tokens it sees, and whether it
-    is real (a row past the end repeats the last one). With a window a row sees the first ``sinks`` tokens and those
-    from ``low`` on."""
-
-    starts: Sequence[Expr]
-    places: Sequence[Expr]
-    seen: Sequence[Expr]
-    real: Sequence[Expr | None]
-    low: Sequence[Expr] | None = None
-    sinks: Expr | None = None
 
 
 def attend(

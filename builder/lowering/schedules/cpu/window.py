@@ -10,18 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import vector as v
+from builder.lowering.schedules.cpu.attention_inputs import Keys, Queries
 from builder.lowering.schedules.cpu.cache import PAGE
 from builder.lowering.schedules.cpu.vector import Expr
 from builder.ops.kv_cache import CacheLayout
-
-if TYPE_CHECKING:
-    from builder.lowering.schedules.cpu.attention import Keys, Queries
 
 EVERYTHING = 1 << 30  # tokens
 
