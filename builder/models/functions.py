@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tvm.relax.frontend import nn
-from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
-from builder.ops.kv_cache import CacheLayout, create
+from builder.ops.kv_cache import CacheLayout, PagedKVCache, create
 from builder.ops.ranks import everywhere
 from builder.ops.rows import last_row, take_rows
 

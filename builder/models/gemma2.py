@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tvm.relax.frontend import nn
-from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
 from builder.architectures.gemma2 import Config
 from builder.models.functions import Functions
 from builder.ops.embedding import Embedding
 from builder.ops.gates import gelu_mul
 from builder.ops.gemma import Norm, scaled, soft_cap
-from builder.ops.kv_cache import CacheLayout, attention, rope_frequencies
+from builder.ops.kv_cache import CacheLayout, PagedKVCache, attention, rope_frequencies
 from builder.ops.linear import Linear
 from builder.ops.ranks import Head, RowLinear, share
 from builder.quant.layout import Scheme

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tvm.relax.frontend import nn
-from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
 from builder.architectures.qwen2 import Config
 from builder.models.functions import Functions
 from builder.ops.embedding import Embedding
 from builder.ops.gates import silu_mul
-from builder.ops.kv_cache import CacheLayout, attention
+from builder.ops.kv_cache import CacheLayout, PagedKVCache, attention
 from builder.ops.linear import Linear
 from builder.ops.norms import RMSNorm
 from builder.ops.ranks import Head, RowLinear, share

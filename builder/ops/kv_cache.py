@@ -1,4 +1,7 @@
-"""The paged KV cache in a graph. Its kernels are the target's business (builder/lowering/passes/kv_cache.py)."""
+"""The paged KV cache in a graph. Its kernels are the target's business (builder/lowering/passes/kv_cache.py).
+
+Nothing else imports TVM's: TVM is moving it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Any
 from tvm import ir, relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
+
+__all__ = ["CREATE", "CacheLayout", "PagedKVCache", "attention", "create", "rope_frequencies"]
 
 CREATE = "llm_build.create_paged_kv_cache"  # replaced by a pass; no runtime knows it
 

@@ -8,12 +8,12 @@ from math import prod
 from typing import Any
 
 from tvm import ir, tirx, transform
-from tvm.tirx.script.builder import ir as T
 
 from builder.formats.slicing import WORD_BITS, Slicing
 from builder.lowering.kernel_modules import backend
 from builder.lowering.machine import Machine
 from builder.lowering.schedules.function import Arg
+from builder.lowering.schedules.ir import T
 from builder.quant.cuts import SplitTensor, preprocs, slicing_json, split_tensors
 
 __all__ = ["attach", "describe", "kernel", "split_tensors"]

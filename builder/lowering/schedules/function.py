@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script.builder import ir as T
+
+from builder.lowering.schedules.ir import IRBuilder, T
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu import window
 from builder.lowering.schedules.cpu.attention_inputs import Keys, Queries
 from builder.lowering.schedules.cpu.cache import PAGE, key_base, pages_arg, value_base
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa, Scalar
+from builder.lowering.schedules.ir import T
 from builder.ops.kv_cache import CacheLayout
 
 ROWS = 4

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa, Scalar
+from builder.lowering.schedules.ir import T
 from builder.ops.kv_cache import CacheLayout
 
 PAGE = 16  # tokens

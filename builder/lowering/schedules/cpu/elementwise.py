@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from builder.lowering.schedules.ir import T
 
 COSTLY = 8  # multiply-adds that an exponential or a division is worth
 

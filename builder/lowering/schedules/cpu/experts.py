@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.cpu.weights import OUTPUTS, Transposed, weight_of
+from builder.lowering.schedules.ir import T
 
 MANY = 16  # pairs; from here on each thread takes pairs, below they share the outputs of one
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.elementwise import COSTLY, each
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from builder.lowering.schedules.ir import T
 from builder.ops.gates import ERFC, ERFC_P, TANH_GELU
 
 

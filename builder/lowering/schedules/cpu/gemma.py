@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import cache
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.elementwise import COSTLY, each
 from builder.lowering.schedules.cpu.norms import inverse_rms
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from builder.lowering.schedules.ir import T
 from builder.ops.kv_cache import CacheLayout, rope_frequencies
 
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.cpu.weights import OUTPUTS, STRIPS, Grouped, Plain, Transposed, Weight, weight_of
+from builder.lowering.schedules.ir import T
 
 FEW = 3  # rows that are multiplied one by one
 ROWS = 6  # rows of sums in registers

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import integers, linear
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.cpu.weights import OUTPUTS, weight_of
+from builder.lowering.schedules.ir import T
 from builder.ops.byte_codes import PER_WORD, byte_of, byte_value
 from builder.quant.layout import BYTE_LARGEST
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules import function
+from builder.lowering.schedules.ir import T
 
 Arg = function.Arg
 Scalar = function.Scalar

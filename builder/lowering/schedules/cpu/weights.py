@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from builder.lowering.schedules.ir import T
 
 OUTPUTS = 4  # outputs that share the loads of x in a dot product
 BLOCK = 128  # inputs of a panel, about

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.attention_inputs import Keys, Queries
 from builder.lowering.schedules.cpu.cache import PAGE
 from builder.lowering.schedules.cpu.vector import Expr
+from builder.lowering.schedules.ir import T
 from builder.ops.kv_cache import CacheLayout
 
 EVERYTHING = 1 << 30  # tokens

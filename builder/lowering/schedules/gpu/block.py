@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules import function
+from builder.lowering.schedules.ir import IRBuilder, T
 
 Arg = function.Arg
 Scalar = function.Scalar

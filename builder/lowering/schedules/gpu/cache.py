@@ -8,10 +8,10 @@ Axes: M rows (tokens), A heads, D features of a head, P pages.
 from __future__ import annotations
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr, Scalar
+from builder.lowering.schedules.ir import T
 from builder.ops.kv_cache import CacheLayout
 
 PAGE = 16  # tokens

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.gpu.norms import inverse_root, summed
+from builder.lowering.schedules.ir import T
 
 
 def add(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:

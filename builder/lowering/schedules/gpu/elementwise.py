@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.ir import T
 
 
 def mapped(width: int, value: Callable[[Expr], Expr], device: Device) -> tirx.PrimFunc:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.gpu.weights import values, weight_of
+from builder.lowering.schedules.ir import T
 
 
 def embedding(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:

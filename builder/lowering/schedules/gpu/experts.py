@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.gpu.gemv import Inputs, Results, products
 from builder.lowering.schedules.gpu.weights import weight_of
+from builder.lowering.schedules.ir import T
 
 
 def expert_linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.gpu.elementwise import mapped
+from builder.lowering.schedules.ir import T
 from builder.ops.gates import ERFC, ERFC_P, TANH_GELU
 
 

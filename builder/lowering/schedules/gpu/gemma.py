@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.gpu.elementwise import mapped
 from builder.lowering.schedules.gpu.norms import inverse_rms, scaled_rows
+from builder.lowering.schedules.ir import T
 from builder.ops.kv_cache import rope_frequencies
 
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Buffer, Device, Expr
 from builder.lowering.schedules.gpu.weights import Held, Weight
+from builder.lowering.schedules.ir import T
 
 LANES = 32
 HELD_BYTES = 176  # of an output's row, by a thread: 11 turns of 16 bytes, so that rows of 5,504 and 11,008 fit well

@@ -14,12 +14,12 @@ from importlib import import_module
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.gpu.gemv import Inputs, Results, Sender, is_regular, products
 from builder.lowering.schedules.gpu.weights import Weight, values, weight_of
+from builder.lowering.schedules.ir import T
 
 FEW = 4  # rows that are multiplied one by one
 TILE, SIDE = 64, 4

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.ir import T
 
 OWN = 32  # features of a row that a thread keeps, at most
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, Scalar
 from builder.lowering.schedules.gpu.cache import PAGE
+from builder.lowering.schedules.ir import T
 from builder.ops.kv_cache import CacheLayout
 
 ROTARY = (Scalar("rotary_mode", "int32"), Scalar("rope_scale", "float32"), Scalar("rope_theta", "float32"))

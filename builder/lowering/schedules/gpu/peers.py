@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.ir import T
 from builder.targets.peer_sum import NORM_THREADS, TABLE_WORDS, WEIGHT_TYPES
 
 

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr, Scalar
 from builder.lowering.schedules.gpu.cache import PAGE, key_base, pages_arg, value_base
 from builder.lowering.schedules.gpu.paged import ROTARY, Paged, Scores, table_args
+from builder.lowering.schedules.ir import T
 from builder.ops.kv_cache import CacheLayout
 
 KEYS = 16  # of one step; a page

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu import linear
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.gpu.gemv import Inputs
 from builder.lowering.schedules.gpu.weights import weight_of
+from builder.lowering.schedules.ir import T
 from builder.ops.byte_codes import PER_WORD, byte_of, byte_value
 from builder.quant.layout import BYTE_LARGEST
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.ir import T
 
 COLDEST = 1e-5  # temperature; below it the likeliest token has all the probability
 LOWEST = -3.4028234663852886e38  # a token that may not be taken

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Buffer, Device, Expr
 from builder.lowering.schedules.gpu.cache import PAGE
+from builder.lowering.schedules.ir import T
 
 MOST_GROUPS = 16  # of a block: narrow heads leave some threads without work
 TOGETHER = 4  # rows in the block's memory at a time, at most

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr
+from builder.lowering.schedules.ir import T
 from builder.ops.byte_codes import byte_value
 
 MANTISSA_BITS = 23
