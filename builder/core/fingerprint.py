@@ -1,4 +1,7 @@
-"""What code and which tools a step's result depends on, found without importing either."""
+"""What code and which tools a step's result depends on, found without importing either.
+
+The digest of a file is that of what it means (core/meaning): comments, docstrings and messages make nothing stale.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-from builder.core.digest import digest_of_names, sha256_hex
+from builder.core.digest import digest_of_names
 from builder.core.disk import read_whole
 from builder.core.memo import is_settled
 from builder.core.step import Json
@@ -16,7 +19,9 @@ from builder.core.store import Store
 
 OWN = "builder"
 FOLLOWS = " > "  # "a.b.* > c.d.*"
-CACHE = "cache/code"
+CACHE = "cache/meanings"  # another name whenever core/meaning writes a tree out in another way
+# Modules that compute no byte of any result: what they hold is words. What they import counts all the same.
+WORDS_ONLY = frozenset(("builder.core.errors",))
 
 
 class Sources(Protocol):
@@ -36,7 +41,7 @@ class Sources(Protocol):
 
 
 class FileSources:
-    """Reads module files, once per content: what each imports is kept in the store by the file's stat."""
+    """Reads module files, once per content: what each means and imports is kept in the store by the file's stat."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -76,7 +81,8 @@ class FileSources:
             queue += [after + module.removeprefix(before) for before, after in beside if module.startswith(before)]
             if file := self._file(module):
                 digest, imported = self._scan(file, module)
-                table[file[len(self._base(module)) + 1 :]] = digest
+                if module not in WORDS_ONLY:
+                    table[file[len(self._base(module)) + 1 :]] = digest
                 queue += imported
         return table
 
@@ -101,8 +107,9 @@ class FileSources:
         stamp = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         known = self._known.get(file)
         if known is None or known[0] != stamp:
-            source = read_whole(file)
-            known = [stamp, "sha256:" + sha256_hex(source), imports_of(source, module, file.endswith("__init__.py"))]
+            from builder.core.meaning import read_module  # with ast: a build with nothing to do reads no module
+
+            known = [stamp, *read_module(read_whole(file), module, file.endswith("__init__.py"))]
             if is_settled(status):
                 self._known[file] = known
                 self._changed = True
@@ -118,44 +125,6 @@ class FileSources:
         if self._changed:
             self._store.save_document(CACHE, self._known)
             self._changed = False
-
-
-def imports_of(source: bytes, module: str, is_package: bool) -> list[str]:
-    """Names that the import statements of a module may load, anywhere in it but under ``if TYPE_CHECKING``.
-
-    ``from a import b`` gives "a" and "a.b", whichever of them is a module. A file that does not parse imports nothing:
-    the step that needs it will say so."""
-    import ast
-
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return []
-    package = module if is_package else module.rpartition(".")[0]
-    found: set[str] = set()
-    stack: list[ast.AST] = [tree]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            stack += node.orelse
-            continue
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            source_module = _absolute(node.module or "", node.level, package)
-            found.add(source_module)
-            found.update(f"{source_module}.{alias.name}" for alias in node.names if alias.name != "*")
-        else:
-            stack += ast.iter_child_nodes(node)
-    return sorted(found)
-
-
-def _absolute(name: str, level: int, package: str) -> str:
-    if not level:
-        return name
-    parents = package.split(".")
-    parents = parents[: len(parents) - (level - 1)]
-    return ".".join([*parents, name] if name else parents)
 
 
 def _folder_on_path(top: str) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from builder.core import fingerprint
+from builder.core import fingerprint, meaning
 from builder.core.filestore import FileStore
-from builder.core.fingerprint import FileSources, imports_of, installed_versions
+from builder.core.fingerprint import FileSources, installed_versions
+from builder.core.meaning import read_module
 from tests.core.memory_store import MemoryStore
 
 TREE = {
@@ -66,14 +67,35 @@ def test_exactly_the_reachable_modules(tree: Path) -> None:
     assert code("house.llama")[1].keys() == REACHED | {"house/llama.py", "house/rope.py"}
 
 
-def test_a_comment_changes_it_where_it_is_reached(tree: Path) -> None:
+def test_a_statement_changes_it_where_it_is_reached(tree: Path) -> None:
     before, llama = code()[0], code("house.llama")[0]
     for name, text in TREE.items():
-        (tree / name).write_text(text + "# a comment\n")
+        (tree / name).write_text(text + "ONE_MORE = 1\n")
         assert (code()[0] != before) == (name in REACHED), name
         assert (code("house.llama")[0] != llama) == (name in REACHED | {"house/llama.py", "house/rope.py"}), name
         (tree / name).write_text(text)
     assert code()[0] == before
+
+
+def test_a_comment_changes_nothing(tree: Path) -> None:
+    before = code("house.llama")
+    for name, text in TREE.items():
+        (tree / name).write_text("# a comment\n" + text)
+    assert code("house.llama") == before
+
+
+def test_modules_that_hold_words_alone_do_not_count_but_what_they_import_does(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "WORDS_ONLY", {"house.deep.inner"})
+    assert code()[1].keys() == REACHED - {"house/deep/inner.py"}
+
+
+def test_a_file_that_does_not_parse_counts_by_its_bytes(tree: Path) -> None:
+    (tree / "house/tables.py").write_text("def f(:")
+    before = code()[0]
+    (tree / "house/tables.py").write_text("def f(:  # broken")
+    assert code()[0] != before
 
 
 def test_where_the_tree_lies_does_not_matter(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -89,8 +111,7 @@ def test_a_second_run_parses_nothing(tree: Path, monkeypatch: pytest.MonkeyPatch
     first = FileSources(store)
     before = first.code(FUNCTION, ())
     first.save()
-    monkeypatch.setattr(fingerprint, "imports_of", None)
-    monkeypatch.setattr(fingerprint, "sha256_hex", None)
+    monkeypatch.setattr(meaning, "read_module", None)
     second = FileSources(store)
     monkeypatch.setattr(fingerprint, "digest_of_names", lambda table: before[0] if table == before[1] else "")
     assert second.code(FUNCTION, ()) == before
@@ -101,7 +122,7 @@ def test_what_the_cache_knows_is_checked_by_stat(tree: Path) -> None:
     first = FileSources(store)
     before = first.code(FUNCTION, ())[0]
     first.save()
-    (tree / "house/tables.py").write_text(TREE["house/tables.py"] + "#")
+    (tree / "house/tables.py").write_text(TREE["house/tables.py"] + "A = 1")
     assert FileSources(store).code(FUNCTION, ())[0] != before
 
 
@@ -109,7 +130,7 @@ def test_a_broken_cache_is_no_matter(tree: Path, tmp_path: Path) -> None:
     store = FileStore(tmp_path / "store")
     store.start()
     before = FileSources(store).code(FUNCTION, ())
-    (tmp_path / "store/cache/code.json").write_text('{"torn')
+    (tmp_path / "store/cache/meanings.json").write_text('{"torn')
     assert FileSources(store).code(FUNCTION, ()) == before
     store.stop()
 
@@ -124,15 +145,15 @@ def test_a_broken_cache_is_no_matter(tree: Path, tmp_path: Path) -> None:
         ("from ..y import z", ["y", "y.z"]),
         ("class A:\n  def f(self):\n    try:\n      import q\n    except: pass", ["q"]),
         ("if typing.TYPE_CHECKING:\n  import a\nelse:\n  import b", ["b"]),
-        ("this is not python", []),
+        ("import a; def f(:", []),
     ],
 )
 def test_imports(source: str, found: list[str]) -> None:
-    assert imports_of(source.encode(), "pkg.module", False) == found
+    assert read_module(source.encode(), "pkg.module", False)[1] == found
 
 
 def test_a_package_imports_from_itself() -> None:
-    assert imports_of(b"from . import x", "pkg", True) == ["pkg", "pkg.x"]
+    assert read_module(b"from . import x", "pkg", True)[1] == ["pkg", "pkg.x"]
 
 
 def test_versions_are_those_of_the_metadata() -> None:

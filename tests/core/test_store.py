@@ -72,7 +72,7 @@ def test_nothing_is_created_before_something_is_written(tmp_path: Path) -> None:
     store = open_store(tmp_path / "new")
     assert store.load(KEY).problem == "absent"
     assert store.places("goal") == {}
-    store.save_document("cache/code", {})
+    store.save_document("cache/meanings", {})
     assert not (tmp_path / "new").exists()
 
 

@@ -1,0 +1,40 @@
+"""What an edit makes stale, as `build plan` says it: words nothing, an expression the steps that reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.planning.edited import Copy, copy_of_sources
+
+WORDS = ("target.cpu=x86-64-v2",)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    return copy_of_sources(tmp_path_factory.mktemp("edited"), *WORDS)
+
+
+@pytest.fixture
+def copy(original: Copy) -> Iterator[Copy]:
+    """Its edits are undone in the end."""
+    assert original.stale(*WORDS) == {}
+    texts = {path: path.read_text() for path in (original.root / "builder").rglob("*.py")}
+    yield original
+    for path, text in texts.items():
+        if path.read_text() != text:
+            path.write_text(text)
+
+
+def test_comments_docstrings_and_messages_make_nothing_stale(copy: Copy) -> None:
+    copy.add("builder/steps/convert.py", "# one more remark")
+    copy.edit("builder/models/llama.py", '"""', '"""Once more: ')
+    copy.edit("builder/steps/fetch.py", "pins.checkpoint is", "the recipe pins")
+    copy.add("builder/core/errors.py", "ONE_MORE = 1")
+    assert copy.stale(*WORDS) == {}
+
+
+def test_an_expression_makes_the_steps_stale_that_reach_it_and_its_file_is_named(copy: Copy) -> None:
+    copy.add("builder/models/llama.py", "ONE_MORE = 1")
+    assert copy.stale(*WORDS) == {"lower": "builder/models/llama.py changed"}
