@@ -15,16 +15,23 @@ from tvm.relax import vm_build
 from builder.lowering.kernel_modules import backend, linker, load_passes
 from builder.lowering.machine import Machine, Pass
 from builder.lowering.passes import kernels, kv_cache, lazy_param_load, metadata, sampling, shape_functions, symbols
-from builder.lowering.progress import Progress, StageProgress
+from builder.lowering.progress import Observer, Progress, StageProgress
 
 if TYPE_CHECKING:
+    from builder.lowering.choices import OperatorKernel
     from builder.quant.cuts import SplitTensor
 
 
 def graph_passes(
-    machine: Machine, model: Any, family: str, scheme: str, shares: Mapping[str, SplitTensor] | None = None
+    machine: Machine,
+    model: Any,
+    family: str,
+    scheme: str,
+    shares: Mapping[str, SplitTensor] | None = None,
+    chosen: list[OperatorKernel] | None = None,
 ) -> list[Pass]:
-    """Everything that happens to the graph, in order. ``shares``: what each of several ranks has of each tensor."""
+    """Everything that happens to the graph, in order. ``shares``: what each of several ranks has of each tensor;
+    ``chosen`` gets the kernel of each operator."""
     memory = metadata.Memory()
     before, after, graphs, cuts = _optional_passes(machine, model, shares or {})
     return [
@@ -32,8 +39,8 @@ def graph_passes(
         ("reshapes", relax.transform.RewriteDataflowReshape()),
         ("unused functions", relax.transform.DeadCodeElimination()),
         *before,
-        ("KV cache kernels", kv_cache.with_kernels(machine)),
-        ("kernels", kernels.with_schedules(machine.kernels.schedules, machine.traits)),
+        ("KV cache kernels", kv_cache.with_kernels(machine, chosen)),
+        ("kernels", kernels.with_schedules(machine.kernels.schedules, machine.traits, chosen)),
         ("sampling functions", sampling.attach(model.vocab, model.hidden, model.metadata, machine)),
         *after,
         ("size limits", metadata.bound_sizes(model.metadata)),
@@ -78,19 +85,30 @@ def _optional_passes(
     return before, after, graphs, cuts
 
 
-def compile_library(module: Any, graph: list[Pass], machine: Machine, library: Path, progress: Progress) -> Any:
+def compile_library(
+    module: Any,
+    graph: list[Pass],
+    machine: Machine,
+    library: Path,
+    progress: Progress,
+    observer: Observer | None = None,
+) -> Any:
     """Run the passes over the exported graph and write ``library``: a shared library, or for a name that ends with
     .tar an archive of its objects, which register themselves where they are linked to a runtime. Returns the graph as
-    the passes left it."""
+    the passes left it. ``observer`` sees what the stages make."""
     code = backend(machine.kind)
     if machine.kind != "cpu":
         kernels.check_covered(module, machine.kernels.schedules)
     passes = code.passes(machine)
-    stages = StageProgress(progress, len(graph) + len(passes) + 1)
+    stages = StageProgress(progress, len(graph) + len(passes) + 1, observer)
+    if observer:
+        observer.graph("exported", module)
     with machine.tvm, tvm.transform.PassContext(opt_level=3):
         for name, transform in graph:
             stages.start(name)
             module = transform(module)
+            if observer:
+                observer.graph(name, module)
         builder = relax.ExecBuilder()
         functions = vm_build._filter_tir(vm_build._vmcodegen(builder, module))
         for name, transform in passes:

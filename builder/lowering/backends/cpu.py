@@ -51,6 +51,8 @@ def generate(functions: Any, machine: Machine, progress: StageProgress) -> Any:
     for variable, function in functions.functions_items():
         progress.start(variable.name_hint)
         modules.append(build(ir.IRModule({variable: function}, attrs=functions.attrs), machine.tvm))
+        if progress.observer:
+            progress.observer.machine_code(variable.name_hint, modules[-1])
     for module in modules[1:]:
         modules[0].import_module(module)
     return modules[0]

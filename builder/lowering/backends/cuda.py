@@ -42,7 +42,7 @@ def generate(functions: Any, machine: Machine, progress: StageProgress) -> Any:
     return gpu.generate(functions, machine, progress, device_code)
 
 
-def device_code(functions: Any, machine: Machine) -> Any:
+def device_code(functions: Any, machine: Machine, progress: StageProgress) -> Any:
     """A module of machine code for each architecture of the target."""
     arch = tuple(machine.description["arch"])
     cuda_runtime.load_for_compiling()
@@ -50,7 +50,12 @@ def device_code(functions: Any, machine: Machine) -> Any:
 
     def compiled(source: str) -> bytes:
         declared = peer_sum.LINES + peer_sum.SENDER if "keep_peers(" in source else ""
-        return cuda.compile_kernels(declared + (dependent_launch.waiting(source) if dependent else source), arch)
+        whole = declared + (dependent_launch.waiting(source) if dependent else source)
+        code = cuda.compile_kernels(whole, arch)
+        if progress.observer:
+            progress.observer.device_code(whole, machine.kind)
+            progress.observer.device_binary(code, "fatbin")
+        return code
 
     tvm.register_global_func(COMPILER, compiled, override=True)
     return gpu.source_code(dependent_launch.tagged()(functions) if dependent else functions, machine)

@@ -79,9 +79,9 @@ def generate(
     functions: Any,
     machine: Machine,
     progress: StageProgress,
-    device_code: Callable[[Any, Machine], Any] | None = None,
+    device_code: Callable[[Any, Machine, StageProgress], Any] | None = None,
 ) -> Any:
-    """The host's module, which imports the device's; ``device_code`` makes that one, or ``source_code``."""
+    """The host's module, which imports the device's; ``device_code`` makes that one, else it has the source."""
     progress.total += len(HOST) + len(DEVICE) + 2
     parts: dict[bool, dict[Any, Any]] = {True: {}, False: {}}
     for variable, function in functions.functions_items():
@@ -94,13 +94,23 @@ def generate(
         progress.start(name)
         device = transform(device)
     progress.start(f"{machine.kind} code")
-    device_module = (device_code or source_code)(device, machine)
+    device_module = (device_code or shipped_source)(device, machine, progress)
     progress.start("host code")
     if machine.library != "so":
         host = host.with_attr("system_lib_prefix", machine.prefix)
     host_module = tvm.get_global_func("target.build.llvm")(host, machine.tvm.host)
+    if progress.observer:
+        progress.observer.machine_code("host", host_module)
     host_module.import_module(device_module)
     return host_module
+
+
+def shipped_source(functions: Any, machine: Machine, progress: StageProgress) -> Any:
+    """The module that a device's runtime compiles."""
+    module = source_code(functions, machine)
+    if progress.observer:
+        progress.observer.device_code(str(module.inspect_source()), machine.kind)
+    return module
 
 
 def is_host(function: Any) -> bool:

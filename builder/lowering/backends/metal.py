@@ -23,15 +23,19 @@ def generate(functions: Any, machine: Machine, progress: StageProgress) -> Any:
     return gpu.generate(functions, machine, progress, device_code)
 
 
-def device_code(functions: Any, machine: Machine) -> Any:
+def device_code(functions: Any, machine: Machine, progress: StageProgress) -> Any:
     """A module of Metal libraries where there is Apple's compiler, else of their source."""
     triple = machine.description["triple"]
 
     def compiled(source: str, *_target: Any) -> tuple[bytes, str]:
-        return apple.compile_kernels(source, triple), apple.COMPILED
+        code = apple.compile_kernels(source, triple)
+        if progress.observer:
+            progress.observer.device_code(source, machine.kind)
+            progress.observer.device_binary(code, apple.COMPILED)
+        return code, apple.COMPILED
 
     if apple.find_xcrun() is None:
-        return gpu.source_code(functions, machine)
+        return gpu.shipped_source(functions, machine, progress)
     tvm.register_global_func(COMPILER, compiled, override=True)
     try:
         return gpu.source_code(functions, machine)

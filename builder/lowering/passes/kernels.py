@@ -8,12 +8,15 @@ from typing import Any
 from tvm import ir, transform
 
 from builder.core.errors import StepError
+from builder.lowering.choices import OperatorKernel, name_of, recording
 from builder.ops.emit import LABEL, label_of
 
 
-def with_schedules(schedules: Mapping[str, Any], machine: Any) -> transform.Pass:
-    """Each labelled function gets the kernel that ``schedules`` has for it on ``machine``, or keeps its loops where
-    there is none for its shape."""
+def with_schedules(
+    schedules: Mapping[str, Any], traits: Any, chosen: list[OperatorKernel] | None = None
+) -> transform.Pass:
+    """Each labelled function gets the kernel that ``schedules`` has for it on a machine with these ``traits``, or keeps
+    its loops where there is none for its shape. ``chosen`` gets what was chosen for each."""
 
     def schedule(module: ir.IRModule, _context: Any) -> ir.IRModule:
         replaced = {}
@@ -21,8 +24,13 @@ def with_schedules(schedules: Mapping[str, Any], machine: Any) -> transform.Pass
             label = label_of(function)
             if label is None:
                 continue
-            make = schedules.get(label.pop("op"))
-            kernel = None if make is None else make(label, machine)
+            operator = label.pop("op")
+            make = schedules.get(operator)
+            with recording() as choices:
+                kernel = None if make is None else make(label, traits)
+            if chosen is not None:
+                schedule = "" if kernel is None else name_of(make)
+                chosen.append(OperatorKernel(variable.name_hint, operator, label, schedule, choices))
             replaced[variable] = function.without_attr(LABEL) if kernel is None else kernel
         result = ir.IRModule(dict(module.functions_items()), attrs=module.attrs)
         for variable, function in replaced.items():

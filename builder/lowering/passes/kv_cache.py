@@ -9,6 +9,7 @@ import numpy as np
 from tvm import ir, relax, transform
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from builder.lowering.choices import OperatorKernel, name_of, recording
 from builder.lowering.machine import Machine
 from builder.ops.kv_cache import CREATE, CacheLayout
 
@@ -16,11 +17,11 @@ ATTENTION_KIND_MHA, ROPE_MODE_NORMAL = 0, 1  # as TVM's runtime numbers them
 SLIDING_LAYERS = 1024  # window of single layers: none here has one
 
 
-def with_kernels(machine: Machine) -> transform.Pass:
-    """Replace the graph's cache creation by TVM's, with the machine's kernels."""
+def with_kernels(machine: Machine, chosen: list[OperatorKernel] | None = None) -> transform.Pass:
+    """Replace the graph's cache creation by TVM's, with the machine's kernels. ``chosen`` gets what was chosen."""
 
     def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
-        return _Creation(module, machine).run()
+        return _Creation(module, machine, [] if chosen is None else chosen).run()
 
     return transform.module_pass(rewrite, opt_level=0, name="KVCache")
 
@@ -32,9 +33,9 @@ def layout_of(text: str) -> CacheLayout:
 
 @mutator
 class _Creation(PyExprMutator):  # type: ignore[misc]
-    def __init__(self, module: ir.IRModule, machine: Machine) -> None:
+    def __init__(self, module: ir.IRModule, machine: Machine, chosen: list[OperatorKernel]) -> None:
         super().__init__(module)
-        self.machine = machine
+        self.machine, self.chosen = machine, chosen
 
     def run(self) -> ir.IRModule:
         for variable, function in list(self.builder_.get().functions_items()):
@@ -52,7 +53,11 @@ class _Creation(PyExprMutator):  # type: ignore[misc]
         attention, cache = self.machine.kernels.attention, self.machine.kernels.cache
 
         def add(name: str, make: Any) -> Any:
-            return self.builder_.add_func(make(layout, self.machine.traits), name)
+            with recording() as choices:
+                made = make(layout, self.machine.traits)
+            variable = self.builder_.add_func(made, name)
+            self.chosen.append(OperatorKernel(variable.name_hint, name, {}, name_of(make), choices))
+            return variable
 
         def kernel(name: str, make: Any) -> Any:
             return relax.Tuple([ir.StringImm("tirx"), add(name, make)])
