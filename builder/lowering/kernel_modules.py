@@ -14,6 +14,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from builder import ops
 from builder.targets.planned_tools import LINKERS
 
 PASSES = "builder.lowering.passes"
@@ -150,16 +151,20 @@ def load_passes(kind: str, ranks: int) -> dict[str, ModuleType]:
     return {name: import_module(f"{PASSES}.{name}") for name in optional_passes(kind, ranks)}
 
 
-def modules_of(kind: str, library: str, ranks: int) -> tuple[str, ...]:
+def modules_of(kind: str, library: str, ranks: int, rounds_inputs: bool) -> tuple[str, ...]:
     """What a `lower` step loads by name beside its family: entries of Step.code.
 
-    ``kind`` of the target; ``library``: how its file ends.
+    ``kind`` of the target; ``library``: how its file ends; ``rounds_inputs``: whether the scheme rounds the inputs of
+    any layer. Kernels come with the operators that the graph and the passes import: schedules/<machine>/X.py with
+    ops/X.py.
     """
     machine = "cpu" if kind == "cpu" else "gpu"
+    on_demand = {"rounded_inputs": rounds_inputs, "collectives": ranks > 1}
     return (
         BACKENDS[kind],
         *(f"{SCHEDULES}.{machine}.{name}" for name in CACHE_KERNELS),
-        *sorted({f"{SCHEDULES}.{machine}.{kernel.partition(':')[0]}" for kernel in KERNELS[machine].values()}),
+        f"{ops.__name__}.* > {SCHEDULES}.{machine}.*",
+        *(ops.ON_DEMAND[name] for name, used in on_demand.items() if used),
         *(f"{PASSES}.{name}" for name in optional_passes(kind, ranks)),
         *((LINKERS[kind],) if library == "so" else ()),
     )

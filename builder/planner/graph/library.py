@@ -9,14 +9,15 @@ from builder.core.step import Input, Resources, Step
 from builder.lowering.kernel_modules import modules_of
 from builder.planner.feasibility.platforms import linker_of, target_of
 from builder.planner.graph.step_resources import lowering_bytes
-from builder.planner.schemes.schemes import scheme_of
+from builder.planner.schemes.schemes import activations_of, scheme_of
 from builder.targets import apple, cuda, webgpu
 
 GIB = 1 << 30
 
 
 def lower_step(recipe: Recipe, linker: str) -> Step:
-    target = recipe.target
+    target, scheme = recipe.target, scheme_of(recipe.quant)
+    rounds_inputs = bool(activations_of(scheme))
     tools = {
         **({"linker": linker_of(target, linker)} if target.library == "so" else {}),
         **({"compiler": cuda.identity()} if target.kind == "cuda" else {}),
@@ -28,7 +29,7 @@ def lower_step(recipe: Recipe, linker: str) -> Step:
         params={
             "family": recipe.family,
             "architecture": dict(recipe.architecture),
-            "scheme": scheme_of(recipe.quant),
+            "scheme": scheme,
             "target": target_of(target),
             "metadata": plain(recipe.metadata),
             **tools,
@@ -37,7 +38,7 @@ def lower_step(recipe: Recipe, linker: str) -> Step:
         code=(
             architectures.FAMILIES[recipe.family],
             f"builder.models.{recipe.family}",
-            *modules_of(target.kind, target.library, recipe.metadata.tensor_parallel_shards),
+            *modules_of(target.kind, target.library, recipe.metadata.tensor_parallel_shards, rounds_inputs),
         ),
         resources=Resources(cpu=1, memory_bytes=lowering_bytes(recipe)),
         programs=_programs_of(recipe, str(tools.get("kernels", ""))),
