@@ -1,9 +1,10 @@
-"""A `build` command for tests: run as a user runs it, in a folder and with a store of its own."""
+"""A `build` command for tests: run as a user runs it, in a folder and with a store of its own; signals for children."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,19 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SENT_BY_TESTS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+
+
+def pytest_configure() -> None:
+    stop_ignoring_signals()
+
+
+def stop_ignoring_signals() -> None:
+    """Children inherit what this process ignores: SIGHUP under nohup, SIGINT and SIGQUIT in the background of a shell.
+    They do not inherit handlers; so one that does nothing protects this process and leaves its children the default."""
+    for number in SENT_BY_TESTS:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @dataclass(frozen=True)
