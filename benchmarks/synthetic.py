@@ -14,10 +14,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from builder.app.request import folders_of, merge
+from builder.app.build import export_good
+from builder.app.merge import merge
 from builder.app.sweep import sweep
-from builder.cli.arguments import Arguments, parse
-from builder.cli.build import export_good
+from builder.cli.arguments import parse
 from builder.config.choices import Composed, choices_of, find_folders
 from builder.core.digest import digest_of_bytes
 from builder.core.filestore import FileStore
@@ -55,13 +55,13 @@ def numbered(letter: str, count: int) -> list[str]:
     return [f"{letter}{index}" for index in range(count)]
 
 
-def fill(arguments: Arguments, composed: Sequence[Composed]) -> list[Job]:
+def fill(composed: Sequence[Composed]) -> list[Job]:
     """Put every result of a sweep in the store, and its folders in dist. The jobs that ran."""
-    job = merge(composed, folders_of(arguments))
-    executor = MadeUp(job.plan, job.store)
-    outcome = run(job.plan, job.store, executor, lambda event: None)
+    request = merge(composed, find_folders())
+    executor = MadeUp(request.plan, request.store)
+    outcome = run(request.plan, request.store, executor, lambda event: None)
     assert not outcome.failed, next(done for done in outcome.steps.values() if done.error)
-    export_good(outcome, job)
+    export_good(outcome, request, lambda event: None)
     return executor.ran
 
 
@@ -116,8 +116,7 @@ def content_of(job: Job, name: str) -> bytes:
 
 
 def main(words: Sequence[str]) -> None:
-    arguments = parse(["-m", *words])
-    sweep(arguments, lambda composed: len(fill(arguments, composed)))
+    sweep(parse(["-m", *words]).build, lambda composed: len(fill(composed)))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ from builder.core.errors import BuildError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 1 for a failed step, 2 for a user's mistake, 130 for Ctrl-C."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in given
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
     try:
-        return run(parse(given))
+        return run(parse(words))
     except BuildError as error:
         if debug:
             raise
-        return refuse(error, "--json" in given)
+        return refuse(error, "--json" in words)
     except KeyboardInterrupt:
         if debug:
             raise
@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        said = f"error: a defect in llm-build: {type(error).__name__}: {error}"
-        print(f"{said}\n  next: the same command with --debug shows where; please report it", file=sys.stderr)
+        message = f"error: a defect in llm-build: {type(error).__name__}: {error}"
+        print(f"{message}\n  next: the same command with --debug shows where; please report it", file=sys.stderr)
         return 1
 
 

@@ -1,11 +1,11 @@
-"""Running a job whose recipes have a budget: first what picks the rules, then all that follows from them."""
+"""Running a request whose recipes have a budget: first what picks the rules, then all that follows from them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from builder.app.request import Job
+from builder.app.request import BuildRequest
 from builder.core.errors import BuildError
 from builder.core.events import Finished, Listener, Planned
 from builder.core.plan import Goal, Plan
@@ -15,55 +15,57 @@ from builder.planner.feasibility.preflight import refused
 from builder.planner.graph import graph
 from builder.planner.schemes import budget
 
+Built = tuple[Outcome, BuildRequest]  # what became of the steps; the request with the rules that were picked
 
-def run_phases(job: Job, pool: Executor, listen: Listener, keep_going: bool) -> tuple[Outcome, Job]:
-    """The outcome of the whole job, and the job with all rules that were picked.
+
+def run_phases(request: BuildRequest, pool: Executor, listen: Listener, keep_going: bool) -> Built:
+    """The outcome of the whole request, and the request with all rules that were picked.
 
     Recipes without a budget, or with rules that the store had already, are done in the first run.
     """
-    listen(Planned(job.plan))
-    first = run(job.plan, job.store, pool, listen, keep_going)
-    if not any(recipe.undecided for recipe in job.recipes):
-        return first, job
-    whole = with_rules(job, first)
+    listen(Planned(request.plan))
+    first = run(request.plan, request.store, pool, listen, keep_going)
+    if not any(recipe.undecided for recipe in request.recipes):
+        return first, request
+    merged = _with_picked_rules(request, first)
     goals = [
         goal
-        for goal, before, after in zip(whole.plan.goals, job.recipes, whole.recipes, strict=True)
+        for goal, before, after in zip(merged.plan.goals, request.recipes, merged.recipes, strict=True)
         if before.undecided and not after.undecided and (keep_going or not first.failed)
     ]
-    steps = {id_: whole.plan.steps[id_] for goal in goals for id_ in goal.steps}
+    steps = {id_: merged.plan.steps[id_] for goal in goals for id_ in goal.steps}
     listen(Planned(Plan(steps, tuple(goals))))
-    second = run(Plan(steps, tuple(goals)), job.store, pool, listen, keep_going)
-    return joined(whole.plan, first, second), whole
+    second = run(Plan(steps, tuple(goals)), request.store, pool, listen, keep_going)
+    return _join_outcomes(merged.plan, first, second), merged
 
 
 def without_goals(
-    job: Job, errors: Mapping[str, BuildError], build: Callable[[Job], tuple[Outcome, Job]]
-) -> tuple[Outcome, Job]:
+    request: BuildRequest, errors: Mapping[str, BuildError], build: Callable[[BuildRequest], Built]
+) -> Built:
     """The outcome of ``build`` for the recipes that no error concerns, joined with the refusal of the others.
     ``errors`` by step id."""
-    bad = [goal for goal in job.plan.goals if not errors.keys().isdisjoint(goal.steps)]
+    bad = [goal for goal in request.plan.goals if not errors.keys().isdisjoint(goal.steps)]
     names = {goal.name for goal in bad}
-    recipes = tuple(recipe for recipe in job.recipes if recipe.name not in names)
-    outcome, good = build(replace(job, recipes=recipes, plan=graph.build_plan(recipes)))
+    recipes = tuple(recipe for recipe in request.recipes if recipe.name not in names)
+    outcome, good = build(replace(request, recipes=recipes, plan=graph.build_plan(recipes)))
     decided = {recipe.name: recipe for recipe in good.recipes}
-    whole = replace(job, recipes=tuple(decided.get(recipe.name, recipe) for recipe in job.recipes))
-    whole = replace(whole, plan=graph.build_plan(whole.recipes))
-    lost = refused(Plan({id_: job.plan.steps[id_] for goal in bad for id_ in goal.steps}, tuple(bad)), errors)
-    steps = {id_: done for id_, done in lost.steps.items() if id_ not in outcome.steps}
-    return joined(whole.plan, outcome, lost._replace(steps=steps)), whole
+    merged = replace(request, recipes=tuple(decided.get(recipe.name, recipe) for recipe in request.recipes))
+    merged = replace(merged, plan=graph.build_plan(merged.recipes))
+    refusals = refused(Plan({id_: request.plan.steps[id_] for goal in bad for id_ in goal.steps}, tuple(bad)), errors)
+    steps = {id_: done for id_, done in refusals.steps.items() if id_ not in outcome.steps}
+    return _join_outcomes(merged.plan, outcome, refusals._replace(steps=steps)), merged
 
 
-def with_rules(job: Job, first: Outcome) -> Job:
-    """The job with the rules that ``first`` picked."""
+def _with_picked_rules(request: BuildRequest, first: Outcome) -> BuildRequest:
+    """The request with the rules that ``first`` picked."""
     recipes = [
-        budget.decided(recipe, first.records.get(goal.steps[-1]), job.store) if recipe.undecided else recipe
-        for goal, recipe in zip(job.plan.goals, job.recipes, strict=True)
+        budget.decided(recipe, first.records.get(goal.steps[-1]), request.store) if recipe.undecided else recipe
+        for goal, recipe in zip(request.plan.goals, request.recipes, strict=True)
     ]
-    return replace(job, recipes=tuple(recipes), plan=graph.build_plan(recipes))
+    return replace(request, recipes=tuple(recipes), plan=graph.build_plan(recipes))
 
 
-def joined(plan: Plan, first: Outcome, second: Outcome) -> Outcome:
+def _join_outcomes(plan: Plan, first: Outcome, second: Outcome) -> Outcome:
     """One outcome of two runs over parts of ``plan``: what ran in the first is fresh in the second, and did run."""
     known = {**first.plan.steps, **second.plan.steps}
     ran = {id_: done for id_, done in first.steps.items() if done.status != "hit"}

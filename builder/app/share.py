@@ -1,10 +1,8 @@
-"""What commands do with a shared store beside building: require it, leave provenance there."""
+"""What verbs do with a shared store beside building: require it, leave provenance there."""
 
 from __future__ import annotations
 
-import sys
-
-from builder.app.request import Job
+from builder.app.request import BuildRequest
 from builder.core.errors import UserError
 from builder.core.events import Listener
 from builder.core.filestore import FileStore
@@ -25,22 +23,20 @@ def shared_of(store: FileStore, writes: bool = False) -> SharedStore:
     return store
 
 
-def announce(job: Job, built: dict[str, Record]) -> None:
-    """After a build: publish, where that is allowed."""
-    from builder.report.lines import Lines
-
-    store = shared_of(job.store)
+def publish_if_allowed(request: BuildRequest, built: dict[str, Record], warn: Listener) -> None:
+    """After a build: publish, where store.mode allows it and the shared store can be reached."""
+    store = shared_of(request.store)
     if store.location.mode == "write" and not store.connection.trouble():
-        publish(job, built, Lines(sys.stderr, quiet=True))
+        publish(request, built, warn)
 
 
-def publish(job: Job, records: dict[str, Record], listen: Listener) -> None:
+def publish(request: BuildRequest, records: dict[str, Record], listen: Listener) -> None:
     """Leave build.json, and its signature, of recipes by name beside the record of their artifact: a pull by lock file
     has no other way to it."""
-    store = shared_of(job.store, writes=True)
+    store = shared_of(request.store, writes=True)
     for name, record in records.items():
         for file in (NAME, SIGNATURE):
-            path = job.outputs[name] / file
+            path = request.outputs[name] / file
             if path.is_file():
                 store.uploads.leave(record.key, file, path.read_bytes())
     store.drain(listen)

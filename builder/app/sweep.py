@@ -1,4 +1,4 @@
-"""Sweeps (-m) through Hydra's sweeper."""
+"""One request of a plain command line, or with -m those that Hydra's sweeper makes of it."""
 
 from __future__ import annotations
 
@@ -6,63 +6,75 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from builder.app.request import composition_cache, distinct, folders_of
-from builder.cli.arguments import Arguments
+from builder.app.merge import merge, pin_locked_revisions, request_of, with_distinct_names
+from builder.app.options import BuildOptions
+from builder.app.places import places_of
+from builder.app.request import BuildRequest, composition_cache, folders_of, is_sweep
 from builder.config.choices import Composed, check_choices
 from builder.config.compose import normalise
 from builder.config.sweeps import memo
 from builder.core.errors import StepError
-from builder.planner.resolve import name_of, places
+from builder.planner.resolve import name_of
 
-Finish = Callable[[Sequence[Composed]], int]
+Handle = Callable[[BuildRequest], int]  # what is done with a request; the exit code
 
 
-def sweep(arguments: Arguments, build: Finish) -> int:
+def each_request(options: BuildOptions, handle: Handle) -> int:
+    """Hands the request of the command line to ``handle``, or those of its sweep. Returns the worst exit code."""
+    if not is_sweep(options):
+        return handle(request_of(options))
+    return sweep(options, partial(_merged, options, handle))
+
+
+def _merged(options: BuildOptions, handle: Handle, jobs: Sequence[Composed]) -> int:
+    return handle(merge(pin_locked_revisions(options, jobs), folders_of(options)))
+
+
+def sweep(options: BuildOptions, build: Callable[[Sequence[Composed]], int]) -> int:
     """Hydra's sweeper makes the jobs, our launcher collects them, ``build`` brings them all up to date in one plan.
 
     Returns the worst exit code of the batches (a sweeper may launch several). A line whose jobs are remembered needs
     no Hydra.
     """
-    overrides, folders = arguments.overrides, folders_of(arguments)
+    overrides, folders = options.overrides, folders_of(options)
     check_choices([o for o in overrides if "," not in o], folders)
     slot = memo.slot_of(overrides, folders, composition_cache())
     if known := memo.recall(slot):
         return build(known)
     codes: list[int] = []
 
-    def launched(jobs: list[Composed], whole: bool) -> list[Any]:
-        if whole and memo.repeats(overrides, folders):
+    def launched(jobs: list[Composed], repeats: bool) -> list[Any]:
+        if repeats and memo.repeats(overrides, folders):
             memo.remember(slot, jobs)
         code = build(jobs)
         codes.append(code)
-        return returned(jobs, code)
+        return objective_values(jobs, code)
 
     argv = ["--multirun", *normalise(overrides)]
     if not any("hydra.sweep.dir" in o for o in overrides):
         argv.append(f"hydra.sweep.dir={composition_cache().parent / 'sweeps'}")
     from builder.config.run_hydra import run_hydra
 
-    run_hydra(argv, folders, launched, partial(one_job, arguments))
+    run_hydra(argv, folders, launched, partial(_build_alone, build))
     return max(codes, default=0)
 
 
-def returned(jobs: Sequence[Composed], code: int) -> list[float]:
-    """What each job of a batch is worth to the sweeper: its sweep.objective, nan where it was not built, or where it
+def objective_values(jobs: Sequence[Composed], code: int) -> list[float]:
+    """What each job of a batch returns to the sweeper: its sweep.objective, nan where it was not built, or where it
     has none the exit code."""
-    from builder.config.sweeps.objective import objective_of, worth
+    from builder.config.sweeps.objective import objective_of, value_of
 
     objective = objective_of(jobs[0])
     if not objective:
         return [code] * len(jobs)
-    dist = places(jobs[0]).dist
-    return [float("nan") if code else worth(dist / name_of(job), objective) for job in distinct(jobs)]
+    dist = places_of(jobs[0]).dist
+    named = with_distinct_names(jobs)
+    return [float("nan") if code else value_of(dist / name_of(job), objective) for job in named]
 
 
-def one_job(arguments: Arguments, job: Composed) -> None:
-    """A job of another launcher than ours: a build of its own. Raises StepError for one that failed: a launcher hands
-    on errors, and no exit codes."""
-    from builder.cli.build import finish, run_jobs
-
-    if code := finish(arguments, run_jobs(arguments, [job])):
-        said = f"the job {' '.join(job.overrides)} ended with exit code {code}"
-        raise StepError(said, "what it printed says why; submitit keeps that in .submitit below hydra.sweep.dir")
+def _build_alone(build: Callable[[Sequence[Composed]], int], job: Composed) -> None:
+    """A job of another launcher than ours. Raises StepError for one that failed: a launcher hands on errors, and no
+    exit codes."""
+    if code := build([job]):
+        message = f"the job {' '.join(job.overrides)} ended with exit code {code}"
+        raise StepError(message, "what it printed says why; submitit keeps that in .submitit below hydra.sweep.dir")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NoReturn
 
+from builder.app.options import BuildOptions
 from builder.core.errors import UserError
 
 COMMANDS = {
@@ -31,25 +32,64 @@ WORDS = {"why": "STEP", "generate": '"PROMPT"', "diff": "A B", "verify-provenanc
 
 
 @dataclass(frozen=True, slots=True)
+class CommandOptions:
+    """The options that are not about what is built: what is printed, and those of single commands. `build --help` says
+    what each means; the names are those of the command line."""
+
+    json: bool
+    quiet: bool
+    steps: bool
+    debug: bool
+    help: bool
+    version: bool
+    allow_unsupported: bool
+    max_tokens: int  # generate
+    temperature: float
+    top_p: float
+    seed: int
+    again: bool  # bench
+    check: bool  # lock
+    key: str | None  # verify-provenance
+    against: str | None
+    max_age: str | None  # gc
+    max_size: str | None
+    remote: bool
+    yes: bool
+    store: bool  # doctor
+    repair: bool
+    out: str | None  # graph
+    cfg: str | None  # Hydra's
+    package: str | None
+    resolve: bool
+    info: str | None
+    hydra_help: bool
+    shell_completion: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Arguments:
     command: str
     word: str  # STEP of why, PROMPT of generate, GROUP of list, A of diff, DIR of verify-provenance
-    overrides: tuple[str, ...]
-    options: argparse.Namespace
-    other: str = ""  # B of diff
+    other: str  # B of diff
+    build: BuildOptions
+    options: CommandOptions
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        return self.build.overrides
 
 
-class Parser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message, "build --help")
 
 
 def parser() -> argparse.ArgumentParser:
     """All options of all commands; they may stand anywhere on the line."""
-    p = Parser(prog="build", add_help=False, allow_abbrev=False)
+    p = _Parser(prog="build", add_help=False, allow_abbrev=False)
     p.add_argument("words", nargs="*")
     run = p.add_argument_group("running")
-    run.add_argument("-j", "--jobs", type=positive, metavar="N", help="steps at once (default: one per core)")
+    run.add_argument("-j", "--jobs", type=_positive, metavar="N", help="steps at once (default: one per core)")
     run.add_argument(
         "-k", "--keep-going", action="store_true", help="after a failure, build what does not depend on it"
     )
@@ -67,13 +107,17 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--help", "-h", action="store_true", help="this page")
     show.add_argument("--version", action="store_true", help="of llm-build")
     text = p.add_argument_group("generate")
-    text.add_argument("--max-tokens", type=positive, default=128, metavar="N", help="at most (default: 128)")
+    text.add_argument("--max-tokens", type=_positive, default=128, metavar="N", help="at most (default: 128)")
     text.add_argument(
-        "--temperature", type=nonnegative, default=0.8, metavar="T", help="0: always the likeliest token (default: 0.8)"
+        "--temperature",
+        type=_nonnegative,
+        default=0.8,
+        metavar="T",
+        help="0: always the likeliest token (default: 0.8)",
     )
     text.add_argument(
         "--top-p",
-        type=fraction,
+        type=_fraction,
         default=0.9,
         metavar="P",
         help="from the likeliest tokens of this share (default: 0.9)",
@@ -115,52 +159,57 @@ def parser() -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str]) -> Arguments:
     """Raises UserError for an unknown flag or command, or a word that is missing."""
-    options = parser().parse_intermixed_args(list(argv))
-    words = [w for w in options.words if not OVERRIDE.match(w)]
-    overrides = tuple(w for w in options.words if OVERRIDE.match(w))
+    parsed = parser().parse_intermixed_args(list(argv))
+    options = CommandOptions(**{field.name: getattr(parsed, field.name) for field in fields(CommandOptions)})
+    words = [w for w in parsed.words if not OVERRIDE.match(w)]
+    overrides = tuple(w for w in parsed.words if OVERRIDE.match(w))
     command = words.pop(0) if words and words[0] in COMMANDS else "build"
-    if options.dry_run and command == "build":
+    if parsed.dry_run and command == "build":
         command = "plan"
     word = words.pop(0) if words and command in (*WORDS, "list") else ""
     other = words.pop(0) if words and command == "diff" else ""
     if words:
-        raise unknown_word(words[0], command)
+        raise _unknown_word(words[0], command)
     if command in WORDS and not (other if command == "diff" else word) and not options.help:
         raise UserError(f"build {command} needs {WORDS[command]}", f"build {command} {WORDS[command]}")
-    return Arguments(command, word, overrides, options, other)
+    build = BuildOptions(
+        overrides, parsed.config_dir, parsed.multirun, parsed.locked, parsed.file, parsed.jobs or 0, parsed.keep_going
+    )
+    return Arguments(command, word, other, build, options)
 
 
-def unknown_word(word: str, command: str) -> UserError:
+def _unknown_word(word: str, command: str) -> UserError:
     import difflib
 
     near = difflib.get_close_matches(word, COMMANDS, n=1)
-    said = f"; did you mean `build {near[0]}`?" if near and command == "build" else ""
+    suggestion = f"; did you mean `build {near[0]}`?" if near and command == "build" else ""
     return UserError(
-        f"{word!r} is neither a command ({', '.join(COMMANDS)}) nor an override (name=value){said}", "build --help"
+        f"{word!r} is neither a command ({', '.join(COMMANDS)}) nor an override (name=value){suggestion}",
+        "build --help",
     )
 
 
-def positive(text: str) -> int:
-    return int(number(text, int, 1))
+def _positive(text: str) -> int:
+    return int(_number(text, int, 1))
 
 
-def nonnegative(text: str) -> float:
-    return number(text, float, 0)
+def _nonnegative(text: str) -> float:
+    return _number(text, float, 0)
 
 
-def number(text: str, kind: type[int] | type[float], low: float, high: float = 1e18) -> float:
+def _number(text: str, kind: type[int] | type[float], low: float, high: float = 1e18) -> float:
     """argparse's type for a number from ``low`` to ``high``."""
     try:
         value = float(kind(text))
     except ValueError:
         value = float("nan")
     if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number, {low:g} or more")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a _number, {low:g} or more")
     return value
 
 
-def fraction(text: str) -> float:
-    value = number(text, float, 0, 1)
+def _fraction(text: str) -> float:
+    value = _number(text, float, 0, 1)
     if value == 0:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0, at most 1")
     return value

@@ -3,18 +3,16 @@ unless --yes."""
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 
-from builder.app.request import composition_cache
+from builder.app.places import places_of
+from builder.app.request import compose_one
 from builder.cli.arguments import Arguments
-from builder.config.compose import compose
+from builder.cli.output import print_document
 from builder.core.errors import UserError
 from builder.core.filestore import open_store
-from builder.core.gc import gc
+from builder.core.gc import Freed, gc
 from builder.core.units import format_bytes
-from builder.planner import resolve
 
 AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 SIZES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
@@ -22,35 +20,54 @@ SIZES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 1 << 10, "mi": 1 
 
 def show(arguments: Arguments) -> int:
     options = arguments.options
-    composed = compose(arguments.overrides, composition_cache(), options.config_dir)
+    age = _parse_age(options.max_age) if options.max_age else None
     if options.remote:
-        from builder.app.gc_remote import collect
-
-        return collect(arguments, composed, parse_age(options.max_age) if options.max_age else None)
-    store = open_store(resolve.places(composed).store)
-    age = parse_age(options.max_age) if options.max_age else None
-    budget = parse_size(options.max_size) if options.max_size else None
-    freed = gc(store, age, budget, dry_run=not options.yes)
+        return _collect_remote(arguments, age)
+    nbytes = _parse_size(options.max_size) if options.max_size else None
+    store = open_store(places_of(compose_one(arguments.build)).store)
+    freed = gc(store, age, nbytes, dry_run=not options.yes)
     if options.json:
-        json.dump({"dry_run": not options.yes, **freed._asdict()}, sys.stdout, indent=1)
-        print()
-        return 0
-    if not freed.blobs and not freed.records:
-        print(f"nothing to free; {format_bytes(freed.kept_nbytes)} stay")
-        print("  next: build gc --max-age 30d   (or --max-size 20GB; both free results that are whole)")
-        return 0
-    verb = "freed" if options.yes else "would free"
-    said = f"{freed.blobs} files and {len(freed.records)} results"
-    print(f"{verb} {format_bytes(freed.nbytes)} in {said}; {format_bytes(freed.kept_nbytes)} stay")
-    if freed.linked_nbytes:
-        linked = format_bytes(freed.linked_nbytes)
-        print(f"  {linked} of it is linked from a dist folder and stays on disk until that is removed")
-    if not options.yes:
-        print("  next: build gc --yes   (--max-age 30d and --max-size 20GB free more)")
+        print_document({"dry_run": not options.yes, **freed._asdict()})
+    else:
+        _print_freed(freed, options.yes)
     return 0
 
 
-def parse_age(text: str) -> float:
+def _print_freed(freed: Freed, really: bool) -> None:
+    if not freed.blobs and not freed.records:
+        print(f"nothing to free; {format_bytes(freed.kept_nbytes)} stay")
+        print("  next: build gc --max-age 30d   (or --max-size 20GB; both free results that are whole)")
+        return
+    what = f"{freed.blobs} files and {len(freed.records)} results"
+    verb, kept = "freed" if really else "would free", format_bytes(freed.kept_nbytes)
+    print(f"{verb} {format_bytes(freed.nbytes)} in {what}; {kept} stay")
+    if freed.linked_nbytes:
+        linked = format_bytes(freed.linked_nbytes)
+        print(f"  {linked} of it is linked from a dist folder and stays on disk until that is removed")
+    if not really:
+        print("  next: build gc --yes   (--max-age 30d and --max-size 20GB free more)")
+
+
+def _collect_remote(arguments: Arguments, age_s: float | None) -> int:
+    from builder.app.gc_remote import collect_remote
+
+    options = arguments.options
+    if options.max_size:
+        raise UserError("--max-size is for the store of this machine", "build gc --remote --max-age 90d")
+    collected = collect_remote(arguments.build, age_s, dry_run=not options.yes)
+    freed = collected.freed
+    if options.json:
+        print_document({"dry_run": not options.yes, "roots": collected.roots, **freed._asdict()})
+        return 0
+    what = f"{freed.blobs} files and {len(freed.records)} results"
+    verb, kept = "freed" if options.yes else "would free", format_bytes(freed.kept_nbytes)
+    print(f"{verb} {format_bytes(freed.nbytes)} in {what} of {collected.url}; {kept} stay")
+    if not options.yes:
+        print("  next: build gc --remote --yes   (--max-age 90d frees results that were not pushed for so long)")
+    return 0
+
+
+def _parse_age(text: str) -> float:
     """Seconds. Raises UserError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip().lower())
     if match is None:
@@ -58,7 +75,7 @@ def parse_age(text: str) -> float:
     return float(match[1]) * AGES[match[2]]
 
 
-def parse_size(text: str) -> int:
+def _parse_size(text: str) -> int:
     """Bytes. Raises UserError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
     if match is None or match[2] not in SIZES:

@@ -24,7 +24,7 @@ EXAMPLES = """\
 
 def show(arguments: Arguments) -> int:
     """Prints the page. Hydra's choices come from the folders themselves, so a user's own are among them."""
-    folders, width = folders_of(arguments), get_terminal_size((100, 24)).columns
+    folders, width = folders_of(arguments.build), get_terminal_size((100, 24)).columns
     print("Turns a Hugging Face checkpoint into a compiled language model, and redoes only what changed.\n")
     print("usage: build [command] [group=choice ...] [key=value ...] [options]\n\ncommands:")
     for name, text in COMMANDS.items():

@@ -16,7 +16,7 @@ def show(arguments: Arguments) -> int:
     options = arguments.options
     flags = []
     if options.cfg:
-        check_choices(arguments.overrides, folders_of(arguments))
+        check_choices(arguments.overrides, folders_of(arguments.build))
         flags += ["--cfg", options.cfg]
     flags += ["--package", options.package] if options.package else []
     flags += ["--resolve"] if options.resolve else []
@@ -24,11 +24,11 @@ def show(arguments: Arguments) -> int:
     flags += ["--hydra-help"] if options.hydra_help else []
     flags += ["--shell-completion"] if options.shell_completion else []
     overrides = list(arguments.overrides) if options.shell_completion else normalise(arguments.overrides)
-    forget_command()
-    return run_hydra([*flags, *overrides], folders_of(arguments))
+    _forget_command()
+    return run_hydra([*flags, *overrides], folders_of(arguments.build))
 
 
-def forget_command() -> None:
+def _forget_command() -> None:
     """Tab completion after `build plan ...`: Hydra must not take the command for an override."""
     line = os.environ.get("COMP_LINE", "").split(" ")
     if len(line) > 1 and line[1] in COMMANDS:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
 from builder.app.request import folders_of
 from builder.cli.arguments import Arguments
+from builder.cli.output import print_document
 from builder.config.choices import GROUPS, choices_of, describe
 from builder.core.errors import UserError
 
@@ -15,12 +13,11 @@ def show(arguments: Arguments) -> int:
     """Raises UserError for a group that there is not."""
     if arguments.word and arguments.word not in GROUPS:
         raise UserError(f"{arguments.word!r} is no group of choices; allowed: {', '.join(GROUPS)}", "build list")
-    folders = folders_of(arguments)
+    folders = folders_of(arguments.build)
     groups = [arguments.word] if arguments.word else list(GROUPS)
     known = {g: {name: describe(file) for name, file in choices_of(g, folders).items()} for g in groups}
     if arguments.options.json:
-        json.dump(known, sys.stdout, indent=1)
-        print()
+        print_document(known)
         return 0
     width = max((len(f"{g}={n}") for g, names in known.items() for n in names), default=0)
     for group, names in known.items():

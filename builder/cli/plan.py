@@ -2,108 +2,100 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from builder.app import cells
-from builder.app.request import UNDECIDED, Job, folders_of, is_sweep, job_of, merge, pinned, undecided
-from builder.app.request import verdicts as verdicts_of
+from builder.app.buildable import is_undecided
+from builder.app.plan import PlanReport, plan, plan_document
+from builder.app.request import UNDECIDED, BuildRequest
 from builder.cli.arguments import Arguments
-from builder.cli.build import hold_to_lock, print_unsupported, refused_code
-from builder.core.events import Planned, Warned
+from builder.cli.matrix import print_matrix, print_refused
+from builder.cli.output import print_document, print_unsupported, refused_code
+from builder.cli.session import for_each_request
+from builder.core.events import Event, Planned, Warned
 from builder.core.examine import Verdict
 from builder.core.units import format_bytes
 from builder.planner.feasibility import sizing
 from builder.planner.feasibility.device_memory import Memory
-from builder.report import document
 from builder.report.board import Board
+from builder.report.matrix import Matrix
 from builder.report.table import print_steps
 from builder.report.words import base, folded
 
 
 def show(arguments: Arguments) -> int:
-    if is_sweep(arguments):
-        from builder.app.sweep import sweep
-
-        return sweep(
-            arguments, lambda jobs: print_plan(arguments, merge(pinned(arguments, jobs), folders_of(arguments)))
-        )
-    return print_plan(arguments, job_of(arguments))
+    return for_each_request(arguments, _plan)
 
 
-def print_plan(arguments: Arguments, job: Job) -> int:
-    hold_to_lock(arguments, job)
-    verdicts = verdicts_of(job.plan, job.store)
-    job.store.drain(
-        lambda event: print(f"warning: {event.message}", file=sys.stderr) if isinstance(event, Warned) else None
-    )
-    whole = document.planned(job.plan.goals, verdicts, job.outputs)
-    whole = document.with_refused(whole, job.refused, job.outputs)
-    memory = {recipe.name: sizing.memory_of(recipe) for recipe in job.recipes if not recipe.undecided}
-    for recipe in whole["recipes"]:
-        if undecided(job, recipe["name"]):
-            recipe["undecided"] = UNDECIDED
-        if recipe["name"] in memory:
-            found = memory[recipe["name"]]
-            recipe["memory"] = {**asdict(found), "total": found.total}
+def _plan(arguments: Arguments, request: BuildRequest) -> int:
+    report = plan(arguments.build, request, _print_warning)
     if arguments.options.json:
-        if len(job.names) > 1:
-            whole["matrix"] = cells.document(cells.planned(job, verdicts))
-        json.dump(whole, sys.stdout, indent=1)
-        print()
-    elif len(job.names) > 1 and not arguments.options.steps:
-        print_sweep(job, verdicts, memory)
+        print_document(plan_document(request, report))
+    elif request.is_sweep and not arguments.options.steps:
+        _print_sweep(request, report)
     else:
-        for recipe in whole["recipes"]:
-            print_recipe(recipe, job, memory)
-    return refused_code(arguments, job)
+        for recipe in plan_document(request, report)["recipes"]:
+            _print_recipe(recipe, request, report)
+    return refused_code(arguments, request)
 
 
-def print_sweep(job: Job, verdicts: Mapping[str, Verdict], memory: Mapping[str, Memory]) -> None:
+def _print_warning(event: Event) -> None:
+    if isinstance(event, Warned):
+        print(f"warning: {event.message}", file=sys.stderr)
+
+
+def _print_sweep(request: BuildRequest, report: PlanReport) -> None:
     """The matrix of what is stale, why cells cannot be built, and the steps that would run, alike ones together."""
-    matrix = cells.planned(job, verdicts)
-    cells.print_matrix(matrix, sys.stdout)
-    cells.print_refused(job, sys.stdout)
-    todo = [verdict for verdict in verdicts.values() if verdict.status != "hit"]
-    print(f"{len(todo)} of {len(verdicts)} steps to run" + (":" if todo else ""))
-    board = Board(matrix)
-    board(Planned(job.plan))
-    alike: dict[tuple[str, str], list[Verdict]] = {}
-    for verdict in todo:
-        alike.setdefault((base(verdict.step.name), verdict.reason), []).append(verdict)
-    rows = []
-    for (name, reason), found in alike.items():
-        several = f"{len(found)} × {name}"
-        rows.append((several if len(found) > 1 else board.label(found[0].step.id, found[0].step.name), reason))
-    width = max((len(row[0]) for row in rows), default=0)
+    matrix = cells.before_build(request, report.verdicts)
+    print_matrix(matrix, sys.stdout)
+    print_refused(request, sys.stdout)
+    todo = [verdict for verdict in report.verdicts.values() if verdict.status != "hit"]
+    print(f"{len(todo)} of {len(report.verdicts)} steps to run" + (":" if todo else ""))
+    rows = _stale_rows(request, matrix, todo)
+    width = max((len(label) for label, _ in rows), default=0)
     for label, reason in rows:
         print(f"  {label:<{width}}  {reason}")
-    if any(recipe.undecided for recipe in job.recipes):
+    if any(recipe.undecided for recipe in request.recipes):
         print(f"  {UNDECIDED}")
-    if memory:
-        least, most = (choose(memory, key=lambda name: memory[name].total) for choose in (min, max))
-        sizes = [f"{format_bytes(memory[name].total)} ({name})" for name in (least, most)]
-        said = f"memory of a run: {' to '.join(sizes)}"
-        print(folded(said, sys.stdout))
+    if report.memory:
+        print(folded(f"memory of a run: {_memory_range(report.memory)}", sys.stdout))
     if todo:
         print("build plan -m ... --steps shows every step of every cell")
 
 
-def print_recipe(recipe: dict[str, Any], job: Job, memory: Mapping[str, Memory]) -> None:
+def _stale_rows(request: BuildRequest, matrix: Matrix, todo: list[Verdict]) -> list[tuple[str, str]]:
+    """(label, reason) of the steps to run; those of one name and reason as "3 × quantize"."""
+    board = Board(matrix)
+    board(Planned(request.plan))
+    alike: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in todo:
+        alike.setdefault((base(verdict.step.name), verdict.reason), []).append(verdict)
+    return [
+        (f"{len(own)} × {name}" if len(own) > 1 else board.label(own[0].step.id, own[0].step.name), reason)
+        for (name, reason), own in alike.items()
+    ]
+
+
+def _memory_range(memory: Mapping[str, Memory]) -> str:
+    """ "1.2 GB (one cell) to 4.3 GB (another)"."""
+    ends = [pick(memory, key=lambda name: memory[name].total) for pick in (min, max)]
+    return " to ".join(f"{format_bytes(memory[name].total)} ({name})" for name in ends)
+
+
+def _print_recipe(row: dict[str, Any], request: BuildRequest, report: PlanReport) -> None:
     """One recipe of the document."""
-    if recipe["status"] == "unsupported":
-        print_unsupported(recipe, sys.stdout)
+    if row["status"] == "unsupported":
+        print_unsupported(row, sys.stdout)
         return
-    todo = [step for step in recipe["steps"] if step["status"] != "hit"]
-    said = f"{len(todo)} of {len(recipe['steps'])} steps to run" if todo else "nothing to do"
-    print(f"{recipe['name']}: {said}")
-    print_steps(recipe, sys.stdout)
-    if undecided(job, recipe["name"]):
+    todo = [step for step in row["steps"] if step["status"] != "hit"]
+    summary = f"{len(todo)} of {len(row['steps'])} steps to run" if todo else "nothing to do"
+    print(f"{row['name']}: {summary}")
+    print_steps(row, sys.stdout)
+    if is_undecided(request, row["name"]):
         print(f"  {UNDECIDED}")
         return
-    found = next(each for each in job.recipes if each.name == recipe["name"])
-    said = f"memory  {sizing.in_words(memory[found.name], found.metadata, found.target)}"
-    print(folded(said, sys.stdout))
+    recipe = next(each for each in request.recipes if each.name == row["name"])
+    memory = sizing.describe_memory(report.memory[recipe.name], recipe.metadata, recipe.target)
+    print(folded(f"memory  {memory}", sys.stdout))

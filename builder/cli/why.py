@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 
-from builder.app.request import UNDECIDED, Job, job_of
+from builder.app.merge import request_of
+from builder.app.why import explain_step
 from builder.cli.arguments import Arguments
+from builder.cli.output import print_document
 from builder.core.errors import UserError
 from builder.core.reason import Difference
-from builder.core.why import Explanation, explain
-from builder.planner.graph import bench
+from builder.core.why import Explanation
 
 CODE = "code."
 HEX = re.compile(
@@ -21,27 +21,30 @@ HEX = re.compile(
 
 def show(arguments: Arguments) -> int:
     """Raises UserError for a step that the plan has not (with the names it has), and for a sweep."""
-    if arguments.options.multirun:
+    if arguments.build.multirun:
         raise UserError(
             "build why explains a step of one recipe, and -m asks for many", "the same with one value of each"
         )
-    job = job_of(arguments)
-    found = found_in(job, arguments.word)
+    explanation = explain_step(request_of(arguments.build), arguments.word)
     if arguments.options.json:
-        json.dump(plain(found), sys.stdout, indent=1)
-        print()
-        return 0
-    print(f"{found.step.name}: {found.status}" + (f" ({found.reason})" if found.reason else ""))
-    print(f"  key now   {found.key or 'not known before its inputs are'}")
-    print(f"  key last  {found.last_key or 'none: never built here'}")
-    for difference in found.differences:
-        print(f"  differs   {told(difference)}")
-    print("  parts of the key now:")
-    print_parts(found.parts, "    ")
+        print_document(_explanation_document(explanation))
+    else:
+        _print_explanation(explanation)
     return 0
 
 
-def told(difference: Difference) -> str:
+def _print_explanation(explanation: Explanation) -> None:
+    reason = f" ({explanation.reason})" if explanation.reason else ""
+    print(f"{explanation.step.name}: {explanation.status}{reason}")
+    print(f"  key now   {explanation.key or 'not known before its inputs are'}")
+    print(f"  key last  {explanation.last_key or 'none: never built here'}")
+    for difference in explanation.differences:
+        print(f"  differs   {format_difference(difference)}")
+    print("  parts of the key now:")
+    _print_parts(explanation.parts, "    ")
+
+
+def format_difference(difference: Difference) -> str:
     """One difference in a line: of code and files that it is one, of values both."""
     what, last, now = difference.what, *(HEX.sub(r"\1", text) for text in (difference.last, difference.now))
     if what.startswith(CODE):
@@ -49,34 +52,20 @@ def told(difference: Difference) -> str:
     return f"{what}: {last or 'absent'} → {now or 'absent'}"
 
 
-def found_in(job: Job, step: str) -> Explanation:
-    plan = job.plan
-    if step == bench.NAME:  # which is planned by its own command only
-        from builder.cli.bench import plan_of
-
-        plan = plan_of([recipe for recipe in job.recipes if not recipe.undecided], plan)
-    try:
-        return explain(plan, job.store, step)
-    except UserError as error:
-        if not any(recipe.undecided for recipe in job.recipes):
-            raise
-        raise UserError(f"{error.message}; {UNDECIDED}", "build plan") from error
-
-
-def plain(found: Explanation) -> dict[str, object]:
+def _explanation_document(explanation: Explanation) -> dict[str, object]:
     return {
-        "step": found.step.name,
-        "status": found.status,
-        "reason": found.reason,
-        "key": found.key,
-        "parts": found.parts,
-        "last_key": found.last_key,
-        "last_parts": found.last_parts,
-        "differences": [d._asdict() for d in found.differences],
+        "step": explanation.step.name,
+        "status": explanation.status,
+        "reason": explanation.reason,
+        "key": explanation.key,
+        "parts": explanation.parts,
+        "last_key": explanation.last_key,
+        "last_parts": explanation.last_parts,
+        "differences": [d._asdict() for d in explanation.differences],
     }
 
 
-def print_parts(parts: object, indent: str) -> None:
+def _print_parts(parts: object, indent: str) -> None:
     """Nested parts, a line each; long lists are cut."""
     if not isinstance(parts, dict):
         print(f"{indent}{parts}")
@@ -87,7 +76,7 @@ def print_parts(parts: object, indent: str) -> None:
             return
         if isinstance(value, dict) and value:
             print(f"{indent}{name}:")
-            print_parts(value, indent + "  ")
+            _print_parts(value, indent + "  ")
         else:
             text = json.dumps(value) if not isinstance(value, str) else value
             print(f"{indent}{name}: {text if len(text) <= 100 else text[:97] + '...'}")

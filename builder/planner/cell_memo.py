@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Once:
+class CellMemo:
     """Results by what they follow from: texts and numbers by value, all else by being the same object. For one
     command: a result that follows from files as well is not looked at again. What raises is not kept."""
 
@@ -20,5 +20,5 @@ class Once:
         key = (what, *(each if isinstance(each, str | int | None) else id(each) for each in of))
         if key not in self._known:
             self._known[key] = make(), of  # which stays alive, and so keeps its id
-        found: T = self._known[key][0]
-        return found
+        result: T = self._known[key][0]
+        return result

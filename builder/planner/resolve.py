@@ -4,35 +4,27 @@ decided, every field checked against the others."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, fields, replace
+from typing import Any
 
 from builder import architectures
 from builder.config.choices import GROUPS, Composed, Folders, choices_of
-from builder.config.paths import store_path
 from builder.config.schema import (
-    LOCAL,
     Budget,
     Checkpoint,
-    Dist,
-    Executor,
     Model,
     Package,
     Pins,
-    Provenance,
     Quant,
     Recipe,
-    Store,
     Sweep,
     Target,
     Verify,
 )
 from builder.config.strict import ALLOWED, Where, check_allowed, nowhere, parse, unknown_key
 from builder.core.errors import Unsupported, UserError
-from builder.core.filestore import FileStore, open_store
 from builder.planner import sources
-from builder.planner.cell_memo import Once
+from builder.planner.cell_memo import CellMemo
 from builder.planner.feasibility import sharding, sizing
 from builder.planner.feasibility.comparable import check_comparable
 from builder.planner.schemes import imported, schemes
@@ -42,67 +34,10 @@ from builder.targets import apps, cuda, link
 from builder.targets.cpu import resolve as resolve_cpu
 from builder.targets.cpu import triple_of
 
-if TYPE_CHECKING:
-    from builder.remote.location import Location
-
 SECTIONS = ("name", *GROUPS[:-1], "store", "dist", "pins", "provenance", "sweep")
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where things go. Never part of any identity."""
-
-    store: Path
-    dist: Path
-    remote: Location | None = None
-    key: Path | None = None  # signs build.json
-    executor: Executor = LOCAL
-
-
-def places(composed: Composed) -> Places:
-    """store.path and dist.path of a job as absolute paths, and where its shared store is."""
-    store = parse(Store, composed.values.get("store"), "store", writer(composed))
-    dist = parse(Dist, composed.values.get("dist"), "dist", writer(composed))
-    signed = parse(Provenance, composed.values.get("provenance"), "provenance", writer(composed))
-    key = Path(signed.key).expanduser().absolute() if signed.key else None
-    return Places(
-        store_path(store.path), Path(dist.path).expanduser().absolute(), remote_of(store), key, executor_of(composed)
-    )
-
-
-def executor_of(composed: Composed) -> Executor:
-    """UserError for an address that nothing would be asked at."""
-    found = parse(Executor, composed.values.get("executor"), "executor", writer(composed))
-    if found.kind == "local" and found.address != "local":
-        raise UserError(
-            f"executor.address={found.address} with executor=local, which knows no other machine",
-            f"build executor=ray executor.address={found.address}",
-        )
-    return found
-
-
-def remote_of(store: Store) -> Location | None:
-    """The shared store: what the recipe says, else $LLM_BUILD_REMOTE, else none."""
-    import os
-
-    url = store.remote or os.environ.get("LLM_BUILD_REMOTE")
-    if not url:
-        return None
-    from builder.remote.location import Location
-
-    return Location(url, store.mode, store.remote_options, store.transfers, store.timeout_s)
-
-
-def open_at(places: Places) -> FileStore:
-    """The store, with the shared one behind it where there is one. UserError."""
-    if places.remote is None:
-        return open_store(places.store)
-    from builder.remote.store import open_shared
-
-    return open_shared(places.store, places.remote)
-
-
-def writer(composed: Composed, folders: Folders | None = None) -> Where:
+def origin_of(composed: Composed, folders: Folders | None = None) -> Where:
     """Says where a value was written: the command line, a recipe, or the file of the choice."""
 
     def where(path: str) -> str:
@@ -120,52 +55,52 @@ def writer(composed: Composed, folders: Folders | None = None) -> Where:
     return where
 
 
-def resolve(composed: Composed, folders: Folders, once: Once | None = None) -> Recipe:
+def resolve(composed: Composed, folders: Folders, memo: CellMemo | None = None) -> Recipe:
     """One job's recipe. Raises UserError with the path of whatever cannot stand.
 
     ``once``: shared by the cells of a sweep, whose equal sections are the same objects.
     """
-    where, values, choice, once = writer(composed, folders), composed.values, composed.choices, once or Once()
+    where, values, choice, memo = origin_of(composed, folders), composed.values, composed.choices, memo or CellMemo()
     for key in values:
         if key not in SECTIONS:
             raise unknown_key(str(key), SECTIONS, where)
-    quant = once("quant", (values.get("quant"),), lambda: read_quant(values.get("quant"), where))
-    target = once("target", (values.get("target"),), lambda: read_target(values.get("target"), where))
-    package = once("package", (values.get("package"),), lambda: parse(Package, values.get("package"), "package", where))
+    quant = memo("quant", (values.get("quant"),), lambda: read_quant(values.get("quant"), where))
+    target = memo("target", (values.get("target"),), lambda: read_target(values.get("target"), where))
+    package = memo("package", (values.get("package"),), lambda: parse(Package, values.get("package"), "package", where))
     check_package(package, target)
-    verify = once("verify", (values.get("verify"),), lambda: parse(Verify, values.get("verify"), "verify", where))
-    pins = once("pins", (values.get("pins"),), lambda: parse(Pins, values.get("pins"), "pins", where))
-    once("sweep", (values.get("sweep"),), lambda: parse(Sweep, values.get("sweep", {}), "sweep", where))
+    verify = memo("verify", (values.get("verify"),), lambda: parse(Verify, values.get("verify"), "verify", where))
+    pins = memo("pins", (values.get("pins"),), lambda: parse(Pins, values.get("pins"), "pins", where))
+    memo("sweep", (values.get("sweep"),), lambda: parse(Sweep, values.get("sweep", {}), "sweep", where))
 
     def capable() -> None:
         check_capabilities(quant, target, choice["target"], folders)
 
-    once("capable", (quant, target, choice["target"]), capable)
-    source, asked = once("source", (values.get("model"),), lambda: parse_model(values.get("model"), where))
-    model, target = spread(source, target, choice["target"], where, once)
-    checkpoint = once("checkpoint", (source, choice["model"]), lambda: sources.locate(source.source, choice["model"]))
-    once("imported", (quant, checkpoint), lambda: imported.check(quant, checkpoint))
-    family, architecture = once(
+    memo("capable", (quant, target, choice["target"]), capable)
+    source, asked = memo("source", (values.get("model"),), lambda: parse_model(values.get("model"), where))
+    model, target = spread(source, target, choice["target"], where, memo)
+    checkpoint = memo("checkpoint", (source, choice["model"]), lambda: sources.locate(source.source, choice["model"]))
+    memo("imported", (quant, checkpoint), lambda: imported.check(quant, checkpoint))
+    family, architecture = memo(
         "architecture", (source, checkpoint, asked), lambda: built_as(source, checkpoint, asked, where)
     )
-    metadata = once("sizes", (model, architecture), lambda: sizing.decide_metadata(model, architecture, where))
+    metadata = memo("sizes", (model, architecture), lambda: sizing.decide_metadata(model, architecture, where))
     given = quant
-    quant = once(
+    quant = memo(
         "rules", (given, checkpoint, architecture), lambda: ruled(given, checkpoint, family, architecture, folders)
     )
     if quant.method == imported.METHOD:
-        once("capable", (quant, target, choice["target"]), capable)
-    once("fits", (quant, architecture), lambda: schemes.check_fits(family, architecture, quant, folders))
+        memo("capable", (quant, target, choice["target"]), capable)
+    memo("fits", (quant, architecture), lambda: schemes.check_fits(family, architecture, quant, folders))
     shards = metadata.tensor_parallel_shards
-    once(
+    memo(
         "cut", (quant, architecture, target, shards),
         lambda: sharding.check(family, architecture, quant, target, shards, folders),
     )  # fmt: skip
-    metadata = sizing.fit(model, metadata, family, architecture, quant, target, choice["target"], folders, once)
+    metadata = sizing.fit(model, metadata, family, architecture, quant, target, choice["target"], folders, memo)
     check_comparable(architecture, metadata, verify)
     budget = decide_budget(quant, family, architecture, folders, where)
     name = name_of(composed, where)
-    model = once("model", (model, asked), lambda: replace(model, architecture=asked))
+    model = memo("model", (model, asked), lambda: replace(model, architecture=asked))
     return Recipe(
         name, model, quant, target, verify, pins, family, architecture, metadata,
         checkpoint, recorded(choice), composed.overrides, budget, budget is not None, package,
@@ -180,10 +115,10 @@ def built_as(
     return family, architecture_of(family, imported.plain(checkpoint), asked, where)
 
 
-def spread(source: Model, target: Target, choice: str, where: Where, once: Once) -> tuple[Model, Target]:
+def spread(source: Model, target: Target, choice: str, where: Where, memo: CellMemo) -> tuple[Model, Target]:
     """sharding.decide, with one object for all cells that spread a model, or a target, alike."""
-    model, found = once("sharding", (source, target, choice), lambda: sharding.decide(source, target, choice, where))
-    return once("shards", (source, model.tensor_parallel_shards), lambda: model), once(
+    model, found = memo("sharding", (source, target, choice), lambda: sharding.decide(source, target, choice, where))
+    return memo("shards", (source, model.tensor_parallel_shards), lambda: model), memo(
         "gpus", (target, found.gpus), lambda: found
     )
 

@@ -1,7 +1,7 @@
 """Lock files: what a recipe was built from and to, byte for byte, one fact a line, for review in a diff.
 
 A lock is YAML: plain strings and numbers, sorted keys, no paths, no times. `build lock` writes it, `build --locked`
-holds builds to it, and anyone may read it.
+refuses builds that differ from it, and anyone may read it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Cell:
 
     ``steps``: keys of the steps that make the artifact, a fan-out under "quantize[*]" as the digest of its items' keys;
     the step that reads the checkpoint has no key here, for its own holds inode numbers. ``code``: their fingerprints.
-    ``inputs``: what steps depend on beside recipe, checkpoint and tools. ``quality`` is for the reader: not held.
+    ``inputs``: what steps depend on beside recipe, checkpoint and tools. ``quality`` is for the reader: not checked.
     """
 
     artifact: str = ""  # the step whose outputs are the folder
@@ -74,7 +74,7 @@ def destination(overrides: Sequence[str], names: Sequence[str], given: str | Non
     return Path.cwd() / f"{names[0]}{ENDING}"
 
 
-def place(overrides: Sequence[str], name: str, given: str | None) -> Path | None:
+def find_lock_file(overrides: Sequence[str], name: str, given: str | None) -> Path | None:
     """The lock file that holds for a command line, None when there is none: --file, the user's own, the shipped one.
 
     ``name``: of the build, for a command line without a recipe."""
@@ -93,30 +93,32 @@ def read(path: Path) -> Lock:
         whole = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         version = whole.pop("lock")
         if version == FORMAT:
-            lock = Lock(whole.pop("recipe"), whole.pop("tools"), {k: cell_of(v) for k, v in whole.pop("cells").items()})
-            return lock if not whole else refuse(path, f"unknown: {', '.join(whole)}")
+            lock = Lock(
+                whole.pop("recipe"), whole.pop("tools"), {k: _cell_of(v) for k, v in whole.pop("cells").items()}
+            )
+            return lock if not whole else _refuse(path, f"unknown: {', '.join(whole)}")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}", "build lock") from error
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        return refuse(path, f"{type(error).__name__}: {said}")
+        message = " ".join(str(error).split())
+        return _refuse(path, f"{type(error).__name__}: {message}")
     raise UserError(
         f"{path} is a lock of format {version!r}; this llm-build reads {FORMAT}", "build lock writes it anew"
     )
 
 
-def refuse(path: Path, why: str) -> Lock:
+def _refuse(path: Path, why: str) -> Lock:
     raise UserError(f"{path} is no lock file ({why[:200]})", "build lock writes it anew")
 
 
-def cell_of(data: Mapping[str, Any]) -> Cell:
+def _cell_of(data: Mapping[str, Any]) -> Cell:
     """Raises KeyError and TypeError for what is no cell."""
-    given = {("nbytes" if section == "bytes" else section): content for section, content in data.items()}
+    content_of = {("nbytes" if section == "bytes" else section): content for section, content in data.items()}
     for each in fields(Cell):
-        content = given.get(each.name, {})
+        content = content_of.get(each.name, {})
         if each.name != "artifact" and not isinstance(content, dict):
             raise TypeError(f"{each.name} is {type(content).__name__}, not a mapping")
-    return Cell(**given)
+    return Cell(**content_of)
 
 
 def text_of(lock: Lock, command: str) -> str:
@@ -127,21 +129,21 @@ def text_of(lock: Lock, command: str) -> str:
         "lock": FORMAT,
         "recipe": lock.recipe,
         "tools": dict(lock.tools),
-        "cells": {name: sections(cell) for name, cell in lock.cells.items()},
+        "cells": {name: _sections(cell) for name, cell in lock.cells.items()},
     }
     head = f"# Written by `{command}`, for review in a diff. `build --locked` refuses what does not match it.\n"
     return head + str(yaml.safe_dump(whole, sort_keys=True, default_flow_style=False, width=1 << 20))
 
 
-def sections(cell: Cell) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _sections(cell: Cell) -> dict[str, Any]:
+    sections: dict[str, Any] = {}
     for each in fields(Cell):
         content = getattr(cell, each.name)
         if content:
-            found["bytes" if each.name == "nbytes" else each.name] = (
+            sections["bytes" if each.name == "nbytes" else each.name] = (
                 dict(content) if each.name != "artifact" else content
             )
-    return found
+    return sections
 
 
 def write(path: Path, text: str) -> bool:

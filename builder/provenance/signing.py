@@ -112,8 +112,8 @@ def check_signature(folder: Path, public: Path) -> str:
         except InvalidSignature:
             continue
     by = ", ".join(name for name, _ in signatures) or "nobody"
-    said = "the signature is false" if by == wanted else f"signed by another key: {by}"
-    raise StepError(f"{path}: {said}; {public} is key {wanted}", "ask whoever built it for the public key")
+    problem = "the signature is false" if by == wanted else f"signed by another key: {by}"
+    raise StepError(f"{path}: {problem}; {public} is key {wanted}", "ask whoever built it for the public key")
 
 
 def load_private(path: Path) -> Ed25519PrivateKey:

@@ -40,7 +40,7 @@ class Checked(NamedTuple):
     nbytes: int
 
     @property
-    def whole(self) -> bool:
+    def intact(self) -> bool:
         return not (self.changed or self.missing or self.extra)
 
 
@@ -98,15 +98,15 @@ def subjects(document: Json) -> list[str]:
 
 def check_files(folder: Path, document: Json) -> Checked:
     """Hashes every file of a folder and compares with a statement, which must have passed check_statement."""
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
     wanted = {subject["name"]: subject["digest"] for subject in document["subject"]}
-    there = {name: path for name, path in found.items() if name in wanted and path.is_file()}
+    there = {name: path for name, path in files.items() if name in wanted and path.is_file()}
     same = [name for name, path in there.items() if _is(path, wanted[name])]
     return Checked(
         same=tuple(sorted(same)),
         changed=tuple(sorted(there.keys() - set(same))),
         missing=tuple(sorted(wanted.keys() - there.keys())),
-        extra=tuple(sorted(found.keys() - wanted.keys() - {NAME, SIGNATURE})),
+        extra=tuple(sorted(files.keys() - wanted.keys() - {NAME, SIGNATURE})),
         nbytes=sum(path.stat().st_size for path in there.values()),
     )
 
@@ -147,12 +147,12 @@ def checkpoint_digest(byproducts: Iterable[Json]) -> str:
 
 def dependencies_below(kind: str, dependencies: Iterable[Json]) -> dict[str, str]:
     """{name: digest} of the "tensor" or "file" dependencies, which are called <step>/<kind>/<name>."""
-    found = {}
+    digests = {}
     for each in dependencies:
         _step, _, output = each["name"].partition("/")
         if output.startswith(f"{kind}/"):
-            found[output.removeprefix(f"{kind}/")] = f"blake3:{each['digest']['blake3']}"
-    return found
+            digests[output.removeprefix(f"{kind}/")] = f"blake3:{each['digest']['blake3']}"
+    return digests
 
 
 def _byproduct(step: Step, record: Record) -> Json:
@@ -170,10 +170,10 @@ def _byproduct(step: Step, record: Record) -> Json:
 
 
 def _tools(records: Iterable[Record]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for record in records:
-        found.update(record.parts["tools"])
-    return dict(sorted(found.items()))
+        versions.update(record.parts["tools"])
+    return dict(sorted(versions.items()))
 
 
 def _digest(digest: str) -> dict[str, str]:

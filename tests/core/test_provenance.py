@@ -59,7 +59,7 @@ def document() -> Any:
 def test_a_folder_as_it_was_built(folder: Path, document: Any):
     provenance.check_statement(document, folder / provenance.NAME)
     checked = provenance.check_files(folder, document)
-    assert checked.whole
+    assert checked.intact
     assert checked.same == tuple(sorted(FILES))
     assert checked.nbytes == sum(map(len, FILES.values()))
 
@@ -71,7 +71,7 @@ def test_every_file_that_is_not_as_it_was_is_named(folder: Path, document: Any):
     (folder / "model.so" / "note.txt").touch()
     (folder / "params" / "more.bin").symlink_to("nowhere")
     checked = provenance.check_files(folder, document)
-    assert not checked.whole
+    assert not checked.intact
     assert checked._replace(nbytes=0) == provenance.Checked(
         ("params/0.bin",), ("config.json",), ("model.so",), ("model.so/note.txt", "params/more.bin"), 0
     )

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from builder.app.request import Job, merge, runnable
+from builder.app.buildable import runnable
+from builder.app.merge import merge
+from builder.app.request import BuildRequest
 from builder.cli.arguments import parse
 from builder.config import compose
 from builder.config.choices import find_folders
@@ -30,17 +32,17 @@ BENCH = {
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def request_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LLM_BUILD_STORE", str(tmp_path / "store"))
 
-    def job(*lines: str) -> Job:
+    def request(*lines: str) -> BuildRequest:
         return merge([compose.compose(line.split(), None) for line in lines], find_folders())
 
-    return job
+    return request
 
 
-def test_a_step_of_its_own_that_no_build_plans(job):
-    found = job("target.cpu=x86-64-v2")
+def test_a_step_of_its_own_that_no_build_plans(request_of):
+    found = request_of("target.cpu=x86-64-v2")
     assert not any(step.name == "bench" for step in found.plan.steps.values())
     plan = bench_plan([(found.recipes[0], {"cpu": "this one"})], found.plan)
     check_plan(plan)
@@ -56,11 +58,11 @@ def test_a_step_of_its_own_that_no_build_plans(job):
     assert other.goals[0].steps != goal.steps
 
 
-def test_what_cannot_run_here_is_refused(job):
+def test_what_cannot_run_here_is_refused(request_of):
     with pytest.raises(Unsupported, match="cannot run a library for arm64") as caught:
-        runnable(job("target.cpu=arm64"), "bench measures")
+        runnable(request_of("target.cpu=arm64"), "bench measures")
     assert caught.value.exit_code == 2
-    found = runnable(job("target.cpu=x86-64-v2", "target.cpu=arm64 name=there"), "bench measures")
+    found = runnable(request_of("target.cpu=x86-64-v2", "target.cpu=arm64 name=there"), "bench measures")
     assert len(found.recipes) == 1
     assert list(found.refused) == ["there"]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.app.request import Job, equipped
+from builder.app.buildable import drop_unbuildable
+from builder.app.request import BuildRequest
 from builder.config import compose
 from builder.config.choices import find_folders
 from builder.config.schema import Target
@@ -109,18 +110,18 @@ def test_nvrtc_without_cudas_headers_is_no_compiler(only_nvrtc: Path):
 
 
 def test_nvrtc_takes_one_architecture_where_nothing_joins_several(only_nvrtc: Path):
-    equipped(job("target=h100"))
+    drop_unbuildable(request("target=h100"))
     with pytest.raises(Unsupported, match=r"needs fatbinary, and NVRTC, .* one architecture at a time") as caught:
-        equipped(job("target=cuda"))
+        drop_unbuildable(request("target=cuda"))
     assert caught.value.hint.startswith("build target=h100 (or target.arch=[sm_90a]")
     program(only_nvrtc / "bin" / "fatbinary")
-    equipped(job("target=cuda"))
+    drop_unbuildable(request("target=cuda"))
 
 
 def test_without_any_compiler_that_is_what_is_said(only_nvrtc: Path):
     (only_nvrtc / "lib" / "libnvrtc.so.13").unlink()
     with pytest.raises(Unsupported, match="target=cuda needs a CUDA compiler"):
-        equipped(job("target=cuda"))
+        drop_unbuildable(request("target=cuda"))
 
 
 def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -131,10 +132,10 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
         cuda.compile_kernels("", ["sm_80"])
 
 
-def job(*words: str) -> Job:
+def request(*words: str) -> BuildRequest:
     """Planned, and nothing asked of this machine yet."""
     one = recipe(*words)
-    return Job((one,), graph.build_plan([one]), open_store(Path("none")), Path("dist"), (one.name,), {})
+    return BuildRequest((one,), graph.build_plan([one]), open_store(Path("none")), Path("dist"), (one.name,), {})
 
 
 def recipe(*words: str) -> resolve.Recipe:

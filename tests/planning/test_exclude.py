@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from builder.app import request as jobs
+from builder.app.merge import merge
 from builder.config import compose
 from builder.config.choices import Composed, find_folders
-from builder.config.sweeps.exclude import thin
+from builder.config.sweeps.exclude import apply_rules
 from builder.core.errors import UserError
 
 
@@ -30,7 +30,7 @@ def cells(*rules: Any) -> list[Composed]:
 
 
 def kept(*rules: Any) -> int:
-    found = thin(cells(*rules))
+    found = apply_rules(cells(*rules))
     assert len(found.kept) + len(found.excluded) == 16
     assert not found.idle
     return len(found.kept)
@@ -53,7 +53,7 @@ def test_values_match_by_what_they_are_or_how_they_are_written():
 
 
 def test_a_rule_without_a_cell_is_told():
-    found = thin(cells({"quant": "q5*"}, {"target": "cpu"}, {"recipe": "nightly"}))
+    found = apply_rules(cells({"quant": "q5*"}, {"target": "cpu"}, {"recipe": "nightly"}))
     assert (len(found.kept), found.idle) == (8, ["{quant: q5*}", "{recipe: nightly}"])
 
 
@@ -71,24 +71,25 @@ def test_a_rule_without_a_cell_is_told():
 )  # fmt: skip
 def test_rules_that_cannot_be(rule, message):
     with pytest.raises(UserError, match=message):
-        thin(cells(rule))
+        apply_rules(cells(rule))
 
 
-def test_the_cells_of_a_job_and_what_is_said(capsys, tmp_path, monkeypatch):
+def test_the_cells_of_a_request_and_its_notes(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_BUILD_STORE", str(tmp_path / "store"))
     rules = '++sweep.exclude=[{quant:"q8*",target:cpu},{quant:q5*}]'
     words = [["quant=q8f16_1"], ["quant=q4f16_1"]]
     composed = [compose.compose([*each, "verify=off", rules[2:]], None) for each in words]
-    job = jobs.merge(composed, find_folders())
-    assert (job.names, len(job.excluded)) == (("demo-q4f16_1-cpu",), 1)
-    assert capsys.readouterr().err == (
-        "sweep.exclude: 1 of 2 cells left out\nwarning: sweep.exclude: {quant: q5*} matches no cell\n"
+    request = merge(composed, find_folders())
+    assert (request.names, len(request.excluded)) == (("demo-q4f16_1-cpu",), 1)
+    assert request.notes == (
+        "sweep.exclude: 1 of 2 cells left out",
+        "warning: sweep.exclude: {quant: q5*} matches no cell",
     )
-    alone = jobs.merge(composed[:1], find_folders())
+    alone = merge(composed[:1], find_folders())
     assert alone.names == ("demo-q8f16_1-cpu",), "a plain build has no combinations"
 
 
 def test_a_key_that_nothing_reads_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_BUILD_STORE", str(tmp_path / "store"))
     with pytest.raises(UserError, match=r"sweep.exlude \(on the command line\): unknown key; did you mean exclude\?"):
-        jobs.merge([compose.compose(["sweep.exlude=[]"], None)], find_folders())
+        merge([compose.compose(["sweep.exlude=[]"], None)], find_folders())

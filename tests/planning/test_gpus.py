@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.cli import doctor
+from builder.app import doctor
 from builder.config import compose
 from builder.config.choices import find_folders
 from builder.config.schema import Recipe, Target
@@ -161,7 +161,7 @@ def test_the_plan_says_what_each_gpu_holds():
     one, two = (demo(*more, "target.memory_bytes=200000000") for more in ((), ("target.gpus=2",)))
     memory = sizing.memory_of(two)
     assert memory.cache * 2 == sizing.memory_of(one).cache
-    said = sizing.in_words(memory, two.metadata, two.target)
+    said = sizing.describe_memory(memory, two.metadata, two.target)
     assert re.match(r"\d+\.\d MB of 200\.0 MB on each of 2 processes: weights 1\.5 MB, KV cache 4\.2 MB \(", said)
 
 
@@ -201,9 +201,9 @@ def test_nccl_is_found_in_the_package_that_brings_it(tmp_path: Path, monkeypatch
 
 
 def test_doctor_shows_what_several_gpus_need():
-    missing = doctor.several("NVLink (NV18) between all", None)
+    missing = doctor.rows_of_several_gpus("NVLink (NV18) between all", None)
     assert [(row["name"], row["status"]) for row in missing] == [("links of gpus", "ok"), ("nccl", "missing")]
     assert missing[0]["found"] == "NVLink (NV18) between all"
     assert "pip install nvidia-nccl-cu13" in missing[1]["found"]
-    found = doctor.several("", (Path("/usr/lib/libnccl.so.2"), "/usr/lib"))
+    found = doctor.rows_of_several_gpus("", (Path("/usr/lib/libnccl.so.2"), "/usr/lib"))
     assert [row["status"] for row in found] == ["ok", "ok"]

@@ -12,7 +12,7 @@ import yaml
 from builder.config import compose
 from builder.config.choices import Folders, choices_of, describe, find_folders, shipped
 from builder.config.sweeps.batch import compose_jobs
-from builder.config.sweeps.exclude import thin
+from builder.config.sweeps.exclude import apply_rules
 from builder.core.digest import digest_of_names
 from builder.core.errors import UserError
 from builder.core.plan import Plan
@@ -73,7 +73,7 @@ def golden(recipe: str) -> object:
     with hydra() as loader:
         jobs = compose_jobs([[*words, *choices] for choices in product(*chosen)], loader.load, loader.repository)
     folders = find_folders()
-    recipes = [resolve.resolve(job, folders) for job in thin(jobs).kept]
+    recipes = [resolve.resolve(job, folders) for job in apply_rules(jobs).kept]
     return {
         recipe.name: {name: digest_of_names(each) for name, each in parts(graph.build_plan([recipe])).items()}
         for recipe in recipes

@@ -10,8 +10,8 @@ import pytest
 from builder.core.errors import UserError
 from builder.provenance import lock_file as lockfile
 from builder.provenance.diff import folders
-from builder.provenance.diff.locks import line, moved
-from builder.provenance.diff.report import lines
+from builder.provenance.diff.locks import differences_between, format_lock_difference
+from builder.provenance.diff.report import format_comparison
 from builder.provenance.lock_file import Cell, Lock
 
 CELL = Cell(
@@ -30,8 +30,8 @@ LOCK = Lock("phone", {"apache-tvm": "0.27.0"}, {"phone": CELL})
 HUB = {"source": "hf://org/name@" + "a" * 40, "asked": "hf://org/name@main"}
 
 
-def told(last: Lock, now: Lock, modules=lambda code: None, common: bool = False) -> list[str]:
-    return [line(each) for each in moved(last, now, modules, common)]
+def differences(last: Lock, now: Lock, modules=lambda code: None, common: bool = False) -> list[str]:
+    return [format_lock_difference(each) for each in differences_between(last, now, modules, common)]
 
 
 def cells(*, tools=LOCK.tools, **changed) -> Lock:
@@ -79,12 +79,12 @@ def test_where_locks_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match="a lock of 2 builds needs a name") as caught:
         lockfile.destination([], ["a", "b"], None)
     assert "--file" in caught.value.hint
-    assert lockfile.place(phone, "x", None) is None
+    assert lockfile.find_lock_file(phone, "x", None) is None
     for folder in ("wheel/recipes", "recipes"):  # the user's own before the shipped one
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "phone.lock.yaml").touch()
-        assert lockfile.place(phone, "x", None) == tmp_path / folder / "phone.lock.yaml"
-    assert lockfile.place(phone, "x", "other.lock.yaml") is None
+        assert lockfile.find_lock_file(phone, "x", None) == tmp_path / folder / "phone.lock.yaml"
+    assert lockfile.find_lock_file(phone, "x", "other.lock.yaml") is None
 
 
 def test_a_lock_that_cannot_be_written(tmp_path: Path):
@@ -94,22 +94,22 @@ def test_a_lock_that_cannot_be_written(tmp_path: Path):
 
 
 def test_nothing_moved_where_nothing_did():
-    assert told(LOCK, LOCK) == []
-    assert told(LOCK, cells(quality={"kl": 2.0})) == []
-    assert told(LOCK, cells(steps={}, outputs={}, nbytes={})) == []  # not known yet
+    assert differences(LOCK, LOCK) == []
+    assert differences(LOCK, cells(quality={"kl": 2.0})) == []
+    assert differences(LOCK, cells(steps={}, outputs={}, nbytes={})) == []  # not known yet
 
 
 def test_what_moved_is_said_in_words():
-    assert told(LOCK, cells(tools={"apache-tvm": "0.28.0", "numpy": "2"})) == [
+    assert differences(LOCK, cells(tools={"apache-tvm": "0.28.0", "numpy": "2"})) == [
         "apache-tvm 0.27.0 → 0.28.0", "numpy added (2)"
     ]  # fmt: skip
     settings = {**CELL.settings, "target.features": "avx2, amx", "verify.enabled": False}
-    assert told(LOCK, cells(choices={**CELL.choices, "quant": "q0f16"}, settings=settings)) == [
+    assert differences(LOCK, cells(choices={**CELL.choices, "quant": "q0f16"}, settings=settings)) == [
         "quant q4f16_1 → q0f16", "target.features -avx512f +amx", "verify.enabled true → false"
     ]  # fmt: skip
-    assert told(LOCK, cells(inputs={"lower.linker": "ld:2"})) == ["lower.linker ld:1 → ld:2"]
+    assert differences(LOCK, cells(inputs={"lower.linker": "ld:2"})) == ["lower.linker ld:1 → ld:2"]
     outputs = {"m.so": CELL.outputs["m.so"], "p.bin": "blake3:" + "5" * 64, "q.bin": "blake3:" + "6" * 64}
-    assert told(LOCK, cells(outputs=outputs, nbytes={"m.so": 100, "p.bin": 3000, "q.bin": 1})) == [
+    assert differences(LOCK, cells(outputs=outputs, nbytes={"m.so": 100, "p.bin": 3000, "q.bin": 1})) == [
         "p.bin blake3:444444444444… → blake3:555555555555…, 2.0 kB → 3.0 kB", "q.bin added (blake3:666666666666…)"
     ]  # fmt: skip
 
@@ -117,9 +117,9 @@ def test_what_moved_is_said_in_words():
 def test_what_follows_from_rules_that_are_not_picked_yet_is_not_compared():
     rules = {**CELL.settings, "quant.rules.0.scheme": "q8f16_1"}
     now = cells(artifact="", inputs={}, tools={"numpy": "2"})
-    assert told(Lock("phone", LOCK.tools, {"phone": replace(CELL, settings=rules)}), now) == []
-    assert told(LOCK, cells(settings=rules)) == ["quant.rules.0.scheme added (q8f16_1)"]
-    assert told(LOCK, cells(artifact="", tools={"apache-tvm": "2"})) == ["apache-tvm 0.27.0 → 2"]
+    assert differences(Lock("phone", LOCK.tools, {"phone": replace(CELL, settings=rules)}), now) == []
+    assert differences(LOCK, cells(settings=rules)) == ["quant.rules.0.scheme added (q8f16_1)"]
+    assert differences(LOCK, cells(artifact="", tools={"apache-tvm": "2"})) == ["apache-tvm 0.27.0 → 2"]
 
 
 def test_code_is_named_by_module_where_it_is_known():
@@ -128,45 +128,45 @@ def test_code_is_named_by_module_where_it_is_known():
         "sha256:a": {"x.py": "1", "y.py": "1"}, "sha256:c": {"x.py": "2"},
         "sha256:b": {"x.py": "1"}, "sha256:d": {"x.py": "2", "z.py": "1"},
     }  # fmt: skip
-    assert told(LOCK, now, tables.get) == [
+    assert differences(LOCK, now, tables.get) == [
         "x.py changed (code of lower, quantize)", "y.py removed (code of lower)", "z.py added (code of quantize)"
     ]  # fmt: skip
-    assert told(LOCK, now) == ["code of lower changed", "code of quantize changed"]
+    assert differences(LOCK, now) == ["code of lower changed", "code of quantize changed"]
 
 
 def test_a_key_is_told_only_where_nothing_explains_it():
     steps = {"lower": "k1", "quantize[*]": "k3"}
-    assert told(LOCK, cells(steps=steps)) == ["quantize[*] is made from other inputs"]
-    assert told(LOCK, cells(steps=steps, inputs={"lower.linker": "ld:2"})) == ["lower.linker ld:1 → ld:2"]
+    assert differences(LOCK, cells(steps=steps)) == ["quantize[*] is made from other inputs"]
+    assert differences(LOCK, cells(steps=steps, inputs={"lower.linker": "ld:2"})) == ["lower.linker ld:1 → ld:2"]
 
 
 def test_a_checkpoint_is_its_content_and_before_it_is_read_its_revision():
     content = {k: v for k, v in CELL.checkpoint.items() if k != "source"}
-    assert told(LOCK, cells(checkpoint={**content, **HUB})) == []
+    assert differences(LOCK, cells(checkpoint={**content, **HUB})) == []
     other = {**content, "digest": "sha256:" + "9" * 64, "source": "demo"}
-    assert told(LOCK, cells(checkpoint=other)) == [
+    assert differences(LOCK, cells(checkpoint=other)) == [
         "checkpoint digest sha256:111111111111… → sha256:999999999999…", "checkpoint source folder → demo"
     ]  # fmt: skip
     hub = cells(checkpoint={**content, **HUB})
     unread = {**HUB, "source": "hf://org/name@" + "b" * 40}
-    assert told(hub, cells(checkpoint=HUB)) == []
-    assert told(hub, cells(checkpoint=unread)) == [f"checkpoint source {HUB['source']} → {unread['source']}"]
-    assert told(hub, cells(checkpoint={**HUB, "asked": "hf://org/name@v2"})) == [
+    assert differences(hub, cells(checkpoint=HUB)) == []
+    assert differences(hub, cells(checkpoint=unread)) == [f"checkpoint source {HUB['source']} → {unread['source']}"]
+    assert differences(hub, cells(checkpoint={**HUB, "asked": "hf://org/name@v2"})) == [
         "checkpoint asked hf://org/name@main → hf://org/name@v2"
     ]
-    assert told(hub, cells(checkpoint={**HUB, "asked": HUB["source"]})) == []  # the very revision, named
+    assert differences(hub, cells(checkpoint={**HUB, "asked": HUB["source"]})) == []  # the very revision, named
 
 
 def test_cells_that_share_a_difference_are_told_together():
     old = Lock("n", {}, dict.fromkeys("abcde", CELL))
     new = replace(CELL, choices={**CELL.choices, "quant": "q0f16"})
-    assert told(old, Lock("n", {}, {name: new if name < "e" else CELL for name in "abcde"})) == [
+    assert differences(old, Lock("n", {}, {name: new if name < "e" else CELL for name in "abcde"})) == [
         "a, b, c and 1 more: quant q4f16_1 → q0f16"
     ]
-    assert told(old, Lock("n", {}, dict.fromkeys("abcde", new))) == ["quant q4f16_1 → q0f16"]
-    assert told(old, Lock("n", {}, dict.fromkeys("abcdf", CELL))) == ["e removed", "f added"]
-    assert told(old, Lock("n", {}, dict.fromkeys("ab", CELL)), common=True) == []
-    assert told(LOCK, Lock("phone", LOCK.tools, {"tablet": CELL})) == ["name phone → tablet"]
+    assert differences(old, Lock("n", {}, dict.fromkeys("abcde", new))) == ["quant q4f16_1 → q0f16"]
+    assert differences(old, Lock("n", {}, dict.fromkeys("abcdf", CELL))) == ["e removed", "f added"]
+    assert differences(old, Lock("n", {}, dict.fromkeys("ab", CELL)), common=True) == []
+    assert differences(LOCK, Lock("phone", LOCK.tools, {"tablet": CELL})) == ["name phone → tablet"]
 
 
 def index(**tensors: tuple[list[int], str, int, str, int]) -> dict[str, object]:
@@ -233,7 +233,7 @@ def test_a_comparison_reads_as_text():
     }  # fmt: skip
     rows = [{"cells": ["a"], "what": "tools.x", "last": "1", "now": "2", "text": "x 1 → 2"}]
     sides = {"a": {"name": "p", "kind": "lock"}, "b": {"name": "q", "kind": "recipe"}}
-    text = list(lines({"same": False, **sides, "differences": rows, "cells": {"demo": cell}}))
+    text = list(format_comparison({"same": False, **sides, "differences": rows, "cells": {"demo": cell}}))
     assert text[:6] == [
         "p (lock) → q (recipe)", "tools", "  a: x 1 → 2", "steps", "  lower: key 000000000000 → 111111111111",
         "  shard: scheme.bits 4 → 3",
@@ -246,6 +246,6 @@ def test_a_comparison_reads_as_text():
         "  and 14 more (--json shows all)", "size", "  4.0 kB → 3.0 kB (-25.0%)", "quality", "  kl 0.0124 → 0.1",
         "tokens/s", "  decode at 8: 100 → 150 (+50%)",
     ]  # fmt: skip
-    assert list(lines({"same": True, **sides, "differences": [], "cells": {}})) == [
+    assert list(format_comparison({"same": True, **sides, "differences": [], "cells": {}})) == [
         "p (lock) → q (recipe): no difference"
     ]

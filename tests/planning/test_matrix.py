@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from builder.app.cells import told
+from builder.cli.matrix import describe_cells
 from builder.config.axes import Axes, axes_of
 from builder.config.choices import Composed
 from builder.report.matrix import Cell, Matrix, coloured, counted, legend, lines, lines_live, lines_short, plain
@@ -111,13 +111,13 @@ def test_colours_are_of_the_terminal_alone():
     assert coloured(lines(SMALL, 120)[2]).endswith("\033[35munsupported\033[0m")
 
 
-def test_cells_are_told_as_overrides_where_they_are_a_product():
+def test_cells_are_described_as_overrides_where_they_are_a_product():
     axes = Axes(("model", "quant", "target"), {cell.name: cell.at for cell in cells()})
     demo = [name for name in axes.at if name.startswith("demo-")]
-    assert told(axes, axes.at) == "all 18"
-    assert told(axes, demo) == "model=demo (6 of 18)"
-    assert told(axes, demo[:1]) == "demo-q0f16-cpu"
-    assert told(axes, [demo[0], demo[3]]) == "model=demo target=cpu (2 of 18)"
-    assert told(axes, [name for name in axes.at if "webgpu" not in name]) == "target=cpu,a6000 (12 of 18)"
-    assert told(axes, [demo[0], demo[4]]) == "demo-q0f16-cpu, demo-q4f16_1-a6000"
-    assert told(axes, [name for name in axes.at if name != demo[0]]).endswith(" and 14 more")
+    assert describe_cells(axes, axes.at) == "all 18"
+    assert describe_cells(axes, demo) == "model=demo (6 of 18)"
+    assert describe_cells(axes, demo[:1]) == "demo-q0f16-cpu"
+    assert describe_cells(axes, [demo[0], demo[3]]) == "model=demo target=cpu (2 of 18)"
+    assert describe_cells(axes, [name for name in axes.at if "webgpu" not in name]) == "target=cpu,a6000 (12 of 18)"
+    assert describe_cells(axes, [demo[0], demo[4]]) == "demo-q0f16-cpu, demo-q4f16_1-a6000"
+    assert describe_cells(axes, [name for name in axes.at if name != demo[0]]).endswith(" and 14 more")

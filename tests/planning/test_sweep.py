@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.app import request as jobs
+from builder.app.merge import merge
+from builder.app.request import BuildRequest
 from builder.config import compose
 from builder.config.choices import Composed, find_folders
 from builder.core.errors import Unsupported, UserError
@@ -31,8 +32,8 @@ def composed(*overrides: str) -> Composed:
     return compose.compose(overrides, None)
 
 
-def merged(*cells: list[str]) -> jobs.Job:
-    return jobs.merge([composed(*cell) for cell in cells], find_folders())
+def merged(*cells: list[str]) -> BuildRequest:
+    return merge([composed(*cell) for cell in cells], find_folders())
 
 
 def test_a_refused_cell_is_kept_beside_the_others():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.app import request as jobs
+from builder.app.request import is_sweep
 from builder.app.sweep import sweep
 from builder.cli.arguments import parse
 from builder.config import run_hydra
@@ -63,9 +63,9 @@ def folder(tmp_path, monkeypatch) -> Path:
 def swept(*words: str) -> list[Composed]:
     """The jobs of `build WORDS`."""
     found: list[Composed] = []
-    arguments = parse(words)
-    assert jobs.is_sweep(arguments)
-    sweep(arguments, lambda composed: len(found.extend(composed) or ()))
+    options = parse(words).build
+    assert is_sweep(options)
+    sweep(options, lambda composed: len(found.extend(composed) or ()))
     return found
 
 
@@ -124,8 +124,8 @@ def test_a_recipe_may_say_what_is_swept(folder, no_hydra):
     assert choices(swept("recipe=nightly", "quant=q0f16"), "quant", "target") == [("q0f16", "cpu"), ("q0f16", "webgpu")]
     no_hydra()
     assert choices(swept("recipe=nightly"), "quant", "target") == everything, "it is remembered, with and without -m"
-    assert not jobs.is_sweep(parse(["recipe=demo"]))
-    assert not jobs.is_sweep(parse(["quant=q0f16"]))
+    assert not is_sweep(parse(["recipe=demo"]).build)
+    assert not is_sweep(parse(["quant=q0f16"]).build)
 
 
 def test_a_mistake_in_a_sweep_is_told():

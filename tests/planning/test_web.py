@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from builder.app import request as jobs
-from builder.app.request import distinct
-from builder.cli.generate import check_runs
+from builder.app.generate import check_runs
+from builder.app.merge import merge, with_distinct_names
+from builder.app.request import BuildRequest
 from builder.config import compose
 from builder.config.choices import find_folders
 from builder.config.schema import Recipe
@@ -39,9 +39,9 @@ def recipe_of(*overrides: str) -> Recipe:
     return resolve.resolve(compose.compose(list(overrides), None), find_folders())
 
 
-def job_of(*overrides: str) -> jobs.Job:
+def request_of(*overrides: str) -> BuildRequest:
     """As a command makes it: with the tools of this machine looked for."""
-    return jobs.merge([compose.compose(list(overrides), None)], find_folders())
+    return merge([compose.compose(list(overrides), None)], find_folders())
 
 
 def steps_of(*overrides: str) -> dict[str, graph.Step]:
@@ -111,7 +111,7 @@ def test_missing_tools_are_named_with_the_way_out(tools: Path):
 def test_a_sweep_over_packages_and_values_names_each_folder():
     jobs = [compose.compose([*FOR_BROWSERS, f"package={package}", f"model.context_window_size={size}"], None)
             for package in ("mlc", "web_page") for size in (128, 256)]  # fmt: skip
-    assert [resolve.name_of(job) for job in distinct(jobs)] == [
+    assert [resolve.name_of(job) for job in with_distinct_names(jobs)] == [
         "demo-q4f32_1-webgpu-f32-context_window_size=128",
         "demo-q4f32_1-webgpu-f32-context_window_size=256",
         "demo-q4f32_1-webgpu-f32-web_page-context_window_size=128",

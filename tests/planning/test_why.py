@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from builder.cli.why import told
+from builder.cli.why import format_difference
 from builder.core.reason import Difference
+
+
+def described(*fields: str) -> str:
+    return format_difference(Difference(*fields))
 
 
 def test_code_is_named_and_digests_are_cut():
     one, two = "sha256:" + "1" * 64, "blake3:" + "2" * 64
-    assert told(Difference("code.builder/models/llama.py", one, two, "")) == "builder/models/llama.py was changed"
-    assert told(Difference("code.builder/models/new.py", "", two, "")) == "builder/models/new.py was added"
-    assert told(Difference("code.builder/models/old.py", one, "", "")) == "builder/models/old.py was removed"
-    assert told(Difference("inputs.a", one, two, "")) == "inputs.a: sha256:111111111111 → blake3:222222222222"
-    assert told(Difference("fast", "", "true", "")) == "fast: absent → true"
+    assert (
+        format_difference(Difference("code.builder/models/llama.py", one, two, ""))
+        == "builder/models/llama.py was changed"
+    )
+    assert described("code.builder/models/new.py", "", two, "") == "builder/models/new.py was added"
+    assert (
+        format_difference(Difference("code.builder/models/old.py", one, "", "")) == "builder/models/old.py was removed"
+    )
+    assert (
+        format_difference(Difference("inputs.a", one, two, "")) == "inputs.a: sha256:111111111111 → blake3:222222222222"
+    )
+    assert described("fast", "", "true", "") == "fast: absent → true"

@@ -16,15 +16,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import synthetic
-from builder.app.sweep import returned
-from builder.cli.arguments import parse
+from builder.app.sweep import objective_values
 from builder.config.choices import Composed, find_folders
 from builder.config.compose import compose
-from builder.config.sweeps.objective import worth
+from builder.config.sweeps.objective import value_of
 from builder.core.errors import UserError
 from builder.core.task import Job
 from builder.planner import resolve
-from builder.planner.cell_memo import Once
+from builder.planner.cell_memo import CellMemo
 from builder.planner.graph import graph
 from tests.conftest import ROOT, Shell
 from tools.sweep.__main__ import runs
@@ -88,12 +87,12 @@ def counted(jobs: list[Job]) -> Counter[str]:
 
 
 def test_each_step_runs_once(cells: list[Composed]):
-    ran = counted(synthetic.fill(parse(["-m"]), cells))
+    ran = counted(synthetic.fill(cells))
     assert {name: ran[name] for name in ("fetch", "convert", "shard", "quantize", "lower", "package")} == {
         "fetch": 3, "convert": 3, "shard": 12, "quantize": 12, "lower": 36, "package": 36
     }  # fmt: skip
     assert (ran["verify.reference"], ran["verify.dequantized"]) == (3, 12)
-    assert not synthetic.fill(parse(["-m"]), cells)
+    assert not synthetic.fill(cells)
 
 
 def test_methods_and_budgets_of_a_scheme_share_its_library(here: Path):
@@ -107,7 +106,7 @@ def test_methods_and_budgets_of_a_scheme_share_its_library(here: Path):
 
 def test_a_step_of_a_sweep_is_that_of_the_recipe_alone(cells: list[Composed]):
     """What cells share is worked out once; that must not depend on which of them comes first."""
-    folders, once = find_folders(), Once()
+    folders, once = find_folders(), CellMemo()
     for order in (cells, cells[::-1]):
         together = [resolve.resolve(cell, folders, once) for cell in order]
         plan = graph.build_plan(together)
@@ -119,7 +118,7 @@ def test_a_step_of_a_sweep_is_that_of_the_recipe_alone(cells: list[Composed]):
 
 
 def test_a_sweep_that_is_up_to_date_loads_nothing(shell: Shell, here: Path, cells: list[Composed]):
-    synthetic.fill(parse(["-m"]), cells)
+    synthetic.fill(cells)
     words = ["-m", *(f"{group}={','.join(names)}" for group, names in AXES.items())]
     shell.run(*words)
     code = (
@@ -135,15 +134,15 @@ def test_a_sweep_that_is_up_to_date_loads_nothing(shell: Shell, here: Path, cell
 
 
 def test_what_a_job_is_worth_to_a_sweeper(here: Path, cells: list[Composed]):
-    synthetic.fill(parse(["-m"]), cells[:2])
+    synthetic.fill(cells[:2])
     asked = [replace(cell, values={**cell.values, "sweep": {"objective": "perplexity"}}) for cell in cells[:2]]
-    assert returned(asked, 0) == [42.0, 42.0]
-    assert all(math.isnan(value) for value in returned(asked, 1))
-    assert returned(cells[:2], 2) == [2, 2]
+    assert objective_values(asked, 0) == [42.0, 42.0]
+    assert all(math.isnan(value) for value in objective_values(asked, 1))
+    assert objective_values(cells[:2], 2) == [2, 2]
     folder = here / "dist" / "llama-q0f16-cpu"
     files = [file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("build.json")]
-    assert worth(folder, "bytes") == sum(file.stat().st_size for file in files)
+    assert value_of(folder, "bytes") == sum(file.stat().st_size for file in files)
     with pytest.raises(
         UserError, match=r"sweep.objective=ppl: no step of .* noted that; allowed: bytes, kl, perplexity"
     ):
-        worth(folder, "ppl")
+        value_of(folder, "ppl")

@@ -15,7 +15,7 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
-from builder.app.request import job_of
+from builder.app.merge import request_of
 from builder.cli.arguments import parse
 from builder.runtime.engine import Engine
 from tests.conftest import ROOT, Shell
@@ -42,7 +42,7 @@ def build(folder: Path, cell: str) -> None:
     into, here = folder / cell, shell.folder / "host" / cell
     shutil.rmtree(into, ignore_errors=True)
     shutil.copytree(shell.folder / "arm64" / cell, into / "artifact")
-    keep_references(job_of(parse([*words, "target=cpu", f"dist.path={shell.folder / 'host'}"])), into)
+    keep_references(request_of(parse([*words, "target=cpu", f"dist.path={shell.folder / 'host'}"]).build), into)
     (into / "cpu.json").write_text(json.dumps(said(Engine.from_folder(here), here)))
 
 

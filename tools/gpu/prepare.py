@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from builder.app.request import Job, job_of
+from builder.app.merge import request_of
+from builder.app.request import BuildRequest
 from builder.cli.arguments import parse
 from builder.core.examine import examine
 from builder.runtime.engine import Engine
@@ -43,7 +44,7 @@ def prepare(folder: Path, cells: list[str], target: str, tokens: int, gpus: int 
         into = folder / cell
         shutil.rmtree(into, ignore_errors=True)
         shutil.copytree(work / target / cell, into / "artifact")
-        keep_references(job_of(parse([*words, "target=cpu", f"dist.path={work / 'cpu'}"])), into)
+        keep_references(request_of(parse([*words, "target=cpu", f"dist.path={work / 'cpu'}"]).build), into)
         (into / "cpu.json").write_text(json.dumps(said(Engine.from_folder(work / "cpu" / cell), work / "cpu" / cell)))
         print(cell, "built", flush=True)
 
@@ -53,15 +54,15 @@ def checkpoint(work: Path, family: str) -> Path:
     return folder if (folder / "config.json").exists() else make(family, folder)
 
 
-def keep_references(job: Job, into: Path) -> None:
+def keep_references(request: BuildRequest, into: Path) -> None:
     """The logits that the CPU's verify compared with, and its parameters."""
-    found = {verdict.step.name: verdict for verdict in examine(job.plan, job.store).values()}
+    found = {verdict.step.name: verdict for verdict in examine(request.plan, request.store).values()}
     for name in ("reference", "dequantized"):
         record = found[f"verify.{name}"].record
         assert record is not None
         for output, stored in record.outputs.items():
             (into / name).mkdir(exist_ok=True)
-            shutil.copy(job.store.path(stored.digest), into / name / output)
+            shutil.copy(request.store.path(stored.digest), into / name / output)
     (into / "verify.json").write_text(json.dumps(dict(found["verify"].step.params)))
 
 

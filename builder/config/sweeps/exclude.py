@@ -25,7 +25,7 @@ ABSENT = object()
 EXAMPLE = "'sweep.exclude=[{quant:\"e4m3*\",target:webgpu}]'"
 
 
-class Thinned(NamedTuple):
+class SortedCells(NamedTuple):
     """``idle``: rules that match no cell, in words."""
 
     kept: list[Composed]
@@ -33,7 +33,7 @@ class Thinned(NamedTuple):
     idle: list[str]
 
 
-def thin(jobs: Sequence[Composed], where: Where = nowhere) -> Thinned:
+def apply_rules(jobs: Sequence[Composed], where: Where = nowhere) -> SortedCells:
     """Raises UserError for a rule that cannot be one, names no key, or when nothing is left."""
     rules = {written(rule): rule for job in jobs for rule in rules_of(job, where)}
     for text, rule in rules.items():
@@ -45,7 +45,7 @@ def thin(jobs: Sequence[Composed], where: Where = nowhere) -> Thinned:
         (excluded if hits else kept).append(job)
     if jobs and not kept:
         raise UserError(f"sweep.exclude{where('sweep.exclude')} leaves none of {len(jobs)} cells", "build list")
-    return Thinned(kept, excluded, [text for text in rules if text not in used])
+    return SortedCells(kept, excluded, [text for text in rules if text not in used])
 
 
 def rules_of(job: Composed, where: Where) -> tuple[Rule, ...]:

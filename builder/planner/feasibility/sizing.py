@@ -15,7 +15,7 @@ from builder.config.schema import Metadata, Model, Quant, Recipe, Target
 from builder.config.strict import Where
 from builder.core.errors import Unsupported, UserError
 from builder.core.units import format_bytes
-from builder.planner.cell_memo import Once
+from builder.planner.cell_memo import CellMemo
 from builder.planner.feasibility import sharding
 from builder.planner.feasibility.device_memory import PAGE_TOKENS, Memory, Shapes, largest_tensor, need, shapes
 from builder.planner.schemes import schemes
@@ -97,7 +97,7 @@ class Room(NamedTuple):
 
 def fit(
     model: Model, largest: Metadata, family: str, architecture: Mapping[str, Any], quant: Quant, target: Target,
-    name: str, folders: Folders, once: Once,
+    name: str, folders: Folders, memo: CellMemo,
 ) -> Metadata:  # fmt: skip
     """``largest`` (see decide_metadata) with its autos made as small as the memory of the target ``name`` asks.
 
@@ -106,8 +106,8 @@ def fit(
     limited = target.memory_bytes is not None or target.limits.max_binding_bytes
     if not limited and AUTO not in (getattr(model, key) for key in FLOORS):
         return largest
-    shards, wanted = largest.tensor_parallel_shards, once("scheme", (quant,), lambda: parse_scheme(scheme_of(quant)))
-    table, own_architecture = once(
+    shards, wanted = largest.tensor_parallel_shards, memo("scheme", (quant,), lambda: parse_scheme(scheme_of(quant)))
+    table, own_architecture = memo(
         "rank", (architecture, shards), lambda: sharding.of_each_rank(family, architecture, shards)
     )
 
@@ -124,7 +124,7 @@ def fit(
         return Others({name: in_scheme(found) for name, found in fitting.items()}, spread)
 
     bounds = (target.runtime_bytes, target.max_sequences)  # all of the target that shapes reads
-    own = once("shapes", (quant, architecture, shards, *bounds), lambda: in_scheme(wanted))
+    own = memo("shapes", (quant, architecture, shards, *bounds), lambda: in_scheme(wanted))
     if quant.budget is not None:
         allowed = int(quant.budget * sum(prod(parameter.shape) for parameter in table) / 8)
         own = replace(own, spare=max(0, allowed - sum(own.weights.values())))
@@ -199,13 +199,13 @@ def refusal(sizes: Metadata, room: Room) -> str:
     """What does not fit."""
     memory, found = room.target.memory_bytes, need(room.shapes, sizes)
     if memory is not None and found.total > memory:
-        return f"target={room.name}: too little memory: {in_words(found, sizes, room.target)}"
+        return f"target={room.name}: too little memory: {describe_memory(found, sizes, room.target)}"
     what, nbytes = largest_tensor(room.shapes, sizes)
     limit = format_bytes(room.target.limits.max_binding_bytes)
     return f"target={room.name} takes tensors of up to {limit} (target.limits); {what} has {format_bytes(nbytes)}"
 
 
-def in_words(found: Memory, sizes: Metadata, target: Target) -> str:
+def describe_memory(found: Memory, sizes: Metadata, target: Target) -> str:
     """9.1 GB of 8.0 GB: weights 3.8 GB, KV cache 4.3 GB (4 sequences of 4096 tokens), ..."""
     count = min(sizes.max_batch_size, target.max_sequences or sizes.max_batch_size)
     held = f"{count} sequence{'s' if count > 1 else ''} of {sizes.context_window_size} tokens"

@@ -9,7 +9,7 @@ from builder.config.schema import Recipe
 from builder.core.errors import UserError
 from builder.core.plan import Goal, Plan
 from builder.core.step import Step
-from builder.planner.cell_memo import Once
+from builder.planner.cell_memo import CellMemo
 from builder.planner.graph.library import link_steps, lower_step
 from builder.planner.graph.package import app_step, package_step, web_page_steps
 from builder.planner.graph.placement import placed
@@ -28,7 +28,7 @@ def build_plan(recipes: Sequence[Recipe]) -> Plan:
     steps: dict[str, Step] = {}
     goals: list[Goal] = []
     names: dict[str, Recipe] = {}
-    linker, once = link.identity(), Once()
+    linker, once = link.identity(), CellMemo()
     for recipe in recipes:
         if (other := names.setdefault(recipe.name, recipe)) is not recipe:
             raise UserError(
@@ -46,7 +46,7 @@ def asked(recipe: Recipe) -> str:
     return " ".join(text.removeprefix("++") for text in recipe.overrides) or "no overrides"
 
 
-def chain_of(recipe: Recipe, linker: str, once: Once) -> tuple[list[Step], str]:
+def chain_of(recipe: Recipe, linker: str, once: CellMemo) -> tuple[list[Step], str]:
     """The steps of one recipe, in the order they are shown, and the id of the one whose outputs are the artifact.
 
     While the rules of a recipe are not decided, its steps end with the one that decides them, and the id is empty."""

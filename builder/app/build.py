@@ -1,0 +1,155 @@
+"""Bring recipes up to date: run what is stale, then put each result in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from builder.app.buildable import with_decided_budgets
+from builder.app.options import BuildOptions
+from builder.app.phases import run_phases, without_goals
+from builder.app.places import examine_stores
+from builder.app.request import BuildRequest
+from builder.app.session import Session
+from builder.config.schema import Checkpoint, Recipe, described
+from builder.core.errors import BuildError
+from builder.core.events import Listener
+from builder.core.filestore import FileStore
+from builder.core.plan import Plan
+from builder.core.record import Record
+from builder.core.run import Outcome
+from builder.core.step import Step
+from builder.planner import sources
+from builder.planner.feasibility.preflight import check_checkpoint, check_folder, refused
+from builder.planner.graph import graph
+from builder.planner.schemes import imported
+from builder.targets import android, link
+
+Check = tuple[Callable[[Step], bool], Callable[[], object]]  # which step it concerns, what raises when it cannot work
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """``request``: with the checkpoints that were downloaded and the rules that were picked."""
+
+    outcome: Outcome
+    request: BuildRequest
+
+
+def bring_up_to_date(options: BuildOptions, request: BuildRequest, session: Session) -> BuildResult:
+    """Runs what is stale, then puts the results of every good recipe in its folder.
+
+    Raises UserError for what does not match the lock (options.locked), for a folder that cannot be written, and for a
+    key that cannot sign, before any step runs."""
+    lock = None
+    if options.locked:
+        from builder.app.lock_check import require_match
+
+        lock = require_match(options, request)
+    request, errors = download_checkpoints(request, options.keep_going)
+    for recipe in request.recipes:
+        check_folder(request.outputs[recipe.name])
+    if request.key:
+        from builder.provenance.signing import key_id
+
+        key_id(request.key, request.store)  # a key that cannot sign is refused before any work
+    errors = {**early_errors(request), **errors}
+    if lock and not errors:
+        lock.check_read(options, request, session)
+    if not errors:
+        outcome, request = _run(options, request, session)
+    elif options.keep_going:
+        outcome, request = without_goals(request, errors, lambda good: _run(options, good, session))
+    else:
+        return BuildResult(refused(request.plan, errors), request)
+    if lock:
+        lock.check_built(request)
+    export_good(outcome, request, session.warn)
+    return BuildResult(outcome, request)
+
+
+def _run(options: BuildOptions, request: BuildRequest, session: Session) -> tuple[Outcome, BuildRequest]:
+    """Runs what is stale, before the eyes of whoever listens."""
+    matrix = None
+    if request.is_sweep:
+        from builder.app import cells
+
+        matrix = cells.waiting(request)
+    with session.listen(matrix) as listen, session.executor(request) as pool:
+        done = run_phases(request, pool, listen, options.keep_going)
+        request.store.drain(listen)
+        return done
+
+
+def export_good(outcome: Outcome, request: BuildRequest, warn: Listener) -> None:
+    """Put the results of every recipe that did not fail in its folder; a shared store hears of those that are new."""
+    from builder.app.export import export
+
+    built: dict[str, Record] = {}
+    for goal, recipe in zip(request.plan.goals, request.recipes, strict=True):
+        if outcome.goal(goal.name) == "failed":
+            continue
+        folder = request.outputs[goal.name]
+        exported = export(outcome, goal.name, request.store, folder, described(recipe))
+        if request.key or exported.changed:
+            from builder.provenance.signing import keep_signed
+
+            keep_signed(folder, request.key, request.store)
+        if exported.changed and outcome.goal(goal.name) == "built":
+            built[goal.name] = outcome.records[goal.artifact]
+    if built and type(request.store) is not FileStore:
+        from builder.app.share import publish_if_allowed
+
+        publish_if_allowed(request, built, warn)
+
+
+def early_errors(request: BuildRequest) -> dict[str, BuildError]:
+    """What cannot work, known before any step runs, by step id: bad checkpoints, tools that are missing."""
+    first = {id_: step for id_, step in request.plan.steps.items() if not step.inputs}
+    verdicts = examine_stores(Plan(first, ()), request.store)
+    errors: dict[str, BuildError] = {}
+    for goal, recipe in zip(request.plan.goals, request.recipes, strict=True):
+        steps = [request.plan.steps[id_] for id_ in goal.steps]
+        for concerned, check in _checks_of(recipe):
+            id_ = next((step.id for step in steps if concerned(step)), goal.steps[-1])  # or it is not planned yet
+            if id_ not in verdicts or verdicts[id_].status != "hit":
+                try:
+                    check()
+                except BuildError as error:
+                    errors[id_] = error
+    return errors
+
+
+def _checks_of(recipe: Recipe) -> list[Check]:
+    """What the steps without inputs need."""
+    checks: list[Check] = [(lambda step: step.role == "source", partial(check_checkpoint, recipe))]
+    if recipe.target.library == "so":
+        linker = partial(link.require_linker, recipe.target.triple)
+        check = android.find_clang if recipe.target.kind == "opencl" else linker
+        checks.append((lambda step: bool({"linker", "ndk"} & set(step.programs)), check))
+    return checks
+
+
+def download_checkpoints(request: BuildRequest, keep_going: bool) -> tuple[BuildRequest, dict[str, BuildError]]:
+    """The request with every hf:// checkpoint complete on this disk. With ``keep_going`` a download that fails is an
+    error of the step that would fetch it, by id; it is raised otherwise."""
+    if not any(recipe.checkpoint.missing for recipe in request.recipes):
+        return request, {}
+    errors: dict[str, BuildError] = {}
+    complete: dict[str, Checkpoint] = {}
+    recipes = []
+    for goal, recipe in zip(request.plan.goals, request.recipes, strict=True):
+        checkpoint, resolved = recipe.checkpoint, recipe
+        fetch = next(id_ for id_ in goal.steps if request.plan.steps[id_].role == "source")
+        try:
+            if checkpoint.missing and fetch not in errors:
+                complete[checkpoint.uri] = complete.get(checkpoint.uri) or sources.complete(checkpoint)
+                resolved = imported.settled(replace(recipe, checkpoint=complete[checkpoint.uri]))
+        except BuildError as error:
+            if not keep_going:
+                raise
+            errors[fetch] = error
+        recipes.append(resolved)
+    plan = graph.build_plan(recipes)
+    return with_decided_budgets(replace(request, recipes=tuple(recipes), plan=plan)), errors

@@ -1,0 +1,55 @@
+"""Bring a recipe up to date and generate text with what was built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from builder.app.build import BuildResult, bring_up_to_date
+from builder.app.buildable import runnable
+from builder.app.options import BuildOptions
+from builder.app.request import BuildRequest
+from builder.app.session import Session
+from builder.config.schema import Recipe
+from builder.core.errors import UserError
+
+RUNS = ("cpu", "cuda")  # kinds of targets that runtime/device.py knows
+
+
+class Sampling(NamedTuple):
+    """``temperature`` 0: always the likeliest token. ``top_p``: from the likeliest tokens of this share."""
+
+    max_tokens: int = 128
+    temperature: float = 0.8
+    top_p: float = 0.9
+    seed: int = 0
+
+
+def build_for_generation(options: BuildOptions, request: BuildRequest, session: Session) -> BuildResult:
+    """Raises UserError, before anything is built, for what the runtime here does not load."""
+    for recipe in request.recipes:
+        check_runs(recipe)
+    return bring_up_to_date(options, runnable(request, "generate runs the library"), session)
+
+
+def check_runs(recipe: Recipe) -> None:
+    """Raises UserError, before anything is built, for what the runtime here does not load."""
+    target, package = recipe.choices["target"], recipe.choices["package"]
+    if recipe.target.kind not in RUNS:
+        hint = "build package=web_page   and open it in a browser" if recipe.target.kind == "webgpu" else "target=cpu"
+        raise UserError(
+            f"generate runs libraries of cpu and cuda here; target={target} is of kind {recipe.target.kind}", hint
+        )
+    if recipe.package.kind != "mlc":
+        raise UserError(
+            f"generate reads the folder of package=mlc; this one is {package}", "build generate package=mlc"
+        )
+
+
+def generate_text(folder: Path, prompt: str, sampling: Sampling) -> Iterator[str]:
+    """Pieces of text as they come. Raises UserError for a prompt that the model cannot take."""
+    from builder.runtime.engine import Engine
+    from builder.runtime.generate import generate
+
+    return generate(Engine.from_folder(folder), folder / "tokenizer.json", prompt, *sampling)

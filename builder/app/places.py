@@ -1,0 +1,84 @@
+"""Where results go and are looked for: the store of this machine, the shared one behind it, the output folders."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from builder.config.choices import Composed
+from builder.config.paths import store_path
+from builder.config.schema import LOCAL, Dist, Executor, Provenance, Store
+from builder.config.strict import parse
+from builder.core.errors import UserError
+from builder.core.examine import Verdict, examine
+from builder.core.filestore import FileStore, open_store
+from builder.core.plan import Plan
+from builder.planner.resolve import origin_of
+
+if TYPE_CHECKING:
+    from builder.remote.location import Location
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where things go. Never part of any identity."""
+
+    store: Path
+    dist: Path
+    remote: Location | None = None
+    key: Path | None = None  # signs build.json
+    executor: Executor = LOCAL
+
+
+def places_of(composed: Composed) -> Places:
+    """store.path and dist.path of a job as absolute paths, and where its shared store is."""
+    store = parse(Store, composed.values.get("store"), "store", origin_of(composed))
+    dist = parse(Dist, composed.values.get("dist"), "dist", origin_of(composed))
+    signed = parse(Provenance, composed.values.get("provenance"), "provenance", origin_of(composed))
+    key = Path(signed.key).expanduser().absolute() if signed.key else None
+    return Places(
+        store_path(store.path), Path(dist.path).expanduser().absolute(), _remote_of(store), key, _executor_of(composed)
+    )
+
+
+def _executor_of(composed: Composed) -> Executor:
+    """UserError for an address that nothing would be asked at."""
+    found = parse(Executor, composed.values.get("executor"), "executor", origin_of(composed))
+    if found.kind == "local" and found.address != "local":
+        raise UserError(
+            f"executor.address={found.address} with executor=local, which knows no other machine",
+            f"build executor=ray executor.address={found.address}",
+        )
+    return found
+
+
+def _remote_of(store: Store) -> Location | None:
+    """The shared store: what the recipe says, else $LLM_BUILD_REMOTE, else none."""
+    url = store.remote or os.environ.get("LLM_BUILD_REMOTE")
+    if not url:
+        return None
+    from builder.remote.location import Location
+
+    return Location(url, store.mode, store.remote_options, store.transfers, store.timeout_s)
+
+
+def open_store_at(places: Places) -> FileStore:
+    """The store, with the shared one behind it where there is one. UserError."""
+    if places.remote is None:
+        return open_store(places.store)
+    from builder.remote.store import open_shared
+
+    return open_shared(places.store, places.remote)
+
+
+def examine_stores(plan: Plan, store: FileStore) -> dict[str, Verdict]:
+    """examine(), where results in a shared store count as there."""
+    if type(store) is FileStore:
+        return examine(plan, store)
+    from builder.remote.ahead import ahead
+    from builder.remote.store import SharedStore
+
+    assert isinstance(store, SharedStore)
+    return ahead(plan, store)

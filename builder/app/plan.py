@@ -1,0 +1,62 @@
+"""What would run and why. Nothing runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from builder.app import cells
+from builder.app.buildable import is_undecided
+from builder.app.options import BuildOptions
+from builder.app.places import examine_stores
+from builder.app.request import UNDECIDED, BuildRequest
+from builder.core.events import Listener
+from builder.core.examine import Verdict, examine
+from builder.planner.feasibility import sizing
+from builder.planner.feasibility.device_memory import Memory
+from builder.report import document
+
+
+class PlanReport(NamedTuple):
+    """``memory``: of a run, by recipe; none of those whose rules are undecided."""
+
+    verdicts: Mapping[str, Verdict]
+    memory: Mapping[str, Memory]
+
+
+def plan(options: BuildOptions, request: BuildRequest, warn: Listener) -> PlanReport:
+    """Raises UserError when options.locked and the request does not match its lock. ``warn`` hears of transfers."""
+    if options.locked:
+        from builder.app.lock_check import require_match
+
+        require_match(options, request)
+    verdicts = examine_stores(request.plan, request.store)
+    request.store.drain(warn)
+    decided = [recipe for recipe in request.recipes if not recipe.undecided]
+    return PlanReport(verdicts, {recipe.name: sizing.memory_of(recipe) for recipe in decided})
+
+
+def plan_document(request: BuildRequest, report: PlanReport) -> dict[str, Any]:
+    """The --json document; of a sweep with its matrix."""
+    rows = document.planned(request.plan.goals, report.verdicts, request.outputs)
+    rows = document.with_refused(rows, request.refused, request.outputs)
+    for recipe in rows["recipes"]:
+        name = recipe["name"]
+        if is_undecided(request, name):
+            recipe["undecided"] = UNDECIDED
+        if memory := report.memory.get(name):
+            recipe["memory"] = {**asdict(memory), "total": memory.total}
+    if request.is_sweep:
+        rows["matrix"] = cells.matrix_document(cells.before_build(request, report.verdicts))
+    return rows
+
+
+def step_statuses(request: BuildRequest) -> dict[str, str]:
+    """hit, stale or waits for every step of the plan; a fan-out is a hit when all its parts are."""
+    verdicts = examine(request.plan, request.store)
+    statuses = {}
+    for id_ in request.plan.steps:
+        own = [v.status for v in verdicts.values() if v.step.id == id_ or v.step.id.startswith(f"{id_}[")]
+        statuses[id_] = next((s for s in ("stale", "waits") if s in own), "hit")
+    return statuses

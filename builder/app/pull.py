@@ -1,0 +1,139 @@
+"""A recipe's results from the shared store, into its folder. Builds nothing.
+
+With the checkpoint on this machine the plan says which results; without it, or with --locked, the lock file does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from builder.app.build import BuildResult, export_good
+from builder.app.options import BuildOptions
+from builder.app.phases import run_phases
+from builder.app.places import open_store_at, places_of
+from builder.app.request import BuildRequest, compose_one, folders_of
+from builder.app.session import Session, local_executor
+from builder.app.share import shared_of
+from builder.core.errors import StepError, UserError
+from builder.core.events import Listener
+from builder.core.record import Record
+from builder.planner import resolve
+from builder.planner.feasibility.preflight import check_folder
+from builder.provenance.lock_file import Cell, Lock, find_lock_file, read
+from builder.remote.store import SharedStore
+
+
+class PulledCell(NamedTuple):
+    """``written``: files that were not in place; ``explained``: whether its build.json came with them."""
+
+    folder: Path
+    files: int
+    written: int
+    explained: bool
+
+
+class Pulled(NamedTuple):
+    url: str
+    cells: dict[str, PulledCell]
+
+
+def lock_to_pull(options: BuildOptions) -> Lock | None:
+    """The lock to go by: with --locked, or when there is one and the checkpoint is not on this machine."""
+    composed = compose_one(options)
+    path = find_lock_file(options.overrides, resolve.name_of(composed), options.lock_file)
+    if options.locked:
+        if path is None:
+            raise UserError("--locked: there is no lock file for this recipe", "build lock, where it was built")
+        return read(path)
+    if path is None or composed.sweeps:
+        return None
+    try:
+        missing = resolve.resolve(composed, folders_of(options)).checkpoint.missing
+    except UserError:
+        return read(path)
+    return read(path) if missing else None
+
+
+def pull(options: BuildOptions, request: BuildRequest, session: Session) -> BuildResult:
+    """By plan. Raises BuildError when the shared store is away or refuses."""
+    from builder.remote.pull import Reader, hushed
+
+    store = shared_of(request.store)
+    for recipe in request.recipes:
+        check_folder(request.outputs[recipe.name])
+        if recipe.checkpoint.missing:
+            raise UserError(
+                f"{recipe.checkpoint.uri} is not on this machine, and its content decides which results are meant",
+                "write a lock file where it was built (build lock), and pull by that; or download it with build",
+            )
+    with session.listen(None) as listen, local_executor(request, options.jobs) as pool:
+        outcome, request = run_phases(request, Reader(pool, store.location.url), hushed(listen), keep_going=True)
+    if trouble := store.connection.trouble():
+        raise trouble
+    export_good(outcome, request, session.warn)
+    return BuildResult(outcome, request)
+
+
+def pull_locked(options: BuildOptions, lock: Lock, session: Session) -> Pulled:
+    """By lock file: the files of each cell, with the digests that the lock has."""
+    places = places_of(compose_one(options))
+    store = shared_of(open_store_at(places))
+    with session.listen(None) as listen:
+        records = _bring_records(store, lock, listen)
+    cells = {}
+    for name, cell in lock.cells.items():
+        check_folder(places.dist / name)
+        cells[name] = _put_files(store, name, cell, records[cell.steps[cell.artifact]], places.dist / name)
+    return Pulled(store.location.url, cells)
+
+
+def _bring_records(store: SharedStore, lock: Lock, listen: Listener) -> dict[str, Record]:
+    """The records of all artifacts of a lock, by key. Raises BuildError when one is not there, or has other files."""
+    from builder.remote.pull import pull_keys
+
+    keys = {name: cell.steps[cell.artifact] for name, cell in lock.cells.items()}
+    records = pull_keys(store, sorted(set(keys.values())), listen)
+    if trouble := store.connection.trouble():
+        raise trouble
+    for name, cell in lock.cells.items():
+        record = records.get(keys[name])
+        if record is None:
+            raise StepError(
+                f"{name}: the result that the lock file names is not in {store.location.url} (key {keys[name][:12]})",
+                "build push, where it was built; or build it here",
+            )
+        digests = {file: output.digest for file, output in record.outputs.items()}
+        if digests != dict(cell.outputs):
+            names = digests.keys() | cell.outputs
+            bad = sorted(file for file in names if digests.get(file) != cell.outputs.get(file))
+            raise StepError(
+                f"{name}: {', '.join(bad[:3])} in {store.location.url} are not those of the lock file",
+                "build lock --check, where it was built",
+            )
+    return records
+
+
+def _put_files(store: SharedStore, name: str, cell: Cell, record: Record, folder: Path) -> PulledCell:
+    """Put the files of a cell in its folder, with the provenance that was left beside them."""
+    from builder.app.export import put
+    from builder.provenance.statement import NAME, SIGNATURE
+
+    document = store.left(record.key, NAME)
+    if document is not None and not _is_about(document, cell):
+        document = None
+    exported = put(name, folder, record.outputs, document or "", store)
+    signature = store.left(record.key, SIGNATURE) if document else None
+    if signature:
+        (folder / SIGNATURE).write_text(signature)
+    written = len([file for file in exported.written if file != NAME])
+    return PulledCell(folder, len(cell.outputs), written, document is not None)
+
+
+def _is_about(document: str, cell: Cell) -> bool:
+    """Whether a provenance document is about the files of the lock."""
+    try:
+        digests = {each["name"]: f"blake3:{each['digest']['blake3']}" for each in json.loads(document)["subject"]}
+    except (ValueError, KeyError, TypeError):
+        return False
+    return digests == dict(cell.outputs)

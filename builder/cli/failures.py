@@ -1,0 +1,33 @@
+"""The failures of a build, on standard error."""
+
+from __future__ import annotations
+
+import sys
+
+from builder.app.request import BuildRequest
+from builder.core.events import Finished
+from builder.core.run import Outcome
+from builder.report.words import base, folded
+
+
+def print_failures(request: BuildRequest, outcome: Outcome, debug: bool) -> None:
+    """Each failure once, with its cause, the cells of a sweep that it concerns and the way out; tracebacks only for
+    --debug."""
+    causes: dict[tuple[str, str], list[Finished]] = {}
+    for step in outcome.steps.values():
+        if step.error is not None:
+            causes.setdefault((base(step.name), step.error.message), []).append(step)
+    for steps in causes.values():
+        name, error = steps[0].name, steps[0].error
+        assert error is not None
+        message, trace, _ = error.message.partition("\n    Traceback")
+        print(folded(f"error: {name}: {error.message if debug else message}", sys.stderr), file=sys.stderr)
+        if request.is_sweep:
+            from builder.app.cells import cells_that_need
+            from builder.cli.matrix import describe_cells
+
+            cells = describe_cells(request.axes, cells_that_need(request, outcome, steps))
+            print(f"  cells: {cells}", file=sys.stderr)
+        hint = error.hint or ("the same command with --debug shows where; please report it" if trace else "")
+        if hint:
+            print(f"  next: {hint}", file=sys.stderr)

@@ -1,0 +1,76 @@
+"""What several verbs print: a document for programs, a recipe for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from builder.app.request import BuildRequest
+from builder.cli.arguments import Arguments
+from builder.core.units import format_bytes
+from builder.report.words import folded
+
+
+def print_document(content: object) -> None:
+    """JSON on standard output."""
+    json.dump(content, sys.stdout, indent=1)
+    print()
+
+
+def refused_code(arguments: Arguments, request: BuildRequest) -> int:
+    """2 when a cell of a sweep was refused, unless that was expected: who asked for twenty folders must hear of 19."""
+    return 2 if request.refused and not arguments.options.allow_unsupported else 0
+
+
+def print_recipe(recipe: dict[str, Any], stream: TextIO, quiet: bool) -> None:
+    ran = [s for s in recipe["steps"] if s["status"] != "hit"]
+    if ran and stream.isatty() and not quiet:
+        from builder.report.table import print_steps
+
+        print_steps(recipe, stream)
+    folder = Path(recipe["output"])
+    if recipe["status"] == "unsupported":
+        print_unsupported(recipe, stream)
+        return
+    if recipe["status"] == "failed":
+        bad = [s["name"] for s in recipe["steps"] if s["status"] == "failed"]
+        print(f"{recipe['name']}: failed in {', '.join(bad) or 'an earlier step'}", file=stream)
+        return
+    facts = {k: v for s in recipe["steps"] if s["validation"] for k, v in s.get("facts", {}).items()}
+    for decision in (step for step in ran if step["role"] == "decision"):
+        _print_rules(decision["facts"], stream)
+    nbytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    steps = f"{len(ran)} of {len(recipe['steps'])} steps ran" if ran else f"all {len(recipe['steps'])} steps fresh"
+    line = f"{recipe['name']}: up to date ({steps}) in {relative(folder)}, {format_bytes(nbytes)}{_quality(facts)}"
+    print(folded(line, stream), file=stream)
+
+
+def _quality(facts: dict[str, Any]) -> str:
+    """What verify measured, "" where it did not run."""
+    if not facts:
+        return ""
+    original, kl = facts["perplexity_original"], facts["kl"]
+    whose = f"built, not run here ({facts['not_run']}); its weights: " if "not_run" in facts else ""
+    return f"; {whose}perplexity {facts['perplexity']:.2f} (original {original:.2f}), KL {kl:.4f}"
+
+
+def _print_rules(facts: dict[str, Any], stream: TextIO) -> None:
+    """What a budget picked, as a recipe would write it."""
+    each = ", ".join(f"{pattern} {bits:.2f}" for pattern, bits in facts["bits_of"].items())
+    print(f"bits per weight: {facts['bits_per_weight']:.2f} in all; {each}", file=stream)
+    print("rules:", file=stream)
+    for rule in facts["rules"]:
+        print("  - " + json.dumps(rule).replace('"', ""), file=stream)
+
+
+def print_unsupported(recipe: dict[str, Any], stream: TextIO) -> None:
+    print(folded(f"{recipe['name']}: unsupported: {recipe['reason']}", stream), file=stream)
+    if recipe["hint"]:
+        print(f"  next: {recipe['hint']}", file=stream)
+
+
+def relative(folder: Path) -> str:
+    here = Path.cwd()
+    return f"{folder.relative_to(here)}/" if folder.is_relative_to(here) else f"{folder}/"

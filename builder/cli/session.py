@@ -1,0 +1,51 @@
+"""What a verb hands to a use case: the requests of its line, who listens, what runs the steps."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TextIO
+
+from builder.app.request import BuildRequest
+from builder.app.session import Session, open_executor
+from builder.app.sweep import each_request
+from builder.cli.arguments import Arguments
+from builder.core.events import Listener
+from builder.report.lines import Lines
+from builder.report.matrix import Matrix
+
+
+def for_each_request(arguments: Arguments, handle: Callable[[Arguments, BuildRequest], int]) -> int:
+    """Hands the request of the line, or those of its sweep, to a verb. The worst exit code."""
+    return each_request(arguments.build, partial(_handle, arguments, handle))
+
+
+def _handle(arguments: Arguments, handle: Callable[[Arguments, BuildRequest], int], request: BuildRequest) -> int:
+    print_notes(request)
+    return handle(arguments, request)
+
+
+def print_notes(request: BuildRequest) -> None:
+    for note in request.notes:
+        print(note, file=sys.stderr)
+
+
+def session_of(arguments: Arguments) -> Session:
+    """Events go to standard output, unless that is for a document or for generated text."""
+    stream = sys.stderr if arguments.options.json or arguments.command == "generate" else sys.stdout
+    return Session(
+        partial(open_listener, stream, arguments.options.quiet),
+        partial(open_executor, jobs=arguments.build.jobs),
+        Lines(sys.stderr, quiet=True),
+    )
+
+
+def open_listener(stream: TextIO, quiet: bool, matrix: Matrix | None) -> AbstractContextManager[Listener]:
+    """``matrix``: that of the sweep to be watched, if it is one."""
+    if stream.isatty() and not quiet:
+        from builder.report.live import Live
+
+        return Live(stream, matrix)
+    return Lines(stream, quiet, matrix)
