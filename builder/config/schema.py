@@ -43,20 +43,20 @@ class Quant:
     scale in ``dtype`` per ``group_size`` weights along the input axis; int8, e4m3 and e5m2 store bytes and a scale per
     row. See quant/layout.py."""
 
-    name: str = ""
-    kind: str = "none"
-    dtype: str = "float16"
-    bits: int = 0
-    group_size: int = 0
-    layout: str = ""
-    storage_dtype: str = ""
-    quantize_embedding: bool = True
-    quantize_head: bool = True
-    activation: str = ""  # what inputs of packed matrices are rounded to: int8, e4m3, e5m2; "": they are not
-    activation_scale: str = ""  # of those inputs; dynamic: each token has its own
-    scale_per: str = "group"  # group, or tensor: one scale for a matrix of 8-bit floats
-    zero_point: bool = False  # of groups: the stored value that stands for zero, beside each scale
-    rules: tuple[Mapping[str, Any], ...] = ()  # which parameters another scheme packs: see quant/rules.py
+    name: str = ""  # name of the scheme
+    kind: str = "none"  # none, group (integers), int8, e4m3, e5m2 (8-bit floats)
+    dtype: str = "float16"  # type of scales and of what is not packed
+    bits: int = 0  # bits per weight; 0: not packed
+    group_size: int = 0  # weights that share a scale; 0: a whole row
+    layout: str = ""  # NK: output rows first, as the checkpoint; KN: transposed
+    storage_dtype: str = ""  # word that packed values are stored in
+    quantize_embedding: bool = True  # pack the embedding, too
+    quantize_head: bool = True  # pack the head, too
+    activation: str = ""  # what inputs of packed matrices are rounded to; "": they are not
+    activation_scale: str = ""  # scale of rounded inputs; dynamic: each token has its own
+    scale_per: str = "group"  # one scale for each group, or one for a matrix of 8-bit floats
+    zero_point: bool = False  # groups: store the value that stands for zero beside each scale
+    rules: tuple[Mapping[str, Any], ...] = ()  # parameters that another scheme packs: builder/quant/rules.py
     max_shard_bytes: int = 32 << 20
     method: str = "rtn"
     packing: Mapping[str, Any] = field(default_factory=dict)  # method imported: what the checkpoint says of itself
@@ -80,28 +80,28 @@ class Budget:
 class DeviceLimits:
     """What kernels must stay below; 0: no limit."""
 
-    max_threads_per_block: int = 0
-    max_shared_memory_bytes: int = 0
-    max_binding_bytes: int = 0  # of one tensor
-    max_storage_buffers: int = 0  # of one kernel
+    max_threads_per_block: int = 0  # threads of a block
+    max_shared_memory_bytes: int = 0  # shared memory of a block
+    max_binding_bytes: int = 0  # size of one tensor
+    max_storage_buffers: int = 0  # buffers of one kernel
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """A platform (conf/target). ``triple``, ``cpu`` and ``features`` are of the host code."""
 
-    kind: str = "cpu"
-    triple: str = "x86_64-linux-gnu"
-    cpu: str = "host"
-    features: tuple[str, ...] | None = None  # null: what `cpu` implies
-    arch: tuple[str, ...] = ()  # of cuda: sm_80, sm_90a
-    library: str = "so"  # what the library's file name ends with: so, wasm, tar
-    memory_bytes: int | None = None  # of the device, each of several; null: not checked
-    runtime_bytes: int = 0  # what the runtime takes of it before there is a model
-    max_sequences: int = 0  # that its runtimes keep at once; 0: model.max_batch_size
+    kind: str = "cpu"  # platform
+    triple: str = "x86_64-linux-gnu"  # LLVM triple of the host code
+    cpu: str = "host"  # CPU of the host code: host, x86-64-v2, x86-64-v3, x86-64-v4, arm64
+    features: tuple[str, ...] | None = None  # CPU features; null: those of the CPU
+    arch: tuple[str, ...] = ()  # cuda: architectures, such as sm_80, sm_90a; host: this machine's
+    library: str = "so"  # suffix of the library's file name
+    memory_bytes: int | None = None  # memory of the device, each of several; null: not checked
+    runtime_bytes: int = 0  # memory that the runtime takes before there is a model
+    max_sequences: int = 0  # sequences that its runtimes keep at once; 0: model.max_batch_size
     gpus: int | str | None = None  # that one model is spread over (cpu: processes); null: 1; auto: this machine's
-    supports: tuple[str, ...] = ()  # float16, bfloat16, float8, int8_dot, subgroups
-    limits: DeviceLimits = DeviceLimits()
+    supports: tuple[str, ...] = ()  # what it computes: float16, bfloat16, float8, int8_dot, subgroups
+    limits: DeviceLimits = DeviceLimits()  # limits of its kernels
     refused: str = ""  # why nothing can be built for this target
 
 
@@ -109,7 +109,7 @@ class Target:
 class Package:
     """What the output folder holds (conf/package)."""
 
-    kind: str = "mlc"
+    kind: str = "mlc"  # what is written: an artifact, a page or what an app project includes
     sharding: str = "presharded"  # of several GPUs: presharded (each has its files), whole (they cut while they load)
 
 
@@ -140,7 +140,7 @@ class Sweep:
 class Executor:
     """Who runs the steps. Never part of any identity."""
 
-    kind: str = "local"
+    kind: str = "local"  # worker processes here, or tasks on a Ray cluster
     address: str = "local"  # of a Ray cluster: local starts one here; auto, host:port, ray://host:port
 
 
@@ -196,8 +196,8 @@ class Trained:
     """What verify takes for a trained model, and the shares of the limits on errors that hold for one."""
 
     ratio: float = 8.0  # vocabulary size / perplexity of the original, at least
-    max_error: float = 0.5
-    rms_error: float = 0.35
+    max_error: float = 0.5  # share of the limit on max_error
+    rms_error: float = 0.35  # share of the limit on rms_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,7 @@ class Verify:
     window: int
     logits_bytes: int
     exact_max: float
-    exact_rms: float
+    exact_rms: float  # root mean square of the same
     exact_rounded: Mapping[str, Exact]  # by quant.activation
     max_error: float | None
     rms_error: float | None
