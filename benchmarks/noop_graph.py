@@ -149,7 +149,7 @@ def examine_once(steps: int, root: Path) -> dict[str, float]:
     clock, cpu = time.perf_counter(), time.process_time()
     verdicts = examine(plan, open_store(root))
     found = {"ms": (time.perf_counter() - clock) * 1000, "cpu_ms": (time.process_time() - cpu) * 1000}
-    assert all(verdict.status == "hit" for verdict in verdicts.values())
+    assert all(verdict.status == "fresh" for verdict in verdicts.values())
     return {"steps": len(verdicts), **found}
 
 
@@ -159,7 +159,7 @@ def main(steps: str, root: str, *how: str) -> None:
         return
     store = open_store(Path(root))
     outcome = run(synthetic(int(steps)), store, Instant(store), lambda event: None)
-    assert not any(done.status != "hit" for done in outcome.steps.values())
+    assert not any(done.status != "fresh" for done in outcome.steps.values())
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ COMMANDS = (
     'build generate "The function returns" --max-tokens 40',
 )
 WIDTH, HEIGHT = 108, 40
-STATUSES = ("▸ ", "built", "fresh", "waiting", "unsupported")
+STATUSES = ("▸ ", "ran", "fresh", "waiting", "unsupported")
 
 
 def screens(command: str, folder: str) -> list[Text]:

@@ -38,7 +38,7 @@ def bench(options: BuildOptions, request: BuildRequest, session: Session, again:
     )
     if again:
         for verdict in examine(plan, request.store).values():
-            if verdict.step.name == NAME and verdict.status == "hit":
+            if verdict.step.name == NAME and verdict.status == "fresh":
                 request.store.forget(verdict.key)
     matrix = cells.before_measuring(request, plan)
     with session.listen(matrix) as listen, local_executor(request) as pool:
@@ -75,5 +75,5 @@ def _measurement(request: BuildRequest, row: Mapping[str, Any], measured: Outcom
     if record := measured.records.get(done.id):
         taken = datetime.fromtimestamp(record.started, timezone.utc).isoformat(timespec="seconds")
         content = json.loads(request.store.read(record.outputs["bench.json"].digest))
-        added["bench"] = {"measured": taken, "kept": done.status == "hit", **content}
+        added["bench"] = {"measured": taken, "kept": done.status == "fresh", **content}
     return added

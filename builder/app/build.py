@@ -96,7 +96,7 @@ def export_good(outcome: Outcome, request: BuildRequest, warn: Listener) -> None
             from builder.provenance.signing import keep_signed
 
             keep_signed(folder, request.key, request.store)
-        if exported.changed and outcome.goal(goal.name) == "built":
+        if exported.changed and outcome.goal(goal.name) == "ran":
             built[goal.name] = outcome.records[goal.artifact]
     if built and type(request.store) is not FileStore:
         from builder.app.share import publish_if_allowed
@@ -113,7 +113,7 @@ def early_errors(request: BuildRequest) -> dict[str, BuildError]:
         steps = [request.plan.steps[id_] for id_ in goal.steps]
         for concerned, check in _checks_of(recipe):
             id_ = next((step.id for step in steps if concerned(step)), goal.steps[-1])  # or it is not planned yet
-            if id_ not in verdicts or verdicts[id_].status != "hit":
+            if id_ not in verdicts or verdicts[id_].status != "fresh":
                 try:
                     check()
                 except BuildError as error:

@@ -41,7 +41,7 @@ def _is_made(request: BuildRequest, goal: Goal, program: str) -> bool:
     chain = (request.plan.steps[id_] for id_ in goal.steps)
     steps = {step.id: step for step in chain if program in step.programs and not step.inputs}
     verdicts = examine_stores(Plan(steps, ()), request.store)
-    return bool(steps) and all(verdict.status == "hit" for verdict in verdicts.values())
+    return bool(steps) and all(verdict.status == "fresh" for verdict in verdicts.values())
 
 
 def _unlinkable(request: BuildRequest) -> dict[str, Unsupported]:

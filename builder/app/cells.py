@@ -13,6 +13,7 @@ from builder.core.examine import Verdict
 from builder.core.plan import Plan, goals_of_steps
 from builder.core.record import Record
 from builder.core.run import Outcome
+from builder.core.status import LiveStatus, Status
 from builder.core.step import Step
 from builder.planner.graph.bench import bench_goal
 from builder.report.document import goal_verdicts, items_of
@@ -42,7 +43,7 @@ def after_build(request: BuildRequest, outcome: Outcome) -> Matrix:
         bad = next((step.name for step in done if step.status == "failed"), "")
         records = [(outcome.plan.steps[id_], outcome.records[id_]) for id_ in goal.steps if id_ in outcome.records]
         statuses = {step.status for step in done}
-        status = next((s for s in ("failed", "skipped") if s in statuses), "built" if "ran" in statuses else "fresh")
+        status: Status = "skipped" if statuses & {"failed", "skipped"} == {"skipped"} else outcome.goal(goal.name)
         known[goal.name] = _cell(request, goal.name, status, bad, records, goal.artifact)
     return _matrix(request, known)
 
@@ -52,7 +53,7 @@ def before_build(request: BuildRequest, verdicts: Mapping[str, Verdict]) -> Matr
     known, items = dict[str, Cell](), items_of(verdicts)
     for goal in request.plan.goals:
         own = goal_verdicts(goal, verdicts, items)
-        todo = sum(verdict.status != "hit" for verdict in own)
+        todo = sum(verdict.status != "fresh" for verdict in own)
         records = [(verdict.step, verdict.record) for verdict in own if verdict.record]
         note = f"{todo}/{len(own)} steps" if todo else ""
         known[goal.name] = _cell(request, goal.name, "stale" if todo else "fresh", note, records, goal.artifact)
@@ -65,7 +66,12 @@ def _matrix(request: BuildRequest, known: Mapping[str, Cell]) -> Matrix:
 
 
 def _cell(
-    request: BuildRequest, name: str, status: str, note: str, records: Sequence[tuple[Step, Record]], artifact: str
+    request: BuildRequest,
+    name: str,
+    status: LiveStatus,
+    note: str,
+    records: Sequence[tuple[Step, Record]],
+    artifact: str,
 ) -> Cell:
     """``records``: the results that the cell has; ``artifact``: the id of its step."""
     facts = next((record.facts for step, record in records if step.validation), {})

@@ -94,7 +94,7 @@ def require_match(options: BuildOptions, request: BuildRequest) -> LockCheck:
 def read_checkpoints(options: BuildOptions, request: BuildRequest, session: Session) -> None:
     """Runs the steps that read a checkpoint that is on this disk and was not read yet, so that its digest is known."""
     first = {id_: step for id_, step in request.plan.steps.items() if step.watch and "to_download" not in step.params}
-    stale = {id_ for id_, verdict in examine(Plan(first, ()), request.store).items() if verdict.status != "hit"}
+    stale = {id_ for id_, verdict in examine(Plan(first, ()), request.store).items() if verdict.status != "fresh"}
     if not stale:
         return
     goals = [

@@ -68,7 +68,7 @@ def _with_picked_rules(request: BuildRequest, first: Outcome) -> BuildRequest:
 def _join_outcomes(plan: Plan, first: Outcome, second: Outcome) -> Outcome:
     """One outcome of two runs over parts of ``plan``: what ran in the first is fresh in the second, and did run."""
     known = {**first.plan.steps, **second.plan.steps}
-    ran = {id_: done for id_, done in first.steps.items() if done.status != "hit"}
+    ran = {id_: done for id_, done in first.steps.items() if done.status != "fresh"}
     finished: dict[str, Finished] = {**first.steps, **second.steps, **ran}
     grown = {goal.name: goal for goal in [*first.plan.goals, *second.plan.goals] if not goal.partial}
     goals: list[Goal] = [grown.get(goal.name, goal) for goal in plan.goals]

@@ -53,10 +53,10 @@ def plan_document(request: BuildRequest, report: PlanReport) -> dict[str, Any]:
 
 
 def step_statuses(request: BuildRequest) -> dict[str, str]:
-    """hit, stale or waits for every step of the plan; a fan-out is a hit when all its parts are."""
+    """Fresh, stale or blocked for every step of the plan; a fan-out is fresh when all its parts are."""
     verdicts = examine(request.plan, request.store)
     statuses = {}
     for id_ in request.plan.steps:
         own = [v.status for v in verdicts.values() if v.step.id == id_ or v.step.id.startswith(f"{id_}[")]
-        statuses[id_] = next((s for s in ("stale", "waits") if s in own), "hit")
+        statuses[id_] = next((s for s in ("stale", "blocked") if s in own), "fresh")
     return statuses

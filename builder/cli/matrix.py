@@ -10,6 +10,7 @@ from builder.app.request import BuildRequest
 from builder.cli.output import relative
 from builder.config.axes import Axes
 from builder.core.run import Outcome
+from builder.core.status import DONE
 from builder.report.matrix import Matrix, coloured, counted, legend, lines, lines_short, plain
 from builder.report.words import folded
 
@@ -24,7 +25,7 @@ def print_sweep(matrix: Matrix, request: BuildRequest, outcome: Outcome, stream:
     print_refused(request, stream)
     ran = [step for step in outcome.steps.values() if step.status == "ran"]
     steps = f"{len(ran)} of {len(outcome.steps)} steps ran" if ran else f"all {len(outcome.steps)} steps fresh"
-    if any(cell.status in ("built", "fresh") for cell in matrix.cells):
+    if any(cell.status in DONE for cell in matrix.cells):
         print(f"{steps}; a folder for each cell in {relative(request.dist)}", file=stream)
     skipped = sum(cell.status == "skipped" for cell in matrix.cells)
     if skipped:

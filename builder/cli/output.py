@@ -25,7 +25,7 @@ def refused_code(arguments: Arguments, request: BuildRequest) -> int:
 
 
 def print_recipe(recipe: dict[str, Any], stream: TextIO, quiet: bool) -> None:
-    ran = [s for s in recipe["steps"] if s["status"] != "hit"]
+    ran = [s for s in recipe["steps"] if s["status"] != "fresh"]
     if ran and stream.isatty() and not quiet:
         from builder.report.table import print_steps
 

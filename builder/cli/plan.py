@@ -51,7 +51,7 @@ def _print_sweep(request: BuildRequest, report: PlanReport) -> None:
     matrix = cells.before_build(request, report.verdicts)
     print_matrix(matrix, sys.stdout)
     print_refused(request, sys.stdout)
-    todo = [verdict for verdict in report.verdicts.values() if verdict.status != "hit"]
+    todo = [verdict for verdict in report.verdicts.values() if verdict.status != "fresh"]
     print(f"{len(todo)} of {len(report.verdicts)} steps to run" + (":" if todo else ""))
     rows = _stale_rows(request, matrix, todo)
     width = max((len(label) for label, _ in rows), default=0)
@@ -89,7 +89,7 @@ def _print_recipe(row: dict[str, Any], request: BuildRequest, report: PlanReport
     if row["status"] == "unsupported":
         print_unsupported(row, sys.stdout)
         return
-    todo = [step for step in row["steps"] if step["status"] != "hit"]
+    todo = [step for step in row["steps"] if step["status"] != "fresh"]
     summary = f"{len(todo)} of {len(row['steps'])} steps to run" if todo else "nothing to do"
     print(f"{row['name']}: {summary}")
     print_steps(row, sys.stdout)

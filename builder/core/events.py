@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from builder.core.errors import BuildError
 from builder.core.plan import Plan
+from builder.core.status import Status
 from builder.core.step import Json, Role
-
-Status = Literal["hit", "ran", "failed", "skipped"]
 
 
 class Planned(NamedTuple):
@@ -66,7 +65,7 @@ class Finished(NamedTuple):
     name: str
     status: Status
     reason: str
-    seconds: float = 0.0  # of the step itself; for a hit, what it took when it ran
+    seconds: float = 0.0  # of the step itself; for a fresh one, what it took when it ran
     nbytes: int = 0
     key: str = ""
     error: BuildError | None = None

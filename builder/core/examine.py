@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from builder.core.digest import canonical, digest_of_names, sha256_hex
 from builder.core.errors import StepError, UserError
 from builder.core.fingerprint import FileSources, Sources
 from builder.core.plan import Goal, Plan, check_plan, goals_of_steps, producers_of
 from builder.core.record import Lookup, Output, Place, Record
+from builder.core.status import Status
 from builder.core.step import File, Input, Json, Step
 from builder.core.store import Store
 
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 class Verdict(NamedTuple):
     step: Step
-    status: Literal["hit", "stale", "waits"]
+    status: Status
     reason: str
-    key: str = ""  # empty while it waits
+    key: str = ""  # empty while it is blocked
     record: Record | None = None
     on: tuple[str, ...] = ()  # names of the steps it waits for
 
@@ -347,7 +348,7 @@ def examine_all(walk: Walk) -> dict[str, Verdict]:
         if id_ not in verdicts and id_ not in walk.items:
             on = tuple(walk.steps[producer].name for producer in sorted(walk.missing[id_]))
             more = f" and {len(on) - 3} more" if len(on) > 3 else ""
-            verdicts[id_] = Verdict(step, "waits", f"waits for {', '.join(on[:3])}{more}", on=on)
+            verdicts[id_] = Verdict(step, "blocked", f"waits for {', '.join(on[:3])}{more}", on=on)
     return verdicts
 
 
@@ -355,5 +356,5 @@ def examine_step(walk: Walk, step: Step, repair: bool = False) -> Verdict:
     identity = walk.identify(step)
     lookup = walk.store.load(identity.key, repair)
     if lookup.record:
-        return Verdict(step, "hit", "up to date", identity.key, lookup.record)
+        return Verdict(step, "fresh", "up to date", identity.key, lookup.record)
     return Verdict(step, "stale", walk.reason(step, identity, lookup), identity.key)

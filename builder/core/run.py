@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 from builder.core.admission import Ledger, said_too_large, within
 from builder.core.errors import BuildError, Interrupted, StepError
-from builder.core.events import Finished, Grew, Listener, Progress, Started, Status, Waiting, Warned
+from builder.core.events import Finished, Grew, Listener, Progress, Started, Waiting, Warned
 from builder.core.examine import Verdict, Walk, examine_step, uncollected
 from builder.core.fingerprint import FileSources, Sources
 from builder.core.plan import Goal, Plan
 from builder.core.priority import weights
 from builder.core.record import Place, Record
+from builder.core.status import DONE, Status, status_of_all
 from builder.core.step import Resources, Step
 from builder.core.store import Lock, Sought, Store, nbytes_of
 from builder.core.task import Executor, Job, JobDone, JobProgress, JobWarned, Report, Result
@@ -37,7 +38,7 @@ class Outcome(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        return any(done.status in ("failed", "skipped") for done in self.steps.values())
+        return any(done.status not in DONE for done in self.steps.values())
 
     @property
     def exit_code(self) -> int:
@@ -48,12 +49,9 @@ class Outcome(NamedTuple):
         """The goal's steps in display order."""
         return [self.steps[id_] for each in self.plan.goals if each.name == goal for id_ in each.steps]
 
-    def goal(self, name: str) -> str:
-        """ "fresh", "built" or "failed"."""
-        statuses = {done.status for done in self.finished(name)}
-        if statuses & {"failed", "skipped"}:
-            return "failed"
-        return "built" if "ran" in statuses else "fresh"
+    def goal(self, name: str) -> Status:
+        """Fresh, ran or failed."""
+        return status_of_all(done.status for done in self.finished(name))
 
 
 def run(
@@ -147,7 +145,7 @@ class _Build:
                 self.fail(id_, "", error)
                 continue
             if verdict.record:
-                self.ready += self.keep(id_, "hit", verdict.reason, verdict.record)
+                self.ready += self.keep(id_, "fresh", verdict.reason, verdict.record)
             elif verdict.key in self.sought or (not self.halted and self.store.seek(verdict.key)):
                 self.sought.setdefault(verdict.key, []).append(id_)
             else:
@@ -217,7 +215,7 @@ class _Build:
         if record:
             lock.release()
             del self.stale[step.id]
-            self.ready += self.keep(step.id, "hit", "built by another build" if waited else "just built", record)
+            self.ready += self.keep(step.id, "fresh", "built by another build" if waited else "just built", record)
             return
         try:
             job = self.job(sized)
@@ -307,7 +305,7 @@ class _Build:
 
     def keep(self, id_: str, status: Status, reason: str, record: Record) -> list[str]:
         """A step has its result: note it, and return the steps that were waiting for it alone."""
-        for message in record.warnings if status == "hit" else ():
+        for message in record.warnings if status == "fresh" else ():
             self.listener(Warned(id_, self.walk.steps[id_].name, message))
         self.finish(id_, status, reason, record=record)
         return self.walk.finish(id_, record)

@@ -11,15 +11,17 @@ from builder.core.examine import Walk, examine_all
 from builder.core.fingerprint import FileSources, Sources
 from builder.core.plan import Plan
 from builder.core.reason import Difference
+from builder.core.status import Status
 from builder.core.step import Json, Step
 from builder.core.store import Store
 
 
 class Explanation(NamedTuple):
-    """``parts`` is empty while the step waits; ``last_parts`` is None when it was never built or its record is gone."""
+    """``parts`` is empty while the step is blocked; ``last_parts`` is None when it was never built or its record is
+    gone."""
 
     step: Step
-    status: str
+    status: Status
     reason: str
     key: str
     parts: Mapping[str, Json]

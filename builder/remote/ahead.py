@@ -52,7 +52,7 @@ class _Unreadable(Exception):
 
 
 def ahead(plan: Plan, store: SharedStore) -> dict[str, Verdict]:
-    """A verdict per step id, as examine(); one whose result the shared store has is a hit that says so. Warnings about
+    """A verdict per step id, as examine(); one whose result the shared store has is fresh and says so. Warnings about
     the shared store are among the store's ``news``; without an answer from there, the verdicts are those of here."""
     view = _View(store)
     while True:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from builder.core.events import Event, Finished, Grew, Planned, Started, Warned
 from builder.core.plan import goals_of_steps
+from builder.core.status import LiveStatus
 from builder.report.matrix import Cell, Matrix
 from builder.report.words import base
 
-State = Literal["waiting", "running", "hit", "ran", "failed", "skipped"]
-OVER = ("hit", "ran", "failed", "skipped")
+OVER = ("fresh", "ran", "failed", "skipped")
 
 
 class Standing(NamedTuple):
     """A cell now: its status in a word, the name of the step that runs or failed, how many of its steps are over."""
 
-    status: str  # waiting, running, fresh, built, failed
+    status: LiveStatus
     step: str
     done: int
     total: int
@@ -36,8 +36,8 @@ class Board:
         self.artifacts: dict[str, str] = {}
         self.partial: dict[str, bool] = {}  # cells of which more steps will follow
         self.wanted: dict[str, list[str]] = {}  # step id -> cells
-        self.states: dict[str, State] = {}
-        self.items: dict[str, dict[str, State]] = {}  # template -> its items
+        self.states: dict[str, LiveStatus] = {}
+        self.items: dict[str, dict[str, LiveStatus]] = {}  # template -> its items
         self.sizes: dict[str, int] = {}
         self.columns: list[int] = []  # how many values the planned cells have on each axis
         self.labels: dict[str, str] = {}
@@ -68,7 +68,7 @@ class Board:
         self.columns = [len(set(column)) for column in zip(*places, strict=True)]
         self.labels.clear()
 
-    def note(self, id_: str, state: State) -> None:
+    def note(self, id_: str, state: LiveStatus) -> None:
         template = id_.partition("[")[0]
         if template != id_ and template in self.items:
             self.items[template][id_] = state
@@ -84,7 +84,7 @@ class Board:
                 self.states[template] = state
                 return
         if "waiting" not in items:
-            self.states[template] = next((s for s in ("skipped", "ran") if s in items), "hit")
+            self.states[template] = next((s for s in ("skipped", "ran") if s in items), "fresh")
         elif items - {"waiting"}:
             self.states[template] = "running"
 
@@ -150,4 +150,4 @@ class Board:
             return Standing("failed", "", done, len(steps), size)
         if done < len(steps) or self.partial.get(cell, True):
             return Standing("waiting", "", done, len(steps), size)
-        return Standing("built" if "ran" in states else "fresh", "", done, len(steps), size)
+        return Standing("ran" if "ran" in states else "fresh", "", done, len(steps), size)

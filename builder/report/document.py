@@ -51,7 +51,7 @@ def planned(goals: tuple[Goal, ...], verdicts: Mapping[str, Verdict], outputs: M
     recipes, items = [], items_of(verdicts)
     for goal in goals:
         rows = [verdict_row(v) for v in goal_verdicts(goal, verdicts, items)]
-        fresh = all(row["status"] == "hit" for row in rows)
+        fresh = all(row["status"] == "fresh" for row in rows)
         status = "fresh" if fresh else "stale"
         recipes.append({"name": goal.name, "status": status, "output": str(outputs[goal.name]), "steps": rows})
     return {"recipes": recipes}

@@ -8,7 +8,7 @@ from html import escape
 from builder.core.plan import Plan
 
 BOX_W, BOX_H, GAP_X, GAP_Y, MARGIN = 170, 40, 70, 18, 20
-FILL = {"hit": "#dff5e1", "stale": "#fff0cc", "waits": "#eef0f4", "": "#ffffff"}
+FILL = {"fresh": "#dff5e1", "stale": "#fff0cc", "blocked": "#eef0f4", "": "#ffffff"}
 
 
 def edges(plan: Plan) -> dict[str, list[str]]:
@@ -47,7 +47,7 @@ def text(plan: Plan, status: Mapping[str, str]) -> str:
     lines = []
     for id_, name in names.items():
         sources = ", ".join(names[r] for r in reads[id_])
-        lines.append(f"{name:<{width}}  {status.get(id_, ''):<5}  {'← ' + sources if sources else ''}".rstrip())
+        lines.append(f"{name:<{width}}  {status.get(id_, ''):<7}  {'← ' + sources if sources else ''}".rstrip())
     return "\n".join(lines)
 
 

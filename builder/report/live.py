@@ -15,6 +15,7 @@ from rich.table import Column
 from rich.text import Text
 
 from builder.core.events import Event, Finished, Grew, Planned, Progress, Started, Waiting, Warned
+from builder.core.status import DONE
 from builder.core.units import format_bytes
 from builder.report.board import Board
 from builder.report.lines import amount
@@ -109,7 +110,7 @@ class Live:
         if len(items) < 2:
             self.bars.update(task, completed=event.done, total=event.total or None, note=amount(event))
             return
-        over = sum(state in ("hit", "ran") for state in items.values())
+        over = sum(state in DONE for state in items.values())
         running = sum(parts[id_][0] / (parts[id_][1] or 1) for id_, state in items.items() if state == "running")
         note = f"{over} of {len(items)} parts"
         self.bars.update(task, completed=over + running, total=len(items), note=note)
@@ -123,7 +124,7 @@ class Live:
 
     def finish(self, event: Finished) -> None:
         key = self.key(event.id, event.name)
-        if key not in self.rows or (event.status in ("hit", "ran") and not self.board.is_over(event.id)):
+        if key not in self.rows or (event.status in DONE and not self.board.is_over(event.id)):
             return
         task = self.rows[key]
         if self.sweep:

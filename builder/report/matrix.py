@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from builder.core.status import DONE, LiveStatus
 from builder.core.units import format_bytes
 from builder.report.words import rate
 
 STYLES = {  # of every status, in the order that they are counted in
-    "running": "cyan", "failed": "bold red", "skipped": "yellow", "built": "green", "fresh": "green", "stale": "yellow",
+    "running": "cyan", "failed": "bold red", "skipped": "yellow", "ran": "green", "fresh": "green", "stale": "yellow",
     "waiting": "dim", "unsupported": "magenta", "excluded": "dim",
 }  # fmt: skip
-WHOLE = ("built", "fresh")
+ENGLISH = {"ran": "built"}  # steps run, cells are built
 ANSI = {"cyan": "36", "green": "32", "yellow": "33", "magenta": "35", "dim": "2", "bold": "1", "bold red": "1;31"}
 COLUMN_AXIS = "target"
 
@@ -24,7 +25,7 @@ class Cell(NamedTuple):
 
     name: str
     at: tuple[str, ...]
-    status: str
+    status: LiveStatus | Literal["excluded", ""]  # those two of a place where no cell is
     note: str = ""
     nbytes: int = 0
     perplexity: float | None = None
@@ -73,7 +74,7 @@ def lines_live(matrix: Matrix, width: int, height: int) -> list[Line]:
 
 def lines_short(matrix: Matrix, height: int) -> list[Line]:
     """In place of a matrix that nobody would scroll through: the cells that are not simply up to date."""
-    return first([cell for cell in matrix.cells if cell.status in ("failed", "skipped", "built", "stale")], height)
+    return first([cell for cell in matrix.cells if cell.status in ("failed", "skipped", "ran", "stale")], height)
 
 
 def first(cells: Sequence[Cell], room: int) -> list[Line]:
@@ -90,7 +91,7 @@ def counted(matrix: Matrix) -> Line:
     line = [Piece(f"{len(matrix.cells)} cells: ")]
     for status, style in STYLES.items():
         if found[status]:
-            line += [Piece(f"{found[status]} {status}", style), Piece(", ")]
+            line += [Piece(f"{found[status]} {ENGLISH.get(status, status)}", style), Piece(", ")]
     return line[:-1]
 
 
@@ -124,12 +125,12 @@ def coloured(line: Line) -> str:
 def word(cell: Cell) -> str:
     if cell.status == "running":
         return f"▸ {cell.note}"
-    return f"{cell.status} {cell.note}".rstrip()
+    return f"{ENGLISH.get(cell.status, cell.status)} {cell.note}".rstrip()
 
 
 def figures(cell: Cell) -> list[str]:
     """Size, perplexity and speed of a cell that is up to date, "" where not known."""
-    if cell.status not in WHOLE:
+    if cell.status not in DONE:
         return ["", "", ""]
     return [
         format_bytes(cell.nbytes) if cell.nbytes else "",

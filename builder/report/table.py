@@ -8,7 +8,14 @@ from typing import Any, TextIO
 from builder.core.units import format_bytes
 from builder.report.words import base, seconds
 
-COLOURS = {"hit": "dim", "ran": "green", "failed": "bold red", "skipped": "yellow", "stale": "yellow", "waits": "dim"}
+COLOURS = {
+    "fresh": "dim",
+    "ran": "green",
+    "failed": "bold red",
+    "skipped": "yellow",
+    "stale": "yellow",
+    "blocked": "dim",
+}
 
 
 def fold(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

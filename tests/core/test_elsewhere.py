@@ -63,13 +63,13 @@ def build(store: Backed, plan=PLAN, keep_going: bool = False):
 
 def test_what_is_elsewhere_is_a_hit_and_what_is_not_runs():
     first = Backed(1)
-    assert set(build(first)[0].values()) <= {"ran", "hit"}
+    assert set(build(first)[0].values()) <= {"ran", "fresh"}
     assert len(first.asked) == 4  # the twins ask once
     second = Backed()
     second.blobs = first.blobs
     second.elsewhere = {key: r for key, r in first.records.items() if r.parts["params"] != {"of": "b"}}
     statuses, events = build(second)
-    assert statuses == {"a": "hit", "b": "ran", "c": "hit", "twin": "hit", "d": "hit"}
+    assert statuses == {"a": "fresh", "b": "ran", "c": "fresh", "twin": "fresh", "d": "fresh"}
     assert second.at_once == [3, 1]  # all that are ready at once, then what follows
     assert sum(isinstance(event, Warned) for event in events) == 2
 
@@ -78,7 +78,7 @@ def test_nothing_is_asked_twice_nor_for_what_is_here():
     store = Backed(1)
     build(store)
     asked = list(store.asked)
-    assert set(build(store)[0].values()) == {"hit"}
+    assert set(build(store)[0].values()) == {"fresh"}
     assert store.asked == asked
 
 

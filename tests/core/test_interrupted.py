@@ -77,7 +77,7 @@ def test_two_builds_at_once_run_each_step_once(tmp_path: Path, source: Path) -> 
     count = Counter(name for statuses in results for name, status in statuses.items() if status == "ran")
     assert set(count.values()) == {1}
     assert len(count) == 12
-    assert all(status in ("ran", "hit") for statuses in results for status in statuses.values())
+    assert all(status in ("ran", "fresh") for statuses in results for status in statuses.values())
     assert (check(FileStore(store)).whole, leftovers(store)) == (True, [])
 
 
@@ -131,7 +131,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, source: Path) -> None:
     kept = len(list(store.glob("records/*/*.json")))
     assert kept >= 4
     statuses = finish(start(store, source, shards=8, sleep_s=0.3))
-    assert Counter(statuses.values()) == {"hit": kept, "ran": 12 - kept}
+    assert Counter(statuses.values()) == {"fresh": kept, "ran": 12 - kept}
 
 
 def test_workers_do_not_hear_the_terminals_ctrl_c(tmp_path: Path, source: Path) -> None:

@@ -30,7 +30,7 @@ from builder.core.run import run
 from builder.executors.local import LocalExecutor, capacity
 from tests.core.toy import plan
 store, plan = open_store(Path(sys.argv[1])), plan(Path(sys.argv[2]))
-assert {verdict.status for verdict in examine(plan, store).values()} == {"hit"}
+assert {verdict.status for verdict in examine(plan, store).values()} == {"fresh"}
 with LocalExecutor(store, capacity()) as executor:
     outcome = run(plan, store, executor, lambda event: None)
 assert not export(outcome, "toy", store, Path(sys.argv[3]), {}).changed

@@ -126,7 +126,7 @@ def test_watched_files(tmp_path: Path) -> None:
     identity = Walk(plan(**now), bench.store, bench.sources).identify(plan(**now).steps["f"])
     bench.store.commit(Record(identity.key, identity.parts, {}))
     bench.store.put_places("goal", {"fetch": Place(identity.key, 0.0, 0.0)}, True)
-    assert bench.examine(plan(**now))["fetch"].status == "hit"
+    assert bench.examine(plan(**now))["fetch"].status == "fresh"
     os.utime(path, ns=(1, 1))
     assert bench.reason(plan(**now), "fetch") == "model.safetensors touched"
     path.write_bytes(b"1234567")
@@ -152,4 +152,4 @@ def test_why_shows_both_sides() -> None:
     with pytest.raises(UserError, match=r"no step 'lowre' in this plan; there are: lower"):
         explain(lower(), bench.store, "lowre", sources=bench.sources)
     item = explain(fan(), bench.store, "quantize", sources=bench.sources)
-    assert (item.status, item.reason, item.parts) == ("waits", "waits for list", {})
+    assert (item.status, item.reason, item.parts) == ("blocked", "waits for list", {})

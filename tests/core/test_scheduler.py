@@ -45,7 +45,7 @@ def test_second_run_hits_everything() -> None:
     bench = Bench()
     assert bench.ran(chain()) == ["first", "second", "third"]
     outcome = bench.build(chain())
-    assert {done.status for done in outcome.steps.values()} == {"hit"}
+    assert {done.status for done in outcome.steps.values()} == {"fresh"}
     assert (outcome.goal("goal"), outcome.exit_code, bench.executor.started) == ("fresh", 0, [])
 
 
@@ -74,7 +74,7 @@ def test_fan_out_redoes_the_changed_item_alone() -> None:
 def test_fan_out_is_announced_and_its_plan_is_grown() -> None:
     bench = Bench()
     before = bench.examine(fan())
-    assert (before["quantize"].status, before["quantize"].on) == ("waits", ("list",))
+    assert (before["quantize"].status, before["quantize"].on) == ("blocked", ("list",))
     outcome = bench.build(fan())
     grew = [event for event in bench.events if isinstance(event, Grew)]
     assert grew == [Grew("q", ("q[x]", "q[y]", "q[z]"), ("quantize[x]", "quantize[y]", "quantize[z]"))]
@@ -86,7 +86,7 @@ def test_fan_out_of_nothing() -> None:
     bench = Bench()
     assert bench.ran(fan("")) == ["list", "package", "source"]
     assert bench.ran(fan("")) == []
-    assert {verdict.status for verdict in bench.examine(fan("")).values()} == {"hit"}
+    assert {verdict.status for verdict in bench.examine(fan("")).values()} == {"fresh"}
 
 
 def test_items_of_two_templates_may_feed_each_other() -> None:
@@ -129,7 +129,7 @@ def test_a_step_that_two_goals_share_runs_once() -> None:
     assert bench.executor.started == ["first", "second", "third", "third"]
     assert [done.name for done in outcome.finished("two")] == ["first", "second", "third"]
     again = bench.build(with_params(plan, "d", n=3))
-    assert (again.goal("one"), again.goal("two")) == ("fresh", "built")
+    assert (again.goal("one"), again.goal("two")) == ("fresh", "ran")
 
 
 def test_failure_skips_what_needs_it_and_is_not_cached() -> None:
@@ -222,7 +222,7 @@ def test_a_step_larger_than_the_machine_runs_alone_and_says_so() -> None:
     assert said == [
         "needs about 20.0 GB of memory and there are 16.0 GB: it runs alone, and the system may kill it"
     ]  # fmt: skip
-    assert bench.build(plan_of(large)).steps["l"].status == "hit"
+    assert bench.build(plan_of(large)).steps["l"].status == "fresh"
     assert not [event for event in bench.events if isinstance(event, Warned)]
 
 

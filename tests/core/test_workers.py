@@ -202,7 +202,7 @@ def test_workers_end_with_the_executor(store: FileStore) -> None:
 
 
 def test_warnings_are_told_and_told_again_with_the_hit(store: FileStore) -> None:
-    for status in ("ran", "hit"):
+    for status in ("ran", "fresh"):
         events: list[Event] = []
         assert build(store, toy.single("warn"), events).steps["m"].status == status
         assert [event for event in events if isinstance(event, Warned)] == [Warned("m", "lower", "be careful")]
@@ -278,7 +278,7 @@ def test_a_full_disk_is_a_clear_failure_and_leaves_nothing(tiny_disk: Path) -> N
     assert error
     assert re.match(r"could not write: the disk is full \(\d+ MB free at .*store\)", error.message)
     assert not list((store.root / "tmp").iterdir())
-    assert build(store, plan).steps["m"].status == "hit"
+    assert build(store, plan).steps["m"].status == "fresh"
 
 
 def test_stop_ends_running_steps_at_once(store: FileStore, tmp_path: Path) -> None:

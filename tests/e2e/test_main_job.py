@@ -89,7 +89,7 @@ def test_another_launcher_builds_a_job_for_each_cell_and_hands_on_its_failure(de
 def test_second_build_runs_nothing_and_loads_nothing_heavy(demo: Shell):
     whole = demo.json("build")
     assert whole["recipes"][0]["status"] == "fresh"
-    assert {s["status"] for s in whole["recipes"][0]["steps"]} == {"hit"}
+    assert {s["status"] for s in whole["recipes"][0]["steps"]} == {"fresh"}
     code = (
         "import sys, io, contextlib; from builder.__main__ import main\n"
         "with contextlib.redirect_stdout(io.StringIO()): code = main(['build'])\n"
@@ -117,9 +117,9 @@ def test_json_document_has_the_promised_shape(demo: Shell):
         "fetch", "convert", "shard", "quantize", "lower", "package", "verify.reference", "verify.dequantized", "verify",
     }  # fmt: skip
     (planned,) = demo.json("plan")["recipes"]
-    assert {s["status"] for s in planned["steps"]} == {"hit"}
+    assert {s["status"] for s in planned["steps"]} == {"fresh"}
     (other,) = demo.json("plan", "quant=q4f32_1")["recipes"]
-    assert {s["status"] for s in other["steps"]} == {"hit", "stale", "waits"}
+    assert {s["status"] for s in other["steps"]} == {"fresh", "stale", "blocked"}
 
 
 def test_generate_prints_text_and_nothing_else(demo: Shell):

@@ -48,7 +48,7 @@ def test_a_fresh_machine_builds_by_downloading(demo: Shell, remote: str, fresh: 
     assert made == {k: v for k, v in bytes_of(demo.folder / "dist" / NAME).items() if k != "build.json"}
     assert not (tmp_path / "imported").exists()
     (plan,) = fresh.json("plan", *given)["recipes"]
-    assert {step["status"] for step in plan["steps"]} == {"hit"}
+    assert {step["status"] for step in plan["steps"]} == {"fresh"}
 
 
 def test_pull_by_lock_file_needs_no_checkpoint(demo: Shell, remote: str, fresh: Shell, tmp_path: Path):

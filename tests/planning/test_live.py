@@ -66,17 +66,17 @@ def test_a_cell_stands_where_its_steps_do():
     assert board.counts() == (1, 12)
     for event in (
         ended(ITEMS[0]),
-        ended(ITEMS[1], "hit"),
+        ended(ITEMS[1], "fresh"),
         ended("lower-q8cpu", "failed"),
         ended("package-q8cpu", "skipped"),
     ):
         board(event)
     assert board.states["quantize-q4"] == "ran"
     assert board.standing("q8-cpu").status == "failed"
-    for event in (ended("lower-q4cpu", "hit"), ended("package-q4cpu")):
+    for event in (ended("lower-q4cpu", "fresh"), ended("package-q4cpu")):
         board(event)
-    assert board.standing("q4-cpu") == Standing("built", "", 4, 4, 2_000_000)
-    assert [cell.status for cell in board.now().cells] == ["built", "waiting", "failed", "waiting", "unsupported"]
+    assert board.standing("q4-cpu") == Standing("ran", "", 4, 4, 2_000_000)
+    assert [cell.status for cell in board.now().cells] == ["ran", "waiting", "failed", "waiting", "unsupported"]
 
 
 def test_a_cell_whose_rules_are_still_to_be_picked_waits_for_the_rest():

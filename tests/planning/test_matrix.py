@@ -13,7 +13,7 @@ MODELS, QUANTS, TARGETS = ("demo", "pythia_160m", "qwen2_0_5b"), ("q0f16", "q4f1
 SMALL = Matrix(
     ("quant", "target"),
     (
-        Cell("a", ("q0f16", "cpu"), "built", "", 12_345_678, 40.87, 40.8, 320.4),
+        Cell("a", ("q0f16", "cpu"), "ran", "", 12_345_678, 40.87, 40.8, 320.4),
         Cell("b", ("q0f16", "cuda"), "failed", "lower", 1, 2.0),
         Cell("c", ("q4f16_1", "cpu"), "fresh", "", 3_100_000, 42.08, 40.8, 5600.2),
         Cell("d", ("q4f16_1", "cuda"), "unsupported"),
@@ -25,7 +25,7 @@ def composed(*overrides: str, **choices: str) -> Composed:
     return Composed({}, {"model": "demo", "quant": "q4f16_1", "target": "cpu", **choices}, overrides)
 
 
-def cells(status: str = "built", **more) -> tuple[Cell, ...]:
+def cells(status: str = "ran", **more) -> tuple[Cell, ...]:
     return tuple(Cell("-".join(at), at, status, **more) for at in product(MODELS, QUANTS, TARGETS))
 
 

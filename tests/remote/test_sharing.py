@@ -23,7 +23,7 @@ def test_another_machine_downloads_everything(bucket: Bucket, machines: Machines
     assert not any(str(first.root).encode() in data for data in objects.values())
     bucket.proxy.requests.clear()
     brought = second.build()
-    assert {done.status for done in brought.steps.values()} == {"hit"}
+    assert {done.status for done in brought.steps.values()} == {"fresh"}
     assert digests(brought) == digests(made)
     assert not [request for request in bucket.proxy.requests if not request.startswith("GET")]
     assert not second.warnings
@@ -81,7 +81,7 @@ def test_a_plan_counts_what_is_there_and_brings_no_results(folder: Folder, neigh
     for name in folder.objects():
         if name.startswith("records/"):
             folder.remove(name)
-    assert {verdict.status for verdict in ahead(plan, second.open()).values()} == {"stale", "waits"}
+    assert {verdict.status for verdict in ahead(plan, second.open()).values()} == {"stale", "blocked"}
 
 
 def test_a_folder_does_as_well_as_s3(folder: Folder, neighbours: Machines):

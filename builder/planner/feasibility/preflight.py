@@ -8,9 +8,10 @@ from pathlib import Path
 
 from builder.config.schema import Recipe
 from builder.core.errors import BuildError, UserError
-from builder.core.events import Finished, Status
+from builder.core.events import Finished
 from builder.core.plan import Plan
 from builder.core.run import Outcome
+from builder.core.status import Status
 from builder.formats.quantized import Packing
 from builder.planner.schemes import imported
 
