@@ -59,7 +59,7 @@ class Step:
     validation: bool = False  # verify, bench: never makes an artifact stale, a red one fails the command
     context: Mapping[str, Json] = field(default_factory=dict)  # not identity: paths, thread counts
     resources: Resources = Resources()
-    # modules that the function loads by name ("builder.models.llama"): identity too. "a.b.* > c.d.*": for each module
+    # modules that the function loads by name ("builder.models.experts"): identity too. "a.b.* > c.d.*": for each module
     # a.b.X that is reached by import, the module c.d.X, where there is one
     code: tuple[str, ...] = ()
     role: Role = ""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tvm import ir, relax
+from tvm import ir, relax, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
@@ -42,16 +42,47 @@ class CacheLayout:
     soft_cap: float = 0.0
 
 
-def attention(
-    cache: PagedKVCache, layer: int, qkv_MHD: nn.Tensor, query_heads: int, scale: float, windowed: bool = False
-) -> nn.Tensor:
-    """Rotate, append, attend: qkv (M, query + 2 * key heads, D) -> (M, query heads, D); rows as begin_forward said.
+@dataclass(frozen=True, slots=True)
+class LayerAttention:
+    """What attention differs in from layer to layer: scores are multiplied by ``scale``, which is above 0; ``windowed``
+    layers look through the cache's window."""
 
-    ``windowed``: this layer looks through the cache's window. TVM's runtime hands its kernels nothing else of a layer
-    than the scale, so the sign of it says this.
+    scale: float
+    windowed: bool = False
+
+
+def encode(layer: LayerAttention) -> float:
+    """The one number that TVM's runtime hands its kernels of a layer: the scale, negative where the layer is windowed.
+
+    Its own kind of layer for this ("mha_sliding") cannot carry it: it cuts the page table to the window's last tokens,
+    which drops sinks, and turns off tree attention and cached rotary embeddings in all layers. What reads the number:
+    ``scale_of``, ``windowed`` and ``sees_all``.
     """
+    assert layer.scale > 0, layer
+    return -layer.scale if layer.windowed else layer.scale
+
+
+def scale_of(encoded: Any, layout: CacheLayout) -> Any:
+    """An expression of the scale."""
+    return tirx.max(encoded, -encoded) if layout.window else encoded
+
+
+def windowed(encoded: Any) -> Any:
+    """Whether the layer looks through the window, of a cache that has one."""
+    return encoded < 0
+
+
+def sees_all(encoded: Any) -> Any:
+    """The opposite."""
+    return encoded > 0
+
+
+def attention(
+    cache: PagedKVCache, layer: int, qkv_MHD: nn.Tensor, query_heads: int, settings: LayerAttention
+) -> nn.Tensor:
+    """Rotate, append, attend: qkv (M, query + 2 * key heads, D) -> (M, query heads, D); rows as begin_forward said."""
     rows, _, head_dim = qkv_MHD.shape
-    scale = -scale if windowed else scale
+    scale = encode(settings)
     call = relax.call_dps_packed(
         "vm.builtin.attention_kv_cache_attention_with_fused_qkv",
         [cache._expr, relax.prim_value(layer), relax.prim_value(scale), qkv_MHD._expr],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder import architectures, models
+from builder import architectures
 from builder.core.errors import StepError
 from builder.core.step import InputFiles, Json, Out
 from builder.quant import layout
@@ -74,11 +74,13 @@ def compile_model(
 
 def _export(params: Mapping[str, Json], config: Any, scheme: layout.Scheme) -> tuple[Any, Any]:
     """The model and its graph."""
+    from builder.models.decoder import Model
     from builder.ops.weights import apply_rules
 
-    model = models.load(params["family"]).Model(config, scheme, params["metadata"])
+    family = architectures.load(params["family"])
+    model = Model(family.describe(config), scheme, params["metadata"])
     if scheme.rules:
-        apply_rules(model, architectures.load(params["family"]).parameters(config), scheme)
+        apply_rules(model, family.parameters(config), scheme)
     module, _ = model.export_tvm(spec=model.functions())
     return model, module
 

@@ -54,11 +54,11 @@ def test_moving_the_program_changes_nothing_but_the_demos_files(copy: Copy):
 
 def test_a_statement_in_a_module_of_lower_lowers_again_and_stops_there(copy: Copy):
     copy.run("build")
-    module = copy.root / "builder" / "models" / "llama.py"
+    module = copy.root / "builder" / "models" / "gated_mlp.py"
     module.write_text(module.read_text() + "\nONE_MORE = 1\n")
     (recipe,) = copy.json("build")["recipes"]
     ran = {s["name"]: s["reason"] for s in recipe["steps"] if s["status"] == "ran"}
-    assert ran == {"lower": "builder/models/llama.py changed"}
+    assert ran == {"lower": "builder/models/gated_mlp.py changed"}
 
 
 def test_code_that_a_step_does_not_reach_leaves_it_fresh(copy: Copy):

@@ -12,9 +12,10 @@ import_tvm()
 
 from tvm import relax  # noqa: E402
 
-from builder import architectures, models  # noqa: E402
+from builder import architectures  # noqa: E402
 from builder.lowering.machine import machine_of  # noqa: E402
 from builder.lowering.passes import fuse_allreduce_rmsnorm, fuse_gate_up  # noqa: E402
+from builder.models.decoder import Model  # noqa: E402
 from builder.targets.peer_sum import SUM_NORM  # noqa: E402
 from tests.tvm import tiny  # noqa: E402
 
@@ -25,7 +26,7 @@ def graph(ranks: int, *passes: Any) -> dict[str, str]:
     """The functions of a small Llama after these passes, as text."""
     config = architectures.load("llama").from_architecture({**tiny.BASE, "num_hidden_layers": 2, "vocab_size": 204})
     metadata = {**tiny.METADATA, "tensor_parallel_shards": ranks}
-    model = models.load("llama").Model(config, tiny.SCHEMES["q0f32"], metadata)
+    model = Model(architectures.load("llama").describe(config), tiny.SCHEMES["q0f32"], metadata)
     module, _ = model.export_tvm(spec=model.functions())
     for transform in (relax.transform.LegalizeOps(), relax.transform.DeadCodeElimination(), *passes):
         module = transform(module)

@@ -14,7 +14,7 @@ import pytest
 import tvm
 import yaml
 
-from builder import architectures, models
+from builder import architectures
 from builder.config.schema import Quant
 from builder.config.strict import parse
 from builder.core.errors import StepError, UserError
@@ -25,6 +25,7 @@ from builder.lowering.kernel_modules import Schedules
 from builder.lowering.machine import machine_of
 from builder.lowering.passes.kernels import check_covered, with_schedules
 from builder.lowering.schedules.gpu.block import SHARED_BYTES, THREADS, Device
+from builder.models.decoder import Model
 from builder.ops.emit import label_of
 from builder.planner.schemes.schemes import scheme_of
 from builder.quant import layout
@@ -239,14 +240,15 @@ def test_objects_are_the_same_each_time_and_know_no_folder(kind: str, tmp_path: 
         assert all(member.name.endswith(".o") for member in archive.getmembers())
 
 
-@pytest.mark.parametrize("family", sorted(models.FAMILIES))
+@pytest.mark.parametrize("family", sorted(architectures.FAMILIES))
 def test_every_label_of_every_family_has_a_kernel(family: str):
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family]}).to_dict()
     for name in ("q4f16_1", "w8a8"):
         scheme = shipped_scheme(name)
-        model = models.load(family).Model(architectures.load(family).from_hf(config), scheme, METADATA)
+        described = architectures.load(family)
+        model = Model(described.describe(described.from_hf(config)), scheme, METADATA)
         module, _ = model.export_tvm(spec=model.functions())
         labels = {(label_of(function) or {}).get("op") for function in module.functions.values()} - {None}
         assert labels <= Schedules("gpu").keys()
@@ -262,7 +264,7 @@ def shipped_scheme(name: str) -> layout.Scheme:
 
 def test_an_operation_without_a_kernel_is_named():
     config = architectures.load("llama").from_architecture({**tiny.BASE, "num_hidden_layers": 1})
-    model = models.load("llama").Model(config, tiny.SCHEMES["q4f16_1"], tiny.METADATA)
+    model = Model(architectures.load("llama").describe(config), tiny.SCHEMES["q4f16_1"], tiny.METADATA)
     module, _ = model.export_tvm(spec=model.functions())
     some = {name: make for name, make in Schedules("gpu").items() if name != "silu_mul"}
     with pytest.raises(StepError, match="there is no kernel for silu_mul on a GPU"):
@@ -280,7 +282,7 @@ def test_identical_layers_are_lowered_once(tmp_path: Path):
     counts = []
     for layers in (1, 3):
         config = architectures.load("llama").from_architecture({**tiny.BASE, "num_hidden_layers": layers})
-        model = models.load("llama").Model(config, tiny.SCHEMES["q4f16_1"], tiny.METADATA)
+        model = Model(architectures.load("llama").describe(config), tiny.SCHEMES["q4f16_1"], tiny.METADATA)
         module, _ = model.export_tvm(spec=model.functions())
         machine = machine_of(target("webgpu"))
         passes = pipeline.graph_passes(machine, model, "llama", "q4f16_1")

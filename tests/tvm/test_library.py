@@ -14,12 +14,13 @@ import pytest
 import tvm
 from tvm import ir, tirx
 
-from builder import architectures, models
+from builder import architectures
 from builder.core.errors import StepError
 from builder.lowering.kernel_modules import Schedules
 from builder.lowering.machine import machine_of
 from builder.lowering.passes.kernels import with_schedules
 from builder.lowering.schedules.cpu.vector import Isa
+from builder.models.decoder import Model
 from builder.ops import emit as op
 from builder.quant import layout
 from builder.targets import cpu, link
@@ -129,7 +130,7 @@ def run(folder: Path, tokens: list[int]) -> np.ndarray:
 
 def exported(scheme: str = "q4f16_1") -> tuple[ir.IRModule, dict[str, ir.BaseFunc]]:
     config = architectures.load("llama").from_architecture({**tiny.BASE, "num_hidden_layers": 1})
-    model = models.load("llama").Model(config, tiny.SCHEMES[scheme], tiny.METADATA)
+    model = Model(architectures.load("llama").describe(config), tiny.SCHEMES[scheme], tiny.METADATA)
     module, _ = model.export_tvm(spec=model.functions())
     return module, {variable.name_hint: function for variable, function in module.functions_items()}
 

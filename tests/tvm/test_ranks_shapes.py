@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from builder import architectures, models
+from builder import architectures
+from builder.models.decoder import Model
 from builder.ops.weights import apply_rules
 from builder.quant import cuts
 from tests.matrix.checkpoints import FAMILIES
@@ -24,7 +25,7 @@ def test_modules_have_the_shapes_of_cut_weights(family: str) -> None:
         for name in SCHEMES:
             scheme = scheme_named(name, table)
             for shards in (1, 2, 4):
-                model = models.load(family).Model(config, scheme, {**METADATA, "tensor_parallel_shards": shards})
+                model = Model(module.describe(config), scheme, {**METADATA, "tensor_parallel_shards": shards})
                 if scheme.rules:
                     apply_rules(model, table, scheme)
                 found = {k: ([int(axis) for axis in p.shape], p.dtype) for k, p in model.named_parameters()}
@@ -38,7 +39,7 @@ def test_ranks_agree_on_the_scales_of_rounded_inputs() -> None:
     module = architectures.load("llama")
     config = config_of("llama", num_hidden_layers=2)
     scheme = scheme_named("w8a8", module.parameters(config))
-    model = models.load("llama").Model(config, scheme, {**METADATA, "tensor_parallel_shards": 2})
+    model = Model(module.describe(config), scheme, {**METADATA, "tensor_parallel_shards": 2})
     graph, _ = model.export_tvm(spec=model.functions())
     text = graph["decode"].script()
     assert text.count("ccl.allreduce") == 8

@@ -239,3 +239,20 @@ def test_model_config_has_mlc_names() -> None:
     assert found["position_embedding_base"] == 10000.0
     assert found["context_window_size"] == 64
     assert found["head_dim"] == 16
+
+
+def test_a_library_is_made_of_the_parts_that_its_family_names():
+    modules = {name: set(family_modules(name)) for name in ("llama", "mixtral", "gemma2")}
+    assert modules["llama"] == {"builder.models.attention", "builder.models.gated_mlp", "builder.ops.norms"}
+    assert modules["mixtral"] == {"builder.models.attention", "builder.models.experts", "builder.ops.norms"}
+    assert modules["gemma2"] == {"builder.models.attention", "builder.models.gated_mlp", "builder.ops.gemma"}
+
+
+def family_modules(name: str) -> tuple[str, ...]:
+    sizes = dict.fromkeys(
+        ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"), 8
+    )
+    family = architectures.load(name)
+    return family.graph_modules(
+        family.from_hf({**sizes, "num_key_value_heads": 8, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 2})
+    )

@@ -11,8 +11,8 @@ from builder.architectures.cuts import Part
 from builder.architectures.folds import Fold
 from builder.architectures.table import Row
 
-SILU = "builder.ops.norms:silu_mul"
-GELU_TANH = "builder.ops.gemma:gelu_mul"
+SILU = "builder.ops.gates:silu_mul"
+GELU_TANH = "builder.ops.gates:gelu_mul"
 GATES = ("gate_proj", "up_proj")
 
 

@@ -37,13 +37,19 @@ def lower_step(recipe: Recipe, linker: str) -> Step:
         tools=("apache-tvm",),
         code=(
             architectures.FAMILIES[recipe.family],
-            f"builder.models.{recipe.family}",
+            *_parts_of(recipe),
             *modules_of(target.kind, target.library, recipe.metadata.tensor_parallel_shards, rounds_inputs),
         ),
         resources=Resources(cpu=1, memory_bytes=lowering_bytes(recipe)),
         programs=_programs_of(recipe, str(tools.get("kernels", ""))),
         locked_params=tuple(tools),
     )
+
+
+def _parts_of(recipe: Recipe) -> tuple[str, ...]:
+    """The modules that build this model's parts of the graph: no other model's parts make its library stale."""
+    family = architectures.load(recipe.family)
+    return family.graph_modules(family.from_architecture(recipe.architecture))
 
 
 def _programs_of(recipe: Recipe, kernels: str) -> tuple[str, ...]:

@@ -23,22 +23,22 @@ from builder.lowering.schedules.cpu.attention_inputs import Keys, Queries
 from builder.lowering.schedules.cpu.cache import PAGE, key_base, pages_arg, value_base
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa, Scalar
 from builder.lowering.schedules.ir import T
-from builder.ops.kv_cache import CacheLayout
+from builder.ops.kv_cache import CacheLayout, scale_of
 
 ROWS = 4
 ROTARY = (Scalar("rotary_mode", "int32"), Scalar("rope_scale", "float32"), Scalar("rope_theta", "float32"))
 
 
 def attend(
-    isa: Isa, layout: CacheLayout, q: Buffer, queries: Queries, keys: Keys, out: Buffer, lse: Buffer, scale: Expr
+    isa: Isa, layout: CacheLayout, q: Buffer, queries: Queries, keys: Keys, out: Buffer, lse: Buffer, encoded: Expr
 ) -> None:
     """out = softmax(q k * scale) v for the rows; lse = log2 of the sum of 2^(score * log2 e). No token seen: 0 and a
     very small lse."""
     rows, width = len(queries.starts), layout.head_dim
     length = T.Bind(keys.pages * PAGE)
     scores = v.scratch(keys.most_pages * (PAGE * rows))
-    positive = T.max(scale, -scale) if layout.window else scale
-    factor = T.Bind(positive * tirx.const(1.0 / layout.soft_cap if layout.soft_cap else v.LOG2_E, "float32"))
+    unit = 1.0 / layout.soft_cap if layout.soft_cap else v.LOG2_E
+    factor = T.Bind(scale_of(encoded, layout) * tirx.const(unit, "float32"))
     with v.loop(keys.pages) as page:
         page_scores(isa, layout, q, queries, keys, page, scores, length, factor)
     sums = v.scratch(rows)

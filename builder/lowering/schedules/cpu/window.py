@@ -18,25 +18,26 @@ from builder.lowering.schedules.cpu.attention_inputs import Keys, Queries
 from builder.lowering.schedules.cpu.cache import PAGE
 from builder.lowering.schedules.cpu.vector import Expr
 from builder.lowering.schedules.ir import T
-from builder.ops.kv_cache import CacheLayout
+from builder.ops.kv_cache import CacheLayout, windowed
 
 EVERYTHING = 1 << 30  # tokens
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What one layer sees of keys that start at position ``start``; the sign of ``scale`` says whether the layer has
-    the window."""
+    """What one layer sees of keys that start at position ``start``; ``encoded`` says whether the layer has the window
+    (ops/kv_cache.py)."""
 
     layout: CacheLayout
-    scale: Expr
+    encoded: Expr
     start: Expr
 
     def narrowed(self, queries: Queries, keys: Keys, positions: Sequence[Expr]) -> tuple[Queries, Keys]:
         """Rows at ``positions`` (ascending), and the pages that any of them sees."""
         reach, sinks = self.layout.window - self.layout.sinks, self.layout.sinks
         start = T.Bind(tirx.Cast("int64", self.start))
-        far = T.Bind(tirx.if_then_else(self.scale < 0, tirx.const(reach, "int64"), tirx.const(EVERYTHING, "int64")))
+        near, far = (tirx.const(count, "int64") for count in (reach, EVERYTHING))
+        far = T.Bind(tirx.if_then_else(windowed(self.encoded), near, far))
         low = [T.Bind(tirx.Cast("int64", position) - far + 1 - start) for position in positions]
         kept = T.Bind(T.max(tirx.const(sinks, "int64") - start, tirx.const(0, "int64"))) if sinks else None
         return replace(queries, low=low, sinks=kept), some_pages(keys, low[0], kept)

@@ -15,7 +15,7 @@ from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, Scalar
 from builder.lowering.schedules.gpu.cache import PAGE
 from builder.lowering.schedules.ir import T
-from builder.ops.kv_cache import CacheLayout
+from builder.ops.kv_cache import CacheLayout, scale_of, sees_all
 
 ROTARY = (Scalar("rotary_mode", "int32"), Scalar("rope_scale", "float32"), Scalar("rope_theta", "float32"))
 
@@ -55,14 +55,14 @@ def table_args(sequences: Any) -> list[Arg]:
 class Scores:
     """How products of queries and keys become exponents of 2, and which keys a query sees.
 
-    The sign of ``scale`` says whether this layer looks through the cache's window (models/common/kv_cache.py).
+    ``encoded`` is the layer's scale, and whether it looks through the cache's window (ops/kv_cache.py).
     """
 
     layout: CacheLayout
-    scale: Expr
+    encoded: Expr
 
     def exponent(self, product: Expr) -> Expr:
-        size = T.max(self.scale, -self.scale) if self.layout.window else self.scale
+        size = scale_of(self.encoded, self.layout)
         if not self.layout.soft_cap:
             return product * (size * b.number(b.LOG2_E))
         capped = b.tanh(product * (size * b.number(1.0 / self.layout.soft_cap)))
@@ -82,4 +82,4 @@ class Scores:
         near = position - key < self.layout.window - self.layout.sinks
         if self.layout.sinks:
             near = tirx.Or(near, key < self.layout.sinks)
-        return tirx.And(seen, tirx.Or(self.scale > 0, near))
+        return tirx.And(seen, tirx.Or(sees_all(self.encoded), near))
