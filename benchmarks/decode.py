@@ -139,7 +139,7 @@ def torch_speeds(shape: str, prompt: int, tokens: int, runs: int) -> tuple[float
             prefills.append(prompt / (time.perf_counter() - started))
             one = ids[:, :1]
             decodes.append(
-                tokens / speed.timed(lambda c=cache, o=one: [model(o, past_key_values=c) for _ in range(tokens)])
+                tokens / speed.time_once(lambda c=cache, o=one: [model(o, past_key_values=c) for _ in range(tokens)])
             )
     return median(decodes), median(prefills)
 
@@ -151,15 +151,15 @@ def report(folder: Path, runs: int, shape: str, peer: bool) -> None:
     bandwidth, big = speed.read_bandwidth(read, threads), speed.read_bandwidth(1 << 28, threads)
     print(f"{threads} threads of {machine.instructions()}")
     print(f"weights read per token: {read:,} bytes, at {bandwidth / 1e9:.1f} GB/s (256 MiB: {big / 1e9:.1f} GB/s)")
-    for context in (8, 128, 512, engine.context - speed.MOST_TOKENS):
-        if 0 < context <= engine.context - speed.MOST_TOKENS:
+    for context in (8, 128, 512, engine.context - speed.MAX_TOKENS):
+        if 0 < context <= engine.context - speed.MAX_TOKENS:
             found, limit = speed.decode_rate(engine, context, runs), bandwidth / (read + cache_of(engine, context))
             share = found["median"] / limit
             print(f"decode at context {context:5d}: {found['median']:9,.1f} tokens/s ({share:5.1%} of {limit:,.0f})")
     for length in (32, 256, engine.chunk):
         print(f"prefill of {length:5d} tokens: {speed.prefill_rate(engine, length, runs)['median']:9,.1f} tokens/s")
     if peer:
-        decode, prefill = torch_speeds(shape, 256, speed.MOST_TOKENS, max(3, runs // 2))
+        decode, prefill = torch_speeds(shape, 256, speed.MAX_TOKENS, max(3, runs // 2))
         print(f"torch float32: decode at 256 {decode:,.1f} tokens/s, prefill of 256 {prefill:,.1f} tokens/s")
 
 

@@ -80,7 +80,7 @@ def decode_rates(
     """(rates, contexts that are left out and why). The last context is as near the end as there is room for a run."""
     from builder.runtime import speed
 
-    last = engine.context - speed.MOST_TOKENS
+    last = engine.context - speed.MAX_TOKENS
     rates, left_out = [], []
     for context in sorted({each for each in (*contexts, last) if each > 0}):
         tick(f"decode at {context}")
@@ -108,8 +108,8 @@ def device_memory_used() -> int | None:
         return None
     command = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        return int(said) << 20
+        used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return int(used) << 20
     except (OSError, subprocess.CalledProcessError, ValueError):
         return None
 
@@ -125,17 +125,17 @@ def main() -> None:
 
     def tick(label: str) -> None:
         nonlocal stage
-        say({"done": stage, "total": 4 + len(contexts), "label": label})
+        _send({"done": stage, "total": 4 + len(contexts), "label": label})
         stage += 1
 
     try:
         files = {name: Path(path) for name, path in request["files"].items()}
-        say({"result": measure(files, request["prompt"], contexts, tick)})
+        _send({"result": measure(files, request["prompt"], contexts, tick)})
     except BuildError as error:
-        say({"error": error.message, "hint": error.hint})
+        _send({"error": error.message, "hint": error.hint})
 
 
-def say(message: Json) -> None:
+def _send(message: Json) -> None:
     print(json.dumps(message), flush=True)
 
 

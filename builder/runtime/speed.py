@@ -21,10 +21,10 @@ from builder.runtime.device import Device
 from builder.targets.tvm_import import import_tvm
 
 RUNS = 7  # of each measurement
-FEWEST = 3  # however long one takes
-PATIENCE_S = 20.0  # of one measurement; then FEWEST runs do
+MIN_RUNS = 3  # however long one takes
+MAX_SECONDS = 20.0  # of one measurement; then MIN_RUNS runs do
 RUN_S = 0.25  # of decoding, about
-MOST_TOKENS, FEWEST_TOKENS = 64, 4  # of one run of decoding
+MAX_TOKENS, MIN_TOKENS = 64, 4  # of one run of decoding
 LARGEST_BUFFER = 1 << 30  # bytes that the bandwidth is measured on, at most
 CACHE_ELEMENT_BYTES = 4  # the KV cache is float32 on every target
 EMBEDDINGS, HEADS = ("model.embed_tokens", "gpt_neox.embed_in"), ("lm_head", "embed_out")
@@ -47,20 +47,20 @@ class Engine(Protocol):
     def decode(self, seq: int, token: int) -> Any: ...
 
 
-def timed(work: Callable[[], Any]) -> float:
+def time_once(work: Callable[[], Any]) -> float:
     """Seconds."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
-def repeated(work: Callable[[], Any], undo: Callable[[], Any], runs: int = RUNS) -> list[float]:
+def time_runs(work: Callable[[], Any], undo: Callable[[], Any], runs: int = RUNS) -> list[float]:
     """Seconds of each run, ``undo`` after it left out; fewer runs where they take_tp_shard long."""
-    found: list[float] = []
-    while len(found) < runs and (len(found) < FEWEST or sum(found) < PATIENCE_S):
-        found.append(timed(work))
+    seconds: list[float] = []
+    while len(seconds) < runs and (len(seconds) < MIN_RUNS or sum(seconds) < MAX_SECONDS):
+        seconds.append(time_once(work))
         undo()
-    return found
+    return seconds
 
 
 def rate(units: float, seconds: list[float]) -> Rate:
@@ -76,13 +76,13 @@ def some_tokens(engine: Engine, count: int) -> list[int]:
 def prefill_rate(engine: Engine, tokens: int, runs: int = RUNS) -> Rate:
     """Of ``tokens`` into an empty sequence, the logits of the last one included."""
     ids, sequence = some_tokens(engine, tokens), engine.add_sequence()
-    seconds = repeated(lambda: engine.prefill(sequence, ids), lambda: engine.rewind(sequence, tokens), runs)
+    seconds = time_runs(lambda: engine.prefill(sequence, ids), lambda: engine.rewind(sequence, tokens), runs)
     engine.remove_sequence(sequence)
     return rate(tokens, seconds)
 
 
 def decode_rate(engine: Engine, context: int, runs: int = RUNS) -> Rate:
-    """Of tokens one by one, each run from ``context`` tokens on, where there is room for MOST_TOKENS more."""
+    """Of tokens one by one, each run from ``context`` tokens on, where there is room for MAX_TOKENS more."""
     sequence = engine.add_sequence()
     engine.prefill(sequence, some_tokens(engine, context))
 
@@ -91,10 +91,10 @@ def decode_rate(engine: Engine, context: int, runs: int = RUNS) -> Rate:
             engine.decode(sequence, 1)
 
     decode(1)
-    one = timed(lambda: decode(1))
+    one = time_once(lambda: decode(1))
     engine.rewind(sequence, 2)
-    tokens = min(max(int(RUN_S / one), FEWEST_TOKENS), MOST_TOKENS)
-    seconds = repeated(lambda: decode(tokens), lambda: engine.rewind(sequence, tokens), runs)
+    tokens = min(max(int(RUN_S / one), MIN_TOKENS), MAX_TOKENS)
+    seconds = time_runs(lambda: decode(tokens), lambda: engine.rewind(sequence, tokens), runs)
     engine.remove_sequence(sequence)
     return rate(tokens, seconds)
 
@@ -106,8 +106,9 @@ def weights_read(files: Mapping[str, Path], metadata: Mapping[str, Any], active:
     sizes = {}
     for parameter in metadata["params"]:
         name = parameter["name"]
-        found = stored[name if name in stored else name + first]
-        sizes[name] = found.nbytes * prod(parameter["shape"]) // prod(found.shape)  # whole files hold all ranks' parts
+        location = stored[name if name in stored else name + first]
+        # a file that was not split holds the parts of all ranks
+        sizes[name] = location.nbytes * prod(parameter["shape"]) // prod(location.shape)
     tied = not any(name.startswith(HEADS) for name in sizes)
     total = 0.0
     for name, nbytes in sizes.items():
@@ -136,7 +137,7 @@ def read_bandwidth(nbytes: int, threads: int) -> float:
             part.max()
 
     with ThreadPoolExecutor(threads) as pool:
-        return size * repeat / min(timed(lambda: list(pool.map(read, parts))) for _ in range(5))
+        return size * repeat / min(time_once(lambda: list(pool.map(read, parts))) for _ in range(5))
 
 
 def device_bandwidth(device: Device) -> float:
@@ -150,4 +151,4 @@ def device_bandwidth(device: Device) -> float:
         device.tvm.sync()
 
     copy()
-    return 2 * 8 * size / min(timed(copy) for _ in range(5))
+    return 2 * 8 * size / min(time_once(copy) for _ in range(5))

@@ -32,39 +32,42 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         {name: parse_scheme(table) for name, table in params["candidates"].items()},
     )
     model = [Parameter(entry["name"], tuple(entry["shape"]), entry["kind"]) for entry in weight_map["parameters"]]
-    chosen = {parameter: own for parameter in model if not is_quantized(parameter, own)}
-    budget_bytes = int(params["budget"] * parameter_count(weight_map) / 8) - sum(nbytes(p, own) for p in chosen)
-    free = [parameter for parameter in model if parameter not in chosen]
-    options = [[(nbytes(p, tables[name]), losses[p.name][name]) for name in tables] for p in free]
+    unpacked = {parameter: own for parameter in model if not is_quantized(parameter, own)}
+    unpacked_bytes = sum(_stored_bytes(parameter, own) for parameter in unpacked)
+    budget_bytes = int(params["budget"] * parameter_count(weight_map) / 8) - unpacked_bytes
+    packed = [parameter for parameter in model if parameter not in unpacked]
+    options = [[(_stored_bytes(p, tables[name]), losses[p.name][name]) for name in tables] for p in packed]
     names = list(tables)
-    uses = {p.name: names[index] for p, index in zip(free, choose_options(options, budget_bytes), strict=True)}
-    rules = rules_of({name: use for name, use in uses.items() if not same(tables[use], own)})
+    uses = {p.name: names[index] for p, index in zip(packed, choose_options(options, budget_bytes), strict=True)}
+    rules = rules_of({name: use for name, use in uses.items() if not _packs_alike(tables[use], own)})
     out.path("rules.json").write_bytes(canonical({"rules": rules}))
-    stored = {p: nbytes(p, tables[uses[p.name]] if p.name in uses else own) for p in model}
-    out.fact("bits_per_weight", bits(stored))
-    out.fact("bits_of", {pattern: bits({p: stored[p] for p in some}) for pattern, some in alike(free).items()})
+    stored = {p: _stored_bytes(p, tables[uses[p.name]] if p.name in uses else own) for p in model}
+    out.fact("bits_per_weight", _bits_per_weight(stored))
+    by_pattern = _by_pattern(packed).items()
+    bits_of = {pattern: _bits_per_weight({p: stored[p] for p in parameters}) for pattern, parameters in by_pattern}
+    out.fact("bits_of", bits_of)
     out.fact("rules", rules)
     out.fact("expected_kl", float(f"{sum(losses[name][use] for name, use in uses.items()):.3g}"))
 
 
-def bits(stored: Mapping[Parameter, int]) -> float:
+def _bits_per_weight(stored: Mapping[Parameter, int]) -> float:
     """Bits per weight of parameters that take so many bytes."""
     return round(8 * sum(stored.values()) / sum(prod(parameter.shape) for parameter in stored), 4)
 
 
-def alike(model: Iterable[Parameter]) -> dict[str, list[Parameter]]:
+def _by_pattern(model: Iterable[Parameter]) -> dict[str, list[Parameter]]:
     """Parameters that have the same place in their layers, by the pattern of their names."""
-    found: dict[str, list[Parameter]] = {}
+    by_pattern: dict[str, list[Parameter]] = {}
     for parameter in model:
-        found.setdefault(pattern_of(parameter.name), []).append(parameter)
-    return found
+        by_pattern.setdefault(pattern_of(parameter.name), []).append(parameter)
+    return by_pattern
 
 
-def nbytes(parameter: Parameter, rule: Scheme) -> int:
+def _stored_bytes(parameter: Parameter, rule: Scheme) -> int:
     """Bytes that are stored of a parameter."""
-    return sum(piece.nbytes for piece in stored_tensors(parameter, rule))
+    return sum(tensor.nbytes for tensor in stored_tensors(parameter, rule))
 
 
-def same(one: Scheme, other: Scheme) -> bool:
+def _packs_alike(one: Scheme, other: Scheme) -> bool:
     """Whether two schemes pack alike, whatever they are called."""
     return replace(one, name="") == replace(other, name="")

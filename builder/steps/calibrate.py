@@ -89,7 +89,7 @@ def readers(entries: Iterable[Mapping[str, Json]], sources: Mapping[str, str]) -
             of several blocks, which read different inputs.
     """
     modules = {tensor: name.rpartition(".")[0] for name, tensor in sources.items()}
-    found: dict[str, list[str]] = {}
+    by_module: dict[str, list[str]] = {}
     for entry in entries:
         if entry["kind"] not in ("linear", "head"):
             continue
@@ -99,26 +99,26 @@ def readers(entries: Iterable[Mapping[str, Json]], sources: Mapping[str, str]) -
                 f"calibrate: transformers has no layer of its own for {entry['name']}, whose input could be measured",
                 "build quant.method=mse, which needs no activations",
             )
-        found.setdefault(parts[0], []).append(entry["name"])
-    return found
+        by_module.setdefault(parts[0], []).append(entry["name"])
+    return by_module
 
 
 def experts(entries: Iterable[Mapping[str, Json]], fused: Iterable[str]) -> Experts:
     """The modules of transformers that hold all experts of a layer. ``fused``: parameters that it made of several
     tensors; ours of the same layer that ends in the same name is the same stack."""
     ours = {(layer_of(e["name"]), stem_of(e["name"]).rpartition(".")[2]): e["name"] for e in entries}
-    found: Experts = {}
+    by_module: Experts = {}
     for name in fused:
         module, _, last = name.rpartition(".")
         if module.endswith(".experts") and (layer_of(name), last) in ours:
-            found.setdefault(module, {})[last] = ours[layer_of(name), last]
-    return {module: parts for module, parts in found.items() if set(parts) == {"gate_up_proj", "down_proj"}}
+            by_module.setdefault(module, {})[last] = ours[layer_of(name), last]
+    return {module: parts for module, parts in by_module.items() if set(parts) == {"gate_up_proj", "down_proj"}}
 
 
-def _measure(model: Any, wanted: Mapping[str, list[str]], mixed: Experts, tokens_NW: np.ndarray, out: Out) -> None:
+def _measure(model: Any, readers_of: Mapping[str, list[str]], mixed: Experts, tokens_NW: np.ndarray, out: Out) -> None:
     torch.set_num_threads(THREADS)
     head = model.get_output_embeddings()
-    few: list[int] = []  # experts of each layer with too few tokens
+    too_few: list[int] = []  # experts of each layer with too few tokens
 
     def save(names: list[str], x: torch.Tensor) -> None:
         x_TI = x.reshape(-1, x.shape[-1])
@@ -128,28 +128,30 @@ def _measure(model: Any, wanted: Mapping[str, list[str]], mixed: Experts, tokens
                 np.save(file, moment)
 
     for module_name, module in model.named_modules():
-        if module_name in wanted and module is not head:
-            module.register_forward_pre_hook(lambda _, x, names=wanted[module_name]: save(names, x[0]))
+        if module_name in readers_of and module is not head:
+            module.register_forward_pre_hook(lambda _, x, names=readers_of[module_name]: save(names, x[0]))
         if module_name in mixed:
             module.register_forward_pre_hook(
-                lambda module, x, names=mixed[module_name]: few.append(_save_experts(module, x[0], x[1], names, out))
+                lambda module, x, names=mixed[module_name]: too_few.append(
+                    _save_experts(module, x[0], x[1], names, out)
+                )
             )
     with torch.inference_mode():
         last = model.base_model(torch.from_numpy(tokens_NW).long(), use_cache=False).last_hidden_state
         for module_name, module in model.named_modules():
-            if module_name in wanted and module is head:
-                save(wanted[module_name], last)
-    if sum(few):
+            if module_name in readers_of and module is head:
+                save(readers_of[module_name], last)
+    if sum(too_few):
         count = sum(model.get_submodule(module_name).num_experts for module_name in mixed)
         out.warn(
-            f"{sum(few)} of {count} experts read fewer than {LEAST_TOKENS} of the {tokens_NW.size} calibration tokens: "
-            "their weights are chosen as by mse; quant.calibration.tokens gives them more"
+            f"{sum(too_few)} of {count} experts read fewer than {LEAST_TOKENS} of the {tokens_NW.size} calibration "
+            "tokens: their weights are chosen as by mse; quant.calibration.tokens gives them more"
         )
 
 
 def _save_experts(module: Any, x_TH: torch.Tensor, chosen_TK: torch.Tensor, names: Mapping[str, str], out: Out) -> int:
     """The moments of a layer's experts, one after the other; returns how many of them read too few tokens."""
-    few, files = 0, {}
+    too_few, files = 0, {}
     for part, name in names.items():
         weights = getattr(module, part)  # (experts, out, in)
         shape = (len(weights), weights.shape[2], weights.shape[2])
@@ -157,7 +159,7 @@ def _save_experts(module: Any, x_TH: torch.Tensor, chosen_TK: torch.Tensor, name
     for expert in range(module.num_experts):
         x_EH = x_TH[(chosen_TK == expert).any(dim=-1)]
         if len(x_EH) < LEAST_TOKENS:
-            few += 1
+            too_few += 1
             continue
         gate_EI, up_EI = torch.nn.functional.linear(x_EH, module.gate_up_proj[expert]).chunk(2, dim=-1)
         inputs = {"gate_up_proj": x_EH, "down_proj": module.act_fn(gate_EI) * up_EI}
@@ -165,7 +167,7 @@ def _save_experts(module: Any, x_TH: torch.Tensor, chosen_TK: torch.Tensor, name
             files[part][expert] = _moment(inputs[part], len(x_TH), name)
     for file in files.values():
         file.flush()
-    return few
+    return too_few
 
 
 def _moment(x_TI: torch.Tensor, tokens: int, name: str) -> np.ndarray:

@@ -28,27 +28,27 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         inputs: {"shard": the quantized shard, "records": its entry}.
     """
     source, stem = one(inputs["shard"]), f"params_shard_{params['index']}"
-    whole = [tensor for tensor in params["tensors"] if tensor["cut"] is None]
-    divided = [tensor for tensor in params["tensors"] if tensor["cut"] is not None]
-    if not divided:
+    shared = [tensor for tensor in params["tensors"] if tensor["cut"] is None]
+    split = [tensor for tensor in params["tensors"] if tensor["cut"] is not None]
+    if not split:
         out.link(f"{stem}.bin", source)
         entries = [json.loads(one(inputs["records"]).path.read_bytes())]
     else:
-        held = np.memmap(source.path, np.uint8, "r", source.offset, (source.nbytes,))
-        entries = [_write(out.path(f"{stem}.bin"), _parts(held, whole, None, 1))] if whole else []
+        shard_bytes = np.memmap(source.path, np.uint8, "r", source.offset, (source.nbytes,))
+        entries = [_write(out.path(f"{stem}.bin"), _parts(shard_bytes, shared, None, 1))] if shared else []
         for rank in range(params["shards"]):
             path = out.path(f"{stem}_rank_{rank}.bin")
-            entries.append(_write(path, _parts(held, divided, rank, params["shards"])))
+            entries.append(_write(path, _parts(shard_bytes, split, rank, params["shards"])))
             out.progress(rank + 1, params["shards"], "ranks", stem)
     out.path("records.json").write_bytes(canonical({"shards": entries}))
 
 
 def _parts(
-    held: np.ndarray, tensors: Sequence[Mapping[str, Any]], rank: int | None, shards: int
+    shard_bytes: np.ndarray, tensors: Sequence[Mapping[str, Any]], rank: int | None, ranks: int
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """(name, dtype, array) of what a rank has of each tensor; ``rank`` None: all of it."""
     for tensor in tensors:
-        stored = held[tensor["offset"] : tensor["offset"] + tensor["nbytes"]]
+        stored = shard_bytes[tensor["offset"] : tensor["offset"] + tensor["nbytes"]]
         if tensor["offset"] % NUMPY_DTYPE[tensor["dtype"]].itemsize:
             stored = stored.copy()
         array = stored.view(NUMPY_DTYPE[tensor["dtype"]]).reshape(tensor["shape"])
@@ -58,7 +58,7 @@ def _parts(
             yield (
                 tp_shard_name(tensor["name"], rank),
                 tensor["dtype"],
-                take_tp_shard(array, slicing_from_json(tensor["cut"]), rank, shards),
+                take_tp_shard(array, slicing_from_json(tensor["cut"]), rank, ranks),
             )
 
 

@@ -49,21 +49,21 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     stored = _stored(json.loads(one(inputs["parameters"]).path.read_text())["parameters"], group(inputs["shards"]))
     config = json.loads(one(inputs["config"]).path.read_text())
     layout = json.loads(one(inputs["layout"]).path.read_text())["tensors"]
-    _, original_tensor = quantized.opened(config, layout, group(inputs["tensors"]))
+    _, original_tensor = quantized.open_checkpoint(config, layout, group(inputs["tensors"]))
     scales = group(inputs["scales"]) if "scales" in inputs else {}
-    found: dict[str, reconstruction.Reconstruction] = {}
+    compared: dict[str, reconstruction.Reconstruction] = {}
 
     @lru_cache(maxsize=1)  # q, k and v are asked for one after another, and are one parameter
     def parameter(index: int) -> np.ndarray:
         entry = entries[index]
         original = scaled(entry, assemble(entry, lambda name: original_tensor(name).numpy()), scales)
-        weight, found[entry["name"]] = _dequantize(entry, rule, params["method"], stored, original)
+        weight, compared[entry["name"]] = _dequantize(entry, rule, params["method"], stored, original)
         return weight
 
     def fetch(name: str) -> source_model.Tensor:
-        wanted = [i for i, entry in enumerate(entries) if any(s["tensor"] == name for s in entry["sources"])]
-        arrays = {entries[i]["name"]: parameter(i) for i in wanted}
-        tensor = to_source({"parameters": [entries[i] for i in wanted]}, arrays)[name]
+        indices = [i for i, entry in enumerate(entries) if any(s["tensor"] == name for s in entry["sources"])]
+        arrays = {entries[i]["name"]: parameter(i) for i in indices}
+        tensor = to_source({"parameters": [entries[i] for i in indices]}, arrays)[name]
         return source_model.as_tensor(tensor)
 
     tokens, config = prepare(params, inputs, out)
@@ -71,8 +71,8 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     model, sources = source_model.load_named(config, shapes, fetch, out.progress)
     round_inputs(model, entries, sources, rule)
     write(source_model.logits(model, tokens, out.threads), tokens, params, out)
-    assert len(found) == len(entries), "the reference ran without some parameters"
-    out.path("reconstruction.json").write_text(json.dumps(reconstruction.report(found), indent=1) + "\n")
+    assert len(compared) == len(entries), "the reference ran without some parameters"
+    out.path("reconstruction.json").write_text(json.dumps(reconstruction.report(compared), indent=1) + "\n")
 
 
 def _dequantize(
@@ -86,7 +86,7 @@ def _dequantize(
         return weight, reconstruction.plain(original, weight, rule)
     if is_transposed(shape, rule):
         arrays = {role: array.T for role, array in arrays.items()}
-    if (rule.kind != "group" or rule.zero_point) and method != reconstruction.TAKEN:
+    if (rule.kind != "group" or rule.zero_point) and method != reconstruction.IMPORTED:
         method = "rtn"
     if method == "gptq" and entry["kind"] not in ("linear", "head"):
         method = "mse"  # it has no inputs
@@ -116,20 +116,20 @@ def scaled(entry: Mapping[str, Json], weight: np.ndarray, scales: Mapping[str, F
     scaling_of = scaling.read(entry["name"], entry["shape"][0], scales)
     if scaling_of is None:
         return weight
-    found = np.array(weight.reshape(entry["shape"][0], -1), np.float32)
-    scaling_of.apply(found, 0)
-    return found.reshape(entry["shape"])
+    result = np.array(weight.reshape(entry["shape"][0], -1), np.float32)
+    scaling_of.apply(result, 0)
+    return result.reshape(entry["shape"])
 
 
 def _stored(table: list[dict[str, Json]], shards: Mapping[str, File]) -> Read:
     """Read a packed piece by name, out of the shard that parameters.json says it is in."""
-    places = {place["name"]: place for place in table}
+    locations = {location["name"]: location for location in table}
     files = {name.rpartition("/")[2]: file for name, file in shards.items()}
 
     def read(name: str) -> np.ndarray:
-        place = places[name]
-        file = files[f"params_shard_{place['shard']}.bin"]
-        data = np.fromfile(file.path, np.uint8, place["nbytes"], offset=file.offset + place["offset"])
-        return data.view(NUMPY_DTYPE[place["dtype"]]).reshape(place["shape"])
+        location = locations[name]
+        file = files[f"params_shard_{location['shard']}.bin"]
+        data = np.fromfile(file.path, np.uint8, location["nbytes"], offset=file.offset + location["offset"])
+        return data.view(NUMPY_DTYPE[location["dtype"]]).reshape(location["shape"])
 
     return read

@@ -102,16 +102,16 @@ def _hash(located: list[Located], out: Out) -> dict[str, str]:
     Files of the checkpoint that are as they were when they were hashed are not read again."""
     files = {item.path: os.stat(item.path) for item in located if item.of.startswith("watch:")}
     settled = {path for path, status in files.items() if is_settled(status)}
-    known = {path: json.loads(out.memo.get(stat_key(status)) or "{}") for path, status in files.items()}
-    fresh = [item for item in located if _extent(item) not in known.get(item.path, ())]
+    remembered = {path: json.loads(out.memo.get(stat_key(status)) or "{}") for path, status in files.items()}
+    fresh = [item for item in located if _extent(item) not in remembered.get(item.path, ())]
     digests = _hash_all(fresh, out)
     for path in settled & {item.path for item in fresh}:
-        here = {_extent(item): digests[item.tensor.name] for item in fresh if item.path == path}
+        digests_of_file = {_extent(item): digests[item.tensor.name] for item in fresh if item.path == path}
         if stat_key(os.stat(path)) == stat_key(files[path]):
-            out.memo.put(stat_key(files[path]), json.dumps({**known[path], **here}))
+            out.memo.put(stat_key(files[path]), json.dumps({**remembered[path], **digests_of_file}))
     for item in sorted(located, key=lambda item: item.tensor.name):
         tensor = item.tensor
-        digest = digests.get(tensor.name) or known[item.path][_extent(item)]
+        digest = digests.get(tensor.name) or remembered[item.path][_extent(item)]
         digests[tensor.name] = digest
         out.slice(f"tensor/{tensor.name}", digest, tensor.nbytes, item.of, tensor.offset)
     return digests

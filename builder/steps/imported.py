@@ -27,12 +27,12 @@ def is_stored(parameter: Mapping[str, Any]) -> bool:
 
 
 def write(parameter: Mapping[str, Any], quantization: Scheme, inputs: InputFiles, store: Store, done: Done) -> None:
-    """Give ``store`` the pieces of a parameter.
+    """Give ``store`` the stored tensors of a parameter.
 
     Args:
         parameter: weight map entry whose sources all have "stored".
         quantization: that of the parameter, from the same description.
-        done: told of each run of rows.
+        done: called after each run of rows.
 
     Raises:
         UserError: the content of a tensor is not what config.json says.
@@ -44,8 +44,8 @@ def write(parameter: Mapping[str, Any], quantization: Scheme, inputs: InputFiles
         first, last = source["rows"]
         for start in range(first, last, ROWS):
             stop = min(start + ROWS, last)
-            found = quantized.read(source["stored"], arrays, start, stop)
-            for role, rows in _pieces(found, width, quantization, source):
+            read_rows = quantized.read(source["stored"], arrays, start, stop)
+            for role, rows in _tensors(read_rows, width, quantization, source):
                 store(role, row, rows)
             row += stop - start
             done((stop - start) * width, source["dtype"])
@@ -56,25 +56,27 @@ def _mapped(part: Mapping[str, Any], inputs: InputFiles) -> np.ndarray:
     return np.memmap(file.path, HELD[part["dtype"]], "r", file.offset, tuple(part["shape"]))
 
 
-def _pieces(
-    found: quantized.Rows, width: int, scheme: Scheme, source: Mapping[str, Any]
+def _tensors(
+    source_rows: quantized.Rows, width: int, scheme: Scheme, source: Mapping[str, Any]
 ) -> list[tuple[str, np.ndarray]]:
     """(role, rows) of a run of rows, as the scheme holds them.
 
     A symmetric value v stands for (v - 2^(bits - 1)) * s, and ours for (v - (2^(bits - 1) - 1)) * s: with the values
     turned around, 2^bits - 1 - v, and the sign of the scale, they are the same.
     """
-    fitted, values, scales = scheme.for_width(width), found.values[:, :width], found.scales
+    fitted, values, scales = scheme.for_width(width), source_rows.values[:, :width], source_rows.scales
     if scheme.kind == "int8":
         values = values ^ np.uint8(0x80)  # two's complement
     elif scheme.kind == "group" and not scheme.zero_point:
         values, scales = np.uint8(fitted.max_level) - values, -scales
-    held = narrow(scales, scheme.scale_dtype)
-    if not np.isfinite(scales).all() or (widen(held, scheme.scale_dtype) != scales).any():
+    stored = narrow(scales, scheme.scale_dtype)
+    if not np.isfinite(scales).all() or (widen(stored, scheme.scale_dtype) != scales).any():
         raise UserError(f"{source['tensor']}: a scale is NaN or infinite", "fetch the checkpoint again")
     rows, groups = scales.shape
     slots = fitted.words_per_group * fitted.per_word
     levels = np.full((rows, groups, slots), scheme.zero_level, np.uint8)
     levels[:, :, : fitted.group_size] = values.reshape(rows, groups, fitted.group_size)
-    pieces = [("weight", asymmetric.words_of(levels, fitted).reshape(rows, -1)), ("scale", held)]
-    return pieces if found.zeros is None else [*pieces, ("zero", asymmetric.pack_zeros(found.zeros, fitted))]
+    tensors = [("weight", asymmetric.words_of(levels, fitted).reshape(rows, -1)), ("scale", stored)]
+    if source_rows.zeros is not None:
+        tensors.append(("zero", asymmetric.pack_zeros(source_rows.zeros, fitted)))
+    return tensors

@@ -45,8 +45,8 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 
 def _link_shards(files: Mapping[str, File], out: Out) -> list[Json]:
     """Link params_shard_<i>.bin, and those of each rank, in numeric order and return their tensor-cache entries."""
-    found = [json.loads(file.path.read_bytes()) for name, file in files.items() if name.endswith("/records.json")]
-    shards = [shard for entry in found for shard in entry.get("shards", [entry])]  # of several ranks, several files
+    records = [json.loads(file.path.read_bytes()) for name, file in files.items() if name.endswith("/records.json")]
+    shards = [shard for entry in records for shard in entry.get("shards", [entry])]  # of several ranks, several files
     shards.sort(key=lambda shard: [int(number) for number in re.findall(r"\d+", shard["dataPath"])])
     by_name = {name.rsplit("/", 1)[-1]: file for name, file in files.items()}
     for shard in shards:
@@ -80,15 +80,15 @@ def _own_template(texts: Texts, files: Mapping[str, Path], out: Out) -> str | Tr
     if template is None:
         return "plain"
     try:
-        found = translate(template)
+        translation = translate(template)
     except CannotExpress as error:
         out.warn(
             f"the checkpoint's chat template has no counterpart in MLC's format ({error}); it completes plain text"
         )
         return "plain"
-    for note in found.notes:
+    for note in translation.notes:
         out.warn(f"chat template: {note}")
-    return found
+    return translation
 
 
 def _write_json(path: Path, value: Json) -> None:

@@ -52,14 +52,14 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """
     name = f"params_shard_{params['index']}.bin"
     path = out.path(name)
-    met: dict[str, pack.Counts] = {}
+    counts: dict[str, pack.Counts] = {}
     progress = Progress(out, params["parameters"])
     with path.open("w+b", buffering=0) as file:
         file.truncate(params["nbytes"])
         for parameter in params["parameters"]:
-            met[parameter["name"]] = _put(parameter, params["method"], inputs, file.fileno(), progress)
+            counts[parameter["name"]] = _write_parameter(parameter, params["method"], inputs, file.fileno(), progress)
             _start_writeback(file.fileno())
-        _report(met, params["allow_nonfinite"], out)
+        _report(counts, params["allow_nonfinite"], out)
         digest = _md5(file.fileno())
     record = {
         "dataPath": name,
@@ -71,16 +71,16 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     out.path("records.json").write_bytes(canonical(record))
 
 
-def _put(
-    parameter: Mapping[str, Any], chosen: Mapping[str, Json], inputs: InputFiles, handle: int, progress: Progress
+def _write_parameter(
+    parameter: Mapping[str, Any], method_params: Mapping[str, Json], inputs: InputFiles, handle: int, progress: Progress
 ) -> pack.Counts:
     """Write the pieces of one parameter."""
     quantization = parse_scheme(parameter["scheme"])
     if imported.is_stored(parameter):
-        _take(parameter, quantization, inputs, handle, progress)
+        _write_imported(parameter, quantization, inputs, handle, progress)
         return pack.Counts()
-    method = _methods(parameter, chosen, inputs, quantization)
-    at_once = pack.block_rows(parameter["shape"][-1]) * BLOCKS_AT_ONCE.get(chosen["name"], 1)
+    method = _methods(parameter, method_params, inputs, quantization)
+    at_once = pack.block_rows(parameter["shape"][-1]) * BLOCKS_AT_ONCE.get(method_params["name"], 1)
     writer = _writer(parameter, quantization, method, at_once)
     return _write(parameter, inputs, writer, at_once, handle, progress)
 
@@ -137,7 +137,7 @@ def _rows(handle: int, offset: int, source: Mapping[str, Any], width: int, rows:
 def _columns(
     parameter: Mapping[str, Any], source: Mapping[str, Any], file: File, rows: int
 ) -> Iterator[tuple[int, str, np.ndarray]]:
-    """The source is stored (input, output): its columns are the rows that are wanted."""
+    """The source is stored (input, output): its columns are the rows of the parameter."""
     outputs, inputs = parameter["shape"]
     raw = pack.RAW[source["dtype"]]
     whole = np.memmap(file.path, np.uint8, "r", file.offset, (inputs, outputs * raw.itemsize))
@@ -169,7 +169,7 @@ class Progress:
     """Counts source bytes, and speaks every few MiB."""
 
     def __init__(self, out: Out, parameters: list[dict[str, Any]]) -> None:
-        self.out, self.done, self.said = out, 0, 0
+        self.out, self.done, self.reported = out, 0, 0
         self.total = sum(
             (source["rows"][1] - source["rows"][0]) * prod(source["shape"][1:]) * pack.RAW[source["dtype"]].itemsize
             for parameter in parameters
@@ -178,9 +178,9 @@ class Progress:
 
     def add(self, nbytes: int, label: str) -> None:
         self.done += nbytes
-        if self.done - self.said >= PROGRESS_BYTES or self.done >= self.total:
+        if self.done - self.reported >= PROGRESS_BYTES or self.done >= self.total:
             self.out.progress(self.done, self.total, "B", label)
-            self.said = self.done
+            self.reported = self.done
 
 
 def _writer(parameter: Mapping[str, Any], quantization: Scheme, method: Methods | None, at_once: int) -> Plain | Packed:
@@ -200,14 +200,14 @@ def _write(
 ) -> pack.Counts:  # fmt: skip
     counts, scaled = pack.Counts(), scaling.read(parameter["name"], parameter["shape"][0], inputs)
 
-    def given() -> Iterator[tuple[int, str, np.ndarray, int]]:
+    def blocks() -> Iterator[tuple[int, str, np.ndarray, int]]:
         for row, dtype, block in _blocks(parameter, inputs, at_once):
             yield row, *((dtype, block) if scaled is None else _scaled(scaled, row, dtype, block)), block.nbytes
 
     if isinstance(writer, Packed) and writer.whole:
-        for _, dtype, block, _ in given():
+        for _, dtype, block, _ in blocks():
             writer.measure(dtype, block)
-    for row, dtype, block, nbytes in given():
+    for row, dtype, block, nbytes in blocks():
         counts.add(writer.write(handle, row, dtype, block))
         progress.add(nbytes, parameter["name"])
     return counts
@@ -286,7 +286,7 @@ class Packed:
         return counts
 
 
-def _take(
+def _write_imported(
     parameter: Mapping[str, Any], quantization: Scheme, inputs: InputFiles, handle: int, progress: Progress
 ) -> None:
     """Write a parameter that the checkpoint holds quantized, as it is."""
@@ -325,25 +325,25 @@ def _start_writeback(handle: int) -> None:
         libc.sync_file_range(handle, zero, zero, SYNC_FILE_RANGE_WRITE)
 
 
-def _report(met: Mapping[str, pack.Counts], allowed: bool, out: Out) -> None:
-    bad = {name: counts for name, counts in met.items() if counts.nonfinite or counts.overflowed}
-    if bad and not allowed:
+def _report(counts_of: Mapping[str, pack.Counts], allow_nonfinite: bool, out: Out) -> None:
+    bad = {name: counts for name, counts in counts_of.items() if counts.nonfinite or counts.overflowed}
+    if bad and not allow_nonfinite:
         raise UserError(
-            f"{_count(bad)}; allowed: finite weights that the scheme's dtype can hold",
+            f"{_describe_counts(bad)}; allowed: finite weights that the scheme's dtype can hold",
             "build model.allow_nonfinite=true to build it all the same",
         )
     if bad:
-        out.warn(_count(bad))
+        out.warn(_describe_counts(bad))
         out.fact("weights_nonfinite", sum(counts.nonfinite for counts in bad.values()))
         out.fact("weights_overflowed", sum(counts.overflowed for counts in bad.values()))
-    saturated = {name: counts.saturated for name, counts in met.items() if counts.saturated}
+    saturated = {name: counts.saturated for name, counts in counts_of.items() if counts.saturated}
     if saturated:
         worst = max(saturated, key=lambda name: saturated[name])
         out.warn(f"{sum(saturated.values())} scales were too large for their dtype and saturated, most in {worst}")
         out.fact("scales_saturated", sum(saturated.values()))
 
 
-def _count(bad: Mapping[str, pack.Counts]) -> str:
+def _describe_counts(bad: Mapping[str, pack.Counts]) -> str:
     shown = []
     for name, counts in list(bad.items())[:5]:
         kinds = [(counts.nonfinite, "NaN or infinite"), (counts.overflowed, "too large for the dtype of the scheme")]

@@ -36,7 +36,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     tensors = group(inputs["tensors"])
     tokens, config = prepare(params, inputs, out)
 
-    shapes, fetch = quantized.opened(config, layout, tensors)
+    shapes, fetch = quantized.open_checkpoint(config, layout, tensors)
     model = source_model.load(config, shapes, fetch, out.progress)
     write(source_model.logits(model, tokens, out.threads), tokens, params, out)
 

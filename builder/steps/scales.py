@@ -70,8 +70,8 @@ class Search:
     def _packed(self, name: str) -> bool:
         entry = self.entries[name]
         parameter = Parameter(name, tuple(entry["shape"]), entry["kind"])
-        found = self.scheme.for_parameter(name)
-        return found.kind == "group" and not found.zero_point and is_quantized(parameter, self.scheme)
+        scheme = self.scheme.for_parameter(name)
+        return scheme.kind == "group" and not scheme.zero_point and is_quantized(parameter, self.scheme)
 
     def _places(self, fold: Mapping[str, Any], readers: list[str], block: int) -> Iterator[tuple[str, int]]:
         """(reader, part) of a block; a matrix has as many parts as it has moments."""
@@ -81,12 +81,12 @@ class Search:
 
     def _all_moments(self, name: str) -> np.ndarray:
         """(parts, I, I), not read yet."""
-        found: np.ndarray = np.load(self.moments[f"moments/{name}"].path, mmap_mode="r")
-        return found if found.ndim == 3 else found[None]
+        moments: np.ndarray = np.load(self.moments[f"moments/{name}"].path, mmap_mode="r")
+        return moments if moments.ndim == 3 else moments[None]
 
     def _moment(self, name: str, part: int) -> np.ndarray:
-        found: np.ndarray = self._all_moments(name)[part]
-        return found
+        moment: np.ndarray = self._all_moments(name)[part]
+        return moment
 
     def _part(self, name: str, part: int) -> awq.Part:
         entry = self.entries[name]
@@ -113,8 +113,8 @@ class Search:
 def channels(fold: Mapping[str, Any], inputs: int) -> np.ndarray:
     """For each input of the readers the channel that makes it, counted from the writers' ``start``."""
     numbers_I = np.arange(inputs)
-    found: np.ndarray = numbers_I // (fold["repeats"] * fold["width"]) * fold["width"] + numbers_I % fold["width"]
-    return found
+    channel_I: np.ndarray = numbers_I // (fold["repeats"] * fold["width"]) * fold["width"] + numbers_I % fold["width"]
+    return channel_I
 
 
 def write(fold: Mapping[str, Any], entries: Entries, scales_BC: np.ndarray, out: Out) -> None:
@@ -138,21 +138,21 @@ def _save(out: Out, name: str, array: np.ndarray) -> None:
 
 def _rows(entry: Mapping[str, Any], tensors: Mapping[str, File], start: int, stop: int, stride: int) -> np.ndarray:
     """Rows start, start + stride, ... of a parameter, float32 (R, width), as the weight map says."""
-    wanted, width, row, found = np.arange(start, stop, stride), prod(entry["shape"][1:]), 0, []
+    numbers, width, row, parts = np.arange(start, stop, stride), prod(entry["shape"][1:]), 0, []
     for source in entry["sources"]:
         file, raw = tensors[f"tensor/{source['tensor']}"], pack.RAW[source["dtype"]]
         shape = (source["shape"][0], prod(source["shape"][1:]))
-        whole = np.memmap(file.path, np.uint8, "r", file.offset, (shape[0], shape[1] * raw.itemsize)).view(raw)
+        matrix = np.memmap(file.path, np.uint8, "r", file.offset, (shape[0], shape[1] * raw.itemsize)).view(raw)
         if entry["op"] == "transpose":
-            held = whole[:, wanted].T
+            values = matrix[:, numbers].T
         else:
             first, last = source["rows"]
-            here = wanted[(wanted >= row) & (wanted < row + last - first)]
-            held, row = whole[here - row + first], row + last - first
-        if held.size:
-            block = np.empty(held.shape, np.float32)
-            pack.widen_exactly(np.ascontiguousarray(held), source["dtype"], block)
-            found.append(block)
-    joined: np.ndarray = np.concatenate(found)
-    assert joined.shape == (len(wanted), width), (entry["name"], joined.shape)
+            here = numbers[(numbers >= row) & (numbers < row + last - first)]
+            values, row = matrix[here - row + first], row + last - first
+        if values.size:
+            block = np.empty(values.shape, np.float32)
+            pack.widen_exactly(np.ascontiguousarray(values), source["dtype"], block)
+            parts.append(block)
+    joined: np.ndarray = np.concatenate(parts)
+    assert joined.shape == (len(numbers), width), (entry["name"], joined.shape)
     return joined

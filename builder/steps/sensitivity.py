@@ -109,7 +109,7 @@ def owners(entries: Iterable[Mapping[str, Json]], sources: Mapping[str, str]) ->
     modules: dict[str, list[str]] = {}
     for name, tensor in sources.items():
         modules.setdefault(tensor, []).append(name.rpartition(".")[0])
-    found: Owned = {}
+    owned: Owned = {}
     for entry in entries:
         if entry["kind"] not in ("linear", "head", "embedding"):
             continue
@@ -121,8 +121,8 @@ def owners(entries: Iterable[Mapping[str, Json]], sources: Mapping[str, str]) ->
                     "rules of your own: build quant=mixed_q4_q8",
                 )
             for module in modules[source["tensor"]]:
-                found.setdefault(module, {}).setdefault(entry["name"], []).append(tuple(source["rows"]))
-    return found
+                owned.setdefault(module, {}).setdefault(entry["name"], []).append(tuple(source["rows"]))
+    return owned
 
 
 class Probe:
@@ -161,9 +161,9 @@ class Probe:
                     continue
                 some = slice(block * count, (block + 1) * count)
                 for name, candidate in self.schemes.items():
-                    module._parameters["weight"] = changed(weight, parts[parameter], candidate)
-                    found = module.forward(arguments[0][:count])
-                    self.errors[parameter][name] += float((found - y[:count]).square().sum(dtype=torch.float64))
+                    module._parameters["weight"] = _with_rounded_rows(weight, parts[parameter], candidate)
+                    rounded_y = module.forward(arguments[0][:count])
+                    self.errors[parameter][name] += float((rounded_y - y[:count]).square().sum(dtype=torch.float64))
                     if name == self.coarsest:
                         y[some] = module.forward(arguments[0][some])
             module._parameters["weight"] = weight
@@ -178,12 +178,12 @@ class Probe:
         return {name: float(f"{max(kl, 0.0) * error / unit:.{DIGITS}g}") for name, error in errors.items()}
 
 
-def changed(weight: torch.Tensor, rows: Rows, candidate: Scheme) -> torch.Tensor:
+def _with_rounded_rows(weight: torch.Tensor, rows: Rows, candidate: Scheme) -> torch.Tensor:
     """The weight with some of its rows rounded."""
-    found = weight.clone()
+    result = weight.clone()
     for start, stop in rows:
-        found[start:stop] = torch.from_numpy(rounded(weight[start:stop].numpy(), candidate))
-    return found
+        result[start:stop] = torch.from_numpy(rounded(weight[start:stop].numpy(), candidate))
+    return result
 
 
 def divergence(original_NWV: torch.Tensor, other_NWV: torch.Tensor) -> float:

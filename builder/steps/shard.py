@@ -27,17 +27,17 @@ from builder.steps.ports import one
 
 @dataclass(slots=True)
 class Shard:
-    """An open shard: (parameter's weight map entry, piece, byte offset) in the order of the file."""
+    """An open shard: (parameter's weight map entry, tensor, byte offset) in the order of the file."""
 
-    placed: list[tuple[dict[str, Any], StoredTensor, int]] = field(default_factory=list)
+    tensors: list[tuple[dict[str, Any], StoredTensor, int]] = field(default_factory=list)
     nbytes: int = 0
     room: int = 0  # bytes that count against the limit
 
-    def place(self, entry: dict[str, Any], pieces: list[StoredTensor], room: int) -> None:
+    def place(self, entry: dict[str, Any], stored: list[StoredTensor], room: int) -> None:
         self.room += room
-        for piece in pieces:
-            self.placed.append((entry, piece, self.nbytes))
-            self.nbytes += piece.nbytes
+        for tensor in stored:
+            self.tensors.append((entry, tensor, self.nbytes))
+            self.nbytes += tensor.nbytes
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
@@ -63,14 +63,14 @@ def lay_out(weight_map: Mapping[str, Any], quantization: Scheme, max_shard_bytes
     shards = [Shard()]
     for entry in weight_map["parameters"]:
         parameter = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"])
-        pieces = stored_tensors(parameter, quantization)
-        together = sum(piece.nbytes for piece in pieces)
-        apart = together > max_shard_bytes and all(piece.nbytes <= max_shard_bytes for piece in pieces)
-        for group in [[piece] for piece in pieces] if apart else [pieces]:
-            room = sum(piece.nbytes for piece in group)
+        stored = stored_tensors(parameter, quantization)
+        together = sum(tensor.nbytes for tensor in stored)
+        apart = together > max_shard_bytes and all(tensor.nbytes <= max_shard_bytes for tensor in stored)
+        for group in [[tensor] for tensor in stored] if apart else [stored]:
+            room = sum(tensor.nbytes for tensor in group)
             if quantization.rules:
                 room = max(room, prod(parameter.shape) * DTYPE_BYTES[quantization.dtype])
-            if shards[-1].placed and shards[-1].room + room > max_shard_bytes:
+            if shards[-1].tensors and shards[-1].room + room > max_shard_bytes:
                 shards.append(Shard())
             shards[-1].place(entry, group, room)
     return shards
@@ -80,14 +80,14 @@ def _item(
     index: int, shard: Shard, quantization: Scheme, moments: bool, folds: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     jobs: dict[str, dict[str, Any]] = {}
-    for entry, piece, offset in shard.placed:
+    for entry, tensor, offset in shard.tensors:
         job = jobs.setdefault(
             entry["name"], {**entry, "scheme": _table_of(quantization.for_parameter(entry["name"])), "pieces": []}
         )
-        shape = list(piece.shape)
+        shape = list(tensor.shape)
         job["pieces"].append(
-            {"name": piece.name, "shape": shape, "dtype": piece.dtype, "role": piece.role}
-            | {"offset": offset, "nbytes": piece.nbytes}
+            {"name": tensor.name, "shape": shape, "dtype": tensor.dtype, "role": tensor.role}
+            | {"offset": offset, "nbytes": tensor.nbytes}
         )
     tensors = sorted({tensor for job in jobs.values() for source in job["sources"] for tensor in tensors_of(source)})
     return {
@@ -121,8 +121,8 @@ def _table_of(quantization: Scheme) -> dict[str, Any]:
 
 def _table(shards: list[Shard]) -> list[dict[str, Any]]:
     return [
-        {"name": piece.name, "shape": list(piece.shape), "dtype": piece.dtype}
-        | {"shard": index, "offset": offset, "nbytes": piece.nbytes}
+        {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
+        | {"shard": index, "offset": offset, "nbytes": tensor.nbytes}
         for index, shard in enumerate(shards)
-        for _, piece, offset in shard.placed
+        for _, tensor, offset in shard.tensors
     ]

@@ -12,8 +12,8 @@ from builder.core.step import InputFiles, Json, Out
 from builder.runtime.engine import Engine
 from builder.steps.ports import group
 from builder.verification import measure, paths
-from builder.verification.findings import Findings, Found, Place, judge
-from builder.verification.limits import is_trained, tightened
+from builder.verification.limits import is_trained, tighten
+from builder.verification.results import Location, PathResult, VerifyResult, check_limits
 
 Tick = Callable[[str, int], None]
 
@@ -22,8 +22,8 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """Write verify.json with every figure; facts for the main ones.
 
     Args:
-        params: "name", "scheme" (for messages), "limits" (verification.limits.choose), "trained" {"ratio": from which
-            a model counts as trained, limit: its share for such a model}.
+        params: "name", "scheme" (for messages), "limits" (verification.limits.choose_limits), "trained" {"ratio": from
+            which a model counts as trained, limit: its share for such a model}.
         inputs: "package" (the artifact's files), "reference", "dequantized" (tokens.npy, logits.npy, ...).
         out: progress in tokens.
 
@@ -38,18 +38,18 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     engine = Engine({name: file.path for name, file in group(inputs["package"]).items()})
     if engine.vocab_size != original.shape[2]:
         raise StepError(f"the library has {engine.vocab_size} logits, the reference {original.shape[2]}", "verify=off")
-    pieces = collect(engine, tokens, out)
+    blocks = collect(engine, tokens, out)
     weights = json.loads(dequantized["reconstruction.json"].path.read_text())
-    findings = compare(params, pieces, {"original": original, "dequantized": exact, "tokens": tokens}, weights)
-    trained = is_trained(findings.perplexity["original"], original.shape[2], params["trained"]["ratio"])
-    limits = tightened(params["limits"], params["trained"]) if trained else params["limits"]
-    whole = {**findings.json(), "limits": limits, "trained": trained}
-    out.path("verify.json").write_text(json.dumps(whole, indent=1) + "\n")
-    report(findings, out)
-    judge(findings, limits)
+    verified = compare(params, blocks, {"original": original, "dequantized": exact, "tokens": tokens}, weights)
+    trained = is_trained(verified.perplexity["original"], original.shape[2], params["trained"]["ratio"])
+    limits = tighten(params["limits"], params["trained"]) if trained else params["limits"]
+    report_json = {**verified.json(), "limits": limits, "trained": trained}
+    out.path("verify.json").write_text(json.dumps(report_json, indent=1) + "\n")
+    report(verified, out)
+    check_limits(verified, limits)
 
 
-def collect(engine: paths.Engine, tokens_NW: np.ndarray, out: Out) -> dict[str, list[paths.Piece]]:
+def collect(engine: paths.Engine, tokens_NW: np.ndarray, out: Out) -> dict[str, list[paths.PathLogits]]:
     """Run every path.
 
     Raises:
@@ -62,45 +62,45 @@ def collect(engine: paths.Engine, tokens_NW: np.ndarray, out: Out) -> dict[str, 
         done += tokens
         out.progress(done, total, "tokens", path)
 
-    pieces: dict[str, list[paths.Piece]] = {}
-    for piece in paths.walk(engine, tokens_NW, tick):
-        finite = np.isfinite(piece.logits).all(axis=1)
+    blocks: dict[str, list[paths.PathLogits]] = {}
+    for block in paths.run_paths(engine, tokens_NW, tick):
+        finite = np.isfinite(block.logits).all(axis=1)
         if not finite.all():
             raise StepError(
-                f"{piece.path}: the library gives NaN or infinity in window {piece.window} "
-                f"at position {piece.positions[int(np.argmin(finite))]}; the reference is finite there",
+                f"{block.path}: the library gives NaN or infinity in window {block.window} "
+                f"at position {block.positions[int(np.argmin(finite))]}; the reference is finite there",
                 "the fault is in the lowered code, not in the weights: another path or position may still agree",
             )
-        pieces.setdefault(piece.path, []).append(piece)
-    return pieces
+        blocks.setdefault(block.path, []).append(block)
+    return blocks
 
 
 def compare(
     params: Mapping[str, Json],
-    pieces: Mapping[str, list[paths.Piece]],
+    blocks: Mapping[str, list[paths.PathLogits]],
     arrays: Mapping[str, np.ndarray],
     weights: Mapping[str, Json],
-) -> Findings:
+) -> VerifyResult:
     """All figures; ``arrays``: original and dequantized logits [N, W, V], tokens [N, W]."""
     units = {name: measure.spread(flat(arrays[name])) for name in ("original", "dequantized")}
-    found = {path: _path(of, arrays, units) for path, of in pieces.items()}
-    built = np.stack([piece.logits for piece in pieces[paths.ONE_SHOT]])
+    path_results = {path: _path(of, arrays, units) for path, of in blocks.items()}
+    built = np.stack([block.logits for block in blocks[paths.ONE_SHOT]])
     perplexity = {
         name: measure.perplexity(measure.nll(logits, arrays["tokens"]))
         for name, logits in (("original", arrays["original"]), ("dequantized", arrays["dequantized"]), ("built", built))
     }
-    return Findings(params["name"], params["scheme"], found, perplexity, weights)
+    return VerifyResult(params["name"], params["scheme"], path_results, perplexity, weights)
 
 
-def _path(pieces: list[paths.Piece], arrays: Mapping[str, np.ndarray], units: Mapping[str, float]) -> Found:
-    places: list[Place] = [(piece.window, position) for piece in pieces for position in piece.positions]
-    built_BV = np.concatenate([piece.logits for piece in pieces])
-    windows, positions = (list(part) for part in zip(*places, strict=True))
+def _path(blocks: list[paths.PathLogits], arrays: Mapping[str, np.ndarray], units: Mapping[str, float]) -> PathResult:
+    locations: list[Location] = [(block.window, position) for block in blocks for position in block.positions]
+    built_BV = np.concatenate([block.logits for block in blocks])
+    windows, positions = (list(part) for part in zip(*locations, strict=True))
     original_BV, exact_BV = arrays["original"][windows, positions], arrays["dequantized"][windows, positions]
     first = [row for row, position in enumerate(positions) if position == 0]
     start = measure.errors(exact_BV[first], built_BV[first], units["dequantized"]).max_error if first else None
-    return Found(
-        places,
+    return PathResult(
+        locations,
         measure.errors(original_BV, built_BV, units["original"]),
         measure.divergence(original_BV, built_BV),
         measure.errors(exact_BV, built_BV, units["dequantized"]),
@@ -112,16 +112,16 @@ def flat(logits_NWV: np.ndarray) -> np.ndarray:
     return logits_NWV.reshape(-1, logits_NWV.shape[2])
 
 
-def report(findings: Findings, out: Out) -> None:
+def report(verified: VerifyResult, out: Out) -> None:
     """The main figures, for the table and build.json."""
-    one_shot = findings.paths[paths.ONE_SHOT]
+    one_shot = verified.paths[paths.ONE_SHOT]
     facts = {
-        "perplexity": findings.perplexity["built"],
-        "perplexity_original": findings.perplexity["original"],
-        "kl": one_shot.predicts.kl,
-        "top1": one_shot.predicts.top1,
-        "max_error": max(found.original.max_error for found in findings.paths.values()),
-        "exact_error": max(found.exact.max_error for found in findings.paths.values()),
+        "perplexity": verified.perplexity["built"],
+        "perplexity_original": verified.perplexity["original"],
+        "kl": one_shot.divergence.kl,
+        "top1": one_shot.divergence.top1,
+        "max_error": max(path.original.max_error for path in verified.paths.values()),
+        "exact_error": max(path.exact.max_error for path in verified.paths.values()),
     }
     for name, value in facts.items():
         out.fact(name, float(f"{value:.4g}"))

@@ -15,8 +15,8 @@ from builder.core.step import InputFiles, Json, Out
 from builder.steps.ports import group
 from builder.steps.verify import compare, report
 from builder.verification import paths
-from builder.verification.findings import judge
-from builder.verification.limits import is_trained, tightened
+from builder.verification.limits import is_trained, tighten
+from builder.verification.results import check_limits
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
@@ -34,13 +34,13 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     stored = np.load(dequantized["logits.npy"].path, mmap_mode="r")
     weights = json.loads(dequantized["reconstruction.json"].path.read_text())
     positions = list(range(stored.shape[1]))
-    pieces = [paths.Piece(paths.ONE_SHOT, window, positions, logits) for window, logits in enumerate(stored)]
+    blocks = [paths.PathLogits(paths.ONE_SHOT, window, positions, logits) for window, logits in enumerate(stored)]
     arrays = {"original": original, "dequantized": stored, "tokens": np.load(reference["tokens.npy"].path)}
-    findings = compare(params, {paths.ONE_SHOT: pieces}, arrays, weights)
-    trained = is_trained(findings.perplexity["original"], original.shape[2], params["trained"]["ratio"])
-    limits = tightened(params["limits"], params["trained"]) if trained else params["limits"]
-    whole = {**findings.json(), "limits": limits, "trained": trained, "ran": False}
-    out.path("verify.json").write_text(json.dumps(whole, indent=1) + "\n")
-    report(findings, out)
+    verified = compare(params, {paths.ONE_SHOT: blocks}, arrays, weights)
+    trained = is_trained(verified.perplexity["original"], original.shape[2], params["trained"]["ratio"])
+    limits = tighten(params["limits"], params["trained"]) if trained else params["limits"]
+    report_json = {**verified.json(), "limits": limits, "trained": trained, "ran": False}
+    out.path("verify.json").write_text(json.dumps(report_json, indent=1) + "\n")
+    report(verified, out)
     out.fact("not_run", params["kind"])
-    judge(findings, limits)
+    check_limits(verified, limits)

@@ -86,6 +86,6 @@ def encode(text: str, tokenizer_json: Path) -> tuple[list[int], list[int]]:
     tokenizer = Tokenizer.from_file(str(tokenizer_json))
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     probe: list[int] = tokenizer.encode("a", add_special_tokens=False).ids
-    around: list[int] = tokenizer.encode("a", add_special_tokens=True).ids
-    starts = [i for i in range(len(around) - len(probe) + 1) if around[i : i + len(probe)] == probe]
-    return ids, around[: starts[0]] if starts else []
+    with_specials: list[int] = tokenizer.encode("a", add_special_tokens=True).ids
+    starts = [i for i in range(len(with_specials) - len(probe) + 1) if with_specials[i : i + len(probe)] == probe]
+    return ids, with_specials[: starts[0]] if starts else []

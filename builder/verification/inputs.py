@@ -50,17 +50,17 @@ def round_inputs(model: Any, entries: Iterable[Mapping[str, Json]], sources: Map
 
 def activations(entries: Iterable[Mapping[str, Json]], rule: Scheme) -> dict[str, str]:
     """{checkpoint tensor: what the input of its layer is rounded to}. An embedding is here as it may be the head."""
-    found = {}
+    by_tensor = {}
     for entry in entries:
         parameter = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"])
         activation = rule.for_parameter(parameter.name).activation
         if activation and is_quantized(parameter, rule):
-            found.update({source["tensor"]: activation for source in entry["sources"]})
-    return found
+            by_tensor.update({source["tensor"]: activation for source in entry["sources"]})
+    return by_tensor
 
 
-def _before(activation: str, _module: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (rounded(given[0], activation), *given[1:])
+def _before(activation: str, _module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (rounded(arguments[0], activation), *arguments[1:])
 
 
 def rounded(x: Tensor, activation: str) -> Tensor:

@@ -10,7 +10,7 @@ from builder.core.step import Json
 NAMES = ("max_error", "rms_error", "kl", "top1", "perplexity")
 
 
-def choose(
+def choose_limits(
     scheme: Mapping[str, Json],
     limits: Mapping[str, Mapping[str, float]],
     overrides: Mapping[str, float | None],
@@ -44,6 +44,6 @@ def is_trained(perplexity: float, vocab_size: int, ratio: float) -> bool:
     return vocab_size / perplexity >= ratio
 
 
-def tightened(limits: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
+def tighten(limits: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
     """The limits of a trained model; ``shares``: of verify.trained, by the name of the limit."""
     return {name: limit * shares.get(name, 1.0) for name, limit in limits.items()}

@@ -78,12 +78,12 @@ def nll(logits_NWV: np.ndarray, tokens_NW: np.ndarray) -> np.ndarray:
     count, window, vocab_size = logits_NWV.shape
     flat_BV = logits_NWV[:, :-1].reshape(-1, vocab_size)
     next_B = tokens_NW[:, 1:].reshape(-1)
-    found, row = [], 0
+    parts, row = [], 0
     for (block,) in blocks(flat_BV):
-        wanted = next_B[row : row + len(block)]
-        found.append(-log_softmax(block)[np.arange(len(block)), wanted])
+        targets = next_B[row : row + len(block)]
+        parts.append(-log_softmax(block)[np.arange(len(block)), targets])
         row += len(block)
-    return np.concatenate(found).reshape(count, window - 1)
+    return np.concatenate(parts).reshape(count, window - 1)
 
 
 def perplexity(nll_NW: np.ndarray) -> float:

@@ -40,7 +40,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class PathLogits:
     """Logits [len(positions), V] of some positions of one window."""
 
     path: str
@@ -49,7 +49,7 @@ class Piece:
     logits: np.ndarray
 
 
-def walk(engine: Engine, tokens_NW: np.ndarray, tick: Tick) -> Iterator[Piece]:
+def run_paths(engine: Engine, tokens_NW: np.ndarray, tick: Tick) -> Iterator[PathLogits]:
     """Run the windows through every path."""
     windows = [[int(token) for token in row] for row in tokens_NW]
     yield from _one_shot(engine, windows, tick)
@@ -61,20 +61,20 @@ def walk(engine: Engine, tokens_NW: np.ndarray, tick: Tick) -> Iterator[Piece]:
 
 
 def total_tokens(engine: Engine, tokens_NW: np.ndarray) -> int:
-    """What ``walk`` will tick, in all."""
+    """What ``run_paths`` will tick, in all."""
     count, window = tokens_NW.shape
     several = sum(_interleaved_lengths(window)) if engine.metadata["max_batch_size"] > 1 else 0
     total: int = count * window + sum(_prefix_lengths(engine, window)) + 2 * window + several
     return total
 
 
-def _one_shot(engine: Engine, windows: list[list[int]], tick: Tick) -> Iterator[Piece]:
+def _one_shot(engine: Engine, windows: list[list[int]], tick: Tick) -> Iterator[PathLogits]:
     for index, window in enumerate(windows):
         seq = engine.add_sequence()
         logits = engine.logits(seq, window)
         engine.remove_sequence(seq)
         tick(ONE_SHOT, len(window))
-        yield Piece(ONE_SHOT, index, range(len(window)), logits)
+        yield PathLogits(ONE_SHOT, index, range(len(window)), logits)
 
 
 def _prefix_lengths(engine: Engine, window: int) -> list[int]:
@@ -83,33 +83,33 @@ def _prefix_lengths(engine: Engine, window: int) -> list[int]:
     return sorted(length for length in marks if 1 <= length <= window)
 
 
-def _prefill(engine: Engine, windows: list[list[int]], tick: Tick) -> Iterator[Piece]:
+def _prefill(engine: Engine, windows: list[list[int]], tick: Tick) -> Iterator[PathLogits]:
     for turn, length in enumerate(_prefix_lengths(engine, len(windows[0]))):
         index = turn % len(windows)
         seq = engine.add_sequence()
         logits = engine.prefill(seq, windows[index][:length])
         engine.remove_sequence(seq)
         tick(PREFILL, length)
-        yield Piece(PREFILL, index, [length - 1], logits[None])
+        yield PathLogits(PREFILL, index, [length - 1], logits[None])
 
 
-def _chunked(engine: Engine, index: int, window: list[int], tick: Tick) -> Iterator[Piece]:
+def _chunked(engine: Engine, index: int, window: list[int], tick: Tick) -> Iterator[PathLogits]:
     seq, start, turn = engine.add_sequence(), 0, 0
     while start < len(window):
         stop = min(start + PIECES_TOKENS[turn % len(PIECES_TOKENS)], len(window))
         logits = engine.logits(seq, window[start:stop])
         tick(CHUNKED, stop - start)
-        yield Piece(CHUNKED, index, range(start, stop), logits)
+        yield PathLogits(CHUNKED, index, range(start, stop), logits)
         start, turn = stop, turn + 1
     engine.remove_sequence(seq)
 
 
-def _decode(engine: Engine, window: list[int], tick: Tick) -> Iterator[Piece]:
+def _decode(engine: Engine, window: list[int], tick: Tick) -> Iterator[PathLogits]:
     seq = engine.add_sequence()
     for position, token in enumerate(window):
         logits = engine.decode(seq, token) if position else engine.prefill(seq, [token])
         tick(DECODE, 1)
-        yield Piece(DECODE, 0, [position], logits[None])
+        yield PathLogits(DECODE, 0, [position], logits[None])
     engine.remove_sequence(seq)
 
 
@@ -119,7 +119,7 @@ def _interleaved_lengths(window: int) -> tuple[int, int, int, int]:
     return min(3, window // 4), min(2 * PAGE_TOKENS + 5, window // 2), 5 * steps, min(PAGE_TOKENS + 3, window // 2)
 
 
-def _interleaved(engine: Engine, windows: list[list[int]], tick: Tick) -> Iterator[Piece]:
+def _interleaved(engine: Engine, windows: list[list[int]], tick: Tick) -> Iterator[PathLogits]:
     """Together, then in turn, then with the first sequence removed and its place taken by a new one."""
     first, second, decoded, replaced = _interleaved_lengths(len(windows[0]))
     steps, at = decoded // 5, {}
@@ -130,9 +130,9 @@ def _interleaved(engine: Engine, windows: list[list[int]], tick: Tick) -> Iterat
         tick(INTERLEAVED, length)
     for turn in range(2 * steps):
         if turn < steps:
-            yield from _together(engine, windows, at)
+            yield from _decode_together(engine, windows, at)
         else:
-            yield from _alone(engine, windows, at, (a, b)[turn % 2])
+            yield from _decode_alone(engine, windows, at, (a, b)[turn % 2])
         tick(INTERLEAVED, 2 if turn < steps else 1)
     engine.remove_sequence(a)
     del at[a]
@@ -141,21 +141,23 @@ def _interleaved(engine: Engine, windows: list[list[int]], tick: Tick) -> Iterat
     engine.prefill(c, windows[-1][:replaced])
     tick(INTERLEAVED, replaced)
     for _ in range(steps):
-        yield from _together(engine, windows, at)
+        yield from _decode_together(engine, windows, at)
         tick(INTERLEAVED, 2)
     for seq in at:
         engine.remove_sequence(seq)
 
 
-def _together(engine: Engine, windows: list[list[int]], at: dict[int, tuple[int, int]]) -> Iterator[Piece]:
+def _decode_together(engine: Engine, windows: list[list[int]], at: dict[int, tuple[int, int]]) -> Iterator[PathLogits]:
     """One decoding step of all sequences; ``at``: {sequence: (window, next position)}."""
     logits = engine.decode_batch(list(at), [windows[index][position] for index, position in at.values()])
     for row, (seq, (index, position)) in enumerate(list(at.items())):
         at[seq] = (index, position + 1)
-        yield Piece(INTERLEAVED, index, [position], logits[row][None])
+        yield PathLogits(INTERLEAVED, index, [position], logits[row][None])
 
 
-def _alone(engine: Engine, windows: list[list[int]], at: dict[int, tuple[int, int]], seq: int) -> Iterator[Piece]:
+def _decode_alone(
+    engine: Engine, windows: list[list[int]], at: dict[int, tuple[int, int]], seq: int
+) -> Iterator[PathLogits]:
     index, position = at[seq]
     at[seq] = (index, position + 1)
-    yield Piece(INTERLEAVED, index, [position], engine.decode(seq, windows[index][position])[None])
+    yield PathLogits(INTERLEAVED, index, [position], engine.decode(seq, windows[index][position])[None])

@@ -31,7 +31,7 @@ ROWS = 256  # outputs at a time: what is in between takes several times the room
 Read = Callable[[str], np.ndarray]  # tensor name -> its values: words as int64 from 0, others in float32
 
 
-def opened(
+def open_checkpoint(
     config: Mapping[str, Json], layout: Mapping[str, Json], tensors: Mapping[str, File]
 ) -> tuple[dict[str, list[int]], source_model.Fetch]:
     """({tensor: shape}, tensor -> float32) of a checkpoint as transformers would have it without quantization.
@@ -41,77 +41,82 @@ def opened(
         layout: {tensor: {"dtype", "shape"}}.
         tensors: {"tensor/<name>": File}.
     """
-    given = config.get("quantization_config")
+    quantization = config.get("quantization_config")
 
     def values(name: str) -> np.ndarray:
         return _values(tensors[f"tensor/{name}"], layout[name]["dtype"], layout[name]["shape"])
 
     def fetch(name: str) -> source_model.Tensor:
-        if given is None or (name in layout and name.removesuffix("weight") + "weight_scale" not in layout):
+        if quantization is None or (name in layout and name.removesuffix("weight") + "weight_scale" not in layout):
             return source_model.read(tensors[f"tensor/{name}"], layout[name]["dtype"], layout[name]["shape"])
-        weight = _weight(name.removesuffix(".weight"), given, layout, values)
+        weight = _weight(name.removesuffix(".weight"), quantization, layout, values)
         return source_model.as_tensor(weight)
 
     shapes = {name: entry["shape"] for name, entry in layout.items()}
-    if given is None:
+    if quantization is None:
         return shapes, fetch
     stems = {name.removesuffix(mark) for name in layout for mark in MARKS if name.endswith(mark)}
     plain = {name: shape for name, shape in shapes.items() if not name.endswith((*MARKS, *PARTS))}
-    return plain | {f"{stem}.weight": _shape(stem, given, layout) for stem in sorted(stems)}, fetch
+    return plain | {f"{stem}.weight": _shape(stem, quantization, layout) for stem in sorted(stems)}, fetch
 
 
 def _values(file: File, dtype: str, shape: list[int]) -> np.ndarray:
     data = torch.from_numpy(np.fromfile(file.path, np.uint8, file.nbytes, offset=file.offset))
-    found = data.view(DTYPES[dtype]).reshape(shape)
+    values = data.view(DTYPES[dtype]).reshape(shape)
     if dtype == "I32":
-        return np.asarray(found.numpy().astype(np.int64) & 0xFFFFFFFF)
-    return np.asarray(found.to(torch.float32).numpy())
+        return np.asarray(values.numpy().astype(np.int64) & 0xFFFFFFFF)
+    return np.asarray(values.to(torch.float32).numpy())
 
 
-def _shape(stem: str, given: Mapping[str, Any], layout: Mapping[str, Json]) -> list[int]:
+def _shape(stem: str, quantization: Mapping[str, Any], layout: Mapping[str, Json]) -> list[int]:
     if f"{stem}.weight" in layout:
         return list(layout[f"{stem}.weight"]["shape"])
     if f"{stem}.weight_packed" in layout:
         rows, words = layout[f"{stem}.weight_packed"]["shape"]
-        return [rows, words * 32 // _weights(given)["num_bits"]]
+        return [rows, words * 32 // _weights(quantization)["num_bits"]]
     rows, columns = layout[f"{stem}.qweight"]["shape"]
-    return [columns * 8, rows] if given["quant_method"] == "awq" else [columns, rows * 32 // given["bits"]]
+    if quantization["quant_method"] == "awq":
+        return [columns * 8, rows]
+    return [columns, rows * 32 // quantization["bits"]]
 
 
-def _weights(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = next(iter(given["config_groups"].values()))["weights"]
-    return found
+def _weights(quantization: Mapping[str, Any]) -> Mapping[str, Any]:
+    weights: Mapping[str, Any] = next(iter(quantization["config_groups"].values()))["weights"]
+    return weights
 
 
-def _weight(stem: str, given: Mapping[str, Any], layout: Mapping[str, Json], values: Read) -> np.ndarray:
-    outputs, inputs = _shape(stem, given, layout)
+def _weight(stem: str, quantization: Mapping[str, Any], layout: Mapping[str, Json], values: Read) -> np.ndarray:
+    outputs, inputs = _shape(stem, quantization, layout)
     parts = {name.removeprefix(f"{stem}."): values(name) for name in layout if name.startswith(f"{stem}.w")}
     parts |= {part: values(f"{stem}.{part}") for part in ("qweight", "qzeros", "scales") if f"{stem}.{part}" in layout}
-    rule = {"awq": _awq, "gptq": _gptq, "compressed-tensors": _compressed}[given["quant_method"]]
+    dequantize = {"awq": _awq, "gptq": _gptq, "compressed-tensors": _compressed}[quantization["quant_method"]]
     weight, i = np.empty((outputs, inputs), np.float32), np.arange(inputs)[None, :]
     for start in range(0, outputs, ROWS):
         o = np.arange(start, min(start + ROWS, outputs))[:, None]
-        weight[start : start + len(o)] = rule(given, parts, o, i)
+        weight[start : start + len(o)] = dequantize(quantization, parts, o, i)
     return weight
 
 
-def _awq(given: Mapping[str, Any], parts: Mapping[str, np.ndarray], o: np.ndarray, i: np.ndarray) -> np.ndarray:
-    group = i // (i.size if given["group_size"] == -1 else given["group_size"])
+def _awq(quantization: Mapping[str, Any], parts: Mapping[str, np.ndarray], o: np.ndarray, i: np.ndarray) -> np.ndarray:
+    group = i // (i.size if quantization["group_size"] == -1 else quantization["group_size"])
     place = np.array([[0, 2, 4, 6, 1, 3, 5, 7].index(output % 8) for output in o[:, 0]])[:, None]
     value, zero = _field(parts["qweight"][i, o // 8], place, 4), _field(parts["qzeros"][group, o // 8], place, 4)
     return np.asarray((value - zero) * parts["scales"][group, o])
 
 
-def _gptq(given: Mapping[str, Any], parts: Mapping[str, np.ndarray], o: np.ndarray, i: np.ndarray) -> np.ndarray:
-    group, bits = i // (i.size if given["group_size"] == -1 else given["group_size"]), given["bits"]
-    less = 0 if given.get("checkpoint_format", given.get("format")) == "gptq_v2" else 1
+def _gptq(quantization: Mapping[str, Any], parts: Mapping[str, np.ndarray], o: np.ndarray, i: np.ndarray) -> np.ndarray:
+    group = i // (i.size if quantization["group_size"] == -1 else quantization["group_size"])
+    bits = quantization["bits"]
+    less = 0 if quantization.get("checkpoint_format", quantization.get("format")) == "gptq_v2" else 1
     value = _field(parts["qweight"][i // (32 // bits), o], i % (32 // bits), bits)
     zero = _field(parts["qzeros"][group, o // (32 // bits)], o % (32 // bits), bits) + np.float32(less)
     return np.asarray((value - zero) * parts["scales"][group, o])
 
 
-def _compressed(given: Mapping[str, Any], parts: Mapping[str, np.ndarray], o: np.ndarray, i: np.ndarray) -> np.ndarray:
-    weights = _weights(given)
+def _compressed(
+    quantization: Mapping[str, Any], parts: Mapping[str, np.ndarray], o: np.ndarray, i: np.ndarray
+) -> np.ndarray:
+    weights = _weights(quantization)
     bits, per, middle = weights["num_bits"], 32 // weights["num_bits"], np.float32(1 << (weights["num_bits"] - 1))
     group = i // (weights["group_size"] if weights["strategy"] == "group" else i.size)
     scales, zeros = parts["weight_scale"], parts.get("weight_zero_point")

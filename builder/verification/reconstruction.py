@@ -70,7 +70,7 @@ def grouped(
     source: np.ndarray, weight: np.ndarray, scale: np.ndarray, scheme: Scheme, method: str = "rtn"
 ) -> Reconstruction:
     """A packed parameter: source and dequantized weight, float32 (out, in); scale (out, groups) as it is stored."""
-    distances = RULES[method if scheme.kind == "group" or method == TAKEN else "rtn"]
+    distances = RULES[method if scheme.kind == "group" or method == IMPORTED else "rtn"]
     if scheme.zero_point and method == "rtn":
         distances = _asymmetric_distances
     scheme = scheme.for_width(source.shape[1])
@@ -127,7 +127,7 @@ def _asymmetric_distances(
     return steps_RG.max(axis=1), (np.abs(expected_RG - step_RG) / place.astype(np.float32)).max(axis=1)
 
 
-def _same(
+def _exact_distances(
     source: np.ndarray, difference: np.ndarray, scale: np.ndarray, scheme: Scheme
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same for what was taken over from the checkpoint: how many weights of a row are not bit for bit the same."""
@@ -135,7 +135,7 @@ def _same(
     return wrong_R, np.zeros(len(source), np.float32)
 
 
-def _chosen_distances(
+def _mse_distances(
     source: np.ndarray, difference: np.ndarray, scale: np.ndarray, scheme: Scheme
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same for mse; a scale's distance is from the range of those that are tried."""
@@ -154,16 +154,16 @@ def _chosen_distances(
     return steps_RI.max(axis=1), outside_RG.max(axis=1)
 
 
-def _free_distances(
+def _no_distances(
     source: np.ndarray, difference: np.ndarray, scale: np.ndarray, scheme: Scheme
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same for gptq, which has no rule for a weight."""
     return np.zeros(len(source), np.float32), np.zeros(len(source), np.float32)
 
 
-RULES = {"rtn": _distances, "mse": _chosen_distances, "awq": _chosen_distances, "gptq": _free_distances}
-TAKEN = "imported"
-RULES[TAKEN] = _same
+RULES = {"rtn": _distances, "mse": _mse_distances, "awq": _mse_distances, "gptq": _no_distances}
+IMPORTED = "imported"
+RULES[IMPORTED] = _exact_distances
 
 
 def _float8_steps(source: np.ndarray, difference: np.ndarray, scale_RG: np.ndarray, scheme: Scheme) -> np.ndarray:
@@ -190,10 +190,10 @@ def _largest(values_RI: np.ndarray, group_size: int) -> np.ndarray:
 def report(parameters: Mapping[str, Reconstruction]) -> Json:
     """JSON: the relative error of every parameter, and those that are not what rounding to nearest gives."""
     return {
-        "rms_error": {name: found.rms_error for name, found in sorted(parameters.items())},
+        "rms_error": {name: result.rms_error for name, result in sorted(parameters.items())},
         "wrong": [
-            {"parameter": name, "row": found.row, "steps": found.steps, "scale_ulps": found.scale_ulps}
-            for name, found in sorted(parameters.items())
-            if not found.good
+            {"parameter": name, "row": result.row, "steps": result.steps, "scale_ulps": result.scale_ulps}
+            for name, result in sorted(parameters.items())
+            if not result.good
         ],
     }

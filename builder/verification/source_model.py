@@ -104,7 +104,7 @@ def _instantiate(config: Mapping[str, Json], tensors: dict[str, torch.Tensor]) -
         raise UserError(f"config.json: architectures names {name!r}, which is no causal language model", "verify=off")
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    model, found = getattr(transformers, name).from_pretrained(
+    model, loading_info = getattr(transformers, name).from_pretrained(
         None,
         config=CONFIG_MAPPING[kind].from_dict({k: v for k, v in config.items() if k != "quantization_config"}),
         state_dict=tensors,
@@ -113,10 +113,10 @@ def _instantiate(config: Mapping[str, Json], tensors: dict[str, torch.Tensor]) -
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # so that they are reported below, with the rest
     )
-    for what in ("missing_keys", "mismatched_keys"):
-        if found[what]:
-            shown = ", ".join(str(key) for key in sorted(found[what], key=str)[:5])
-            raise UserError(f"transformers finds {what.replace('_', ' ')} in the checkpoint: {shown}", "verify=off")
+    for problem in ("missing_keys", "mismatched_keys"):
+        if loading_info[problem]:
+            shown = ", ".join(str(key) for key in sorted(loading_info[problem], key=str)[:5])
+            raise UserError(f"transformers finds {problem.replace('_', ' ')} in the checkpoint: {shown}", "verify=off")
     return model.eval()
 
 
@@ -125,20 +125,20 @@ def _stream(model: Any, sources: Mapping[str, str], fetch: Fetch, tick: Tick) ->
     owners = [(name, module) for name, module in model.named_modules() if module._parameters]
     nothing = torch.full((1,), torch.nan)
     for done, (prefix, module) in enumerate(owners, 1):
-        wanted = {
+        tensors = {
             name: sources[f"{prefix}.{name}" if prefix else name]
             for name, parameter in module._parameters.items()
             if parameter is not None
         }
-        empty = {name: nothing.expand(module._parameters[name].shape) for name in wanted}
-        _hook(module, wanted, empty, fetch, partial(tick, done, len(owners)))
+        empty = {name: nothing.expand(module._parameters[name].shape) for name in tensors}
+        _hook(module, tensors, empty, fetch, partial(tick, done, len(owners)))
 
 
 def _hook(
-    module: Any, wanted: dict[str, str], empty: dict[str, torch.Tensor], fetch: Fetch, finished: Callable[[], None]
+    module: Any, tensors: dict[str, str], empty: dict[str, torch.Tensor], fetch: Fetch, finished: Callable[[], None]
 ) -> None:
     def before(*_: object) -> None:
-        for name, source in wanted.items():
+        for name, source in tensors.items():
             module._parameters[name] = fetch(source)
 
     def after(*_: object) -> None:
@@ -158,11 +158,11 @@ def logits(model: Any, tokens_NW: np.ndarray, threads: int) -> np.ndarray:
     """
     torch.set_num_threads(max(1, threads))
     with torch.inference_mode():
-        found: np.ndarray = model(torch.from_numpy(tokens_NW).long(), use_cache=False).logits.float().numpy()
-    if not np.isfinite(found).all():
-        n, w = np.argwhere(~np.isfinite(found).all(axis=-1))[0]
+        logits_NWV: np.ndarray = model(torch.from_numpy(tokens_NW).long(), use_cache=False).logits.float().numpy()
+    if not np.isfinite(logits_NWV).all():
+        n, w = np.argwhere(~np.isfinite(logits_NWV).all(axis=-1))[0]
         raise StepError(
             f"the reference logits hold NaN or infinity, first in window {n} at position {w}",
             "the checkpoint itself overflows, or holds NaN; build with verify=off to use it all the same",
         )
-    return found
+    return logits_NWV

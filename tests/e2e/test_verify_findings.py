@@ -14,8 +14,8 @@ import yaml
 from builder.core.errors import StepError, UserError
 from builder.steps import verify
 from builder.verification import measure, paths
-from builder.verification.findings import Findings, judge
-from builder.verification.limits import choose, is_trained, tightened
+from builder.verification.limits import choose_limits, is_trained, tighten
+from builder.verification.results import VerifyResult, check_limits
 from tests.e2e.chain import ROOT
 from tests.weights.weights_line import FolderOut
 
@@ -70,7 +70,7 @@ class Table:
         return np.stack([self._rows("batch", seq, [token])[0] for seq, token in zip(seqs, tokens, strict=True)])
 
 
-def findings(tmp_path: Path, fault: Fault | None = None, scheme_noise: float = 0.05, **changes: Any) -> Findings:
+def findings(tmp_path: Path, fault: Fault | None = None, scheme_noise: float = 0.05, **changes: Any) -> VerifyResult:
     """Verify a model whose scheme moves each logit by about ``scheme_noise`` spreads."""
     rng = np.random.default_rng(1)
     stored = (rng.standard_normal(SHAPE) * 3).astype(np.float32)
@@ -87,15 +87,15 @@ def findings(tmp_path: Path, fault: Fault | None = None, scheme_noise: float = 0
 
 def test_a_right_engine_passes_on_every_path(tmp_path: Path):
     found = findings(tmp_path)
-    judge(found, LIMITS)
+    check_limits(found, LIMITS)
     assert set(found.paths) == {"one shot", "prefill", "chunked prefill", "decode", "interleaved"}
     assert max(path.exact.max_error for path in found.paths.values()) == 0
     one_shot = found.paths["one shot"]
-    assert len(one_shot.places) == 3 * 40
+    assert len(one_shot.locations) == 3 * 40
     assert one_shot.original.rms_error == pytest.approx(0.05, rel=0.05)
-    prefilled = {position + 1 for _, position in found.paths["prefill"].places}
+    prefilled = {position + 1 for _, position in found.paths["prefill"].locations}
     assert prefilled == {1, 2, 15, 16, 17, 23, 24, 25, 40}
-    assert {n for n, _ in found.paths["interleaved"].places} == {0, 1, 2}
+    assert {n for n, _ in found.paths["interleaved"].locations} == {0, 1, 2}
 
 
 def test_progress_ends_at_its_total(tmp_path: Path):
@@ -112,7 +112,7 @@ def test_a_library_for_one_sequence_is_not_asked_for_two():
     one = {"max_batch_size": 1, "prefill_chunk_size": 24}
     engine = Table(tokens, np.zeros((2, 17, 9), np.float32), metadata=one)
     ticks: list[int] = []
-    walked = {piece.path for piece in paths.walk(engine, tokens, lambda path, count: ticks.append(count))}
+    walked = {piece.path for piece in paths.run_paths(engine, tokens, lambda path, count: ticks.append(count))}
     assert walked == {"one shot", "prefill", "chunked prefill", "decode"}
     assert sum(ticks) == paths.total_tokens(engine, tokens)
 
@@ -123,7 +123,7 @@ def test_every_window_is_long_enough_for_the_interleaved_path(window: int):
     tokens[:, 0] = 1, 2
     engine = Table(tokens, np.zeros((2, window, 9), np.float32))
     ticks: list[int] = []
-    for piece in paths.walk(engine, tokens, lambda path, count: ticks.append(count)):
+    for piece in paths.run_paths(engine, tokens, lambda path, count: ticks.append(count)):
         assert max(piece.positions) < window
     assert sum(ticks) == paths.total_tokens(engine, tokens)
 
@@ -156,7 +156,7 @@ def test_a_fault_is_red_and_its_place_is_named(name: str, tmp_path: Path):
     fault, where, hint = FAULTS[name]
     said = rf"same dequantized weights: ({where or '.*'}): max error \d.*rms error \d.*at position \d"
     with pytest.raises(StepError, match=said) as error:
-        judge(findings(tmp_path, fault), LIMITS)
+        check_limits(findings(tmp_path, fault), LIMITS)
     assert hint in error.value.hint
 
 
@@ -167,7 +167,7 @@ def test_sequences_that_mix_are_red(tmp_path: Path):
         return row + 0.1 * np.sin(np.arange(len(row))) if len(engine.live) > 1 and call == "decode" else row
 
     with pytest.raises(StepError, match="weights: interleaved: max error"):
-        judge(findings(tmp_path, fault), LIMITS)
+        check_limits(findings(tmp_path, fault), LIMITS)
 
 
 def test_nan_is_red_wherever_it_is(tmp_path: Path):
@@ -182,10 +182,10 @@ def test_nan_is_red_wherever_it_is(tmp_path: Path):
 def test_each_limit_of_a_scheme_is_enforced_and_named(number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(measure, "CLOSE_NATS", 0.0)
     found = findings(tmp_path)
-    judge(found, LIMITS)
+    check_limits(found, LIMITS)
     tight = 0.9999 if number == "top1" else 1e-9
     with pytest.raises(StepError, match=rf"too far from the original checkpoint: {number} [\d.e-]+, limit ") as error:
-        judge(found, {**LIMITS, number: tight})
+        check_limits(found, {**LIMITS, number: tight})
     assert f"verify.{number}=" in error.value.hint
     assert "verify=off" in error.value.hint
 
@@ -193,7 +193,7 @@ def test_each_limit_of_a_scheme_is_enforced_and_named(number: str, tmp_path: Pat
 def test_wrong_weights_come_first(tmp_path: Path):
     wrong = [{"parameter": "model.norm.weight", "row": 3, "steps": 2.0, "scale_ulps": 0.0}]
     with pytest.raises(StepError, match=r"model\.norm\.weight, row 3: a weight is 2 steps off"):
-        judge(findings(tmp_path, spoil(EVERYWHERE), wrong=wrong), LIMITS)
+        check_limits(findings(tmp_path, spoil(EVERYWHERE), wrong=wrong), LIMITS)
 
 
 def test_findings_are_json_with_places(tmp_path: Path):
@@ -250,25 +250,25 @@ def shipped() -> dict[str, dict[str, float]]:
 def test_limits_by_scheme_and_else_by_bits(name: str, kind: str, bits: int, kl: float):
     scheme = {"name": name, "kind": kind, "bits": bits}
     none = dict.fromkeys(("max_error", "kl"))
-    chosen = choose(scheme, shipped(), none, {"exact_max": 1e-4, "exact_rms": 1e-5})
+    chosen = choose_limits(scheme, shipped(), none, {"exact_max": 1e-4, "exact_rms": 1e-5})
     assert chosen["kl"] == kl
     assert set(chosen) == set(LIMITS)
-    assert choose(scheme, shipped(), {"kl": 9.0}, {})["kl"] == 9.0
+    assert choose_limits(scheme, shipped(), {"kl": 9.0}, {})["kl"] == 9.0
 
 
 def test_a_trained_model_is_held_to_less_error(tmp_path: Path):
     shares = yaml.safe_load((ROOT / "conf" / "verify" / "default.yaml").read_text())["trained"]
     assert is_trained(40.9, 3072, shares["ratio"])
     assert not is_trained(2900.0, 3072, shares["ratio"])
-    tight = tightened(LIMITS, shares)
+    tight = tighten(LIMITS, shares)
     assert tight == LIMITS | {"max_error": 0.5, "rms_error": pytest.approx(0.07)}
     found = findings(tmp_path, scheme_noise=0.1)
-    judge(found, LIMITS)
+    check_limits(found, LIMITS)
     with pytest.raises(StepError, match=r"rms_error 0\.0.*, limit 0\.07"):
-        judge(found, tight)
+        check_limits(found, tight)
 
 
 def test_a_scheme_without_limits_is_refused_at_plan_time():
     with pytest.raises(UserError, match=r"no entry for the scheme 't2'.*q4f16_1") as error:
-        choose({"name": "t2", "kind": "ternary", "bits": 2}, shipped(), {}, {})
+        choose_limits({"name": "t2", "kind": "ternary", "bits": 2}, shipped(), {}, {})
     assert "verify.limits.t2=" in error.value.hint

@@ -24,12 +24,12 @@ def test_a_rate_is_what_was_done_by_the_time_it_took():
 
 
 def test_repeated_gives_up_early_but_not_before_three_runs(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(speed, "timed", lambda _work: 12.0)
+    monkeypatch.setattr(speed, "time_once", lambda _work: 12.0)
     undone: list[int] = []
-    assert speed.repeated(lambda: None, lambda: undone.append(1)) == [12.0] * 3
+    assert speed.time_runs(lambda: None, lambda: undone.append(1)) == [12.0] * 3
     assert len(undone) == 3
-    monkeypatch.setattr(speed, "timed", lambda _work: 0.1)
-    assert len(speed.repeated(lambda: None, lambda: None)) == speed.RUNS
+    monkeypatch.setattr(speed, "time_once", lambda _work: 0.1)
+    assert len(speed.time_runs(lambda: None, lambda: None)) == speed.RUNS
 
 
 def test_what_a_token_reads(case: Built):

@@ -117,7 +117,7 @@ def map_of(*shapes: tuple[str, tuple[int, int]]) -> dict[str, Any]:
 
 
 def names(shards: list[shard.Shard]) -> list[list[str]]:
-    return [[piece.name for _, piece, _ in found.placed] for found in shards]
+    return [[tensor.name for _, tensor, _ in shard.tensors] for shard in shards]
 
 
 def test_greedy_layout() -> None:

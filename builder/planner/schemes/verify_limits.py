@@ -8,7 +8,7 @@ from typing import Any
 from builder.config.schema import Recipe
 from builder.config.strict import plain
 from builder.planner.schemes.schemes import activations_of
-from builder.verification.limits import choose
+from builder.verification.limits import choose_limits
 
 
 def limits_of(recipe: Recipe, scheme: Mapping[str, Any]) -> dict[str, float]:
@@ -23,7 +23,7 @@ def limits_of(recipe: Recipe, scheme: Mapping[str, Any]) -> dict[str, float]:
         scheme = {"name": recipe.quant.method, "kind": "none", "bits": 0}
     if recipe.budget:  # which may not lose more than a scheme that it could pay everywhere
         scheme = recipe.budget.candidates[recipe.budget.plain]
-    return choose(scheme, {name: plain(limits) for name, limits in given.limits.items()}, over, exact)
+    return choose_limits(scheme, {name: plain(limits) for name, limits in given.limits.items()}, over, exact)
 
 
 def trained_of(recipe: Recipe) -> dict[str, float]:

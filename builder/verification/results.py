@@ -10,38 +10,38 @@ from builder.core.step import Json
 from builder.verification.measure import Divergence, Errors
 from builder.verification.paths import CHUNKED, DECODE, INTERLEAVED, ONE_SHOT, PREFILL
 
-Place = tuple[int, int]  # (window, position)
-LEAST_POSITIONS = 64  # for a mean to be judged; shorter paths are held by the exact limits
+Location = tuple[int, int]  # (window, position)
+MIN_POSITIONS = 64  # for a mean to be checked; the exact limits serve shorter paths
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PathResult:
     """One path: against the original checkpoint and against the artifact's own weights, dequantized.
 
-    ``places`` says where row i of the compared logits was; ``start`` is the exact error at position 0 alone.
+    ``locations`` says where row i of the compared logits was; ``start`` is the exact error at position 0 alone.
     """
 
-    places: Sequence[Place]
+    locations: Sequence[Location]
     original: Errors
-    predicts: Divergence
+    divergence: Divergence
     exact: Errors
     start: float | None
 
     def json(self) -> Json:
-        original = {**asdict(self.original), **asdict(self.predicts)}
+        original = {**asdict(self.original), **asdict(self.divergence)}
         exact = asdict(self.exact)
         for table, worst in ((original, self.original.worst), (exact, self.exact.worst)):
-            table["worst"] = dict(zip(("window", "position"), self.places[worst], strict=True))
-        return {"positions": len(self.places), "original": original, "exact": exact}
+            table["worst"] = dict(zip(("window", "position"), self.locations[worst], strict=True))
+        return {"positions": len(self.locations), "original": original, "exact": exact}
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class VerifyResult:
     """All that verify knows about one artifact."""
 
     name: str
     scheme: str
-    paths: Mapping[str, Found]
+    paths: Mapping[str, PathResult]
     perplexity: Mapping[str, float]  # original, dequantized, built
     weights: Mapping[str, Json]  # reconstruction.json
 
@@ -53,59 +53,59 @@ class Findings:
         return {
             "name": self.name,
             "scheme": self.scheme,
-            "paths": {path: found.json() for path, found in self.paths.items()},
+            "paths": {path: result.json() for path, result in self.paths.items()},
             "perplexity": {**self.perplexity, "ratio": self.ratio},
             "weights": dict(self.weights),
         }
 
 
-def judge(findings: Findings, limits: Mapping[str, float]) -> None:
+def check_limits(verified: VerifyResult, limits: Mapping[str, float]) -> None:
     """StepError for what is past its limit: wrong weights first, then wrong arithmetic, then a costly scheme."""
-    _judge_weights(findings)
-    _judge_exact(findings, limits)
-    _judge_original(findings, limits)
+    _check_weights(verified)
+    _check_exact(verified, limits)
+    _check_original(verified, limits)
 
 
-def _judge_weights(findings: Findings) -> None:
-    wrong = findings.weights["wrong"]
+def _check_weights(verified: VerifyResult) -> None:
+    wrong = verified.weights["wrong"]
     if not wrong:
         return
     first = wrong[0]
     raise StepError(
-        f"{findings.name}: {len(wrong)} parameters are not their source rounded to nearest. {first['parameter']}, "
+        f"{verified.name}: {len(wrong)} parameters are not their source rounded to nearest. {first['parameter']}, "
         f"row {first['row']}: a weight is {first['steps']:.3g} steps off (0.5 at most) and a scale "
         f"{first['scale_ulps']:.3g} units of its last place off (0.5 at most)",
         "the quantize or convert step is wrong, or a shard was changed: `build doctor --store` checks the store",
     )
 
 
-def _judge_exact(findings: Findings, limits: Mapping[str, float]) -> None:
-    past = exact_failures(findings.paths, limits)
+def _check_exact(verified: VerifyResult, limits: Mapping[str, float]) -> None:
+    past = exact_failures(verified.paths, limits)
     if not past:
         return
-    path = ONE_SHOT if ONE_SHOT in past else max(past, key=lambda name: findings.paths[name].exact.max_error)
-    found = findings.paths[path]
-    window, position = found.places[found.exact.worst]
-    every = ", ".join(f"{name} {each.exact.max_error:.2g}" for name, each in findings.paths.items())
+    path = ONE_SHOT if ONE_SHOT in past else max(past, key=lambda name: verified.paths[name].exact.max_error)
+    result = verified.paths[path]
+    window, position = result.locations[result.exact.worst]
+    every = ", ".join(f"{name} {each.exact.max_error:.2g}" for name, each in verified.paths.items())
     raise StepError(
-        f"{findings.name} does not compute what transformers computes from the same dequantized weights: {path}: "
-        f"max error {found.exact.max_error:.3g} of the logits' spread (verify.exact_max {limits['exact_max']:.3g}), "
-        f"rms error {found.exact.rms_error:.3g} (verify.exact_rms {limits['exact_rms']:.3g}), "
+        f"{verified.name} does not compute what transformers computes from the same dequantized weights: {path}: "
+        f"max error {result.exact.max_error:.3g} of the logits' spread (verify.exact_max {limits['exact_max']:.3g}), "
+        f"rms error {result.exact.rms_error:.3g} (verify.exact_rms {limits['exact_rms']:.3g}), "
         f"largest in window {window} at position {position}. Max error by path: {every}",
-        diagnose(findings.paths, limits),
+        diagnose(verified.paths, limits),
     )
 
 
-def exact_failures(paths: Mapping[str, Found], limits: Mapping[str, float]) -> set[str]:
+def exact_failures(paths: Mapping[str, PathResult], limits: Mapping[str, float]) -> set[str]:
     """The paths that do not agree with the dequantized reference."""
     return {
         path
-        for path, found in paths.items()
-        if found.exact.max_error > limits["exact_max"] or found.exact.rms_error > limits["exact_rms"]
+        for path, result in paths.items()
+        if result.exact.max_error > limits["exact_max"] or result.exact.rms_error > limits["exact_rms"]
     }
 
 
-def diagnose(paths: Mapping[str, Found], limits: Mapping[str, float]) -> str:
+def diagnose(paths: Mapping[str, PathResult], limits: Mapping[str, float]) -> str:
     """What is likely wrong, from which paths agree with the dequantized reference and which do not."""
     bad, start = exact_failures(paths, limits), paths[ONE_SHOT].start
     if ONE_SHOT in bad:
@@ -126,36 +126,36 @@ def diagnose(paths: Mapping[str, Found], limits: Mapping[str, float]) -> str:
     return "all positions at once agree: look at prefill's last position and at the cache"
 
 
-def _judge_original(findings: Findings, limits: Mapping[str, float]) -> None:
-    past = [entry for path, found in findings.paths.items() for entry in _past(path, found, limits)]
-    if findings.ratio > limits["perplexity"]:
-        past.append((findings.ratio / limits["perplexity"], "perplexity", findings.ratio, ONE_SHOT))
+def _check_original(verified: VerifyResult, limits: Mapping[str, float]) -> None:
+    past = [entry for path, result in verified.paths.items() for entry in _past(path, result, limits)]
+    if verified.ratio > limits["perplexity"]:
+        past.append((verified.ratio / limits["perplexity"], "perplexity", verified.ratio, ONE_SHOT))
     if not past:
         return
     _, key, value, where = max(past)
     names = dict.fromkeys(entry[1] for entry in sorted(past, reverse=True))
     allowed = f"{value * 1.1:.2g}" if key != "top1" else f"{value * 0.95:.2g}"
     raise StepError(
-        f"{findings.name} is too far from the original checkpoint: {key} {value:.4g}, limit {limits[key]:.4g} "
-        f"({where}); past their limits: {', '.join(names)}. Perplexity {findings.perplexity['built']:.4g}, original "
-        f"{findings.perplexity['original']:.4g}; the library does agree with its own weights",
-        f"{findings.scheme} costs this model that much: take a finer quant, or allow it with verify.{key}={allowed}, "
+        f"{verified.name} is too far from the original checkpoint: {key} {value:.4g}, limit {limits[key]:.4g} "
+        f"({where}); past their limits: {', '.join(names)}. Perplexity {verified.perplexity['built']:.4g}, original "
+        f"{verified.perplexity['original']:.4g}; the library does agree with its own weights",
+        f"{verified.scheme} costs this model that much: take a finer quant, or allow it with verify.{key}={allowed}, "
         "or build with verify=off",
     )
 
 
-def _past(path: str, found: Found, limits: Mapping[str, float]) -> list[tuple[float, str, float, str]]:
-    """(how far past its limit, name, value, where) of one path's figures; means are judged over enough positions."""
-    worst, least = found.places[found.original.worst], found.places[found.predicts.worst]
-    figures = [("max_error", found.original.max_error, worst)]
-    if len(found.places) >= LEAST_POSITIONS:
-        figures += [("rms_error", found.original.rms_error, worst), ("kl", found.predicts.kl, least)]
+def _past(path: str, result: PathResult, limits: Mapping[str, float]) -> list[tuple[float, str, float, str]]:
+    """(how far past its limit, name, value, where) of one path's figures; means are checked over enough positions."""
+    worst, least = result.locations[result.original.worst], result.locations[result.divergence.worst]
+    figures = [("max_error", result.original.max_error, worst)]
+    if len(result.locations) >= MIN_POSITIONS:
+        figures += [("rms_error", result.original.rms_error, worst), ("kl", result.divergence.kl, least)]
     past = [
         (value / limits[key], key, value, f"{path}, worst in window {window} at position {position}")
         for key, value, (window, position) in figures
         if value > limits[key]
     ]
-    if len(found.places) >= LEAST_POSITIONS and found.predicts.top1_close < limits["top1"]:
-        share = found.predicts.top1_close
+    if len(result.locations) >= MIN_POSITIONS and result.divergence.top1_close < limits["top1"]:
+        share = result.divergence.top1_close
         past.append(((1 - share) / max(1 - limits["top1"], 1e-6), "top1", share, path))
     return past
