@@ -60,7 +60,7 @@ def test_the_reference_reads_the_same(tmp_path: Path, name: str) -> None:
     weights = made.write(tmp_path / "source", name)
     _, built = build(tmp_path / "source", tmp_path / "work")
     layout, config = built.fetch.json("layout.json")["tensors"], built.fetch.json("file/config.json")
-    shapes, fetch = quantized.opened(config, layout, built.fetch.outputs("tensor/"))
+    shapes, fetch = quantized.open_checkpoint(config, layout, built.fetch.outputs("tensor/"))
     assert {name: list(weight.shape) for name, weight in weights.items()}.items() <= shapes.items()
     assert not [name for name in shapes if not name.endswith("weight")]
     for key, weight in weights.items():

@@ -89,7 +89,7 @@ def joined(share: SplitTensor, parts: list[np.ndarray]) -> np.ndarray:
 
 
 def test_ranks_load_the_values_of_one_gpu(built: Built, divided: FolderOut):
-    own = [weights.load(files_of(divided), wanted(), rank, RANKS) for rank in range(RANKS)]
+    own = [weights.load_weights(files_of(divided), wanted(), rank, RANKS) for rank in range(RANKS)]
     stored = built.arrays()
     for index, (name, share) in enumerate(cuts().items()):
         parts = [loaded[index].numpy() for loaded in own]
@@ -104,15 +104,15 @@ def files_of(out: FolderOut) -> dict[str, Path]:
 def test_a_rank_reads_its_own_files_and_the_whole_ones(divided: FolderOut):
     for rank in range(RANKS):
         theirs = {n: p for n, p in files_of(divided).items() if f"_rank_{1 - rank}" not in n}
-        assert len(weights.load(theirs, wanted(), rank, RANKS)) == len(wanted())
+        assert len(weights.load_weights(theirs, wanted(), rank, RANKS)) == len(wanted())
         with pytest.raises(UserError, match=r"has no params_shard_\d_rank_"):
-            weights.load(theirs, wanted(), 1 - rank, RANKS)
+            weights.load_weights(theirs, wanted(), 1 - rank, RANKS)
 
 
 def test_whole_files_are_cut_while_they_are_loaded(built: Built, divided: FolderOut, tmp_path: Path):
     whole = run_package(built, tmp_path, asdict(CONFIG), asdict(SCHEME))
     for rank in range(RANKS):
-        pairs = [weights.load(files_of(each), wanted(), rank, RANKS) for each in (divided, whole)]
+        pairs = [weights.load_weights(files_of(each), wanted(), rank, RANKS) for each in (divided, whole)]
         assert all((one.numpy() == other.numpy()).all() for one, other in zip(*pairs, strict=True))
     read = [speed.weights_read(files_of(each), {"params": wanted()}) for each in (divided, whole)]
     assert read[0] == read[1] < sum(share.local.nbytes for share in cuts().values())
@@ -140,7 +140,7 @@ def test_a_shard_without_cut_tensors_is_linked(built: Built, divided: FolderOut)
 
 def test_weights_of_fewer_ranks_are_refused(divided: FolderOut):
     with pytest.raises(UserError, match="cut for fewer than 3 ranks"):
-        weights.load(files_of(divided), wanted(), 2, 3)
+        weights.load_weights(files_of(divided), wanted(), 2, 3)
 
 
 def test_weights_of_another_model_are_refused(built: Built, tmp_path: Path):

@@ -150,7 +150,7 @@ def test_the_search_lowers_the_error_of_the_outputs() -> None:
     assert len(tried) == len(awq.ALPHAS)
     assert (tried[0] == 1).all()
     errors = awq.errors([awq.Part(weights_RI, moment, Q4, 1.0)], tried)
-    moved = awq.rounded(weights_RI * tried[7], Q4).astype(np.float64) / tried[7] - weights_RI
+    moved = awq.round_trip(weights_RI * tried[7], Q4).astype(np.float64) / tried[7] - weights_RI
     assert errors[7] == pytest.approx(np.trace(moved @ moment @ moved.T), rel=1e-4)
     assert errors.min() < 0.5 * errors[0]
     assert np.isfinite(awq.candidates(np.zeros(8))).all()

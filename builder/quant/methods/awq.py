@@ -58,12 +58,12 @@ def errors(parts: Iterable[Part], scales: list[np.ndarray]) -> np.ndarray:
     totals = np.zeros(len(scales))
     for part in parts:
         for index, scale_I in enumerate(scales):
-            moved_RI = _round_trip(part.weights_RI * scale_I, part.scheme) / scale_I - part.weights_RI
+            moved_RI = round_trip(part.weights_RI * scale_I, part.scheme) / scale_I - part.weights_RI
             totals[index] += part.share * float(np.vdot(moved_RI @ part.moment_II, moved_RI))
     return totals
 
 
-def _round_trip(weights_RI: np.ndarray, scheme: Scheme) -> np.ndarray:
+def round_trip(weights_RI: np.ndarray, scheme: Scheme) -> np.ndarray:
     """The weights as they come back, rounded by mse."""
     rows, inputs = weights_RI.shape
     groups = -(-inputs // scheme.group_size)
