@@ -42,6 +42,9 @@ def _print_explanation(explanation: Explanation) -> None:
         print(f"  differs   {format_difference(difference)}")
     print("  parts of the key now:")
     _print_parts(explanation.parts, "    ")
+    print(f"  code in the key now, {len(explanation.files)} files:")
+    for file, digest in sorted(explanation.files.items()):
+        print(f"    {digest.partition(':')[2][:12]}  {file}")
 
 
 def format_difference(difference: Difference) -> str:
@@ -62,6 +65,7 @@ def _explanation_document(explanation: Explanation) -> dict[str, object]:
         "last_key": explanation.last_key,
         "last_parts": explanation.last_parts,
         "differences": [d._asdict() for d in explanation.differences],
+        "files": dict(sorted(explanation.files.items())),
     }
 
 

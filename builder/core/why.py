@@ -28,6 +28,7 @@ class Explanation(NamedTuple):
     last_key: str
     last_parts: Mapping[str, Json] | None
     differences: tuple[Difference, ...]
+    files: Mapping[str, str]  # {module file: digest of what it means} behind the fingerprint of the code
 
 
 def explain(plan: Plan, store: Store, name: str, goal: str = "", sources: Sources | None = None) -> Explanation:
@@ -48,6 +49,7 @@ def explain(plan: Plan, store: Store, name: str, goal: str = "", sources: Source
         last_key=place.key if place else "",
         last_parts=last.parts if last else None,
         differences=tuple(found),
+        files=walk.sources.code(step.function, step.code)[1],
     )
 
 

@@ -25,7 +25,7 @@ def test_measured_once_and_kept(demo: Shell):
     assert anew["bench"]["decode"] != measured["decode"]
     assert bytes_of(demo.folder / "dist" / "demo-q4f16_1-cpu") == before
     assert "bench" not in demo.statuses("plan")
-    assert "bench: hit (up to date)" in demo.run("why", "bench").stdout
+    assert "bench: fresh (up to date)" in demo.run("why", "bench").stdout
 
 
 def test_a_cell_that_cannot_run_here(demo: Shell):

@@ -13,12 +13,12 @@ from tests.conftest import ROOT, Shell
 FILL = """
 import sys
 from benchmarks.synthetic import MadeUp
-from builder.app.request import job_of
+from builder.app.merge import request_of
 from builder.cli.arguments import parse
 from builder.core.run import run
 for words in sys.argv[1:]:
-    job = job_of(parse(words.split()))
-    outcome = run(job.plan, job.store, MadeUp(job.plan, job.store), lambda event: None)
+    request = request_of(parse(["plan", *words.split()]).build)
+    outcome = run(request.plan, request.store, MadeUp(request.plan, request.store), lambda event: None)
     assert not outcome.failed, next(done for done in outcome.steps.values() if done.error)
 """
 

@@ -38,3 +38,14 @@ def test_comments_docstrings_and_messages_make_nothing_stale(copy: Copy) -> None
 def test_an_expression_makes_the_steps_stale_that_reach_it_and_its_file_is_named(copy: Copy) -> None:
     copy.add("builder/models/llama.py", "ONE_MORE = 1")
     assert copy.stale(*WORDS) == {"lower": "builder/models/llama.py changed"}
+
+
+def test_why_prints_the_files_behind_a_key(copy: Copy) -> None:
+    files = copy.json("why", "convert", *WORDS)["files"]
+    assert {"builder/steps/convert.py", "builder/architectures/llama.py"} <= files.keys()
+    assert not any(file.startswith(("builder/lowering/", "builder/core/errors")) for file in files)
+    assert all(digest.startswith("sha256:") for digest in files.values())
+    lines = copy.run("why", "convert", *WORDS).stdout.splitlines()
+    assert f"  code in the key now, {len(files)} files:" in lines
+    short = files["builder/steps/convert.py"].partition(":")[2][:12]
+    assert f"    {short}  builder/steps/convert.py" in lines
