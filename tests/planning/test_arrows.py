@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import builder
+from tools.rooms import DATA, ROOMS, with_picture
 
 ROOT = Path(builder.__file__).parent
+REPOSITORY = ROOT.parent
 STDLIB_ONLY = {"blake3"}  # what core may import besides
-ARROWS = {  # room -> the rooms of builder it may import
-    "core": {"core"},
-    "executors": {"executors", "core", "remote"},
-    "remote": {"remote", "core"},
-    "architectures": {"architectures", "core"},
-    "formats": {"formats", "core"},
-    "quant": {"quant", "architectures", "core", "formats"},
-    "ops": {"ops", "quant", "architectures", "core"},
-    "targets": {"targets", "core"},
-    "models": {"models", "architectures", "ops", "quant", "core"},
-    "lowering": {"lowering", "ops", "quant", "targets", "formats", "core"},
-    "runtime": {"runtime", "formats", "targets", "core"},
-    "verification": {"verification", "formats", "quant", "architectures", "runtime", "core"},
-    "steps": {
-        "steps",
-        "models",
-        "ops",
-        "quant",
-        "lowering",
-        "targets",
-        "formats",
-        "runtime",
-        "architectures",
-        "verification",
-        "core",
-    },
-    "report": {"report", "core"},
-    "config": {"config", "core"},
-}
 USERS = {  # package -> the only files that import it; of TVM what it is moving
     "cryptography": {"provenance/signing.py"},
     "fsspec": {"remote/bucket.py"},
@@ -50,23 +28,102 @@ USERS = {  # package -> the only files that import it; of TVM what it is moving
 HEAVY = ("fsspec", "tvm", "torch", "transformers", "ray", "numpy", "hydra", "rich", "omegaconf")
 
 
-def imports_of(file: Path) -> set[str]:
-    found = set()
+def files() -> list[Path]:
+    return [path for path in sorted(ROOT.rglob("*.py")) if path.relative_to(ROOT).parts[0] not in DATA]
+
+
+def name_of(file: Path) -> str:
+    """builder.app.build; a package by its own name."""
+    return ".".join(("builder", *file.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+@cache
+def imports_of(file: Path) -> frozenset[str]:
+    """Modules that a file imports anywhere, in functions and for types too; of a package's members those that are
+    modules."""
+    modules = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found |= {node.module} if node.module != "builder" else {f"builder.{a.name}" for a in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            modules |= {_module_of(str(node.module), alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
+    return frozenset(modules)
+
+
+def _module_of(package: str, member: str) -> str:
+    path = ROOT.parent.joinpath(*package.split("."), member)
+    inside = package.split(".", maxsplit=1)[0] == "builder" and (path.is_dir() or path.with_suffix(".py").is_file())
+    return f"{package}.{member}" if inside else package
+
+
+def room_of(module: str) -> str:
+    """ "" for builder and builder.__main__."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] != "__main__" else ""
+
+
+def arrows() -> dict[tuple[str, str], list[str]]:
+    """{(room, another room that it imports): where}."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for file in files():
+        for module in imports_of(file):
+            pair = room_of(name_of(file)), room_of(module)
+            if module.startswith("builder.") and pair[0] != pair[1]:
+                found.setdefault(pair, []).append(f"{file.relative_to(ROOT)} imports {module}")
     return found
 
 
-def test_arrows():
-    wrong = []
-    for package, allowed in ARROWS.items():
-        for file in (ROOT / package).rglob("*.py"):
-            used = {m.split(".")[1] for m in imports_of(file) if m.startswith("builder.") and m.count(".")}
-            wrong += [f"{file.relative_to(ROOT)} imports builder.{name}" for name in sorted(used - allowed)]
-    assert not wrong, "\n".join(wrong)
+def test_every_folder_is_a_room_and_no_file_lies_loose():
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == {*ROOMS, *DATA} - {""}
+    loose = {path.name for path in ROOT.iterdir() if path.is_file()}
+    assert loose == {"__init__.py", "__main__.py", "py.typed"}
+
+
+def test_rooms_import_what_the_table_allows():
+    wrong = [
+        place for (room, other), places in arrows().items() if other not in ROOMS[room].imports for place in places
+    ]
+    assert not wrong, "\n".join(["not in the table of tools/rooms.py:", *wrong])
+
+
+def test_no_two_rooms_import_each_other_and_arrows_point_down():
+    below = list(ROOMS)
+    for room, (_, imports) in ROOMS.items():
+        up = [other for other in imports if below.index(other) <= below.index(room)]
+        assert not up, f"{room} imports {up}, which is not below it"
+    both = [pair for pair in arrows() if pair[::-1] in arrows()]
+    assert not both
+
+
+def test_no_circle_of_files():
+    modules = {name_of(file): imports_of(file) for file in files()}
+    try:
+        TopologicalSorter({name: imports & modules.keys() for name, imports in modules.items()}).prepare()
+    except CycleError as error:
+        raise AssertionError(" -> ".join(reversed(error.args[1]))) from None
+
+
+def test_a_circle_and_a_pair_in_both_directions_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where the import is inside a function, or for types alone."""
+    for path, text in {
+        "core/a.py": "def f():\n    from builder.config import b\n",
+        "config/b.py": "if TYPE_CHECKING:\n    from builder.core.a import f\n",
+    }.items():
+        (tmp_path / "builder" / path).parent.mkdir(parents=True)
+        (tmp_path / "builder" / path).write_text(text)
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path / "builder")
+    assert set(arrows()) == {("core", "config"), ("config", "core")}
+    with pytest.raises(AssertionError, match=re.escape("core/a.py imports builder.config.b")):
+        test_rooms_import_what_the_table_allows()
+    with pytest.raises(AssertionError, match=r"builder\.\w+\.[ab] -> builder"):
+        test_no_circle_of_files()
+
+
+def test_the_readme_has_the_picture_of_the_table():
+    readme = (REPOSITORY / "README.md").read_text("utf-8")
+    assert with_picture(readme) == readme, "the README is not current: python -m tools.rooms"
 
 
 def test_core_is_standard_library_only():
