@@ -77,5 +77,6 @@ def describe_kernels(kernels: Sequence[Mapping[str, Any]]) -> list[str]:
 def _shape_in_words(fields: Mapping[str, Any]) -> str:
     """What of the operator's fields decides most: its sizes and how its weight is stored."""
     names = ("n", "k", "width", "kind", "bits", "group_size", "dtype", "activation")
-    parts = [f"{name} {fields[name]}" for name in names if fields.get(name)]
+    every = {**fields, **fields.get("weight", {})}
+    parts = [f"{name} {every[name]}" for name in names if every.get(name)]
     return f", {', '.join(parts)}" if parts else ""

@@ -3,19 +3,28 @@
 # mypy: disable-error-code="misc"
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from tvm import te
 from tvm.relax.frontend import nn
 
 from builder.ops import emit as op
 from builder.ops.linear import project
-from builder.ops.weights import Weight, weight_at
+from builder.ops.weights import StoredWeight, Weight, weight_at
 
 
-def _embedding(fields: Mapping[str, Any], ids_M: Any, *tensors: Any) -> Any:
-    return te.compute((ids_M.shape[0], fields["k"]), lambda m, k: weight_at(fields, tensors, ids_M[m], k), "embedding")
+@dataclass(frozen=True, slots=True)
+class EmbeddingLabel(op.Label):
+    op: ClassVar[str] = "embedding"
+
+    weight: StoredWeight
+
+
+def _embedding(label: EmbeddingLabel, ids_M: Any, *tensors: Any) -> Any:
+    return te.compute(
+        (ids_M.shape[0], label.weight.k), lambda m, k: weight_at(label.weight, tensors, ids_M[m], k), "embedding"
+    )
 
 
 class Embedding(Weight):
@@ -24,9 +33,8 @@ class Embedding(Weight):
     role = "embedding"
 
     def forward(self, ids_M: nn.Tensor) -> nn.Tensor:
-        shape = (ids_M.shape[0], self.fields["k"])
-        fields = self.fields if self.fields["kind"] == "none" else {**self.fields, "activation": ""}
-        return op.emit("embedding", _embedding, fields, [ids_M], self.stored(), shape)
+        shape = (ids_M.shape[0], self.storage.k)
+        return op.emit(EmbeddingLabel(self.storage), _embedding, [ids_M], self.tensors(), shape)
 
     def head(self, x_MK: nn.Tensor) -> nn.Tensor:
         return project(self, x_MK, None, None)

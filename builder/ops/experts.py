@@ -8,8 +8,8 @@ then their shares.
 # mypy: disable-error-code="misc"
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from tvm import te, tirx
 from tvm.relax.frontend import nn
@@ -18,15 +18,46 @@ from builder.ops import emit as op
 from builder.ops import load
 from builder.ops.linear import Linear
 from builder.ops.ranks import total
-from builder.ops.weights import Weight, weight_at
+from builder.ops.weights import StoredWeight, Weight, weight_at
 from builder.quant.layout import Scheme
 
 COMPUTE = "float32"
 
 
-def _routes(fields: Mapping[str, Any], logits_ME: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class RoutesLabel(op.Label):
+    """``whole``: the shares of the ``top`` add up to 1."""
+
+    op: ClassVar[str] = "routes"
+
+    experts: int
+    top: int
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertLinearLabel(op.Label):
+    """``outputs`` of one expert; ``shared``: a row of x for all experts of a token, not one for each."""
+
+    op: ClassVar[str] = "expert_linear"
+
+    weight: StoredWeight
+    outputs: int
+    top: int
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSumLabel(op.Label):
+    op: ClassVar[str] = "expert_sum"
+
+    top: int
+    residual: bool
+
+
+def _routes(label: RoutesLabel, logits_ME: Any) -> Any:
     """The ``top`` largest logits, and their softmax over all experts or (``whole``: shares add up to 1) over these."""
-    experts, top, rows = fields["experts"], fields["top"], logits_ME.shape[0]
+    experts, top, rows = label.experts, label.top, logits_ME.shape[0]
     zero, axis = tirx.const(0.0, COMPUTE), te.reduce_axis((0, experts), "j")
 
     def before(m: Any, j: Any, e: Any) -> Any:
@@ -44,8 +75,8 @@ def _routes(fields: Mapping[str, Any], logits_ME: Any) -> Any:
 
     number_MS = chosen("number", lambda _, e: tirx.Cast(COMPUTE, e))
     logit_MS = chosen("logit", lambda m, e: logits_ME[m, e])
-    summed = logit_MS if fields["whole"] else logits_ME
-    each = te.reduce_axis((0, top if fields["whole"] else experts), "each")
+    summed = logit_MS if label.whole else logits_ME
+    each = te.reduce_axis((0, top if label.whole else experts), "each")
     total_M = te.compute((rows,), lambda m: te.sum(tirx.exp(summed[m, each] - logit_MS[m, 0]), axis=each), "total")
 
     def value(m: Any, c: Any) -> Any:
@@ -61,24 +92,24 @@ class Router(nn.Module):
 
     def __init__(self, experts: int, top: int, hidden: int, scheme: Scheme, whole: bool = True) -> None:
         super().__init__()
-        self.fields = {"experts": experts, "top": top, "whole": whole}
+        self.label = RoutesLabel(experts, top, whole)
         self.gate = Linear(experts, hidden, scheme, quantize=False)
 
     def routes(self, x_MH: nn.Tensor) -> nn.Tensor:
-        shape = (x_MH.shape[0], 2 * self.fields["top"])
-        return op.emit("routes", _routes, self.fields, [self.gate(x_MH)], [], shape)
+        shape = (x_MH.shape[0], 2 * self.label.top)
+        return op.emit(self.label, _routes, [self.gate(x_MH)], [], shape)
 
 
-def _expert_linear(fields: Mapping[str, Any], x_K: Any, routes: Any, *stored: Any) -> Any:
+def _expert_linear(label: ExpertLinearLabel, x_K: Any, routes: Any, *stored: Any) -> Any:
     """y[p] = x[row of p] @ weight of its expert.T"""
-    top, outputs, inputs = fields["top"], fields["outputs"], fields["k"]
-    pairs = x_K.shape[0] * top if fields["shared"] else x_K.shape[0]
+    top, outputs, inputs = label.top, label.outputs, label.weight.k
+    pairs = x_K.shape[0] * top if label.shared else x_K.shape[0]
     axis = te.reduce_axis((0, inputs), "k")
 
     def product(p: Any, n: Any) -> Any:
         expert = tirx.Cast("int64", routes[p // top, p % top])
-        row = p // top if fields["shared"] else p
-        return te.sum(x_K[row, axis] * weight_at(fields, stored, expert * outputs + n, axis), axis=axis)
+        row = p // top if label.shared else p
+        return te.sum(x_K[row, axis] * weight_at(label.weight, stored, expert * outputs + n, axis), axis=axis)
 
     return te.compute((pairs, outputs), product, "product")
 
@@ -88,19 +119,19 @@ class ExpertLinear(Weight):
 
     def __init__(self, experts: int, outputs: int, inputs: int, top: int, shared: bool, scheme: Scheme) -> None:
         super().__init__(experts * outputs, inputs, scheme, True)
-        self.own = {"outputs": outputs, "top": top, "shared": shared}
+        self.outputs_of_one, self.top, self.shared = outputs, top, shared
 
     def forward(self, x_K: nn.Tensor, routes: nn.Tensor) -> nn.Tensor:
-        pairs = x_K.shape[0] * self.own["top"] if self.own["shared"] else x_K.shape[0]
-        fields, shape = {**self.fields, **self.own}, (pairs, self.own["outputs"])
-        return op.emit("expert_linear", _expert_linear, fields, [x_K, routes], self.stored(), shape)
+        label = ExpertLinearLabel(self.storage, self.outputs_of_one, self.top, self.shared)
+        pairs = x_K.shape[0] * self.top if self.shared else x_K.shape[0]
+        return op.emit(label, _expert_linear, [x_K, routes], self.tensors(), (pairs, self.outputs_of_one))
 
 
-def _expert_sum(fields: Mapping[str, Any], x_PH: Any, routes: Any, *tensors: Any) -> Any:
-    top, shape = fields["top"], tensors[0].shape if fields["residual"] else (routes.shape[0], x_PH.shape[1])
+def _expert_sum(label: ExpertSumLabel, x_PH: Any, routes: Any, *tensors: Any) -> Any:
+    top, shape = label.top, tensors[0].shape if label.residual else (routes.shape[0], x_PH.shape[1])
     slot = te.reduce_axis((0, top), "slot")
     sums = te.compute(shape, lambda m, h: te.sum(x_PH[m * top + slot, h] * routes[m, top + slot], axis=slot), "mixed")
-    if not fields["residual"]:
+    if not label.residual:
         return sums
     return te.compute(shape, lambda m, h: tensors[0][m, h] + sums[m, h], "sum")
 
@@ -108,9 +139,8 @@ def _expert_sum(fields: Mapping[str, Any], x_PH: Any, routes: Any, *tensors: Any
 def expert_sum(x_PH: nn.Tensor, routes: nn.Tensor, residual_MH: nn.Tensor, top: int, ranks: int) -> nn.Tensor:
     """residual + what the experts of each token say, by their shares: (M, H)."""
     if ranks == 1:
-        tensors, fields = [x_PH, routes, residual_MH], {"top": top, "residual": True}
-        return op.emit("expert_sum", _expert_sum, fields, tensors, [], residual_MH.shape)
-    fields = {"top": top, "residual": False}
-    part_MH = op.emit("expert_sum", _expert_sum, fields, [x_PH, routes], [], residual_MH.shape)
+        label = ExpertSumLabel(top, residual=True)
+        return op.emit(label, _expert_sum, [x_PH, routes, residual_MH], [], residual_MH.shape)
+    part_MH = op.emit(ExpertSumLabel(top, residual=False), _expert_sum, [x_PH, routes], [], residual_MH.shape)
     summed_MH: nn.Tensor = load("collectives").add(total(part_MH, ranks), residual_MH)
     return summed_MH

@@ -3,18 +3,26 @@
 Axes: K inputs.
 """
 
-# mypy: disable-error-code="misc"
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from builder.ops.gates import gelu_gate, silu_gate
-from builder.ops.linear import product
+from builder.ops.gates import GateLabel, gelu_gate, silu_gate
+from builder.ops.linear import LinearLabel, product
+from builder.ops.weights import StoredWeight
 
 GATES = {"silu_mul": silu_gate, "gelu_mul": gelu_gate}
 
 
-def gated_linear(fields: Mapping[str, Any], x_1K: Any, *weight: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class GatedLinearLabel(GateLabel):
+    op: ClassVar[str] = "gated_linear"
+
+    gate: str  # silu_mul | gelu_mul
+    weight: StoredWeight
+
+
+def gated_linear(label: GatedLinearLabel, x_1K: Any, *weight: Any) -> Any:
     """gate(first half of x @ weight.T) * second half."""
-    return GATES[fields["gate"]](fields, product(fields, x_1K, *weight))
+    return GATES[label.gate](label, product(LinearLabel(label.weight, False, False), x_1K, *weight))

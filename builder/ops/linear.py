@@ -6,46 +6,60 @@ Axes: M rows (tokens), N outputs, K inputs.
 # mypy: disable-error-code="misc"
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from tvm import te, tirx
 from tvm.relax.frontend import nn
 
 from builder.ops import emit as op
 from builder.ops import load
-from builder.ops.weights import Weight, activation_of, weight_at
+from builder.ops.weights import StoredWeight, Weight, weight_at
 from builder.quant.layout import Scheme
 
 COMPUTE = "float32"
 
 
-def product(fields: Mapping[str, Any], x_MK: Any, *tensors: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class LinearLabel(op.Label):
+    """``ranks``: that add up their products; each adds its share of bias and residual. ``sent``: to the other ranks, as
+    it is made (lowering/passes/fuse_allreduce_rmsnorm.py)."""
+
+    op: ClassVar[str] = "linear"
+
+    weight: StoredWeight
+    bias: bool
+    residual: bool
+    ranks: int = 1
+    sent: bool = False
+
+
+def product(label: LinearLabel, x_MK: Any, *tensors: Any) -> Any:
     """y = x @ weight.T (+ bias) (+ residual); tensors: residual, weight (one or more tensors), bias."""
-    stored, residual_MN, bias_N = split(fields, tensors)
-    rows, inputs, outputs = x_MK.shape[0], fields["k"], fields["n"]
+    stored, residual_MN, bias_N = split(label, tensors)
+    rows, inputs, outputs = x_MK.shape[0], label.weight.k, label.weight.n
     axis = te.reduce_axis((0, inputs), "k")
-    weight_NK = te.compute((outputs, inputs), lambda n, k: weight_at(fields, stored, n, k), "weight")
+    weight_NK = te.compute((outputs, inputs), lambda n, k: weight_at(label.weight, stored, n, k), "weight")
     product_MN = te.compute(
         (rows, outputs), lambda m, n: te.sum(x_MK[m, axis] * weight_NK[n, axis], axis=axis), "product"
     )
-    return with_epilogue(fields, product_MN, residual_MN, bias_N)
+    return with_epilogue(label, product_MN, residual_MN, bias_N)
 
 
-def split(fields: Mapping[str, Any], tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any, Any]:
+def split(label: LinearLabel, tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any, Any]:
     """(residual), weight, (bias) -> the weight's tensors, residual or None, bias or None."""
     rest = list(tensors)
-    residual = rest.pop(0) if fields["residual"] else None
-    bias = rest.pop() if fields["bias"] else None
+    residual = rest.pop(0) if label.residual else None
+    bias = rest.pop() if label.bias else None
     return tuple(rest), residual, bias
 
 
-def with_epilogue(fields: Mapping[str, Any], product_MN: Any, residual_MN: Any, bias_N: Any) -> Any:
+def with_epilogue(label: LinearLabel, product_MN: Any, residual_MN: Any, bias_N: Any) -> Any:
     """product (+ bias) (+ residual); of several ranks each adds its share of both."""
     if bias_N is None and residual_MN is None:
         return product_MN
 
-    share = tirx.const(1 / fields["ranks"], COMPUTE) if "ranks" in fields else None
+    share = tirx.const(1 / label.ranks, COMPUTE) if label.ranks > 1 else None
 
     def part(value: Any) -> Any:
         return value if share is None else value * share
@@ -74,11 +88,10 @@ def project(
 ) -> nn.Tensor:
     """x @ weight.T with what is added to it, as one operation. ``ranks``: that have the columns of x between them; each
     adds its share of bias and residual (for 2, 4 or 8 ranks that is exact), so that the library is the same for all."""
-    fields = {**weight.fields, "bias": bias is not None, "residual": residual_MN is not None}
-    fields |= {"ranks": ranks} if ranks > 1 else {}
+    label = LinearLabel(weight.storage, bias is not None, residual_MN is not None, ranks)
     added = [] if residual_MN is None else [residual_MN]
-    stored = weight.stored() if bias is None else [*weight.stored(), bias]
-    if activation_of(fields):
-        projected: nn.Tensor = load("rounded_inputs").project(fields, x_MK, added, stored, ranks)
+    stored = weight.tensors() if bias is None else [*weight.tensors(), bias]
+    if weight.activation:
+        projected: nn.Tensor = load("rounded_inputs").project(label, weight.activation, x_MK, added, stored)
         return projected
-    return op.emit("linear", product, fields, [x_MK, *added], stored, (x_MK.shape[0], fields["n"]))
+    return op.emit(label, product, [x_MK, *added], stored, (x_MK.shape[0], label.weight.n))

@@ -6,37 +6,61 @@ Axes: M rows (tokens), K inputs, N outputs, W words of four codes, lowest byte f
 # mypy: disable-error-code="misc"
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from tvm import te, tirx
 from tvm.relax.frontend import nn
 
 from builder.ops import emit as op
 from builder.ops.byte_codes import PER_WORD, byte_of, code_at, float8, int8
-from builder.ops.linear import split, with_epilogue
+from builder.ops.linear import LinearLabel, split, with_epilogue
 from builder.quant.layout import BYTE_LARGEST
 
 COMPUTE = "float32"
 
 
-def _row_scale(fields: Mapping[str, Any], x_MK: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class RowScaleLabel(op.Label):
+    op: ClassVar[str] = "row_scale"
+
+    k: int
+    activation: str  # int8 | e4m3 | e5m2
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedLabel(op.Label):
+    op: ClassVar[str] = "rounded"
+
+    k: int
+    activation: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedLinearLabel(LinearLabel):
+    op: ClassVar[str] = "rounded_linear"
+
+    activation: str = ""
+
+
+def _row_scale(label: RowScaleLabel, x_MK: Any) -> Any:
     """max |x| of each row over the largest code."""
-    axis = te.reduce_axis((0, fields["k"]), "k")
+    axis = te.reduce_axis((0, label.k), "k")
     largest_M = te.compute((x_MK.shape[0],), lambda m: te.max(tirx.abs(x_MK[m, axis]), axis=axis), "largest")
-    most = tirx.const(BYTE_LARGEST[fields["activation"]], COMPUTE)
+    most = tirx.const(BYTE_LARGEST[label.activation], COMPUTE)
     return te.compute((x_MK.shape[0], 1), lambda m, _: largest_M[m] / most, "row_scale")
 
 
-def _rounded(fields: Mapping[str, Any], x_MK: Any, scale_M1: Any) -> Any:
+def _rounded(label: RoundedLabel, x_MK: Any, scale_M1: Any) -> Any:
     """The codes of x / scale, half to even, none beyond the largest; of a row whose scale is 0: zeros."""
-    inputs, zero, one = fields["k"], tirx.const(0.0, COMPUTE), tirx.const(1.0, COMPUTE)
+    inputs, zero, one = label.k, tirx.const(0.0, COMPUTE), tirx.const(1.0, COMPUTE)
 
     def code(m: Any, k: Any) -> Any:
         scale = scale_M1[m, 0]
         dead = tirx.EQ(scale, zero)
         ratio = tirx.Select(dead, zero, x_MK[m, k] / tirx.Select(dead, one, scale))
-        return byte_of(ratio, fields["activation"])
+        return byte_of(ratio, label.activation)
 
     code_MK = te.compute(x_MK.shape, code, "code")
 
@@ -54,17 +78,17 @@ def _rounded(fields: Mapping[str, Any], x_MK: Any, scale_M1: Any) -> Any:
 def rounded(x_MK: nn.Tensor, inputs: int, activation: str, ranks: int = 1) -> list[nn.Tensor]:
     """x (M, K) float32 -> [codes (M, W) uint32, scales (M, 1) float32]. Of several ranks each has a part of the rows,
     and they agree on the scales."""
-    fields = {"k": inputs, "activation": activation}
-    scale_M1 = op.emit("row_scale", _row_scale, fields, [x_MK], [], (x_MK.shape[0], 1))
+    scale_M1 = op.emit(RowScaleLabel(inputs, activation), _row_scale, [x_MK], [], (x_MK.shape[0], 1))
     scale_M1 = nn.op.ccl_allreduce(scale_M1, "max") if ranks > 1 else scale_M1
     shape = (x_MK.shape[0], -(-inputs // PER_WORD))
-    return [op.emit("rounded", _rounded, fields, [x_MK, scale_M1], [], shape, "uint32"), scale_M1]
+    codes_MW = op.emit(RoundedLabel(inputs, activation), _rounded, [x_MK, scale_M1], [], shape, "uint32")
+    return [codes_MW, scale_M1]
 
 
-def _rounded_product(fields: Mapping[str, Any], codes_MW: Any, scale_M1: Any, q_weight: Any, q_scale: Any) -> Any:
+def _rounded_product(label: RoundedLinearLabel, codes_MW: Any, scale_M1: Any, q_weight: Any, q_scale: Any) -> Any:
     """The sum of code * code, in int32 or (8-bit floats) float32, times the row's scale, times the weight's."""
-    kind, outputs = fields["kind"], fields["n"]
-    axis, whole = te.reduce_axis((0, fields["k"]), "k"), fields["scale_per"] == "tensor"
+    kind, outputs = label.weight.kind, label.weight.n
+    axis, whole = te.reduce_axis((0, label.weight.k), "k"), label.weight.scale_per == "tensor"
 
     def value(words: Any, row: Any, k: Any) -> Any:
         code = code_at(words, row, k)
@@ -82,16 +106,17 @@ def _rounded_product(fields: Mapping[str, Any], codes_MW: Any, scale_M1: Any, q_
     )
 
 
-def rounded_product(fields: Mapping[str, Any], codes_MW: Any, scale_M1: Any, *tensors: Any) -> Any:
+def rounded_product(label: RoundedLinearLabel, codes_MW: Any, scale_M1: Any, *tensors: Any) -> Any:
     """As linear.product, of the codes of x and the scales of their rows."""
-    stored, residual_MN, bias_N = split(fields, tensors)
-    return with_epilogue(fields, _rounded_product(fields, codes_MW, scale_M1, *stored), residual_MN, bias_N)
+    stored, residual_MN, bias_N = split(label, tensors)
+    return with_epilogue(label, _rounded_product(label, codes_MW, scale_M1, *stored), residual_MN, bias_N)
 
 
 def project(
-    fields: Mapping[str, Any], x_MK: nn.Tensor, added: Sequence[nn.Tensor], stored: Sequence[nn.Tensor], ranks: int
+    linear: LinearLabel, activation: str, x_MK: nn.Tensor, added: Sequence[nn.Tensor], stored: Sequence[nn.Tensor]
 ) -> nn.Tensor:
     """The rounding of x and the product, for linear.project. Its function is called as that of other products."""
-    activations = [*rounded(x_MK, fields["k"], fields["activation"], ranks), *added]
-    shape = (x_MK.shape[0], fields["n"])
-    return op.emit("rounded_linear", rounded_product, fields, activations, stored, shape, function="linear")
+    weight = linear.weight
+    label = RoundedLinearLabel(weight, linear.bias, linear.residual, linear.ranks, activation=activation)
+    activations = [*rounded(x_MK, weight.k, activation, linear.ranks), *added]
+    return op.emit(label, rounded_product, activations, stored, (x_MK.shape[0], weight.n), function="linear")

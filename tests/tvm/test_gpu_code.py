@@ -250,7 +250,7 @@ def test_every_label_of_every_family_has_a_kernel(family: str):
         described = architectures.load(family)
         model = Model(described.describe(described.from_hf(config)), scheme, METADATA)
         module, _ = model.export_tvm(spec=model.functions())
-        labels = {(label_of(function) or {}).get("op") for function in module.functions.values()} - {None}
+        labels = {label.op for function in module.functions.values() if (label := label_of(function))}
         assert labels <= Schedules("gpu").keys()
         after = with_schedules(Schedules("gpu"), Device(THREADS, SHARED_BYTES))(module)
         assert not any(label_of(function) for function in after.functions.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -37,28 +36,27 @@ Run = Callable[..., np.ndarray]
 
 @pytest.fixture(params=list(TARGETS))
 def run(request: pytest.FixtureRequest) -> Run:
-    """(operation, its label's fields, tensors with symbolic rows, other tensors, empty output) -> the output."""
+    """(label, tensors with symbolic rows, other tensors, empty output) -> the output."""
     isa, level, features = TARGETS[request.param]
     if not {*cpu.implied(level), *features} <= cpu.host_features():
         pytest.skip(f"this CPU is not {level} with {features}")
     target = {"kind": "llvm", "mcpu": level, "mattr": [f"+{name}" for name in features]}
 
-    built: dict[tuple[str, str], Any] = {}
+    built: dict[op.Label, Any] = {}
 
-    def call(name: str, fields: dict[str, Any], rows: list[np.ndarray], rest: list[np.ndarray], out: np.ndarray) -> Any:
-        label = json.dumps(fields, sort_keys=True)
-        if (name, label) not in built:
-            built[name, label] = compiled(name, fields, rows, rest)
+    def call(label: op.Label, rows: list[np.ndarray], rest: list[np.ndarray], out: np.ndarray) -> Any:
+        if label not in built:
+            built[label] = compiled(label, rows, rest)
         tensors = [tvm.runtime.tensor(a) for a in (*rows, *rest, out)]
-        built[name, label](*tensors)
+        built[label](*tensors)
         return tensors[-1].numpy()
 
-    def compiled(name: str, fields: dict[str, Any], rows: list[np.ndarray], rest: list[np.ndarray]) -> Any:
+    def compiled(label: op.Label, rows: list[np.ndarray], rest: list[np.ndarray]) -> Any:
         if isa is None:
             shapes = [(("rows", *a.shape[1:]), str(a.dtype)) for a in rows] + [(a.shape, str(a.dtype)) for a in rest]
-            function = op.prim_func(name, COMPUTE[name], json.dumps(fields, sort_keys=True), tuple(shapes))
+            function = op.prim_func(label, COMPUTE[label.op], tuple(shapes))
         else:
-            function = Schedules("cpu")[name](fields, isa)
+            function = Schedules("cpu")[label.op](label, isa)
         function = function.with_attr("global_symbol", "main")
         return tvm.tirx.build(function, tvm.target.Target(target, host=target))["main"]
 
@@ -86,12 +84,12 @@ def words_of(codes: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("k", [96, 70])
 def test_rounding(run: Run, kind: str, k: int):
-    x, fields = hard(6, k), {"k": k, "activation": kind}
+    x = hard(6, k)
     codes, scales = reference.rounded_input(x, kind)
-    found = run("row_scale", fields, [x], [], np.full((6, 1), np.nan, np.float32))
+    found = run(inputs.RowScaleLabel(k, kind), [x], [], np.full((6, 1), np.nan, np.float32))
     np.testing.assert_array_equal(found, scales)
     words = words_of(codes)
-    found = run("rounded", fields, [x, scales], [], np.full(words.shape, 0xDEADBEEF, np.uint32))
+    found = run(inputs.RoundedLabel(k, kind), [x, scales], [], np.full(words.shape, 0xDEADBEEF, np.uint32))
     np.testing.assert_array_equal(found.view(np.uint8), words.view(np.uint8))
 
 
@@ -104,13 +102,13 @@ def test_product(run: Run, n: int, k: int, kind: str):
     scheme = Scheme("t", kind, 8, 0, "NK", "float16", "uint32", True, True, (), kind, "dynamic", whole)
     stored = list(reference.quantize(random.standard_normal((n, k)).astype(np.float32), scheme))
     weight = reference.dequantize(*stored, k, scheme).astype(np.float64)
-    fields = {**relax.Linear(n, k, scheme).fields, "bias": True, "residual": True}
+    label = inputs.RoundedLinearLabel(relax.Linear(n, k, scheme).storage, True, True, activation=kind)
     bias = random.standard_normal(n).astype(np.float16)
     for rows in (1, integers.FEW + 1, 23):
         x, residual = random.standard_normal((rows, k)), random.standard_normal((rows, n)).astype(np.float32)
         codes, scales = reference.rounded_input(x.astype(np.float32), kind)
         given = [words_of(codes), scales, residual]
-        found = run("rounded_linear", fields, given, [*stored, bias], np.full((rows, n), np.nan, np.float32))
+        found = run(label, given, [*stored, bias], np.full((rows, n), np.nan, np.float32))
         expected = (reference.byte_values(kind)[codes] * scales.astype(np.float64)) @ weight.T + bias + residual
         assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
 
@@ -119,10 +117,10 @@ def test_the_largest_sum_of_integers_is_exact(run: Run):
     """127 * 127 * 2048 is past what float32 counts, and far from what int32 holds."""
     k, n = 2048, 32
     scheme = Scheme("t", "int8", 8, 0, "NK", "float16", "uint32", True, True, (), "int8", "dynamic")
-    fields = {**relax.Linear(n, k, scheme).fields, "bias": False, "residual": False}
+    label = inputs.RoundedLinearLabel(relax.Linear(n, k, scheme).storage, False, False, activation="int8")
     words = np.full((1, k // 4), 0x81818181, np.uint32)  # -127
     stored = [np.full((n, k // 4), 0x81818181, np.uint32), np.ones((n, 1), np.float32)]
-    found = run("rounded_linear", fields, [words, np.ones((1, 1), np.float32)], stored, np.zeros((1, n), np.float32))
+    found = run(label, [words, np.ones((1, 1), np.float32)], stored, np.zeros((1, n), np.float32))
     np.testing.assert_allclose(found, np.float32(127 * 127 * k), rtol=1e-7)
 
 

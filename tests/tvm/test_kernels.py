@@ -13,8 +13,9 @@ from builder.lowering.kernel_modules import Schedules
 from builder.lowering.schedules.cpu import attention, cache, linear, sampling
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Isa
+from builder.ops.embedding import EmbeddingLabel
 from builder.ops.kv_cache import CacheLayout, rope_frequencies
-from builder.ops.linear import Linear
+from builder.ops.linear import Linear, LinearLabel
 from builder.quant import layout, reference
 from builder.targets import cpu
 
@@ -70,7 +71,7 @@ def empty(*shape: int) -> np.ndarray:
 
 
 def linear_case(n: int, k: int, stored: Any) -> tuple[dict[str, Any], list[np.ndarray], np.ndarray]:
-    """(fields of the label, stored arrays, the weight they stand for)."""
+    """(how the weight is stored, stored arrays, the weight they stand for)."""
     if isinstance(stored, str):
         weight = normal(n, k).astype(stored)
         return {"n": n, "k": k, "kind": "none", "dtype": stored}, [weight], weight.astype(np.float64)
@@ -79,16 +80,16 @@ def linear_case(n: int, k: int, stored: Any) -> tuple[dict[str, Any], list[np.nd
     zeros, order = order == "zeros", "KN" if order == "KN" else "NK"
     scheme = layout.Scheme("test", kind, bits, group, order, dtype, "uint32", True, True, zero_point=zeros)
     packed = reference.quantize(normal(n, k) + (0.3 if zeros else 0), scheme)
-    fields = Linear(n, k, scheme).fields
+    storage = Linear(n, k, scheme).storage
     arrays = [np.ascontiguousarray(a.T) if order == "KN" else a for a in packed]
-    return fields, arrays, reference.dequantize(*packed[:2], k, scheme, *packed[2:]).astype(np.float64)
+    return storage, arrays, reference.dequantize(*packed[:2], k, scheme, *packed[2:]).astype(np.float64)
 
 
 @pytest.mark.parametrize(("n", "k", "stored"), LINEAR_CASES)
 def test_linear(isa: Isa, n: int, k: int, stored: Any):
-    fields, arrays, weight = linear_case(n, k, stored)
-    bias, extra = normal(n).astype(fields["dtype"]), {"bias": True, "residual": True}
-    kernel = linear.linear({**fields, **extra}, isa)
+    storage, arrays, weight = linear_case(n, k, stored)
+    bias = normal(n).astype(storage.dtype)
+    kernel = linear.linear(LinearLabel(storage, bias=True, residual=True), isa)
     assert kernel is not None
     for rows in (1, linear.FEW, linear.FEW + 1, 13):
         x, residual = normal(rows, k), normal(rows, n)
@@ -97,15 +98,15 @@ def test_linear(isa: Isa, n: int, k: int, stored: Any):
 
 
 def test_linear_without_a_kernel_keeps_plain_loops():
-    fields, _, _ = linear_case(3, 40, "float16")
-    assert linear.linear({**fields, "bias": False, "residual": False}, ISAS[0]) is None
+    storage, _, _ = linear_case(3, 40, "float16")
+    assert linear.linear(LinearLabel(storage, bias=False, residual=False), ISAS[0]) is None
 
 
 @pytest.mark.parametrize(("n", "k", "stored"), [LINEAR_CASES[i] for i in (0, 3, 4, 8, 9, -3)])
 def test_embedding(isa: Isa, n: int, k: int, stored: Any):
-    fields, arrays, weight = linear_case(n, k, stored)
+    storage, arrays, weight = linear_case(n, k, stored)
     ids = np.array([0, n - 1, 5], np.int32)
-    *_, found = run(SCHEDULES["embedding"](fields, isa), isa, ids, *arrays, empty(3, k))
+    *_, found = run(SCHEDULES["embedding"](EmbeddingLabel(storage), isa), isa, ids, *arrays, empty(3, k))
     assert np.array_equal(found, weight[ids].astype(np.float32))
 
 

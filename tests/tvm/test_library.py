@@ -22,6 +22,7 @@ from builder.lowering.passes.kernels import with_schedules
 from builder.lowering.schedules.cpu.vector import Isa
 from builder.models.decoder import Model
 from builder.ops import emit as op
+from builder.ops.linear import LinearLabel
 from builder.quant import layout
 from builder.targets import cpu, link
 from tests.conftest import ROOT
@@ -172,7 +173,9 @@ def test_plain_loops_compute_what_kernels_compute():
     x = random.standard_normal((5, 64)).astype(np.float32)
     words = random.integers(0, 1 << 32, (128, 8), np.uint32)
     scales = random.random((128, 2)).astype(np.float32)
-    plain = next(f for f in functions.values() if (op.label_of(f) or {}).get("n") == 128)
+    plain = next(
+        f for f in functions.values() if isinstance(label := op.label_of(f), LinearLabel) and label.weight.n == 128
+    )
     kernel = with_schedules(Schedules("cpu"), target.traits)(ir.IRModule({"main": plain}))["main"]
     results = []
     for function in (plain.without_attr(op.LABEL), kernel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -13,7 +12,7 @@ from builder.lowering.kernel_modules import Schedules
 from builder.lowering.schedules.cpu.vector import Isa
 from builder.ops import gates
 from builder.ops import norms as ops
-from builder.ops.emit import prim_func
+from builder.ops.emit import Label, prim_func
 from tests.tvm.test_kernels import close, empty, isa, normal, run
 
 __all__ = ["isa"]  # the fixture
@@ -22,10 +21,9 @@ __all__ = ["isa"]  # the fixture
 @pytest.mark.parametrize("width", [256, 50])
 def test_rms_norm(isa: Isa, width: int):
     x, residual, weight = 3 * normal(5, width), normal(5, width), normal(width).astype(np.float16)
-    fields = {"width": width, "eps": 1e-3, "dtype": "float16"}
-    for found in both("rms_norm", ops._rms_norm, {**fields, "residual": False}, isa, x, weight):
+    for found in both(ops.RMSNormLabel(width, 1e-3, "float16", residual=False), ops._rms_norm, isa, x, weight):
         close(found, rms_normed(x, weight))
-    for found in both("rms_norm", ops._rms_norm, {**fields, "residual": True}, isa, x, residual, weight):
+    for found in both(ops.RMSNormLabel(width, 1e-3, "float16", residual=True), ops._rms_norm, isa, x, residual, weight):
         close(found, rms_normed(x, weight) + residual)
 
 
@@ -34,11 +32,11 @@ def rms_normed(x: np.ndarray, weight: np.ndarray, eps: float = 1e-3) -> np.ndarr
     return wide / np.sqrt((wide**2).mean(-1, keepdims=True) + eps) * weight
 
 
-def both(name: str, compute: Any, fields: dict[str, Any], isa: Isa, *arrays: np.ndarray) -> list[np.ndarray]:
+def both(label: Label, compute: Any, isa: Isa, *arrays: np.ndarray) -> list[np.ndarray]:
     """Outputs, shaped as the first array, of an operation's kernel and of its plain loops."""
     signature = tuple((("rows", *a.shape[1:]) if a.ndim == 2 else a.shape, str(a.dtype)) for a in arrays)
-    loops = prim_func(name, compute, json.dumps(fields), signature)
-    kernels = (Schedules("cpu")[name](fields, isa), loops.without_attr("llm_build.op"))
+    loops = prim_func(label, compute, signature)
+    kernels = (Schedules("cpu")[label.op](label, isa), loops.without_attr("llm_build.op"))
     return [run(kernel, isa, *arrays, empty(*arrays[0].shape))[-1] for kernel in kernels]
 
 
@@ -48,9 +46,7 @@ def test_layer_norm(isa: Isa, width: int):
     wide = x.astype(np.float64)
     centered = wide - wide.mean(1, keepdims=True)
     expected = centered / np.sqrt((centered**2).mean(1, keepdims=True) + 1e-3) * weight + bias
-    for found in both(
-        "layer_norm", ops._layer_norm, {"width": width, "eps": 1e-3, "dtype": "float16"}, isa, x, weight, bias
-    ):
+    for found in both(ops.LayerNormLabel(width, 1e-3, "float16"), ops._layer_norm, isa, x, weight, bias):
         close(found, expected)
 
 
@@ -58,13 +54,10 @@ def test_layer_norm(isa: Isa, width: int):
 def test_norm_of_queries_and_keys(isa: Isa, runs: tuple[int, int], widths: tuple[int, int]):
     q_end, k_end = runs[0] * widths[0], runs[0] * widths[0] + runs[1] * widths[1]
     x, gains = normal(3, k_end + 37), [normal(width).astype(np.float16) for width in widths]
-    fields = {
-        "features": x.shape[1], "q_runs": runs[0], "q_width": widths[0], "k_runs": runs[1], "k_width": widths[1],
-        "eps": 1e-3, "dtype": "float16",
-    }  # fmt: skip
+    label = ops.QKNormLabel(x.shape[1], runs[0], widths[0], runs[1], widths[1], 1e-3, "float16")
     parts = ((x[:, :q_end], runs[0], gains[0]), (x[:, q_end:k_end], runs[1], gains[1]))
     normed = [rms_normed(part.reshape(3, count, -1), gain).reshape(3, -1) for part, count, gain in parts]
-    for found in both("qk_norm", ops._qk_norm, fields, isa, x, *gains):
+    for found in both(label, ops._qk_norm, isa, x, *gains):
         close(found, np.concatenate([*normed, x[:, k_end:]], axis=1))
 
 
@@ -79,6 +72,6 @@ def test_gelu(isa: Isa, kind: str):
     erf = np.vectorize(math.erf)(wide * 0.5**0.5)
     inner = np.tanh((2 / np.pi) ** 0.5 * (wide + 0.044715 * wide**3))
     expected = 0.5 * wide * (1 + (erf if kind == "gelu" else inner))
-    for found in both("gelu", gates._gelu, {"width": x.shape[1], "kind": kind}, isa, x):
+    for found in both(gates.GeluLabel(x.shape[1], kind), gates._gelu, isa, x):
         assert np.abs(found - expected).max() < 1e-6
         assert np.array_equal(found[:, -3], [100, 100])

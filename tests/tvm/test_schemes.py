@@ -5,7 +5,6 @@ A model with random weights has several times the error of a trained one, so the
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +61,9 @@ def test_plain_loops_read_what_is_packed(scheme: layout.Scheme):
     weight[0, :6] = [0, 1e-5, -1e-5, 3e-4, 1e-3, -0.01]  # subnormal 8-bit floats among them
     packed = reference.quantize(weight, scheme)
     arrays = [np.ascontiguousarray(a.T) if scheme.layout == "KN" else a for a in packed]
-    fields = {**relax.Linear(n, k, scheme).fields, "bias": False, "residual": False}
+    label = relax.LinearLabel(relax.Linear(n, k, scheme).storage, bias=False, residual=False)
     signature = (("rows", k), "float32"), *((a.shape, str(a.dtype)) for a in arrays)
-    function = prim_func("linear", relax.product, json.dumps(fields, sort_keys=True), signature)
+    function = prim_func(label, relax.product, signature)
     built = tvm.compile(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}), target="llvm")
     given = [tvm.runtime.tensor(a) for a in (np.eye(k, dtype=np.float32), *arrays, np.zeros((k, n), np.float32))]
     built["main"](*given)

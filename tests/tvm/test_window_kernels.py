@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from builder.lowering.kernel_modules import Schedules
 from builder.lowering.schedules.cpu import attention, cache
 from builder.lowering.schedules.cpu.vector import Isa
 from builder.ops import experts, gemma
-from builder.ops.emit import LABEL, prim_func
+from builder.ops.emit import LABEL, Label, prim_func
 from builder.ops.kv_cache import CacheLayout
 from tests.tvm.test_kernels import ISAS, LAYOUT, close, empty, filled_pages, isa, linear_case, normal, run
 
@@ -69,11 +68,11 @@ def check_attention(layout: CacheLayout, isa: Isa, kernels: list[Any], windowed:
             assert np.abs(found[s, head] - expected).max() < 3e-6
 
 
-def both(name: str, compute: Any, fields: dict[str, Any], isa: Isa, shape: Any, *arrays: np.ndarray) -> list[Any]:
+def both(label: Label, compute: Any, isa: Isa, shape: Any, *arrays: np.ndarray) -> list[Any]:
     """Outputs of an operation's kernel and of its plain loops."""
     signature = tuple((a.shape, str(a.dtype)) for a in arrays)
-    loops = prim_func(name, compute, json.dumps(fields), signature).without_attr(LABEL)
-    return [run(kernel, isa, *arrays, empty(*shape))[-1] for kernel in (Schedules("cpu")[name](fields, isa), loops)]
+    loops = prim_func(label, compute, signature).without_attr(LABEL)
+    return [run(kernel, isa, *arrays, empty(*shape))[-1] for kernel in (Schedules("cpu")[label.op](label, isa), loops)]
 
 
 def test_gemma(isa: Isa):
@@ -81,24 +80,23 @@ def test_gemma(isa: Isa):
     x, residual, weight = normal(5, width), normal(5, width), normal(width).astype(np.float16)
     wide = x.astype(np.float64)
     normed = wide / np.sqrt((wide**2).mean(1, keepdims=True) + 1e-3) * (1 + weight.astype(np.float64))
-    fields = {"width": width, "eps": 1e-3, "dtype": "float16", "residual": True}
-    for found in both("gemma_norm", gemma._norm_add, fields, isa, x.shape, x, residual, weight):
+    label = gemma.GemmaNormLabel(width, 1e-3, "float16", residual=True)
+    for found in both(label, gemma._norm_add, isa, x.shape, x, residual, weight):
         close(found, normed + residual)
-    for found in both("soft_cap", gemma._soft_cap, {"width": width, "cap": 0.7}, isa, x.shape, x):
+    for found in both(gemma.SoftCapLabel(width, 0.7), gemma._soft_cap, isa, x.shape, x):
         close(found, 0.7 * np.tanh(wide / 0.7))
-    for found in both("scaled", gemma._scaled, {"width": width, "factor": 8.0}, isa, x.shape, x):
+    for found in both(gemma.ScaledLabel(width, 8.0), gemma._scaled, isa, x.shape, x):
         close(found, 8 * wide)
     gates = 3 * normal(5, 2 * width)
     gate, up = np.split(gates.astype(np.float64), 2, axis=1)
     gelu = gate / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
-    for found in both("gelu_mul", gates.gelu_gate, {"width": width}, isa, (5, width), gates):
+    for found in both(gates.GeluMulLabel(width), gates.gelu_gate, isa, (5, width), gates):
         close(found, gelu * up)
 
 
 def test_heads_are_normed_and_turned(isa: Isa):
     width = 10
-    fields = {"query_heads": 4, "key_heads": 2, "width": width, "eps": 1e-3, "dtype": "float32"}
-    fields |= {"theta": 1e4, "factor": 8.0}
+    label = gemma.HeadNormRotaryLabel(4, 2, width, 1e-3, "float32", theta=1e4, factor=8.0)
     qkv, positions, weights = normal(3, 8, width), np.array([0, 5, 999], np.int32), normal(2, width)
     wide, half = qkv.astype(np.float64), width // 2
     gain = 1 + np.repeat(weights, [4, 2], axis=0)
@@ -108,7 +106,7 @@ def test_heads_are_normed_and_turned(isa: Isa):
     turned = [low * np.cos(angle) - high * np.sin(angle), high * np.cos(angle) + low * np.sin(angle)]
     expected = np.concatenate([np.concatenate(turned, 2), wide[:, 6:]], 1)
     arrays = (qkv, positions, *weights)
-    for found in both("head_norm_rotary", gemma._head_norm_rotary, fields, isa, qkv.shape, *arrays):
+    for found in both(label, gemma._head_norm_rotary, isa, qkv.shape, *arrays):
         close(found, expected, 2e-5)  # float32 angles of up to 125 radians
 
 
@@ -117,15 +115,15 @@ def test_each_pair_reads_its_own_expert(isa: Isa, shared: bool):
     """``shared``: one row of x per token, else one per pair; few pairs, and enough of them for all threads."""
     count, outputs, top = 5, 9, 2
     stored, inputs = ((4, 32), 64) if shared else ("float16", 70)
-    fields, arrays, weight = linear_case(count * outputs, inputs, stored)
-    fields = {**fields, "outputs": outputs, "top": top, "shared": shared}
+    storage, arrays, weight = linear_case(count * outputs, inputs, stored)
+    label = experts.ExpertLinearLabel(storage, outputs, top, shared)
     for rows in (3, 20):
         chosen = np.stack([np.random.default_rng(rows + r).permutation(count)[:top] for r in range(rows)])
         routes = np.concatenate([chosen, np.zeros((rows, top))], axis=1).astype(np.float32)
         x = normal(rows if shared else rows * top, inputs)
         matrices = weight.reshape(count, outputs, inputs)[chosen.reshape(-1)]
         expected = np.einsum("pnk,pk->pn", matrices, np.repeat(x, top, axis=0) if shared else x)
-        for found in both("expert_linear", experts._expert_linear, fields, isa, expected.shape, x, routes, *arrays):
+        for found in both(label, experts._expert_linear, isa, expected.shape, x, routes, *arrays):
             close(found, expected)
 
 
@@ -133,8 +131,8 @@ def test_each_pair_reads_its_own_expert(isa: Isa, shared: bool):
 def test_routes_are_the_best_experts_and_their_shares(whole: bool):
     logits = normal(4, 7)
     logits[0, 2] = logits[0, 4] = 3  # a tie: the first one
-    fields = {"experts": 7, "top": 3, "whole": whole}
-    loops = prim_func("routes", experts._routes, json.dumps(fields), ((logits.shape, "float32"),)).without_attr(LABEL)
+    label = experts.RoutesLabel(experts=7, top=3, whole=whole)
+    loops = prim_func(label, experts._routes, ((logits.shape, "float32"),)).without_attr(LABEL)
     found = run(loops, ISAS[-1], logits, empty(4, 6))[-1]
     order = np.argsort(-logits, axis=1, kind="stable")[:, :3]
     power = np.exp(logits.astype(np.float64))

@@ -7,8 +7,7 @@ all ranks the same tokens: they are not broadcast.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tvm import ir, relax, transform
@@ -19,11 +18,12 @@ from builder.lowering.schedules.gpu import peers
 from builder.lowering.schedules.gpu.gemv import can_send
 from builder.lowering.schedules.gpu.weights import weight_of
 from builder.ops import emit as op
+from builder.ops.linear import LinearLabel
+from builder.ops.norms import RMSNormLabel
 from builder.targets.peer_sum import NORM_PAIRS, SET_PEERS, SUM_NORM
 
 ONE_ROW, SOME_ROWS, TOKENS = "decode", "batch_decode", "embed"
 BROADCAST = "runtime.disco.broadcast_from_worker0"
-PRODUCTS = ("linear", "rounded_linear")
 ALL_REDUCE = "runtime.disco.allreduce"
 
 
@@ -72,11 +72,11 @@ class _Pairs(PyExprMutator):  # type: ignore[misc]
     def normed(self, value: Any) -> Any:
         """The variable that an RMS norm is of, if the kernel has room for its width; of all else None."""
         label = self.label(value)
-        if label.get("op") != "rms_norm" or label["residual"]:
+        if type(label) is not RMSNormLabel or label.residual:
             return None
-        return value.args[1][0] if label["width"] % 2 == 0 and label["width"] <= 2 * NORM_PAIRS else None
+        return value.args[1][0] if label.width % 2 == 0 and label.width <= 2 * NORM_PAIRS else None
 
-    def label(self, value: Any) -> dict[str, Any]:
+    def label(self, value: Any) -> op.Label | None:
         return op.label_called(self.module, value)
 
     def visit_var_binding_(self, binding: Any) -> None:
@@ -94,8 +94,10 @@ class _Pairs(PyExprMutator):  # type: ignore[misc]
             super().visit_var_binding_(binding)
 
     def sending(self, call: Any, made: Any) -> Any:
-        label = json.dumps({**self.label(call), "sent": True}, sort_keys=True)
-        function = self.builder_.add_func(self.module[call.args[0]].with_attr(op.LABEL, label), "sent_linear")
+        label = self.label(call)
+        assert isinstance(label, LinearLabel)
+        sent = op.with_label(self.module[call.args[0]], replace(label, sent=True))
+        function = self.builder_.add_func(sent, "sent_linear")
         return relax.call_tir(function, [self.visit_expr(each) for each in call.args[1]], made)
 
     def part_of(self, variable: Any, index: int) -> Any:
@@ -105,9 +107,10 @@ class _Pairs(PyExprMutator):  # type: ignore[misc]
         norm, of = self.norms[binding.var], binding.value.args[1][0]
         part, weight = (self.visit_expr(each) for each in (of, norm.args[1][1]))
         label, both = self.label(norm), [binding.var.ty, binding.var.ty]
+        assert isinstance(label, RMSNormLabel)
         if of not in self.sent:
-            return relax.call_dps_packed(SUM_NORM, [part, weight, relax.prim_value(float(label["eps"]))], out_ty=both)
-        kernel = peers.sent_norm(label["width"], label["dtype"], float(label["eps"]), self.machine.traits)
+            return relax.call_dps_packed(SUM_NORM, [part, weight, relax.prim_value(float(label.eps))], out_ty=both)
+        kernel = peers.sent_norm(label.width, label.dtype, float(label.eps), self.machine.traits)
         return relax.call_tir(self.builder_.add_func(kernel, "sent_norm"), [part, weight], both)
 
 
@@ -120,8 +123,8 @@ def is_packed(value: Any, name: str) -> bool:
     return packed and value.args[0].global_symbol == name
 
 
-def is_sendable(label: Mapping[str, Any], made: Any) -> bool:
+def is_sendable(label: op.Label | None, made: Any) -> bool:
     """Whether it is one row of a product whose kernel can send it."""
-    if label.get("op") not in PRODUCTS or not op.has_one_row(made):
+    if not isinstance(label, LinearLabel) or not op.has_one_row(made):
         return False
-    return can_send(weight_of(label), label["n"])
+    return can_send(weight_of(label.weight), label.weight.n)

@@ -5,15 +5,15 @@ A decoded token has one such pair a layer, and the activation's kernel takes lon
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Any
 
 from tvm import ir, relax, transform
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from builder.ops import emit as op
-from builder.ops.gated_linear import GATES, gated_linear
+from builder.ops.gated_linear import GATES, GatedLinearLabel, gated_linear
+from builder.ops.gates import GateLabel
+from builder.ops.linear import LinearLabel
 
 FUNCTION = "decode"
 NAME = "gated_linear"
@@ -34,44 +34,45 @@ class _Gates(PyExprMutator):  # type: ignore[misc]
         super().__init__(module)
         self.module = module
         self.products: dict[Any, Any] = {}  # variable of a product that a gate alone reads -> the product
-        self.made: dict[str, Any] = {}  # label -> the function
+        self.made: dict[op.Label, Any] = {}  # label -> the function
 
-    def label(self, value: Any) -> dict[str, Any]:
-        return op.label_called(self.module, value)
+    def gate(self, value: Any) -> GateLabel | None:
+        label = op.label_called(self.module, value)
+        return label if isinstance(label, GateLabel) and label.op in GATES else None
 
     def visit_dataflow_block_(self, block: Any) -> Any:
         readers, found = relax.analysis.udchain(block), {}
         for binding in block.bindings:
-            label = self.label(binding.value)
-            if label.get("op") == "linear" and is_plain(label, binding.value):
+            if is_plain(op.label_called(self.module, binding.value), binding.value):
                 (reader, *others) = readers[binding.var]
                 if not others:
                     found[binding.var] = (reader, binding.value)
-        gates = {binding.var for binding in block.bindings if self.label(binding.value).get("op") in GATES}
+        gates = {binding.var for binding in block.bindings if self.gate(binding.value)}
         self.products |= {var: made for var, (reader, made) in found.items() if reader in gates}
         return super().visit_dataflow_block_(block)
 
     def visit_var_binding_(self, binding: Any) -> None:
         if binding.var in self.products:
             return
-        label = self.label(binding.value)
-        if label.get("op") in GATES and (of := binding.value.args[1][0]) in self.products:
-            self.set_var_remap(binding.var, self.builder_.emit(self.gated(label, self.products[of], binding.var)))
+        gate = self.gate(binding.value)
+        if gate and (of := binding.value.args[1][0]) in self.products:
+            self.set_var_remap(binding.var, self.builder_.emit(self.gated(gate, self.products[of], binding.var)))
             return
         super().visit_var_binding_(binding)
 
-    def gated(self, gate: Mapping[str, Any], made: Any, var: Any) -> Any:
-        fields = self.label(made)
-        fields.pop("op")
-        label = json.dumps({**fields, "gate": gate["op"], "width": gate["width"]}, sort_keys=True)
+    def gated(self, gate: GateLabel, made: Any, var: Any) -> Any:
+        linear = op.label_called(self.module, made)
+        assert isinstance(linear, LinearLabel)
+        label = GatedLinearLabel(gate.width, gate.op, linear.weight)
         arguments = [self.visit_expr(each) for each in made.args[1]]
         if label not in self.made:
             signature = tuple((tuple(map(int, each.ty.shape)), str(each.ty.dtype)) for each in arguments)
-            self.made[label] = self.builder_.add_func(op.prim_func(NAME, gated_linear, label, signature), NAME)
+            self.made[label] = self.builder_.add_func(op.prim_func(label, gated_linear, signature), NAME)
         return relax.call_tir(self.made[label], arguments, var.ty)
 
 
-def is_plain(label: Mapping[str, Any], call: Any) -> bool:
-    """Whether a product is of one row and nothing else, and its rows can be taken in pairs."""
-    alone = not (label["bias"] or label["residual"])
-    return alone and label.get("layout") != "KN" and op.has_one_row(call.args[1][0])
+def is_plain(label: op.Label | None, call: Any) -> bool:
+    """Whether it is a product of one row and nothing else, whose rows can be taken in pairs."""
+    if type(label) is not LinearLabel or label.bias or label.residual:
+        return False
+    return label.weight.layout != "KN" and op.has_one_row(call.args[1][0])

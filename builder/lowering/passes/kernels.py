@@ -9,7 +9,7 @@ from tvm import ir, transform
 
 from builder.core.errors import StepError
 from builder.lowering.choices import OperatorKernel, name_of, recording
-from builder.ops.emit import LABEL, label_of
+from builder.ops.emit import LABEL, fields_of, label_of
 
 
 def with_schedules(
@@ -24,13 +24,12 @@ def with_schedules(
             label = label_of(function)
             if label is None:
                 continue
-            operator = label.pop("op")
-            make = schedules.get(operator)
+            make = schedules.get(label.op)
             with recording() as choices:
                 kernel = None if make is None else make(label, traits)
             if chosen is not None:
                 schedule = "" if kernel is None else name_of(make)
-                chosen.append(OperatorKernel(variable.name_hint, operator, label, schedule, choices))
+                chosen.append(OperatorKernel(variable.name_hint, label.op, fields_of(label), schedule, choices))
             replaced[variable] = function.without_attr(LABEL) if kernel is None else kernel
         result = ir.IRModule(dict(module.functions_items()), attrs=module.attrs)
         for variable, function in replaced.items():
@@ -45,5 +44,5 @@ def check_covered(module: ir.IRModule, schedules: Mapping[str, Any]) -> None:
     raised within a pass comes out of TVM as another.)"""
     for function in module.functions.values():
         label = label_of(function)
-        if label is not None and label["op"] not in schedules:
-            raise StepError(f"there is no kernel for {label['op']} on a GPU", "build target=cpu")
+        if label is not None and label.op not in schedules:
+            raise StepError(f"there is no kernel for {label.op} on a GPU", "build target=cpu")

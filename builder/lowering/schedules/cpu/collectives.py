@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tvm import tirx
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from builder.ops.collectives import AddLabel, JoinedLabel
 
 
-def add(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+def add(label: AddLabel, isa: Isa) -> tirx.PrimFunc:
     """x (+ residual) (+ bias)."""
-    width, rows = fields["width"], v.size("rows")
-    residual = [Arg("residual", (rows, width))] if fields["residual"] else []
-    bias = [Arg("bias", (width,), fields["dtype"])] if fields["bias"] else []
+    width, rows = label.width, v.size("rows")
+    residual = [Arg("residual", (rows, width))] if label.residual else []
+    bias = [Arg("bias", (width,), label.dtype)] if label.bias else []
 
     def body(x: Buffer, *rest: Buffer) -> None:
         def one(row: Expr) -> None:
@@ -23,7 +21,7 @@ def add(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
                 at = row * width + start
                 value = v.load(x, at, count)
                 if bias:
-                    value = value + v.to_float32(v.load(rest[-2], start, count), fields["dtype"], count, isa)
+                    value = value + v.to_float32(v.load(rest[-2], start, count), label.dtype, count, isa)
                 v.store(rest[-1], at, value + v.load(rest[0], at, count) if residual else value, count)
 
             v.strips(width, isa.lanes, strip)
@@ -33,9 +31,9 @@ def add(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
     return v.kernel([Arg("x", (rows, width)), *residual, *bias, Arg("y", (rows, width))], body)
 
 
-def joined(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+def joined(label: JoinedLabel, isa: Isa) -> tirx.PrimFunc:
     """Columns of each rank, one rank's rows after the other's -> rows of all columns."""
-    ranks, width, parts, rows = fields["ranks"], fields["width"], v.size("parts"), v.size("rows")
+    ranks, width, parts, rows = label.ranks, label.width, v.size("parts"), v.size("rows")
 
     def body(x: Buffer, y: Buffer) -> None:
         def one(row: Expr) -> None:

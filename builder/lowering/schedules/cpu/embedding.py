@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tvm import tirx
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.cpu.weights import Grouped, Plain, weight_of
 from builder.lowering.schedules.ir import T
+from builder.ops.embedding import EmbeddingLabel
 
 
-def embedding(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
+def embedding(label: EmbeddingLabel, isa: Isa) -> tirx.PrimFunc | None:
     """Rows of a table, as float32. Ids are not checked here: the runtime does."""
-    table, rows = weight_of(fields, isa), v.size("rows")
+    table, rows = weight_of(label.weight, isa), v.size("rows")
     if not isinstance(table, Plain | Grouped):
         return None
 
@@ -29,9 +27,9 @@ def embedding(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
             else:
                 packed_row(table, stored, place, y, row)
 
-        v.for_rows(rows, fields["k"] * 2, one)
+        v.for_rows(rows, label.weight.k * 2, one)
 
-    return v.kernel([Arg("ids", (rows,), "int32"), *table.args, Arg("y", (rows, fields["k"]))], body)
+    return v.kernel([Arg("ids", (rows,), "int32"), *table.args, Arg("y", (rows, label.weight.k))], body)
 
 
 def plain_row(table: Plain, stored: tuple[Buffer, ...], place: Expr, y: Buffer, row: Expr) -> None:

@@ -5,26 +5,24 @@ Axes: P pairs (token and slot), N outputs, K inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tvm import tirx
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.cpu.weights import OUTPUTS, Transposed, weight_of
 from builder.lowering.schedules.ir import T
+from builder.ops.experts import ExpertLinearLabel
 
 MANY = 16  # pairs; from here on each thread takes pairs, below they share the outputs of one
 
 
-def expert_linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
+def expert_linear(label: ExpertLinearLabel, isa: Isa) -> tirx.PrimFunc | None:
     """The kernel of an "expert_linear" (see builder/ops/experts.py)."""
-    weight, top, outputs = weight_of(fields, isa), fields["top"], fields["outputs"]
+    weight, top, outputs = weight_of(label.weight, isa), label.top, label.outputs
     if weight is None or isinstance(weight, Transposed) or outputs < OUTPUTS:
         return None
     rows, tokens = v.size("rows"), v.size("tokens")
-    pairs = rows * top if fields["shared"] else rows
+    pairs = rows * top if label.shared else rows
 
     def body(x: Buffer, routes: Buffer, *rest: Buffer) -> None:
         stored, y = rest[:-1], rest[-1]
@@ -32,7 +30,7 @@ def expert_linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
         def pair(p: Expr, parallel: bool) -> None:
             number = v.load(routes, p // top * (2 * top) + p % top)
             first = T.Bind(tirx.Cast("int64", number) * outputs)
-            ready = weight.prepare(x, T.Bind(p // top if fields["shared"] else p))
+            ready = weight.prepare(x, T.Bind(p // top if label.shared else p))
             with v.loop(-(-outputs // OUTPUTS), parallel=parallel) as block:
                 n = T.Bind(T.min(block * OUTPUTS, outputs - OUTPUTS))
                 acc = v.scratch(OUTPUTS * weight.lanes)
@@ -54,6 +52,6 @@ def expert_linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
 
         v.either(pairs >= tirx.const(MANY, "int64"), spread, alone)
 
-    shape = (rows, 2 * top) if fields["shared"] else (tokens, 2 * top)
+    shape = (rows, 2 * top) if label.shared else (tokens, 2 * top)
     args = [Arg("x", (rows, weight.k)), Arg("routes", shape), *weight.args, Arg("y", (pairs, outputs))]
     return v.kernel(args, body)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tvm import tirx
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.elementwise import COSTLY, each
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.ir import T
-from builder.ops.gates import ERFC, ERFC_P, TANH_GELU
+from builder.ops.gates import ERFC, ERFC_P, TANH_GELU, GeluLabel, GeluMulLabel, SiluMulLabel
 
 
-def silu_mul(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+def silu_mul(label: SiluMulLabel, isa: Isa) -> tirx.PrimFunc:
     """gate / (1 + exp(-gate)) * up; the gates are the first half of each row."""
-    width, rows = fields["width"], v.size("rows")
+    width, rows = label.width, v.size("rows")
 
     def body(gate_up: Buffer, y: Buffer) -> None:
         def one(row: Expr) -> None:
@@ -33,9 +30,9 @@ def silu_mul(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
     return v.kernel([Arg("gate_up", (rows, 2 * width)), Arg("y", (rows, width))], body)
 
 
-def gelu_mul(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+def gelu_mul(label: GeluMulLabel, isa: Isa) -> tirx.PrimFunc:
     """gelu(gate) * up, gelu in its tanh form; the gates are the first half of each row."""
-    width, rows = fields["width"], v.size("rows")
+    width, rows = label.width, v.size("rows")
 
     def body(gate_up: Buffer, y: Buffer) -> None:
         def one(row: Expr) -> None:
@@ -51,9 +48,9 @@ def gelu_mul(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
     return v.kernel([Arg("gate_up", (rows, 2 * width)), Arg("y", (rows, width))], body)
 
 
-def gelu(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+def gelu(label: GeluLabel, isa: Isa) -> tirx.PrimFunc:
     """x * Phi(x), or its tanh form x / (1 + exp(-2u))."""
-    return each(fields["width"], COSTLY, {"gelu": exact_gelu, "gelu_tanh": tanh_gelu}[fields["kind"]], isa)
+    return each(label.width, COSTLY, {"gelu": exact_gelu, "gelu_tanh": tanh_gelu}[label.kind], isa)
 
 
 def exact_gelu(x: Expr, lanes: int) -> Expr:

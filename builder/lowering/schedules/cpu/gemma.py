@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tvm import tirx
 
 from builder.lowering.schedules.cpu import cache
@@ -13,19 +10,20 @@ from builder.lowering.schedules.cpu.elementwise import COSTLY, each
 from builder.lowering.schedules.cpu.norms import inverse_rms
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.ir import T
+from builder.ops.gemma import GemmaNormLabel, HeadNormRotaryLabel, ScaledLabel, SoftCapLabel
 from builder.ops.kv_cache import CacheLayout, rope_frequencies
 
 
-def gemma_norm(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+def gemma_norm(label: GemmaNormLabel, isa: Isa) -> tirx.PrimFunc:
     """x / sqrt(mean(x^2) + eps) * (1 + weight) (+ residual)."""
-    width, dtype, rows = fields["width"], fields["dtype"], v.size("rows")
-    residual = [Arg("residual", (rows, width))] if fields["residual"] else []
+    width, dtype, rows = label.width, label.dtype, v.size("rows")
+    residual = [Arg("residual", (rows, width))] if label.residual else []
 
     def body(x: Buffer, *rest: Buffer) -> None:
         weight, y = rest[-2:]
 
         def one(row: Expr) -> None:
-            scale = T.Bind(inverse_rms(x, row * width, width, fields["eps"], isa.lanes))
+            scale = T.Bind(inverse_rms(x, row * width, width, label.eps, isa.lanes))
 
             def scaled(start: Expr, count: int) -> None:
                 at = row * width + start
@@ -41,30 +39,30 @@ def gemma_norm(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
     return v.kernel(args, body)
 
 
-def scaled(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+def scaled(label: ScaledLabel, isa: Isa) -> tirx.PrimFunc:
     """x * factor."""
 
     def value(x: Expr, count: int) -> Expr:
-        return x * v.splat(float(fields["factor"]), count)
+        return x * v.splat(float(label.factor), count)
 
-    return each(fields["width"], 1, value, isa)
+    return each(label.width, 1, value, isa)
 
 
-def soft_cap(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+def soft_cap(label: SoftCapLabel, isa: Isa) -> tirx.PrimFunc:
     """cap * tanh(x / cap)."""
 
     def value(x: Expr, count: int) -> Expr:
-        return v.tanh(x * v.splat(1.0 / fields["cap"], count), count) * v.splat(float(fields["cap"]), count)
+        return v.tanh(x * v.splat(1.0 / label.cap, count), count) * v.splat(float(label.cap), count)
 
-    return each(fields["width"], COSTLY, value, isa)
+    return each(label.width, COSTLY, value, isa)
 
 
-def head_norm_rotary(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+def head_norm_rotary(label: HeadNormRotaryLabel, isa: Isa) -> tirx.PrimFunc:
     """Queries and keys normed per head and rotated to their positions; values copied."""
-    width, queries, keys = fields["width"], fields["query_heads"], fields["key_heads"]
-    rows, heads, dtype = v.size("rows"), queries + 2 * keys, fields["dtype"]
-    plain = rope_frequencies(fields["theta"], width)
-    stretched = tuple(frequency / fields["factor"] for frequency in plain)
+    width, queries, keys = label.width, label.query_heads, label.key_heads
+    rows, heads, dtype = v.size("rows"), queries + 2 * keys, label.dtype
+    plain = rope_frequencies(label.theta, width)
+    stretched = tuple(frequency / label.factor for frequency in plain)
     layout = CacheLayout(1, queries, keys, width, width, stretched)
 
     def body(qkv: Buffer, positions: Buffer, q_weight: Buffer, k_weight: Buffer, y: Buffer) -> None:
@@ -74,7 +72,7 @@ def head_norm_rotary(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
             for weight, first, count in ((q_weight, 0, queries), (k_weight, queries, keys)):
                 with v.loop(count) as head:
                     at = T.Bind((row * heads + first + head) * width)
-                    scale = T.Bind(inverse_rms(qkv, at, width, fields["eps"], isa.lanes))
+                    scale = T.Bind(inverse_rms(qkv, at, width, label.eps, isa.lanes))
                     norm_head(qkv, at, scale, weight, normed)
                     cache.rotate(layout, isa, normed, tirx.const(0, "int64"), y, at, sine, cosine)
             values = T.Bind((row * heads + queries + keys) * width)

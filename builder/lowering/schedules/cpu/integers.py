@@ -8,7 +8,6 @@ Axes: M rows, N outputs, K inputs, W words of four inputs, L lanes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Buffer, Expr, Isa
 from builder.lowering.schedules.cpu.weights import OUTPUTS
 from builder.lowering.schedules.ir import T
+from builder.ops.rounded_inputs import RoundedLinearLabel
 
 FEW = 3  # rows that are multiplied one by one
 ROWS = 10  # rows of sums in registers
@@ -48,12 +48,12 @@ def linear(p: Product) -> None:
     v.either(p.rows <= tirx.const(FEW, "int64"), lambda: few_rows(p), lambda: many_rows(p))
 
 
-def lanes_of(fields: Mapping[str, Any], isa: Isa) -> int:
+def lanes_of(label: RoundedLinearLabel, isa: Isa) -> int:
     """int32 lanes of the kernel for this label; 0: there is none."""
-    lanes, words = isa.lanes, -(-fields["k"] // 4)
-    while lanes >= 4 and (lanes > words or 2 * lanes > fields["n"]):
+    lanes, words = isa.lanes, -(-label.weight.k // 4)
+    while lanes >= 4 and (lanes > words or 2 * lanes > label.weight.n):
         lanes //= 2
-    return lanes if isa.vnni and fields["activation"] == "int8" and lanes >= 4 else 0
+    return lanes if isa.vnni and label.activation == "int8" and lanes >= 4 else 0
 
 
 def multiply_add(acc: Expr, unsigned: Expr, signed: Expr, lanes: int) -> Expr:

@@ -9,9 +9,7 @@ Axes: M rows, N outputs, K inputs, L lanes. How a stored weight is read is in we
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 
@@ -19,6 +17,7 @@ from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.cpu.weights import OUTPUTS, STRIPS, Grouped, Plain, Transposed, Weight, weight_of
 from builder.lowering.schedules.ir import T
+from builder.ops.linear import LinearLabel
 
 FEW = 3  # rows that are multiplied one by one
 ROWS = 6  # rows of sums in registers
@@ -27,33 +26,33 @@ PANELS = 8  # of one task, at most
 BALANCE = 16  # tasks of a product, at least, if there are so many panels: for several threads
 
 
-def linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
+def linear(label: LinearLabel, isa: Isa) -> tirx.PrimFunc | None:
     """The kernel of a "linear" operation (see builder/ops/linear.py for its arguments)."""
-    weight = weight_of(fields, isa)
+    weight = weight_of(label.weight, isa)
     if weight is None or weight.n < OUTPUTS:
         return None
     rows = v.size("rows")
 
     def body(x: Buffer, *others: Buffer) -> None:
-        y, start, stored = split(fields, isa, others)
+        y, start, stored = split(label, isa, others)
         multiply_rows(weight, stored, x, start, y, rows)
 
-    return v.kernel([Arg("x", (rows, weight.k)), *args_of(fields, weight, rows)], body)
+    return v.kernel([Arg("x", (rows, weight.k)), *args_of(label, weight, rows)], body)
 
 
-def args_of(fields: Mapping[str, Any], weight: Weight, rows: Expr) -> list[Arg]:
+def args_of(label: LinearLabel, weight: Weight, rows: Expr) -> list[Arg]:
     """The arguments after the inputs: (residual), the weight as it is stored, (bias), y."""
-    bias = [Arg("bias", (weight.n,), fields["dtype"])] if fields["bias"] else []
-    residual = [Arg("residual", (rows, weight.n))] if fields["residual"] else []
+    bias = [Arg("bias", (weight.n,), label.weight.dtype)] if label.bias else []
+    residual = [Arg("residual", (rows, weight.n))] if label.residual else []
     return [*residual, *weight.args, *bias, Arg("y", (rows, weight.n))]
 
 
-def split(fields: Mapping[str, Any], isa: Isa, buffers: tuple[Buffer, ...]) -> tuple[Buffer, Start, tuple[Buffer, ...]]:
+def split(label: LinearLabel, isa: Isa, buffers: tuple[Buffer, ...]) -> tuple[Buffer, Start, tuple[Buffer, ...]]:
     """Buffers of ``args_of`` -> y, what an output starts from, and the weight."""
     rest = list(buffers)
-    y, residual = rest.pop(), rest.pop(0) if fields["residual"] else None
-    bias = rest.pop() if fields["bias"] else None
-    return y, Start(fields["n"], fields["dtype"], bias, residual, isa, 1 / fields.get("ranks", 1)), tuple(rest)
+    y, residual = rest.pop(), rest.pop(0) if label.residual else None
+    bias = rest.pop() if label.bias else None
+    return y, Start(label.weight.n, label.weight.dtype, bias, residual, isa, 1 / label.ranks), tuple(rest)
 
 
 def multiply_rows(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, start: Start, y: Buffer, rows: Expr) -> None:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from tvm import tirx
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.ir import T
+from builder.ops.norms import LayerNormLabel, QKNormLabel, RMSNormLabel
 
 
-def rms_norm(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+def rms_norm(label: RMSNormLabel, isa: Isa) -> tirx.PrimFunc:
     """x / sqrt(mean(x^2) + eps) * weight (+ residual)."""
-    width, dtype, rows, added = fields["width"], fields["dtype"], v.size("rows"), fields["residual"]
+    width, dtype, rows, added = label.width, label.dtype, v.size("rows"), label.residual
 
     def body(x: Buffer, *rest: Buffer) -> None:
         weight, y = rest[-2:]
 
         def one(row: Expr) -> None:
             start = T.Bind(row * width)
-            scale = T.Bind(inverse_rms(x, start, width, fields["eps"], isa.lanes))
+            scale = T.Bind(inverse_rms(x, start, width, label.eps, isa.lanes))
             scaled(x, start, y, scale, weight, rest[0] if added else None, width, dtype, isa)
 
         v.for_rows(rows, width * 2, one)
@@ -74,9 +74,9 @@ def summed(term: Callable[[Expr, int], Expr], width: int, lanes: int) -> Expr:
     return v.total(v.load(vector_sum, 0, lanes), lanes) + v.load(single_sum, 0)
 
 
-def layer_norm(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+def layer_norm(label: LayerNormLabel, isa: Isa) -> tirx.PrimFunc:
     """(x - mean) / sqrt(variance + eps) * weight + bias; the variance is that of the centered values."""
-    width, dtype, rows = fields["width"], fields["dtype"], v.size("rows")
+    width, dtype, rows = label.width, label.dtype, v.size("rows")
 
     def body(x: Buffer, weight: Buffer, bias: Buffer, y: Buffer) -> None:
         def one(row: Expr) -> None:
@@ -88,7 +88,7 @@ def layer_norm(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
                 value = T.Bind(v.load(x, start + at, count) - v.splat(mean, count))
                 return value * value
 
-            scale = T.Bind(inverse_root(summed(square, width, isa.lanes), width, fields["eps"]))
+            scale = T.Bind(inverse_root(summed(square, width, isa.lanes), width, label.eps))
 
             def strip(inside: Expr, count: int) -> None:
                 gain, shift = (
@@ -105,10 +105,10 @@ def layer_norm(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
     return v.kernel([Arg("x", whole), Arg("weight", vector, dtype), Arg("bias", vector, dtype), Arg("y", whole)], body)
 
 
-def qk_norm(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+def qk_norm(label: QKNormLabel, isa: Isa) -> tirx.PrimFunc:
     """RMS norm of each run of q and of k features; v features are copied."""
-    features, dtype, rows = fields["features"], fields["dtype"], v.size("rows")
-    widths, runs = (fields["q_width"], fields["k_width"]), (fields["q_runs"], fields["k_runs"])
+    features, dtype, rows = label.features, label.dtype, v.size("rows")
+    widths, runs = (label.q_width, label.k_width), (label.q_runs, label.k_runs)
     starts = (0, runs[0] * widths[0], runs[0] * widths[0] + runs[1] * widths[1])
 
     def body(x: Buffer, q_weight: Buffer, k_weight: Buffer, y: Buffer) -> None:
@@ -116,7 +116,7 @@ def qk_norm(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
             for first, width, count, weight in zip(starts, widths, runs, (q_weight, k_weight), strict=False):
                 with v.loop(count) as run:
                     start = T.Bind(row * features + first + run * width)
-                    scale = T.Bind(inverse_rms(x, start, width, fields["eps"], isa.lanes))
+                    scale = T.Bind(inverse_rms(x, start, width, label.eps, isa.lanes))
                     scaled(x, start, y, scale, weight, None, width, dtype, isa)
 
             def move(inside: Expr, count: int) -> None:

@@ -5,9 +5,6 @@ Axes: M rows, K inputs, W words of four codes. What is computed stands in builde
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tvm import tirx
 
 from builder.lowering.schedules.cpu import integers, linear
@@ -16,12 +13,13 @@ from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.cpu.weights import OUTPUTS, weight_of
 from builder.lowering.schedules.ir import T
 from builder.ops.byte_codes import PER_WORD, byte_of, byte_value
+from builder.ops.rounded_inputs import RoundedLabel, RoundedLinearLabel, RowScaleLabel
 from builder.quant.layout import BYTE_LARGEST
 
 
-def row_scale(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+def row_scale(label: RowScaleLabel, isa: Isa) -> tirx.PrimFunc:
     """x (M, K) -> (M, 1): max |x| of each row over the largest code."""
-    rows, k, lanes = v.size("rows"), fields["k"], isa.lanes
+    rows, k, lanes = v.size("rows"), label.k, isa.lanes
 
     def body(x: Buffer, y: Buffer) -> None:
         def one(row: Expr) -> None:
@@ -35,16 +33,16 @@ def row_scale(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
 
             v.strips(k, lanes, larger)
             largest = v.largest(v.load(most, 0, lanes), lanes)
-            v.store(y, row, largest / tirx.const(BYTE_LARGEST[fields["activation"]], "float32"))
+            v.store(y, row, largest / tirx.const(BYTE_LARGEST[label.activation], "float32"))
 
         v.for_rows(rows, k, one)
 
     return v.kernel([Arg("x", (rows, k)), Arg("y", (rows, 1))], body)
 
 
-def rounded(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
+def rounded(label: RoundedLabel, isa: Isa) -> tirx.PrimFunc:
     """x (M, K), scales (M, 1) -> codes (M, W), written a byte at a time."""
-    rows, k, kind = v.size("rows"), fields["k"], fields["activation"]
+    rows, k, kind = v.size("rows"), label.k, label.activation
     width = -(-k // PER_WORD) * PER_WORD
 
     def body(x: Buffer, scales: Buffer, codes: Buffer) -> None:
@@ -89,22 +87,22 @@ def widened(codes: Buffer, scales: Buffer, rows: Expr, k: int, kind: str, isa: I
     return x
 
 
-def rounded_linear(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc | None:
+def rounded_linear(label: RoundedLinearLabel, isa: Isa) -> tirx.PrimFunc | None:
     """The product of a "rounded_linear" (builder/ops/rounded_inputs.py): of the bytes as they are where integers.py has
     the instructions for it, else of float32 again."""
-    weight = weight_of(fields, isa)
+    weight = weight_of(label.weight, isa)
     if weight is None or weight.n < OUTPUTS:
         return None
-    rows, words, lanes = v.size("rows"), -(-weight.k // PER_WORD), integers.lanes_of(fields, isa)
+    rows, words, lanes = v.size("rows"), -(-weight.k // PER_WORD), integers.lanes_of(label, isa)
 
     def body(codes: Buffer, scales: Buffer, *others: Buffer) -> None:
-        y, start, stored = linear.split(fields, isa, others)
+        y, start, stored = linear.split(label, isa, others)
         if lanes:
             product = integers.Product(weight.n, words, lanes, codes, scales, stored[0], stored[1], start, y, rows)
             integers.linear(product)
             return
-        x = widened(codes, scales, rows, weight.k, fields["activation"], isa)
+        x = widened(codes, scales, rows, weight.k, label.activation, isa)
         linear.multiply_rows(weight, stored, x, start, y, rows)
 
     inputs = [Arg("codes", (rows, words), "uint32"), Arg("scales", (rows, 1))]
-    return v.kernel([*inputs, *linear.args_of(fields, weight, rows)], body)
+    return v.kernel([*inputs, *linear.args_of(label, weight, rows)], body)

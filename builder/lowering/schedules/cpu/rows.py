@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tvm import tirx
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.ir import T
+from builder.ops.rows import LastRowLabel, TakeRowsLabel
 
 
-def last_row(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
-    width, rows = fields["width"], v.size("rows")
+def last_row(label: LastRowLabel, isa: Isa) -> tirx.PrimFunc:
+    width, rows = label.width, v.size("rows")
 
     def body(x: Buffer, y: Buffer) -> None:
         copy_row(x, rows - 1, y, tirx.const(0, "int64"), width, isa)
@@ -21,8 +19,8 @@ def last_row(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
     return v.kernel([Arg("x", (rows, width)), Arg("y", (1, width))], body)
 
 
-def take_rows(fields: Mapping[str, Any], isa: Isa) -> tirx.PrimFunc:
-    width, rows, taken = fields["width"], v.size("rows"), v.size("taken")
+def take_rows(label: TakeRowsLabel, isa: Isa) -> tirx.PrimFunc:
+    width, rows, taken = label.width, v.size("rows"), v.size("taken")
 
     def body(x: Buffer, which: Buffer, y: Buffer) -> None:
         with v.loop(taken) as row:

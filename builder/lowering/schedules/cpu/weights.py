@@ -5,15 +5,14 @@ Axes: N outputs, K inputs, W words of a packed row, E values per word, L lanes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.ir import T
+from builder.ops.weights import StoredWeight
 
 OUTPUTS = 4  # outputs that share the loads of x in a dot product
 BLOCK = 128  # inputs of a panel, about
@@ -428,24 +427,24 @@ class Transposed(Packed):
 Weight = Plain | Grouped | Transposed
 
 
-def weight_of(fields: Mapping[str, Any], isa: Isa) -> Weight | None:
+def weight_of(stored: StoredWeight, isa: Isa) -> Weight | None:
     """How the weight is stored, or None if no kernel here reads it."""
-    n, k, dtype = fields["n"], fields["k"], fields["dtype"]
-    if fields["kind"] == "none":
+    n, k, dtype = stored.n, stored.k, stored.dtype
+    if stored.kind == "none":
         return Plain(n, k, dtype, isa)
-    layout = Transposed if fields["layout"] == "KN" else Grouped
+    layout = Transposed if stored.layout == "KN" else Grouped
     packed = layout(
         n,
         k,
-        fields["kind"],
-        fields["bits"],
-        fields["group_size"],
-        fields["per_word"],
-        fields["words_per_group"],
-        fields["max_int"],
-        fields["scale_dtype"],
-        fields["scale_per"] == "tensor",
+        stored.kind,
+        stored.bits,
+        stored.group_size,
+        stored.per_word,
+        stored.words_per_group,
+        stored.max_int,
+        stored.scale_dtype,
+        stored.scale_per == "tensor",
         isa,
-        fields["zero_point"],
+        stored.zero_point,
     )
     return packed if packed.lanes else None

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.gpu.norms import inverse_root, summed
 from builder.lowering.schedules.ir import T
+from builder.ops.collectives import AddLabel, JoinedLabel, QKMeansLabel, QKScaledLabel
 
 
-def add(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def add(label: AddLabel, device: Device) -> tirx.PrimFunc:
     """x (+ residual) (+ bias)."""
-    width, rows = fields["width"], b.size("rows")
-    residual = [Arg("residual", (rows, width))] if fields["residual"] else []
-    bias = [Arg("bias", (width,), fields["dtype"])] if fields["bias"] else []
+    width, rows = label.width, b.size("rows")
+    residual = [Arg("residual", (rows, width))] if label.residual else []
+    bias = [Arg("bias", (width,), label.dtype)] if label.bias else []
 
     def body(x: Buffer, *rest: Buffer) -> None:
         def one(index: Expr) -> None:
             value = b.load(x, index)
             if bias:
-                value = value + b.to_float32(b.load(rest[-2], b.mod(index, width)), fields["dtype"])
+                value = value + b.to_float32(b.load(rest[-2], b.mod(index, width)), label.dtype)
             b.store(rest[-1], index, value + b.load(rest[0], index) if residual else value)
 
         b.each(device, rows * width, one)
@@ -31,9 +29,9 @@ def add(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
     return b.kernel([Arg("x", (rows, width)), *residual, *bias, Arg("y", (rows, width))], body)
 
 
-def joined(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def joined(label: JoinedLabel, device: Device) -> tirx.PrimFunc:
     """Columns of each rank, one rank's rows after the other's -> rows of all columns."""
-    ranks, width, parts, rows = fields["ranks"], fields["width"], b.size("parts"), b.size("rows")
+    ranks, width, parts, rows = label.ranks, label.width, b.size("parts"), b.size("rows")
 
     def body(x: Buffer, y: Buffer) -> None:
         def one(index: Expr) -> None:
@@ -45,10 +43,10 @@ def joined(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
     return b.kernel([Arg("x", (parts, width)), Arg("y", (rows, ranks * width))], body)
 
 
-def qk_means(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def qk_means(label: QKMeansLabel, device: Device) -> tirx.PrimFunc:
     """The means of squares of q and of k features: a block for each row."""
-    features, rows, threads = fields["features"], b.size("rows"), device.threads
-    widths = (fields["q_width"], fields["k_width"])
+    features, rows, threads = label.features, b.size("rows"), device.threads
+    widths = (label.q_width, label.k_width)
 
     def body(x: Buffer, y: Buffer) -> None:
         with b.launch(threads, rows) as (row, _, thread):
@@ -66,17 +64,17 @@ def qk_means(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
     return b.kernel([Arg("x", (rows, features)), Arg("y", (rows, 2))], body)
 
 
-def qk_scaled(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def qk_scaled(label: QKScaledLabel, device: Device) -> tirx.PrimFunc:
     """q and k features over the roots of the ranks' average means, times their weights; v features are copied."""
-    features, dtype, rows = fields["features"], fields["dtype"], b.size("rows")
-    widths = (fields["q_width"], fields["k_width"])
+    features, dtype, rows = label.features, label.dtype, b.size("rows")
+    widths = (label.q_width, label.k_width)
 
     def body(x: Buffer, means: Buffer, q_weight: Buffer, k_weight: Buffer, y: Buffer) -> None:
         def one(index: Expr) -> None:
             row, f = T.Bind(b.div(index, features)), T.Bind(b.mod(index, features))
 
             def scaled(part: int, weight: Buffer, at: Expr) -> None:
-                scale = inverse_root(b.load(means, row * 2 + part), fields["ranks"], fields["eps"])
+                scale = inverse_root(b.load(means, row * 2 + part), label.ranks, label.eps)
                 b.store(y, index, b.load(x, index) * scale * b.to_float32(b.load(weight, at), dtype))
 
             def not_q() -> None:

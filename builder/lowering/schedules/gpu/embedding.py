@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.gpu.weights import values, weight_of
 from builder.lowering.schedules.ir import T
+from builder.ops.embedding import EmbeddingLabel
 
 
-def embedding(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def embedding(label: EmbeddingLabel, device: Device) -> tirx.PrimFunc:
     """Rows of a table, as float32: a thread for each unit. Ids are not checked here: the runtime does."""
-    table, rows = weight_of(fields), b.size("rows")
+    table, rows = weight_of(label.weight), b.size("rows")
 
     def body(ids: Buffer, *rest: Buffer) -> None:
         stored, y = rest[:-1], rest[-1]

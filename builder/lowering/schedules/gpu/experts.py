@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from tvm import tirx
 
@@ -12,13 +11,14 @@ from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.gpu.gemv import Inputs, Results, products
 from builder.lowering.schedules.gpu.weights import weight_of
 from builder.lowering.schedules.ir import T
+from builder.ops.experts import ExpertLinearLabel, ExpertSumLabel, RoutesLabel
 
 
-def expert_linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def expert_linear(label: ExpertLinearLabel, device: Device) -> tirx.PrimFunc:
     """The kernel of an "expert_linear" (builder/ops/experts.py): pairs of token and expert, one by one."""
-    weight, top, outputs = weight_of(fields), fields["top"], fields["outputs"]
+    weight, top, outputs = weight_of(label.weight), label.top, label.outputs
     rows, tokens = b.size("rows"), b.size("tokens")
-    pairs = rows * top if fields["shared"] else rows
+    pairs = rows * top if label.shared else rows
 
     def body(x: Buffer, routes: Buffer, *rest: Buffer) -> None:
         stored, y = rest[:-1], rest[-1]
@@ -29,21 +29,21 @@ def expert_linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
             device.wait()
             token = b.div(pair, top)
             number = b.load(routes, token * (2 * top) + b.mod(pair, top))
-            return read, token if fields["shared"] else pair, T.Bind(tirx.Cast("int32", number) * outputs)
+            return read, token if label.shared else pair, T.Bind(tirx.Cast("int32", number) * outputs)
 
         def put(_pair: Expr, _n: Expr) -> Callable[..., Expr]:
             return lambda value: value
 
         products(device, weight, stored, pairs, row_of, Results(y, outputs, put))
 
-    shape = (rows, 2 * top) if fields["shared"] else (tokens, 2 * top)
+    shape = (rows, 2 * top) if label.shared else (tokens, 2 * top)
     args = [Arg("x", (rows, weight.k)), Arg("routes", shape), *weight.args, Arg("y", (pairs, outputs))]
     return b.kernel(args, body)
 
 
-def routes(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def routes(label: RoutesLabel, device: Device) -> tirx.PrimFunc:
     """The ``top`` largest logits of each row, best first, then their shares: a thread for each row."""
-    experts, top, rows = fields["experts"], fields["top"], b.size("rows")
+    experts, top, rows = label.experts, label.top, b.size("rows")
 
     def body(logits: Buffer, y: Buffer) -> None:
         def one(row: Expr) -> None:
@@ -52,7 +52,7 @@ def routes(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
                 choose(logits, row, experts, best, slot)
             first = T.Bind(b.load(best, 0))
             b.store(total, 0, b.number(0.0))
-            if fields["whole"]:
+            if label.whole:
                 for slot in range(top):
                     b.store(total, 0, b.load(total, 0) + b.exp(b.load(best, slot) - first))
             else:
@@ -86,10 +86,10 @@ def routes(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
     return b.kernel([Arg("logits", (rows, experts)), Arg("y", (rows, 2 * top))], body)
 
 
-def expert_sum(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def expert_sum(label: ExpertSumLabel, device: Device) -> tirx.PrimFunc:
     """(residual +) what the experts of each token say, by their shares."""
-    top, pairs, rows, width = fields["top"], b.size("pairs"), b.size("rows"), b.size("width")
-    residual = [Arg("residual", (rows, width))] if fields["residual"] else []
+    top, pairs, rows, width = label.top, b.size("pairs"), b.size("rows"), b.size("width")
+    residual = [Arg("residual", (rows, width))] if label.residual else []
 
     def body(x: Buffer, shares: Buffer, *rest: Buffer) -> None:
         y = rest[-1]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from tvm import tirx
 
@@ -12,12 +11,13 @@ from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.gpu.gates import GATES
 from builder.lowering.schedules.gpu.gemv import Inputs, Results, products
 from builder.lowering.schedules.gpu.weights import weight_of
+from builder.ops.gated_linear import GatedLinearLabel
 
 
-def gated_linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def gated_linear(label: GatedLinearLabel, device: Device) -> tirx.PrimFunc:
     """One row times gate and up weights, and the gate's activation (lowering/passes/fuse_gate_up.py): an output's two
     products are in the same threads."""
-    weight, width, activated = weight_of(fields), fields["width"], GATES[fields["gate"]]
+    weight, width, activated = weight_of(label.weight), label.width, GATES[label.gate]
 
     def body(x: Buffer, *rest: Buffer) -> None:
         stored, y = rest[:-1], rest[-1]

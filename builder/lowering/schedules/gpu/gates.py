@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from tvm import tirx
 
@@ -12,17 +11,17 @@ from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.gpu.elementwise import mapped
 from builder.lowering.schedules.ir import T
-from builder.ops.gates import ERFC, ERFC_P, TANH_GELU
+from builder.ops.gates import ERFC, ERFC_P, TANH_GELU, GeluLabel, GeluMulLabel, SiluMulLabel
 
 
-def silu_mul(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def silu_mul(label: SiluMulLabel, device: Device) -> tirx.PrimFunc:
     """gate / (1 + exp(-gate)) * up; the gates are the first half of each row."""
-    return gated(fields["width"], silu, device)
+    return gated(label.width, silu, device)
 
 
-def gelu_mul(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def gelu_mul(label: GeluMulLabel, device: Device) -> tirx.PrimFunc:
     """gelu(gate) * up, gelu in its tanh form."""
-    return gated(fields["width"], tanh_gelu, device)
+    return gated(label.width, tanh_gelu, device)
 
 
 def gated(width: int, activated: Callable[[Expr], Expr], device: Device) -> tirx.PrimFunc:
@@ -38,9 +37,9 @@ def gated(width: int, activated: Callable[[Expr], Expr], device: Device) -> tirx
     return b.kernel([Arg("gate_up", (rows, 2 * width)), Arg("y", (rows, width))], body)
 
 
-def gelu(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def gelu(label: GeluLabel, device: Device) -> tirx.PrimFunc:
     """x * Phi(x), or its tanh form."""
-    return mapped(fields["width"], {"gelu": exact_gelu, "gelu_tanh": tanh_gelu}[fields["kind"]], device)
+    return mapped(label.width, {"gelu": exact_gelu, "gelu_tanh": tanh_gelu}[label.kind], device)
 
 
 def exact_gelu(x: Expr) -> Expr:

@@ -8,10 +8,9 @@ Axes: M rows, N outputs, K inputs, U units of a row, E values of a unit (see wei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
 
 from tvm import tirx
 
@@ -20,6 +19,7 @@ from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.gpu.gemv import Inputs, Results, Sender, is_regular, products
 from builder.lowering.schedules.gpu.weights import Weight, values, weight_of
 from builder.lowering.schedules.ir import T
+from builder.ops.linear import LinearLabel
 
 FEW = 4  # rows that are multiplied one by one
 TILE, SIDE = 64, 4
@@ -55,38 +55,36 @@ class Ends:
         return value if self.share == 1 else value * b.number(self.share)
 
 
-def linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def linear(label: LinearLabel, device: Device) -> tirx.PrimFunc:
     """The kernel of a "linear" operation (see builder/ops/linear.py for its arguments)."""
-    weight, rows = weight_of(fields), b.size("rows")
+    weight, rows = weight_of(label.weight), b.size("rows")
 
     def body(x: Buffer, *others: Buffer) -> None:
-        multiply_rows(device, weight, rows, Inputs(x, weight.k), *split(fields, others, None), sender_of(fields))
+        multiply_rows(device, weight, rows, Inputs(x, weight.k), *split(label, others, None), sender_of(label))
 
-    return b.kernel([Arg("x", (rows, weight.k)), *args_of(fields, weight, rows)], body)
+    return b.kernel([Arg("x", (rows, weight.k)), *args_of(label, weight, rows)], body)
 
 
-def args_of(fields: Mapping[str, Any], weight: Weight, rows: Expr) -> list[Arg]:
+def args_of(label: LinearLabel, weight: Weight, rows: Expr) -> list[Arg]:
     """The arguments after the inputs: (residual), the weight as it is stored, (bias), y."""
-    bias = [Arg("bias", (weight.n,), fields["dtype"])] if fields["bias"] else []
-    residual = [Arg("residual", (rows, weight.n))] if fields["residual"] else []
+    bias = [Arg("bias", (weight.n,), label.weight.dtype)] if label.bias else []
+    residual = [Arg("residual", (rows, weight.n))] if label.residual else []
     return [*residual, *weight.args, *bias, Arg("y", (rows, weight.n))]
 
 
-def split(
-    fields: Mapping[str, Any], buffers: tuple[Buffer, ...], scale: Buffer | None
-) -> tuple[Ends, tuple[Buffer, ...]]:
+def split(label: LinearLabel, buffers: tuple[Buffer, ...], scale: Buffer | None) -> tuple[Ends, tuple[Buffer, ...]]:
     """Buffers of ``args_of`` -> what ends a product, and the weight. ``scale``: of the rows of x, if they have some."""
     rest = list(buffers)
-    y, residual = rest.pop(), rest.pop(0) if fields["residual"] else None
-    bias = rest.pop() if fields["bias"] else None
-    return Ends(fields["n"], fields["dtype"], bias, scale, residual, y, 1 / fields.get("ranks", 1)), tuple(rest)
+    y, residual = rest.pop(), rest.pop(0) if label.residual else None
+    bias = rest.pop() if label.bias else None
+    return Ends(label.weight.n, label.weight.dtype, bias, scale, residual, y, 1 / label.ranks), tuple(rest)
 
 
-def sender_of(fields: Mapping[str, Any]) -> Sender | None:
+def sender_of(label: LinearLabel) -> Sender | None:
     """What sends the results to other GPUs, where the pass fuse_allreduce_rmsnorm asked for it."""
-    if not fields.get("sent"):
+    if not label.sent:
         return None
-    sender: Sender = import_module("builder.lowering.schedules.gpu.peers").PeerSender(fields["ranks"])
+    sender: Sender = import_module("builder.lowering.schedules.gpu.peers").PeerSender(label.ranks)
     return sender
 
 

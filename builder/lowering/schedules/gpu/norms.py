@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,25 +12,26 @@ from tvm import tirx
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.ir import T
+from builder.ops.norms import LayerNormLabel, QKNormLabel, RMSNormLabel
 
 OWN = 32  # features of a row that a thread keeps, at most
 
 
-def rms_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def rms_norm(label: RMSNormLabel, device: Device) -> tirx.PrimFunc:
     """x / sqrt(mean(x^2) + eps) * weight (+ residual)."""
-    return scaled_rows(fields, device, lambda weight: weight)
+    return scaled_rows(label, device, lambda weight: weight)
 
 
-def scaled_rows(fields: Mapping[str, Any], device: Device, gain: Callable[[Expr], Expr]) -> tirx.PrimFunc:
-    width, dtype, rows, threads = fields["width"], fields["dtype"], b.size("rows"), device.threads
-    residual = [Arg("residual", (rows, width))] if fields["residual"] else []
+def scaled_rows(label: RMSNormLabel, device: Device, gain: Callable[[Expr], Expr]) -> tirx.PrimFunc:
+    width, dtype, rows, threads = label.width, label.dtype, b.size("rows"), device.threads
+    residual = [Arg("residual", (rows, width))] if label.residual else []
 
     def body(x: Buffer, *rest: Buffer) -> None:
         weight, y = rest[-2:]
         with b.launch(threads, rows) as (row, _, thread):
             mine, start = Mine(device, thread, width), T.Bind(row * width)
             gains = partial(weight_at, weight, dtype)
-            scale_row(mine, x, y, start, fields["eps"], lambda h: gain(gains(h)), rest[0] if residual else None)
+            scale_row(mine, x, y, start, label.eps, lambda h: gain(gains(h)), rest[0] if residual else None)
 
     args = [Arg("x", (rows, width)), *residual, Arg("weight", (width,), dtype), Arg("y", (rows, width))]
     return b.kernel(args, body)
@@ -133,9 +134,9 @@ def summed(term: Callable[[Expr], Expr], width: int, device: Device, thread: Exp
     return b.sum_of_block(device, b.load(total, 0), thread)
 
 
-def layer_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def layer_norm(label: LayerNormLabel, device: Device) -> tirx.PrimFunc:
     """(x - mean) / sqrt(variance + eps) * weight + bias; the variance is that of the centered values."""
-    width, dtype, rows, threads = fields["width"], fields["dtype"], b.size("rows"), device.threads
+    width, dtype, rows, threads = label.width, label.dtype, b.size("rows"), device.threads
 
     def body(x: Buffer, weight: Buffer, bias: Buffer, y: Buffer) -> None:
         with b.launch(threads, rows) as (row, _, thread):
@@ -145,17 +146,17 @@ def layer_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
             values = mine.read(lambda h: b.load(x, start + h))
             mean = T.Bind(mine.total(values) / b.number(float(width)))
             squares = mine.total(lambda h: (values(h) - mean) * (values(h) - mean))
-            scale = inverse_root(squares, width, fields["eps"])
+            scale = inverse_root(squares, width, label.eps)
             mine.write(y, start, lambda h: (values(h) - mean) * scale * gains(h) + shifts(h))
 
     whole, vector = (rows, width), (width,)
     return b.kernel([Arg("x", whole), Arg("weight", vector, dtype), Arg("bias", vector, dtype), Arg("y", whole)], body)
 
 
-def qk_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def qk_norm(label: QKNormLabel, device: Device) -> tirx.PrimFunc:
     """RMS norm of each run of q and of k features; v features are copied."""
-    features, dtype, rows, threads = fields["features"], fields["dtype"], b.size("rows"), device.threads
-    widths, runs = (fields["q_width"], fields["k_width"]), (fields["q_runs"], fields["k_runs"])
+    features, dtype, rows, threads = label.features, label.dtype, b.size("rows"), device.threads
+    widths, runs = (label.q_width, label.k_width), (label.q_runs, label.k_runs)
     starts = (0, runs[0] * widths[0], runs[0] * widths[0] + runs[1] * widths[1])
 
     def body(x: Buffer, q_weight: Buffer, k_weight: Buffer, y: Buffer) -> None:
@@ -172,7 +173,7 @@ def qk_norm(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
     def norm_runs(x: Buffer, weight: Buffer, y: Buffer, first: int, width: int, count: int) -> None:
         with b.launch(threads, rows, b.integer(count)) as (row, run, thread):
             start = T.Bind(row * features + first + run * width)
-            scale_row(Mine(device, thread, width), x, y, start, fields["eps"], partial(weight_at, weight, dtype))
+            scale_row(Mine(device, thread, width), x, y, start, label.eps, partial(weight_at, weight, dtype))
 
     whole = (rows, features)
     weights = [Arg(name, (width,), dtype) for name, width in zip(("q_weight", "k_weight"), widths, strict=True)]

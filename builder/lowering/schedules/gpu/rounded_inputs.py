@@ -5,9 +5,7 @@ What is computed stands in builder/ops/rounded_inputs.py. Axes: M rows, K inputs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 
@@ -18,12 +16,13 @@ from builder.lowering.schedules.gpu.gemv import Inputs
 from builder.lowering.schedules.gpu.weights import weight_of
 from builder.lowering.schedules.ir import T
 from builder.ops.byte_codes import PER_WORD, byte_of, byte_value
+from builder.ops.rounded_inputs import RoundedLabel, RoundedLinearLabel, RowScaleLabel
 from builder.quant.layout import BYTE_LARGEST
 
 
-def row_scale(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def row_scale(label: RowScaleLabel, device: Device) -> tirx.PrimFunc:
     """x (M, K) -> (M, 1): max |x| of each row over the largest code. A block for each row."""
-    rows, k, threads = b.size("rows"), fields["k"], device.threads
+    rows, k, threads = b.size("rows"), label.k, device.threads
 
     def body(x: Buffer, y: Buffer) -> None:
         with b.launch(threads, rows) as (row, _, thread):
@@ -37,14 +36,14 @@ def row_scale(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
             b.strided(thread, threads, k, larger)
             largest = b.combined(b.load(most, 0), thread, threads, b.largest, room)
             with b.when(tirx.EQ(thread, 0)):
-                b.store(y, row, largest / b.number(BYTE_LARGEST[fields["activation"]]))
+                b.store(y, row, largest / b.number(BYTE_LARGEST[label.activation]))
 
     return b.kernel([Arg("x", (rows, k)), Arg("y", (rows, 1))], body)
 
 
-def rounded(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def rounded(label: RoundedLabel, device: Device) -> tirx.PrimFunc:
     """x (M, K), scales (M, 1) -> codes (M, W): a thread for each word."""
-    rows, k, kind = b.size("rows"), fields["k"], fields["activation"]
+    rows, k, kind = b.size("rows"), label.k, label.activation
     words = -(-k // PER_WORD)
 
     def body(x: Buffer, scales: Buffer, codes: Buffer) -> None:
@@ -81,13 +80,13 @@ class Codes(Inputs):
         return byte_value((word >> shift) & b.word(0xFF), self.kind)
 
 
-def rounded_linear(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
+def rounded_linear(label: RoundedLinearLabel, device: Device) -> tirx.PrimFunc:
     """The product of a "rounded_linear" (builder/ops/rounded_inputs.py)."""
-    weight, rows = weight_of(fields), b.size("rows")
+    weight, rows = weight_of(label.weight), b.size("rows")
 
     def body(codes: Buffer, scales: Buffer, *others: Buffer) -> None:
-        x, sender = Codes(codes, weight.k, fields["activation"]), linear.sender_of(fields)
-        linear.multiply_rows(device, weight, rows, x, *linear.split(fields, others, scales), sender)
+        x, sender = Codes(codes, weight.k, label.activation), linear.sender_of(label)
+        linear.multiply_rows(device, weight, rows, x, *linear.split(label, others, scales), sender)
 
     inputs = [Arg("x", (rows, -(-weight.k // PER_WORD)), "uint32"), Arg("x_scale", (rows, 1))]
-    return b.kernel([*inputs, *linear.args_of(fields, weight, rows)], body)
+    return b.kernel([*inputs, *linear.args_of(label, weight, rows)], body)

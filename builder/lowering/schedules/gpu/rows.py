@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
 from builder.lowering.schedules.ir import T
+from builder.ops.rows import LastRowLabel, TakeRowsLabel
 
 
-def last_row(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
-    width, rows = fields["width"], b.size("rows")
+def last_row(label: LastRowLabel, device: Device) -> tirx.PrimFunc:
+    width, rows = label.width, b.size("rows")
 
     def body(x: Buffer, y: Buffer) -> None:
         b.each(device, width, lambda index: b.store(y, index, b.load(x, (rows - 1) * width + index)))
@@ -21,8 +19,8 @@ def last_row(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
     return b.kernel([Arg("x", (rows, width)), Arg("y", (1, width))], body)
 
 
-def take_rows(fields: Mapping[str, Any], device: Device) -> tirx.PrimFunc:
-    width, rows, taken = fields["width"], b.size("rows"), b.size("taken")
+def take_rows(label: TakeRowsLabel, device: Device) -> tirx.PrimFunc:
+    width, rows, taken = label.width, b.size("rows"), b.size("taken")
 
     def body(x: Buffer, which: Buffer, y: Buffer) -> None:
         def one(index: Expr) -> None:

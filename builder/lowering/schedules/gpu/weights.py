@@ -6,9 +6,8 @@ units, those that only pad a group included. Axes: N outputs, K inputs, U units 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 
@@ -16,6 +15,7 @@ from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr
 from builder.lowering.schedules.ir import T
 from builder.ops.byte_codes import byte_value
+from builder.ops.weights import StoredWeight
 
 MANTISSA_BITS = 23
 ONE_UNIT = 0x4B000000  # 2^23 as a float32: its last bit is worth 1, so an integer in the mantissa reads as itself
@@ -216,16 +216,16 @@ class Packed:
 Weight = Plain | Packed
 
 
-def weight_of(fields: Mapping[str, Any]) -> Weight:
+def weight_of(stored: StoredWeight) -> Weight:
     """How the weight of a labelled operation is stored."""
-    n, k, dtype = fields["n"], fields["k"], fields["dtype"]
-    if fields["kind"] == "none":
+    n, k, dtype = stored.n, stored.k, stored.dtype
+    if stored.kind == "none":
         return Plain(n, k, dtype)
-    max_int = 0 if fields["zero_point"] else fields["max_int"]
+    max_int = 0 if stored.zero_point else stored.max_int
     return Packed(
-        n, k, fields["kind"], fields["layout"] == "KN", fields["bits"], fields["group_size"], fields["per_word"],
-        fields["words_per_group"], max_int, fields["scale_dtype"], fields["scale_per"] == "tensor",
-        fields["zero_point"],
+        n, k, stored.kind, stored.layout == "KN", stored.bits, stored.group_size, stored.per_word,
+        stored.words_per_group, max_int, stored.scale_dtype, stored.scale_per == "tensor",
+        stored.zero_point,
     )  # fmt: skip
 
 
