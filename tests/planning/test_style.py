@@ -1,4 +1,4 @@
-"""The habits of the house, held by tools: format, lint, types."""
+"""The habits of the house, held by tools: format, lint, types, docstrings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ FOLDERS = ("builder", "tests", "benchmarks", "tools", "training")
         ["ruff", "format", "--check", *FOLDERS],
         ["ruff", "check", *FOLDERS],
         ["mypy", "--no-error-summary"],
+        ["tools.docstring_first", *FOLDERS],
     ],
-    ids=["format", "lint", "types"],
+    ids=["format", "lint", "types", "docstring first"],
 )
 def test_style(command: list[str]):
     done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
