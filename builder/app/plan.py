@@ -15,14 +15,16 @@ from builder.core.events import Listener
 from builder.core.examine import Verdict, examine
 from builder.planner.feasibility import sizing
 from builder.planner.feasibility.device_memory import Memory
+from builder.planner.schemes.stored_bits import StoredBits, stored_bits_of
 from builder.report import document
 
 
 class PlanReport(NamedTuple):
-    """``memory``: of a run, by recipe; none of those whose rules are undecided."""
+    """``memory`` of a run and ``bits`` per weight, by recipe; none of those whose rules are undecided."""
 
     verdicts: Mapping[str, Verdict]
     memory: Mapping[str, Memory]
+    bits: Mapping[str, StoredBits]
 
 
 def plan(options: BuildOptions, request: BuildRequest, warn: Listener) -> PlanReport:
@@ -34,7 +36,8 @@ def plan(options: BuildOptions, request: BuildRequest, warn: Listener) -> PlanRe
     verdicts = examine_stores(request.plan, request.store)
     request.store.drain(warn)
     decided = [recipe for recipe in request.recipes if not recipe.undecided]
-    return PlanReport(verdicts, {recipe.name: sizing.memory_of(recipe) for recipe in decided})
+    memory = {recipe.name: sizing.memory_of(recipe) for recipe in decided}
+    return PlanReport(verdicts, memory, {recipe.name: stored_bits_of(recipe) for recipe in decided})
 
 
 def plan_document(request: BuildRequest, report: PlanReport) -> dict[str, Any]:
@@ -47,6 +50,7 @@ def plan_document(request: BuildRequest, report: PlanReport) -> dict[str, Any]:
             recipe["undecided"] = UNDECIDED
         if memory := report.memory.get(name):
             recipe["memory"] = {**asdict(memory), "total": memory.total}
+            recipe["bits_per_weight"] = report.bits[name]._asdict()
     if request.is_sweep:
         rows["matrix"] = cells.matrix_document(cells.before_build(request, report.verdicts))
     return rows

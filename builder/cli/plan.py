@@ -19,6 +19,7 @@ from builder.core.examine import Verdict
 from builder.core.units import format_bytes
 from builder.planner.feasibility import sizing
 from builder.planner.feasibility.device_memory import Memory
+from builder.planner.schemes.stored_bits import StoredBits
 from builder.report.board import Board
 from builder.report.matrix import Matrix
 from builder.report.table import print_steps
@@ -98,4 +99,10 @@ def _print_recipe(row: dict[str, Any], request: BuildRequest, report: PlanReport
         return
     recipe = next(each for each in request.recipes if each.name == row["name"])
     memory = sizing.describe_memory(report.memory[recipe.name], recipe.metadata, recipe.target)
-    print(folded(f"memory  {memory}", sys.stdout))
+    print(folded(f"memory   {memory}", sys.stdout))
+    print(f"weights  {_describe_bits(report.bits[recipe.name])}")
+
+
+def _describe_bits(bits: StoredBits) -> str:
+    total = f"{bits.total:.2f} bits per weight"
+    return total if bits.quantized is None else f"{bits.quantized:.2f} bits per weight where quantized, {total} in all"

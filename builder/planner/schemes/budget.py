@@ -22,8 +22,9 @@ from builder.core.plan import Plan
 from builder.core.record import Record
 from builder.core.store import Store
 from builder.planner.schemes import schemes
+from builder.planner.schemes.stored_bits import stored_nbytes
 from builder.quant import rules
-from builder.quant.layout import Scheme, is_quantized, parse_scheme, stored_tensors
+from builder.quant.layout import Scheme, is_quantized, parse_scheme
 
 
 def budget_of(quant: Quant, family: str, architecture: Mapping[str, Any], folders: Folders, where: Where) -> Budget:
@@ -81,9 +82,9 @@ def check_range(quant: Quant, model: Sequence[Parameter], tables: Mapping[str, M
     has to be at least as good as. Raises UserError when the budget is out of the candidates' range."""
     own, weights = parse_scheme(schemes.scheme_of(quant)), sum(prod(parameter.shape) for parameter in model)
     free = [parameter for parameter in model if is_quantized(parameter, own)]
-    kept = sum(nbytes(parameter, own) for parameter in model if not is_quantized(parameter, own))
+    kept = sum(stored_nbytes(parameter, own) for parameter in model if not is_quantized(parameter, own))
     packers = {name: parse_scheme(table) for name, table in tables.items()}
-    sizes = {name: [nbytes(parameter, packer) for parameter in free] for name, packer in packers.items()}
+    sizes = {name: [stored_nbytes(parameter, packer) for parameter in free] for name, packer in packers.items()}
     low, high = (8 * (kept + sum(map(pick, zip(*sizes.values(), strict=True)))) / weights for pick in (min, max))
     assert quant.budget is not None
     if not low <= quant.budget <= high:
@@ -95,10 +96,6 @@ def check_range(quant: Quant, model: Sequence[Parameter], tables: Mapping[str, M
         )
     whole = {name: 8 * (kept + sum(found)) / weights for name, found in sizes.items()}
     return max((bits <= quant.budget, bits if bits <= quant.budget else -bits, name) for name, bits in whole.items())[2]
-
-
-def nbytes(parameter: Parameter, rule: Scheme) -> int:
-    return sum(piece.nbytes for piece in stored_tensors(parameter, rule))
 
 
 def decide(recipes: Sequence[Recipe], plan: Plan, store: Store) -> tuple[Recipe, ...]:
