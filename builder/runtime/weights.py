@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +11,21 @@ import numpy as np
 
 from builder.core.errors import UserError
 from builder.formats.slicing import Slicing, slicing_from_json, take_tp_shard, tp_shard_name
+from builder.formats.tensorcache import TensorRecord, read_tensor_cache
 from builder.targets.tvm_import import import_tvm
 
 _ALIGNMENT_BYTES = 64  # what compiled kernels assume of a tensor's address
 _INDEX_NAMES = ("tensor-cache.json", "ndarray-cache.json")
 
 
-@dataclass(frozen=True, slots=True)
-class TensorLocation:
-    """Where a tensor is: a shard file and its bytes there."""
-
-    shard: str
-    offset: int
-    nbytes: int
-    shape: tuple[int, ...]
-    dtype: str
-    format: str  # raw | f32-to-bf16 (float32 stored as bfloat16)
-
-
-def read_index(files: Mapping[str, Path]) -> dict[str, TensorLocation]:
+def read_index(files: Mapping[str, Path]) -> dict[str, TensorRecord]:
     """The tensors of an artifact by name."""
     index = next((files[name] for name in _INDEX_NAMES if name in files), None)
     if index is None:
         raise UserError(
             f"the artifact has no {_INDEX_NAMES[0]}; it has: {', '.join(sorted(files)) or 'nothing'}", "build"
         )
-    tensors = {}
-    for shard in json.loads(index.read_text())["records"]:
-        for record in shard["records"]:
-            tensors[record["name"]] = TensorLocation(
-                shard["dataPath"],
-                record["byteOffset"],
-                record["nbytes"],
-                tuple(record["shape"]),
-                record["dtype"],
-                record["format"],
-            )
-    return tensors
+    return read_tensor_cache(index.read_text())
 
 
 def load_weights(
@@ -84,8 +60,8 @@ def load_weights(
 
 
 def _locate(
-    tensors: Mapping[str, TensorLocation], name: str, cut: Slicing | None, rank: int
-) -> tuple[TensorLocation, Slicing | None]:
+    tensors: Mapping[str, TensorRecord], name: str, cut: Slicing | None, rank: int
+) -> tuple[TensorRecord, Slicing | None]:
     """Where a rank reads a parameter, and the cut that is still to be made of it: none in files of its own."""
     if cut is not None and tp_shard_name(name, rank) in tensors:
         return tensors[tp_shard_name(name, rank)], None
@@ -106,7 +82,7 @@ def _map_file(files: Mapping[str, Path], name: str) -> np.ndarray[Any, np.dtype[
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
 
 
-def _as_array(shard: np.ndarray[Any, np.dtype[np.uint8]], stored: TensorLocation, name: str) -> np.ndarray[Any, Any]:
+def _as_array(shard: np.ndarray[Any, np.dtype[np.uint8]], stored: TensorRecord, name: str) -> np.ndarray[Any, Any]:
     """A stored tensor over the mapped bytes; one that is not raw is copied. bfloat16 comes as uint16."""
     if stored.offset + stored.nbytes > shard.size:
         raise UserError(

@@ -13,7 +13,9 @@ import numpy as np
 
 from builder.core.digest import canonical
 from builder.core.step import InputFiles, Json, Out
-from builder.formats.slicing import slicing_from_json, take_tp_shard, tp_shard_name
+from builder.formats.parameter_table import CutTensor, cut_tensor_from_json
+from builder.formats.slicing import take_tp_shard, tp_shard_name
+from builder.formats.tensorcache import TensorRecord, shard_entry
 from builder.quant.storage import NUMPY_DTYPE
 from builder.steps.ports import one
 
@@ -24,42 +26,40 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """Outputs: params_shard_<i>.bin, params_shard_<i>_rank_<r>.bin, and their entries for tensor-cache.json.
 
     Args:
-        params: {"shards": ranks, "index", "tensors": [{"name", "shape", "dtype", "offset", "nbytes", "cut"}]}.
+        params: {"shards": ranks, "index", "tensors": [a CutTensor as formats/parameter_table.py writes it]}.
         inputs: {"shard": the quantized shard, "records": its entry}.
     """
     source, stem = one(inputs["shard"]), f"params_shard_{params['index']}"
-    shared = [tensor for tensor in params["tensors"] if tensor["cut"] is None]
-    split = [tensor for tensor in params["tensors"] if tensor["cut"] is not None]
+    ranks: int = params["shards"]
+    tensors = [cut_tensor_from_json(row) for row in params["tensors"]]
+    shared = [tensor for tensor in tensors if tensor.slicing is None]
+    split = [tensor for tensor in tensors if tensor.slicing is not None]
     if not split:
         out.link(f"{stem}.bin", source)
         entries = [json.loads(one(inputs["records"]).path.read_bytes())]
     else:
         shard_bytes = np.memmap(source.path, np.uint8, "r", source.offset, (source.nbytes,))
         entries = [_write(out.path(f"{stem}.bin"), _parts(shard_bytes, shared, None, 1))] if shared else []
-        for rank in range(params["shards"]):
+        for rank in range(ranks):
             path = out.path(f"{stem}_rank_{rank}.bin")
-            entries.append(_write(path, _parts(shard_bytes, split, rank, params["shards"])))
-            out.progress(rank + 1, params["shards"], "ranks", stem)
+            entries.append(_write(path, _parts(shard_bytes, split, rank, ranks)))
+            out.progress(rank + 1, ranks, "ranks", stem)
     out.path("records.json").write_bytes(canonical({"shards": entries}))
 
 
 def _parts(
-    shard_bytes: np.ndarray, tensors: Sequence[Mapping[str, Any]], rank: int | None, ranks: int
+    shard_bytes: np.ndarray, tensors: Sequence[CutTensor], rank: int | None, ranks: int
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """(name, dtype, array) of what a rank has of each tensor; ``rank`` None: all of it."""
     for tensor in tensors:
-        stored = shard_bytes[tensor["offset"] : tensor["offset"] + tensor["nbytes"]]
-        if tensor["offset"] % NUMPY_DTYPE[tensor["dtype"]].itemsize:
+        stored = shard_bytes[tensor.offset : tensor.offset + tensor.nbytes]
+        if tensor.offset % NUMPY_DTYPE[tensor.dtype].itemsize:
             stored = stored.copy()
-        array = stored.view(NUMPY_DTYPE[tensor["dtype"]]).reshape(tensor["shape"])
+        array = stored.view(NUMPY_DTYPE[tensor.dtype]).reshape(tensor.shape)
         if rank is None:
-            yield tensor["name"], tensor["dtype"], array
+            yield tensor.name, tensor.dtype, array
         else:
-            yield (
-                tp_shard_name(tensor["name"], rank),
-                tensor["dtype"],
-                take_tp_shard(array, slicing_from_json(tensor["cut"]), rank, ranks),
-            )
+            yield tp_shard_name(tensor.name, rank), tensor.dtype, take_tp_shard(array, tensor.slicing, rank, ranks)
 
 
 def _write(path: Path, parts: Iterator[tuple[str, str, np.ndarray]]) -> dict[str, Any]:
@@ -72,12 +72,6 @@ def _write(path: Path, parts: Iterator[tuple[str, str, np.ndarray]]) -> dict[str
                 hasher.update(data)
                 file.write(data)
             offset += gap
-            records.append({
-                "name": name, "shape": list(array.shape), "dtype": dtype, "format": "raw", "nbytes": array.nbytes,
-                "byteOffset": offset,
-            })  # fmt: skip
+            records.append(TensorRecord(name, array.shape, dtype, offset, array.nbytes, path.name))
             offset += array.nbytes
-    return {
-        "dataPath": path.name, "format": "raw-shard", "nbytes": offset, "records": records,
-        "md5sum": hasher.hexdigest(),
-    }  # fmt: skip
+    return shard_entry(path.name, offset, records, hasher.hexdigest())

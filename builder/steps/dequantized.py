@@ -10,13 +10,14 @@ its source on the way (see reconstruction). Memory: see source_model; one parame
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 
 from builder.architectures.weights import Parameter, to_source
 from builder.core.step import File, InputFiles, Json, Out
+from builder.formats.parameter_table import TensorLocation, read_parameter_table
 from builder.quant import reference as packing
 from builder.quant import scaling
 from builder.quant.layout import Scheme, is_transposed, parse_scheme, stored_tensors
@@ -46,7 +47,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """
     entries = json.loads(one(inputs["weight_map"]).path.read_text())["parameters"]
     rule = parse_scheme(params["scheme"])
-    stored = _stored(json.loads(one(inputs["parameters"]).path.read_text())["parameters"], group(inputs["shards"]))
+    stored = _stored(read_parameter_table(one(inputs["parameters"]).path.read_bytes()), group(inputs["shards"]))
     config = json.loads(one(inputs["config"]).path.read_text())
     layout = json.loads(one(inputs["layout"]).path.read_text())["tensors"]
     _, original_tensor = quantized.open_checkpoint(config, layout, group(inputs["tensors"]))
@@ -78,9 +79,9 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 def _dequantize(
     entry: Mapping[str, Json], rule: Scheme, method: str, stored: Read, original: np.ndarray
 ) -> tuple[np.ndarray, reconstruction.Reconstruction]:
-    """A parameter in float32 as its stored pieces give it, and how it compares with what it was made from."""
+    """A parameter in float32 as its stored tensors give it, and how it compares with what it was made from."""
     shape, rule = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"]), rule.for_parameter(entry["name"])
-    arrays = {piece.role: stored(piece.name) for piece in stored_tensors(shape, rule)}
+    arrays = {tensor.role: stored(tensor.name) for tensor in stored_tensors(shape, rule)}
     if "plain" in arrays:
         weight = widen(arrays["plain"], rule.dtype)
         return weight, reconstruction.plain(original, weight, rule)
@@ -121,15 +122,15 @@ def scaled(entry: Mapping[str, Json], weight: np.ndarray, scales: Mapping[str, F
     return result.reshape(entry["shape"])
 
 
-def _stored(table: list[dict[str, Json]], shards: Mapping[str, File]) -> Read:
-    """Read a packed piece by name, out of the shard that parameters.json says it is in."""
-    locations = {location["name"]: location for location in table}
+def _stored(table: Sequence[TensorLocation], shards: Mapping[str, File]) -> Read:
+    """Read a stored tensor by name, out of the shard that parameters.json says it is in."""
+    locations = {location.name: location for location in table}
     files = {name.rpartition("/")[2]: file for name, file in shards.items()}
 
     def read(name: str) -> np.ndarray:
         location = locations[name]
-        file = files[f"params_shard_{location['shard']}.bin"]
-        data = np.fromfile(file.path, np.uint8, location["nbytes"], offset=file.offset + location["offset"])
-        return data.view(NUMPY_DTYPE[location["dtype"]]).reshape(location["shape"])
+        file = files[f"params_shard_{location.shard}.bin"]
+        data = np.fromfile(file.path, np.uint8, location.nbytes, offset=file.offset + location.offset)
+        return data.view(NUMPY_DTYPE[location.dtype]).reshape(location.shape)
 
     return read

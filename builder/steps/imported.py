@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,30 +22,33 @@ Store = Callable[[str, int, np.ndarray], None]  # (role, first row, rows)
 Done = Callable[[int, str], None]  # (weights, their dtype in the weight map)
 
 
-def is_stored(parameter: Mapping[str, Any]) -> bool:
-    return any("stored" in source for source in parameter["sources"])
+def is_stored(sources: Sequence[Mapping[str, Any]]) -> bool:
+    return any("stored" in source for source in sources)
 
 
-def write(parameter: Mapping[str, Any], quantization: Scheme, inputs: InputFiles, store: Store, done: Done) -> None:
+def write(
+    sources: Sequence[Mapping[str, Any]], width: int, scheme: Scheme, inputs: InputFiles, store: Store, done: Done
+) -> None:
     """Give ``store`` the stored tensors of a parameter.
 
     Args:
-        parameter: weight map entry whose sources all have "stored".
-        quantization: that of the parameter, from the same description.
+        sources: of a weight map entry; all have "stored".
+        width: inputs of the parameter.
+        scheme: that of the parameter, from the same description.
         done: called after each run of rows.
 
     Raises:
         UserError: the content of a tensor is not what config.json says.
     """
-    row, width = 0, parameter["shape"][1]
-    for source in parameter["sources"]:
+    row = 0
+    for source in sources:
         arrays = {role: _mapped(part, inputs) for role, part in source["stored"]["tensors"].items()}
         quantized.check(source["stored"], arrays)
         first, last = source["rows"]
         for start in range(first, last, ROWS):
             stop = min(start + ROWS, last)
             read_rows = quantized.read(source["stored"], arrays, start, stop)
-            for role, rows in _tensors(read_rows, width, quantization, source):
+            for role, rows in _tensors(read_rows, width, scheme, source):
                 store(role, row, rows)
             row += stop - start
             done((stop - start) * width, source["dtype"])

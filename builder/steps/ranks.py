@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,8 @@ from builder import architectures
 from builder.core.digest import canonical
 from builder.core.errors import StepError
 from builder.core.step import InputFiles, Json, Out
-from builder.quant.cuts import SplitTensor, slicing_json, split_tensors
+from builder.formats.parameter_table import CutTensor, TensorLocation, cut_tensor_to_json, read_parameter_table
+from builder.quant.cuts import SplitTensor, split_tensors
 from builder.quant.layout import parse_scheme
 from builder.steps.ports import one
 
@@ -18,33 +18,33 @@ from builder.steps.ports import one
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """``params``: {"family", "architecture", "scheme", "shards": ranks}; ``inputs``: {"parameters": parameters.json of
     shard}; output: ranks.json, the items of cut."""
-    table = json.loads(one(inputs["parameters"]).path.read_bytes())["parameters"]
+    locations = read_parameter_table(one(inputs["parameters"]).path.read_bytes())
     family = architectures.load(params["family"])
     config = family.from_architecture(params["architecture"])
     scheme = parse_scheme(params["scheme"])
     splits = split_tensors(family.parameters(config), family.cuts(config), scheme, params["shards"])
-    if sorted(splits) != sorted(place["name"] for place in table):
+    if sorted(splits) != sorted(location.name for location in locations):
         raise StepError("the stored tensors are not those of this model")
-    by_shard: dict[int, list[dict[str, Any]]] = {}
-    for place in table:
-        by_shard.setdefault(place["shard"], []).append(_tensor(place, splits[place["name"]]))
+    by_shard: dict[int, list[CutTensor]] = {}
+    for location in locations:
+        by_shard.setdefault(location.shard, []).append(_cut_tensor(location, splits[location.name]))
     items = [_item(index, tensors) for index, tensors in sorted(by_shard.items())]
     out.path("ranks.json").write_bytes(canonical({"items": items}))
     out.fact("bytes_per_rank", sum(split.local.nbytes for split in splits.values()))
 
 
-def _tensor(place: Mapping[str, Any], split: SplitTensor) -> dict[str, Any]:
-    return {
-        "name": place["name"], "shape": place["shape"], "dtype": place["dtype"], "offset": place["offset"],
-        "nbytes": place["nbytes"], "cut": slicing_json(split), "local": list(split.local.shape),
-    }  # fmt: skip
+def _cut_tensor(location: TensorLocation, split: SplitTensor) -> CutTensor:
+    return CutTensor(
+        location.name, location.shape, location.dtype, location.offset, location.nbytes, split.slicing,
+        split.local.shape,
+    )  # fmt: skip
 
 
-def _item(index: int, tensors: list[dict[str, Any]]) -> dict[str, Any]:
+def _item(index: int, tensors: list[CutTensor]) -> dict[str, Any]:
     name = str(index)
     return {
         "name": name,
-        "params": {"index": index, "tensors": tensors},
+        "params": {"index": index, "tensors": [cut_tensor_to_json(tensor) for tensor in tensors]},
         "inputs": {
             "shard": ["quantized", f"params_shard_{index}.bin", name],
             "records": ["quantized", "records.json", name],

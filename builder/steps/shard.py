@@ -21,7 +21,9 @@ from builder.architectures.weights import Parameter, parameter_count, tensors_of
 from builder.core.digest import canonical
 from builder.core.errors import UserError
 from builder.core.step import InputFiles, Json, Out
+from builder.formats.parameter_table import TensorLocation, parameter_table
 from builder.quant.layout import DTYPE_BYTES, Scheme, StoredTensor, parse_scheme, stored_tensors
+from builder.quant.placement import PlacedTensor, placed_to_json
 from builder.steps.ports import one
 
 
@@ -50,7 +52,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     folds = weight_map["folds"] if params["scales"] else []
     items = [_item(index, shard, quantization, params["moments"], folds) for index, shard in enumerate(shards)]
     out.path("shards.json").write_bytes(canonical({"items": items}))
-    table = {"parameters": _table(shards), "total_parameters": parameter_count(weight_map)}
+    table = parameter_table(_locations(shards), parameter_count(weight_map))
     out.path("parameters.json").write_bytes(canonical(table))
     out.fact("shards", len(shards))
     out.fact("bytes", sum(shard.nbytes for shard in shards))
@@ -81,14 +83,9 @@ def _item(
 ) -> dict[str, Any]:
     jobs: dict[str, dict[str, Any]] = {}
     for entry, tensor, offset in shard.tensors:
-        job = jobs.setdefault(
-            entry["name"], {**entry, "scheme": _table_of(quantization.for_parameter(entry["name"])), "pieces": []}
-        )
-        shape = list(tensor.shape)
-        job["pieces"].append(
-            {"name": tensor.name, "shape": shape, "dtype": tensor.dtype, "role": tensor.role}
-            | {"offset": offset, "nbytes": tensor.nbytes}
-        )
+        scheme = packing_of(quantization.for_parameter(entry["name"]))
+        job = jobs.setdefault(entry["name"], {**entry, "scheme": scheme, "tensors": []})
+        job["tensors"].append(placed_to_json(PlacedTensor(tensor, offset)))
     tensors = sorted({tensor for job in jobs.values() for source in job["sources"] for tensor in tensors_of(source)})
     return {
         "name": str(index),
@@ -104,7 +101,7 @@ def _moments(jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return sorted(
         f"moments/{name}"
         for name, job in jobs.items()
-        if job["kind"] in ("linear", "head") and any(piece["role"] != "plain" for piece in job["pieces"])
+        if job["kind"] in ("linear", "head") and any(tensor["role"] != "plain" for tensor in job["tensors"])
     )
 
 
@@ -114,15 +111,14 @@ def _scales(jobs: Mapping[str, Any], folds: Sequence[Mapping[str, Any]]) -> list
     return sorted(columns | {f"rows/{name}" for fold in folds for name in fold["writers"] if name in jobs})
 
 
-def _table_of(quantization: Scheme) -> dict[str, Any]:
+def packing_of(quantization: Scheme) -> dict[str, Any]:
     """The format alone: what it is called, who else follows rules, and what inputs are rounded to, change no byte."""
     return {**asdict(quantization), "name": "", "rules": [], "activation": "", "activation_scale": ""}
 
 
-def _table(shards: list[Shard]) -> list[dict[str, Any]]:
+def _locations(shards: list[Shard]) -> list[TensorLocation]:
     return [
-        {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
-        | {"shard": index, "offset": offset, "nbytes": tensor.nbytes}
+        TensorLocation(tensor.name, tensor.shape, tensor.dtype, index, offset, tensor.nbytes)
         for index, shard in enumerate(shards)
         for _, tensor, offset in shard.tensors
     ]
