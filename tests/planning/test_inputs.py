@@ -56,7 +56,7 @@ def test_the_exact_limits_are_those_of_what_is_rounded():
 def test_inputs_are_no_part_of_what_quantize_reads():
     """The weights of a scheme and of the same without an activation are one result."""
     rounding = parse_scheme(schemes.shipped("w8a8", FOLDERS))
-    assert shard.packing_of(rounding) == shard._table_of(replace(rounding, activation="", activation_scale=""))
+    assert shard.packing_of(rounding) == shard.packing_of(replace(rounding, activation="", activation_scale=""))
 
 
 @pytest.mark.parametrize(
