@@ -77,7 +77,7 @@ def examine_stores(plan: Plan, store: FileStore) -> dict[str, Verdict]:
     """examine(), where results in a shared store count as there."""
     if type(store) is FileStore:
         return examine(plan, store)
-    from builder.remote.ahead import ahead
+    from builder.remote.examine import ahead
     from builder.remote.store import SharedStore
 
     assert isinstance(store, SharedStore)

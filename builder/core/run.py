@@ -12,12 +12,12 @@ from functools import cached_property
 from typing import NamedTuple
 
 from builder.core.admission import Ledger, said_too_large, within
+from builder.core.critical_path import weights
 from builder.core.errors import BuildError, Interrupted, StepError
 from builder.core.events import Finished, Grew, Listener, Progress, Started, Waiting, Warned
 from builder.core.examine import Verdict, Walk, examine_step, uncollected
 from builder.core.fingerprint import FileSources, Sources
 from builder.core.plan import Goal, Plan
-from builder.core.priority import weights
 from builder.core.record import Place, Record
 from builder.core.status import DONE, Status, status_of_all
 from builder.core.step import Resources, Step

@@ -16,7 +16,7 @@ from builder.core.errors import StepError
 from builder.core.filestore import FileStore
 from builder.core.step import Resources
 from builder.core.task import Job, JobDone, JobWarned, Report
-from builder.executors.wire import Frames, job_to_json, report_from_json, send
+from builder.executors.messages import Frames, job_to_json, report_from_json, send
 
 if TYPE_CHECKING:
     import subprocess

@@ -17,8 +17,8 @@ from builder.core.step import File, Json, Resources
 from builder.core.task import Job, JobDone
 from builder.executors.local import LocalExecutor
 from builder.executors.log import Tail
-from builder.executors.order import PACKAGE, Order, code_digest, tool_versions
-from builder.executors.wire import report_to_json
+from builder.executors.messages import report_to_json
+from builder.executors.node_request import PACKAGE, Order, code_digest, tool_versions
 from builder.remote.location import Location
 from builder.remote.store import open_shared
 

@@ -21,10 +21,10 @@ from builder.core.errors import BuildError, StepError, UserError
 from builder.core.filestore import FileStore
 from builder.core.step import Json, Resources
 from builder.core.task import Job, JobDone, JobWarned, Report
-from builder.executors.exchange import Exchange, check_exchange, location_of
+from builder.executors.blob_transfer import Exchange, check_exchange, location_of
 from builder.executors.log import write_log
-from builder.executors.order import Order, order_for
-from builder.executors.wire import report_from_json
+from builder.executors.messages import report_from_json
+from builder.executors.node_request import Order, order_for
 
 if TYPE_CHECKING:
     pass

@@ -20,8 +20,8 @@ from builder.core.disk import FULL, explain_os_error
 from builder.core.errors import BuildError, StepError, UserError
 from builder.core.filestore import FileStore
 from builder.core.task import Job, JobDone, Report, Result
+from builder.executors.messages import Frames, job_from_json, report_to_json, send
 from builder.executors.output import StoreOut
-from builder.executors.wire import Frames, job_from_json, report_to_json, send
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TAIL_LINES = 15

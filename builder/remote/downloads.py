@@ -16,8 +16,8 @@ from builder.core.record import Output, Record
 from builder.core.store import Sought
 from builder.remote.bucket import Away, Missing, Moved
 from builder.remote.connection import Connection
-from builder.remote.lane import Lane
 from builder.remote.layout import Damaged, blob_name, blobs_of, read_manifest, record_name
+from builder.remote.transfer_queue import Lane
 
 ATTEMPTS = 2  # at a blob that arrives with other bytes: the line may be to blame
 

@@ -18,9 +18,9 @@ from builder.core.store import Sought
 from builder.remote.bucket import Away, Missing, Refused
 from builder.remote.connection import Connection
 from builder.remote.downloads import Downloads
-from builder.remote.lane import Lane
 from builder.remote.layout import Damaged, blob_name, blobs_of, provenance_name
 from builder.remote.location import Location, check_location
+from builder.remote.transfer_queue import Lane
 from builder.remote.uploads import Uploads
 
 POLL_S = 0.1

@@ -15,8 +15,8 @@ from builder.core.record import Output, Record
 from builder.remote.bucket import Away, Missing, Moved, Refused
 from builder.remote.connection import Connection
 from builder.remote.gc import is_running
-from builder.remote.lane import Lane
 from builder.remote.layout import Damaged, blob_name, blobs_of, manifest, provenance_name, record_name, upload_name
+from builder.remote.transfer_queue import Lane
 
 GC_POLL_S = 0.5
 

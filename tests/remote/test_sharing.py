@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from builder.core.events import Progress
-from builder.remote.ahead import ahead
+from builder.remote.examine import ahead
 from tests.conftest import ROOT
 from tests.core import toy
 from tests.remote.conftest import Bucket, Folder, Machines

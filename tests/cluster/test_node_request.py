@@ -14,7 +14,7 @@ from builder.core.step import File, Resources
 from builder.core.task import Job
 from builder.executors.log import Tail, write_log
 from builder.executors.node import run_order
-from builder.executors.order import PACKAGE, Order, order_for
+from builder.executors.node_request import PACKAGE, Order, order_for
 from builder.remote.location import Location
 from builder.targets.planned_tools import check_planned_tools
 
