@@ -21,7 +21,7 @@ from builder.core.filestore import FileStore, open_store
 from builder.core.plan import Goal, Plan, producers_of
 from builder.core.run import run
 from builder.core.step import Input, Resources, Step
-from builder.core.task import Job, JobDone, Report, Result
+from builder.core.task import StepResult, StepTask, TaskDone, TaskReport
 
 ITEMS = 20
 PER_GOAL = ITEMS + 5
@@ -56,23 +56,23 @@ class Instant:
 
     def __init__(self, store: FileStore) -> None:
         self.store = store
-        self.jobs: list[Job] = []
+        self.jobs: list[StepTask] = []
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: StepTask) -> None:
         self.jobs.append(job)
 
-    def wait(self, timeout_s: float) -> list[Report]:
+    def wait(self, timeout_s: float) -> list[TaskReport]:
         jobs, self.jobs = self.jobs, []
-        return [JobDone(job.id, self.result(job)) for job in jobs]
+        return [TaskDone(job.id, self.result(job)) for job in jobs]
 
-    def result(self, job: Job) -> Result:
+    def result(self, job: StepTask) -> StepResult:
         name, data = "out.bin", job.id
         if job.name == "shard":
             each = [{"name": str(i), "params": {"i": i, "dtype": "float16"}, "inputs": {}} for i in range(ITEMS)]
             name, data = "shards.json", json.dumps({"items": each})
         path = job.scratch / "out"
         path.write_text(data)
-        return Result(self.store.adopt({name: path}, 1))
+        return StepResult(self.store.ingest({name: path}, 1))
 
     def stop(self) -> None: ...
 

@@ -24,7 +24,7 @@ from builder.core.filestore import FileStore
 from builder.core.plan import Plan
 from builder.core.run import run
 from builder.core.step import Resources, Step
-from builder.core.task import Job, JobDone, Report, Result
+from builder.core.task import StepResult, StepTask, TaskDone, TaskReport
 from builder.executors.output import StoreOut
 
 DEMO = Path(__file__).resolve().parent.parent / "builder" / "demo"
@@ -55,7 +55,7 @@ def numbered(letter: str, count: int) -> list[str]:
     return [f"{letter}{index}" for index in range(count)]
 
 
-def fill(composed: Sequence[Composed]) -> list[Job]:
+def fill(composed: Sequence[Composed]) -> list[StepTask]:
     """Put every result of a sweep in the store, and its folders in dist. The jobs that ran."""
     request = merge(composed, find_folders())
     executor = MadeUp(request.plan, request.store)
@@ -70,18 +70,18 @@ class MadeUp:
 
     def __init__(self, plan: Plan, store: FileStore) -> None:
         self.capacity = self.largest = Resources(cpu=1 << 20, memory_bytes=1 << 60, gpu=1)
-        self.ran: list[Job] = []
-        self._store, self._plan, self._jobs = store, plan, list[Job]()
+        self.ran: list[StepTask] = []
+        self._store, self._plan, self._jobs = store, plan, list[StepTask]()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: StepTask) -> None:
         self._jobs.append(job)
 
-    def wait(self, timeout_s: float) -> list[Report]:
+    def wait(self, timeout_s: float) -> list[TaskReport]:
         jobs, self._jobs = self._jobs, []
         self.ran += jobs
-        return [JobDone(job.id, self._run(job)) for job in jobs]
+        return [TaskDone(job.id, self._run(job)) for job in jobs]
 
-    def _run(self, job: Job) -> Result:
+    def _run(self, job: StepTask) -> StepResult:
         out = StoreOut(job, self._store, lambda report: None)
         template = job.id.partition("[")[0]
         for name in self._wanted(template):
@@ -91,7 +91,7 @@ class MadeUp:
             out.slice(f"tensor/{name}", digest_of_bytes(name.encode()), nbytes, f"watch:{name}", 0)
         for name, value in CHECKS.get(job.name, {}).items():
             out.fact(name, value)
-        return Result(out.finish(), out.facts)
+        return StepResult(out.finish(), out.facts)
 
     def _wanted(self, id_: str) -> set[str]:
         names = {i.output for step in self._plan.steps.values() for i in step.inputs.values() if i.step == id_}
@@ -106,7 +106,7 @@ def weights_of(step: Step) -> Mapping[str, tuple[str, int]]:
     return {name: value for name, value in found.items() if name.endswith(".safetensors")}
 
 
-def content_of(job: Job, name: str) -> bytes:
+def content_of(job: StepTask, name: str) -> bytes:
     if name == "shards.json":
         items = [
             {"name": str(index), "params": {"index": index, "of": job.id}, "inputs": {}} for index in range(SHARDS)

@@ -20,7 +20,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from builder.remote.bucket import Away, Bucket, Refused
+from builder.remote.bucket import AccessDenied, Bucket, Unreachable
 from builder.remote.gc import gc
 from builder.remote.location import Location
 from tests.conftest import ROOT
@@ -98,7 +98,7 @@ class Storm:
         try:
             freed = gc(Bucket(Location("s3://storm/x", options=self.rough)), 4, 20.0, (), False, GRACE_S)
             self.counts["freed by gc"] += freed.blobs + len(freed.records)
-        except (Away, Refused):
+        except (Unreachable, AccessDenied):
             self.counts["gc stopped by the network"] += 1
 
     def lane(self, first: int, until: float) -> None:

@@ -9,7 +9,7 @@ from builder.app.measurements import last_measurement
 from builder.app.request import BuildRequest
 from builder.core.digest import digest_of_names
 from builder.core.events import Finished
-from builder.core.examine import Verdict
+from builder.core.examine import StepStatus
 from builder.core.plan import Plan, goals_of_steps
 from builder.core.record import Record
 from builder.core.run import Outcome
@@ -48,7 +48,7 @@ def after_build(request: BuildRequest, outcome: Outcome) -> Matrix:
     return _matrix(request, known)
 
 
-def before_build(request: BuildRequest, verdicts: Mapping[str, Verdict]) -> Matrix:
+def before_build(request: BuildRequest, verdicts: Mapping[str, StepStatus]) -> Matrix:
     """Before a run: how much of each cell is stale."""
     known, items = dict[str, Cell](), items_of(verdicts)
     for goal in request.plan.goals:

@@ -12,7 +12,7 @@ from builder.app.request import compose_one, folders_of
 from builder.app.share import shared_of
 from builder.config.choices import Composed
 from builder.provenance.lock_file import ENDING, read
-from builder.remote.bucket import Away, Refused
+from builder.remote.bucket import AccessDenied, Unreachable
 from builder.remote.gc import Freed, gc
 from builder.remote.store import SharedStore
 
@@ -35,7 +35,7 @@ def collect_remote(options: BuildOptions, max_age_s: float | None, dry_run: bool
     store.connection.open()
     try:
         freed = gc(store.connection.bucket(), store.location.transfers, max_age_s, roots, dry_run)
-    except (Away, Refused) as error:
+    except (Unreachable, AccessDenied) as error:
         store.connection.lose(error)
         raise store.connection.trouble() or error from error
     return Collected(store.location.url, len(roots), freed)

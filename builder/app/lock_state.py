@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from builder.app.request import BuildRequest
 from builder.config.schema import Recipe, described
 from builder.core.digest import digest_of_names
-from builder.core.examine import Verdict, Walk, examine_all
+from builder.core.examine import PlanState, StepStatus, examine_all
 from builder.core.fingerprint import FileSources
 from builder.core.plan import Goal, needed_by
 from builder.core.record import Record
@@ -26,42 +26,44 @@ class LockState(NamedTuple):
 
 def lock_state(request: BuildRequest) -> LockState:
     """Looks, runs nothing, changes nothing on disk but caches."""
-    walk = Walk(request.plan, request.store, FileSources(request.store))
-    verdicts = examine_all(walk)
-    walk.sources.save()
+    state = PlanState(request.plan, request.store, FileSources(request.store))
+    verdicts = examine_all(state)
+    state.sources.save()
     cells, tools, modules = {}, dict[str, str](), dict[str, Names]()
     for goal, recipe in zip(request.plan.goals, request.recipes, strict=True):
-        steps = _steps_of(walk, goal)
-        cells[goal.name] = _cell_of(walk, verdicts, goal, recipe, steps)
-        tools |= {tool: walk.sources.tool(tool) for step in steps if not step.watch for tool in step.tools}
-        modules |= dict(walk.sources.code(step.function, step.code) for step in steps)
+        steps = _steps_of(state, goal)
+        cells[goal.name] = _cell_of(state, verdicts, goal, recipe, steps)
+        tools |= {tool: state.sources.tool(tool) for step in steps if not step.watch for tool in step.tools}
+        modules |= dict(state.sources.code(step.function, step.code) for step in steps)
     overrides = request.recipes[0].overrides if request.recipes else ()
     recipe_name = request.recipes[0].choices.get("recipe") if request.recipes else None
     return LockState(Lock(recipe_name or recipe_of(overrides), dict(sorted(tools.items())), cells), modules)
 
 
-def _steps_of(walk: Walk, goal: Goal) -> list[Step]:
+def _steps_of(state: PlanState, goal: Goal) -> list[Step]:
     """Those that make the artifact, fan-outs as one; all that is planned while the artifact is not."""
     if not goal.artifact:
-        return [walk.plan.steps[id_] for id_ in goal.steps]
-    artifact = walk.plan.steps[goal.artifact]
-    needed = needed_by(artifact, walk.plan)
+        return [state.plan.steps[id_] for id_ in goal.steps]
+    artifact = state.plan.steps[goal.artifact]
+    needed = needed_by(artifact, state.plan)
     return [*(needed[id_] for id_ in goal.steps if id_ in needed), artifact]
 
 
-def _cell_of(walk: Walk, verdicts: Mapping[str, Verdict], goal: Goal, recipe: Recipe, steps: Sequence[Step]) -> Cell:
+def _cell_of(
+    state: PlanState, verdicts: Mapping[str, StepStatus], goal: Goal, recipe: Recipe, steps: Sequence[Step]
+) -> Cell:
     artifact = verdicts.get(goal.artifact)
     made = artifact.record.outputs if artifact and artifact.record else {}
     fetch = next((verdicts[step.id].record for step in steps if step.watch), None)
-    checks = [verdicts[id_].record for id_ in goal.steps if id_ in verdicts and walk.steps[id_].validation]
+    checks = [verdicts[id_].record for id_ in goal.steps if id_ in verdicts and state.steps[id_].validation]
     return Cell(
-        artifact=walk.plan.steps[goal.artifact].name if goal.artifact else "",
+        artifact=state.plan.steps[goal.artifact].name if goal.artifact else "",
         choices=dict(recipe.choices),
         settings=settings_of(described(recipe), recipe.undecided),
         checkpoint=_checkpoint_of(recipe, fetch),
         inputs=_inputs_of(steps),
-        code={step.name: walk.sources.code(step.function, step.code)[0] for step in steps},
-        steps=_keys_of(walk, verdicts, steps),
+        code={step.name: state.sources.code(step.function, step.code)[0] for step in steps},
+        steps=_keys_of(state, verdicts, steps),
         outputs={name: output.digest for name, output in sorted(made.items())},
         nbytes={name: output.nbytes for name, output in sorted(made.items())},
         quality=quality_of(record.facts for record in checks if record),
@@ -87,7 +89,7 @@ def _inputs_of(steps: Sequence[Step]) -> Facts:
     return facts
 
 
-def _keys_of(walk: Walk, verdicts: Mapping[str, Verdict], steps: Sequence[Step]) -> Names:
+def _keys_of(state: PlanState, verdicts: Mapping[str, StepStatus], steps: Sequence[Step]) -> Names:
     """The keys that are known already."""
     keys: dict[str, str] = {}
     for step in steps:
@@ -95,7 +97,7 @@ def _keys_of(walk: Walk, verdicts: Mapping[str, Verdict], steps: Sequence[Step])
             continue
         if not step.expand:
             keys |= {step.name: verdicts[step.id].key} if verdicts[step.id].key else {}
-        elif step.id in walk.items:
-            items = {name: verdicts[id_].key for name, id_ in walk.items[step.id]}
+        elif step.id in state.items:
+            items = {name: verdicts[id_].key for name, id_ in state.items[step.id]}
             keys |= {f"{step.name}[*]": digest_of_names(items)} if all(items.values()) else {}
     return keys

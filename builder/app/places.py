@@ -12,7 +12,7 @@ from builder.config.paths import store_path
 from builder.config.schema import LOCAL, Dist, Executor, Provenance, Store
 from builder.config.strict import parse
 from builder.core.errors import UserError
-from builder.core.examine import Verdict, examine
+from builder.core.examine import StepStatus, examine
 from builder.core.filestore import FileStore, open_store
 from builder.core.plan import Plan
 from builder.planner.resolve import origin_of
@@ -73,7 +73,7 @@ def open_store_at(places: Places) -> FileStore:
     return open_shared(places.store, places.remote)
 
 
-def examine_stores(plan: Plan, store: FileStore) -> dict[str, Verdict]:
+def examine_stores(plan: Plan, store: FileStore) -> dict[str, StepStatus]:
     """examine(), where results in a shared store count as there."""
     if type(store) is FileStore:
         return examine(plan, store)

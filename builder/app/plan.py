@@ -12,7 +12,7 @@ from builder.app.options import BuildOptions
 from builder.app.places import examine_stores
 from builder.app.request import UNDECIDED, BuildRequest
 from builder.core.events import Listener
-from builder.core.examine import Verdict, examine
+from builder.core.examine import StepStatus, examine
 from builder.planner.feasibility import sizing
 from builder.planner.feasibility.device_memory import Memory
 from builder.planner.schemes.stored_bits import StoredBits, stored_bits_of
@@ -22,7 +22,7 @@ from builder.report import document
 class PlanReport(NamedTuple):
     """``memory`` of a run and ``bits`` per weight, by recipe; none of those whose rules are undecided."""
 
-    verdicts: Mapping[str, Verdict]
+    verdicts: Mapping[str, StepStatus]
     memory: Mapping[str, Memory]
     bits: Mapping[str, StoredBits]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from builder.app.request import BuildRequest
 from builder.app.session import Session
 from builder.app.share import publish, shared_of
-from builder.core.examine import Verdict, examine
+from builder.core.examine import StepStatus, examine
 from builder.core.record import Record
 
 
@@ -33,10 +33,10 @@ def push(request: BuildRequest, session: Session) -> Pushed:
         publish(request, _artifacts(request, verdicts), listen)
     if trouble := store.connection.trouble():
         raise trouble
-    return Pushed(store.location.url, len(records), store.uploads.lane.moved, missing)
+    return Pushed(store.location.url, len(records), store.uploads.queue.moved, missing)
 
 
-def _artifacts(request: BuildRequest, verdicts: dict[str, Verdict]) -> dict[str, Record]:
+def _artifacts(request: BuildRequest, verdicts: dict[str, StepStatus]) -> dict[str, Record]:
     """The record of each recipe's artifact that is here, by name."""
     artifacts = {goal.name: verdicts.get(goal.artifact) for goal in request.plan.goals if goal.artifact}
     return {name: verdict.record for name, verdict in artifacts.items() if verdict and verdict.record}

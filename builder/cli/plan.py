@@ -15,7 +15,7 @@ from builder.cli.matrix import print_matrix, print_refused
 from builder.cli.output import print_document, print_unsupported, refused_code
 from builder.cli.session import for_each_request
 from builder.core.events import Event, Planned, Warned
-from builder.core.examine import Verdict
+from builder.core.examine import StepStatus
 from builder.core.units import format_bytes
 from builder.planner.feasibility import sizing
 from builder.planner.feasibility.device_memory import Memory
@@ -66,11 +66,11 @@ def _print_sweep(request: BuildRequest, report: PlanReport) -> None:
         print("build plan -m ... --steps shows every step of every cell")
 
 
-def _stale_rows(request: BuildRequest, matrix: Matrix, todo: list[Verdict]) -> list[tuple[str, str]]:
+def _stale_rows(request: BuildRequest, matrix: Matrix, todo: list[StepStatus]) -> list[tuple[str, str]]:
     """(label, reason) of the steps to run; those of one name and reason as "3 × quantize"."""
     board = Board(matrix)
     board(Planned(request.plan))
-    alike: dict[tuple[str, str], list[Verdict]] = {}
+    alike: dict[tuple[str, str], list[StepStatus]] = {}
     for verdict in todo:
         alike.setdefault((base(verdict.step.name), verdict.reason), []).append(verdict)
     return [

@@ -5,13 +5,13 @@ from __future__ import annotations
 from builder.core.step import Resources
 
 
-def within(wanted: Resources, capacity: Resources) -> Resources:
+def clamp(wanted: Resources, capacity: Resources) -> Resources:
     """The step's wishes cut to what there is at all (``capacity.memory_bytes`` 0 means unknown)."""
     memory = min(wanted.memory_bytes, capacity.memory_bytes) if capacity.memory_bytes else 0
     return Resources(min(max(wanted.cpu, 1), capacity.cpu), memory, min(wanted.gpu, capacity.gpu), wanted.custom)
 
 
-def said_too_large(wanted: Resources, capacity: Resources) -> str:
+def memory_warning(wanted: Resources, capacity: Resources) -> str:
     """What to tell of a step that no machine like this can hold. It is not refused: what a step declares is an estimate
     from above, and it runs with all the memory there is."""
     if not capacity.memory_bytes or wanted.memory_bytes <= capacity.memory_bytes:

@@ -17,7 +17,7 @@ class Planned(NamedTuple):
     plan: Plan
 
 
-class Grew(NamedTuple):
+class Expanded(NamedTuple):
     """The items of a fan-out are known: step ids and their names."""
 
     template: str
@@ -74,5 +74,5 @@ class Finished(NamedTuple):
     role: Role = ""
 
 
-Event = Planned | Grew | Started | Progress | Warned | Waiting | Finished
+Event = Planned | Expanded | Started | Progress | Warned | Waiting | Finished
 Listener = Callable[[Event], None]

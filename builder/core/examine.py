@@ -15,7 +15,7 @@ from builder.core.digest import canonical, digest_of_names, sha256_hex
 from builder.core.errors import StepError, UserError
 from builder.core.fingerprint import FileSources, Sources
 from builder.core.plan import Goal, Plan, check_plan, goals_of_steps, producers_of
-from builder.core.record import Lookup, Output, Place, Record
+from builder.core.record import LastResult, Lookup, Output, Record
 from builder.core.status import Status
 from builder.core.step import File, Input, Json, Step
 from builder.core.store import Store
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from builder.core.reason import Difference
 
 
-class Verdict(NamedTuple):
+class StepStatus(NamedTuple):
     step: Step
     status: Status
     reason: str
@@ -41,7 +41,7 @@ class Identity(NamedTuple):
     groups: Mapping[str, Mapping[str, str]]
 
 
-class Walk:
+class PlanState:
     """One pass over a plan, producers first. It grows when a template's items become known."""
 
     def __init__(self, plan: Plan, store: Store, sources: Sources) -> None:
@@ -56,7 +56,7 @@ class Walk:
         self.missing: dict[str, set[str]] = {}  # step -> producers without a result yet
         self.readers: dict[str, list[str]] = {}
         self._goals = goals_of_steps(plan.goals)
-        self._places: dict[str, dict[str, Place]] = {}
+        self._last_results: dict[str, dict[str, LastResult]] = {}
         for step in plan.steps.values():
             self._add(step)
 
@@ -67,10 +67,10 @@ class Walk:
             self.readers.setdefault(producer, []).append(step.id)
         self.missing[step.id] = {producer for producer in producers if producer not in self.records}
 
-    def first(self) -> list[str]:
+    def ready_steps(self) -> list[str]:
         return [id_ for id_, missing in self.missing.items() if not missing]
 
-    def frees(self, id_: str) -> bool:
+    def unblocks(self, id_: str) -> bool:
         """Whether a step waits for this result alone."""
         return any(self.missing[reader] == {id_} for reader in self.readers.get(id_, ()))
 
@@ -200,12 +200,12 @@ class Walk:
 
     # Reasons
 
-    def place_of(self, step: Step) -> Place | None:
+    def last_result_of(self, step: Step) -> LastResult | None:
         """The last result of this step under the first goal that has one."""
         for goal in self._goals.get(step.id, ()):
-            if goal not in self._places:
-                self._places[goal] = self.store.places(goal)
-            if place := self._places[goal].get(step.name):
+            if goal not in self._last_results:
+                self._last_results[goal] = self.store.last_results(goal)
+            if place := self._last_results[goal].get(step.name):
                 return place
         return None
 
@@ -215,7 +215,7 @@ class Walk:
             return f"blob damaged: {lookup.detail}"
         if lookup.problem in ("garbage", "missing"):
             return f"result missing from the store ({lookup.detail})"
-        place = self.place_of(step)
+        place = self.last_result_of(step)
         if place is None:
             return "never built"
         if place.key == identity.key:
@@ -223,18 +223,18 @@ class Walk:
         last = self.store.load(place.key).record
         if last is None:
             return "changed since a build whose record is gone"
-        from builder.core.reason import sentence  # only a stale step needs words
+        from builder.core.reason import summarize_differences  # only a stale step needs words
 
-        return sentence(self.differences(step, identity, last))
+        return summarize_differences(self.differences(step, identity, last))
 
     def differences(self, step: Step, identity: Identity, last: Record) -> list[Difference]:
-        from builder.core.reason import Side, differences
+        from builder.core.reason import KeyState, differences
 
         labels = {port: self._label(source) for port, source in step.inputs.items()}
         last_code = self.store.load_document(code_document(last.parts["code"]))
         now_code = self.sources.code(step.function, step.code)[1]
         return differences(
-            Side(last.parts, last.groups, last_code), Side(identity.parts, identity.groups, now_code), labels
+            KeyState(last.parts, last.groups, last_code), KeyState(identity.parts, identity.groups, now_code), labels
         )
 
     def _label(self, source: Input) -> tuple[str, str]:
@@ -242,7 +242,7 @@ class Walk:
         template = self.steps[source.step].name if source.step in self.items else ""
         return source.output.replace("/", " ", 1), template
 
-    def note_code(self, step: Step) -> None:
+    def save_code_digests(self, step: Step) -> None:
         """Keep the module digests behind the fingerprint of a step that ran."""
         fingerprint, table = self.sources.code(step.function, step.code)
         if self.store.load_document(code_document(fingerprint)) is None:
@@ -254,7 +254,7 @@ class Walk:
         """The goal's steps in display order, templates replaced by their items where these are known."""
         return expanded(goal.steps, self.items)
 
-    def grown_plan(self) -> Plan:
+    def expanded_plan(self) -> Plan:
         """The plan with its templates replaced by their items (kept where these are not known)."""
         goals = tuple(goal._replace(steps=tuple(self.ids_of(goal))) for goal in self.plan.goals)
         return Plan({id_: step for id_, step in self.steps.items() if id_ not in self.items}, goals)
@@ -309,18 +309,18 @@ def _matching(record: Record, pattern: str) -> Iterator[tuple[str, Output]]:
         yield pattern, record.outputs[pattern]
 
 
-def examine(plan: Plan, store: Store, sources: Sources | None = None) -> dict[str, Verdict]:
+def examine(plan: Plan, store: Store, sources: Sources | None = None) -> dict[str, StepStatus]:
     """A verdict per step id, in the order of the goals; runs nothing and repairs nothing."""
-    walk = Walk(plan, store, sources or FileSources(store))
-    verdicts = examine_all(walk)
-    walk.sources.save()
-    ids = dict.fromkeys(id_ for goal in plan.goals for id_ in walk.ids_of(goal))
-    ids.update(dict.fromkeys(id_ for id_ in verdicts if id_ not in walk.items))
+    state = PlanState(plan, store, sources or FileSources(store))
+    verdicts = examine_all(state)
+    state.sources.save()
+    ids = dict.fromkeys(id_ for goal in plan.goals for id_ in state.ids_of(goal))
+    ids.update(dict.fromkeys(id_ for id_ in verdicts if id_ not in state.items))
     return {id_: verdicts[id_] for id_ in ids}
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def paused_garbage_collection() -> Iterator[None]:
     """Without the cyclic garbage collector: thousands of records are made that all stay, and every pass over them would
     take longer than the one before."""
     enabled = gc.isenabled()
@@ -332,29 +332,29 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def examine_all(walk: Walk) -> dict[str, Verdict]:
-    verdicts: dict[str, Verdict] = {}
-    queue = walk.first()
-    with uncollected():
+def examine_all(state: PlanState) -> dict[str, StepStatus]:
+    verdicts: dict[str, StepStatus] = {}
+    queue = state.ready_steps()
+    with paused_garbage_collection():
         for id_ in queue:  # grows while it is walked
-            step = walk.steps[id_]
+            step = state.steps[id_]
             if step.expand:
-                queue += walk.expand(id_)
+                queue += state.expand(id_)
                 continue
-            verdicts[id_] = verdict = examine_step(walk, step)
+            verdicts[id_] = verdict = examine_step(state, step)
             if verdict.record:
-                queue += walk.finish(id_, verdict.record)
-    for id_, step in walk.steps.items():
-        if id_ not in verdicts and id_ not in walk.items:
-            on = tuple(walk.steps[producer].name for producer in sorted(walk.missing[id_]))
+                queue += state.finish(id_, verdict.record)
+    for id_, step in state.steps.items():
+        if id_ not in verdicts and id_ not in state.items:
+            on = tuple(state.steps[producer].name for producer in sorted(state.missing[id_]))
             more = f" and {len(on) - 3} more" if len(on) > 3 else ""
-            verdicts[id_] = Verdict(step, "blocked", f"waits for {', '.join(on[:3])}{more}", on=on)
+            verdicts[id_] = StepStatus(step, "blocked", f"waits for {', '.join(on[:3])}{more}", on=on)
     return verdicts
 
 
-def examine_step(walk: Walk, step: Step, repair: bool = False) -> Verdict:
-    identity = walk.identify(step)
-    lookup = walk.store.load(identity.key, repair)
+def examine_step(state: PlanState, step: Step, repair: bool = False) -> StepStatus:
+    identity = state.identify(step)
+    lookup = state.store.load(identity.key, repair)
     if lookup.record:
-        return Verdict(step, "fresh", "up to date", identity.key, lookup.record)
-    return Verdict(step, "stale", walk.reason(step, identity, lookup), identity.key)
+        return StepStatus(step, "fresh", "up to date", identity.key, lookup.record)
+    return StepStatus(step, "stale", state.reason(step, identity, lookup), identity.key)

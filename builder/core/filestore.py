@@ -25,13 +25,15 @@ from builder.core.digest import canonical, digest_of_file
 from builder.core.errors import BuildError, UserError
 from builder.core.events import Event, Listener
 from builder.core.memo import Memo, is_settled, stat_key
-from builder.core.record import Lookup, Output, Place, Record, decode_record, encode_record
+from builder.core.record import LastResult, Lookup, Output, Record, decode_record, encode_record
 from builder.core.step import Json
-from builder.core.store import Sought
+from builder.core.store import RemoteLookup
 
 VERSION = "1"
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
-PLACE_REFRESH_S = 24 * 3600.0  # how stale the "last used" of a place may get before a build that ran nothing writes
+LAST_USE_REFRESH_S = (
+    24 * 3600.0
+)  # how old the "last used" of a result may get before a build that ran nothing writes it
 
 
 def open_store(path: Path) -> FileStore:
@@ -107,10 +109,10 @@ class FileStore:
             except FileNotFoundError:
                 return Lookup(None, "missing", name)
             if status.st_mtime_ns != output.mtime_ns or status.st_size != output.nbytes:
-                return self._look_closer(record, repair)
+                return self._verify_digests(record, repair)
         return Lookup(record)
 
-    def _look_closer(self, record: Record, repair: bool) -> Lookup:
+    def _verify_digests(self, record: Record, repair: bool) -> Lookup:
         """Some blob has another mtime or size than its record: hash it, then restamp the record or drop the blob."""
         outputs = dict(record.outputs)
         for name, output in record.outputs.items():
@@ -129,10 +131,10 @@ class FileStore:
             outputs[name] = output._replace(mtime_ns=status.st_mtime_ns)
         fresh = record._replace(outputs=outputs)
         if repair:
-            self._restamp(fresh)
+            self._update_mtimes(fresh)
         return Lookup(fresh)
 
-    def _restamp(self, record: Record) -> None:
+    def _update_mtimes(self, record: Record) -> None:
         with suppress(BuildError):  # a store that cannot be written is hashed again next time
             FileStore.commit(self, record)
 
@@ -227,13 +229,13 @@ class FileStore:
     def discard(self, scratch: Path) -> None:
         disk.remove_tree(scratch)
 
-    def adopt(self, files: Mapping[str, Path], threads: int = 0) -> dict[str, Output]:
+    def ingest(self, files: Mapping[str, Path], threads: int = 0) -> dict[str, Output]:
         """Make finished files blobs (moved, synced, read-only). Called by the worker that wrote them. OSError."""
-        outputs = {name: self._adopt(path, threads) for name, path in files.items()}
+        outputs = {name: self._ingest(path, threads) for name, path in files.items()}
         disk.sync_folders({self.path(output.digest).parent for output in outputs.values()})
         return outputs
 
-    def _adopt(self, file: Path, threads: int) -> Output:
+    def _ingest(self, file: Path, threads: int) -> Output:
         if file.is_symlink() or os.stat(file).st_nlink > 1:
             file = _own_copy(file)  # bytes that someone else can change are no result
         digest = digest_of_file(file, threads)
@@ -259,10 +261,10 @@ class FileStore:
         target = Path(f"{self._records}{record.key[:2]}/{record.key}.json")
         self._write(target, encode_record(record), durable=True)
 
-    def seek(self, key: str) -> bool:
+    def request_remote(self, key: str) -> bool:
         return False
 
-    def news(self, wait_s: float) -> list[Event | Sought]:
+    def poll_events(self, wait_s: float) -> list[Event | RemoteLookup]:
         return []
 
     def drain(self, listener: Listener) -> None:
@@ -290,19 +292,19 @@ class FileStore:
 
     # Places and documents
 
-    def places(self, goal: str) -> dict[str, Place]:
+    def last_results(self, goal: str) -> dict[str, LastResult]:
         document = self.load_document(f"places/{_file_name(goal)}")
         if not isinstance(document, dict):
             return {}
         try:
-            return {name: Place(**fields) for name, fields in document["steps"].items()}
+            return {name: LastResult(**fields) for name, fields in document["steps"].items()}
         except (KeyError, TypeError, AttributeError):  # damaged: reasons are poorer, nothing else
             return {}
 
-    def put_places(self, goal: str, places: Mapping[str, Place], whole: bool) -> None:
-        known = self.places(goal)
+    def save_last_results(self, goal: str, places: Mapping[str, LastResult], whole: bool) -> None:
+        known = self.last_results(goal)
         merged = dict(places) if whole else {**known, **places}
-        if _same_places(known, merged):
+        if _same_results(known, merged):
             return
         document = {"goal": goal, "steps": {name: place._asdict() for name, place in merged.items()}}
         self.save_document(f"places/{_file_name(goal)}", document)
@@ -331,11 +333,11 @@ class FileStore:
         return lock.holder(self.root / "locks" / key)
 
 
-def _same_places(known: Mapping[str, Place], wanted: Mapping[str, Place]) -> bool:
+def _same_results(known: Mapping[str, LastResult], wanted: Mapping[str, LastResult]) -> bool:
     if known.keys() != wanted.keys():
         return False
     return all(
-        wanted[name].key == place.key and wanted[name].used - place.used < PLACE_REFRESH_S
+        wanted[name].key == place.key and wanted[name].used - place.used < LAST_USE_REFRESH_S
         for name, place in known.items()
     )
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from builder.core.step import Json
 
-SHOWN = 3  # differences that a sentence names
+SHOWN = 3  # differences that a summary names
 VALUE_CHARS = 40
 SIZE = 2  # index of the size in a stat signature
 
@@ -25,7 +25,7 @@ class Difference(NamedTuple):
     text: str
 
 
-class Side(NamedTuple):
+class KeyState(NamedTuple):
     """One of two states of a step: key parts, {port: {name: digest}} of its groups, {module file: digest} if known."""
 
     parts: Mapping[str, Json]
@@ -33,13 +33,13 @@ class Side(NamedTuple):
     code: Names | None
 
 
-def sentence(found: list[Difference]) -> str:
+def summarize_differences(found: list[Difference]) -> str:
     texts = [difference.text for difference in found]
     more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
     return ", ".join(texts[:SHOWN]) + more
 
 
-def differences(last: Side, now: Side, labels: Mapping[str, tuple[str, str]]) -> list[Difference]:
+def differences(last: KeyState, now: KeyState, labels: Mapping[str, tuple[str, str]]) -> list[Difference]:
     """Everything that differs. ``labels`` is {port: (output in words, template of a group's items)}."""
     old, new = last.parts, now.parts
     return [
@@ -77,7 +77,7 @@ def _tools(last: Names, now: Names) -> Iterator[Difference]:
             yield Difference(f"tools.{name}", old, new, f"{name} {old} → {new}")
 
 
-def _code(last: Side, now: Side) -> Iterator[Difference]:
+def _code(last: KeyState, now: KeyState) -> Iterator[Difference]:
     old, new = last.parts["code"], now.parts["code"]
     if old == new:
         return
@@ -101,7 +101,7 @@ def _watch(last: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> Itera
         yield Difference(f"watch.{name}", _show(old), _show(new), text)
 
 
-def _inputs(last: Side, now: Side, labels: Mapping[str, tuple[str, str]]) -> Iterator[Difference]:
+def _inputs(last: KeyState, now: KeyState, labels: Mapping[str, tuple[str, str]]) -> Iterator[Difference]:
     olds, news = last.parts["inputs"], now.parts["inputs"]
     for port in sorted(olds.keys() | news.keys()):
         old, new = olds.get(port, ""), news.get(port, "")

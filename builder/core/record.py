@@ -47,7 +47,7 @@ class Lookup(NamedTuple):
     detail: str = ""
 
 
-class Place(NamedTuple):
+class LastResult(NamedTuple):
     """The last result of one step of one goal."""
 
     key: str

@@ -11,22 +11,22 @@ from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
-from builder.core.admission import Ledger, said_too_large, within
-from builder.core.critical_path import weights
+from builder.core.admission import Ledger, clamp, memory_warning
+from builder.core.critical_path import critical_path_seconds
 from builder.core.errors import BuildError, Interrupted, StepError
-from builder.core.events import Finished, Grew, Listener, Progress, Started, Waiting, Warned
-from builder.core.examine import Verdict, Walk, examine_step, uncollected
+from builder.core.events import Expanded, Finished, Listener, Progress, Started, Waiting, Warned
+from builder.core.examine import PlanState, StepStatus, examine_step, paused_garbage_collection
 from builder.core.fingerprint import FileSources, Sources
 from builder.core.plan import Goal, Plan
-from builder.core.record import Place, Record
+from builder.core.record import LastResult, Record
 from builder.core.status import DONE, Status, status_of_all
 from builder.core.step import Resources, Step
-from builder.core.store import Lock, Sought, Store, nbytes_of
-from builder.core.task import Executor, Job, JobDone, JobProgress, JobWarned, Report, Result
+from builder.core.store import Lock, RemoteLookup, Store, nbytes_of
+from builder.core.task import Executor, StepResult, StepTask, TaskDone, TaskProgress, TaskReport, TaskWarned
 
 WAIT_S = 0.2  # how long Ctrl-C may go unseen
 LOCK_POLL_S = 0.05
-SAID: Mapping[Status, str] = {"failed": "failed", "skipped": "was skipped"}
+VERBS: Mapping[Status, str] = {"failed": "failed", "skipped": "was skipped"}
 
 
 class Outcome(NamedTuple):
@@ -66,39 +66,39 @@ def run(
 
     Failed steps are in the outcome, not raised (a watched file that is gone, a store that cannot be written, fail the
     steps that need them). Raises Interrupted after Ctrl-C; finished results are kept."""
-    build = _Build(Walk(plan, store, sources or FileSources(store)), executor, listener, keep_going)
+    build = _Build(PlanState(plan, store, sources or FileSources(store)), executor, listener, keep_going)
     try:
         with _interrupts() as interrupted:
             build.loop(interrupted)
     finally:
         build.close()
-    return Outcome(build.walk.grown_plan(), build.done, build.walk.records)
+    return Outcome(build.state.expanded_plan(), build.done, build.state.records)
 
 
 class _Running(NamedTuple):
     step: Step
-    verdict: Verdict
+    verdict: StepStatus
     lock: Lock
-    job: Job
+    task: StepTask
 
 
 class _Build:
-    def __init__(self, walk: Walk, executor: Executor, listener: Listener, keep_going: bool) -> None:
-        self.walk = walk
-        self.store = walk.store
+    def __init__(self, state: PlanState, executor: Executor, listener: Listener, keep_going: bool) -> None:
+        self.state = state
+        self.store = state.store
         self.executor = executor
         self.listener = listener
         self.keep_going = keep_going
         self.done: dict[str, Finished] = {}
-        self.ready: list[str] = walk.first()  # all inputs known, not looked at yet
-        self.sought: dict[str, list[str]] = {}  # key -> steps whose result is looked for elsewhere
-        self.stale: dict[str, Verdict] = {}  # to be run, not started yet
+        self.ready: list[str] = state.ready_steps()  # all inputs known, not looked at yet
+        self.requested: dict[str, list[str]] = {}  # key -> steps whose result is looked for elsewhere
+        self.stale: dict[str, StepStatus] = {}  # to be run, not started yet
         self.running: dict[str, _Running] = {}
         self.waiting: set[str] = set()  # stale steps that another build has locked
-        self.weights: dict[str, float] | None = None
-        self.sizes: dict[str, int] = {}
+        self.seconds_behind: dict[str, float] | None = None
+        self.bytes_read: dict[str, int] = {}
         self.halted = False  # a step failed and keep_going is off: start nothing more
-        self.used: dict[str, Place] = {}
+        self.used: dict[str, LastResult] = {}
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -111,82 +111,82 @@ class _Build:
 
     def loop(self, interrupted: list[int]) -> None:
         while True:
-            with uncollected():
-                self.look()
+            with paused_garbage_collection():
+                self.examine_ready()
             if not self.halted:
-                self.start_some()
-            if not self.running and (self.halted or not self.waiting) and not self.ready and not self.sought:
+                self.start_ready()
+            if not self.running and (self.halted or not self.waiting) and not self.ready and not self.requested:
                 break
-            timeout = LOCK_POLL_S if self.waiting or self.sought else WAIT_S
+            timeout = LOCK_POLL_S if self.waiting or self.requested else WAIT_S
             if self.running:
                 self.handle(self.executor.wait(timeout))
-            elif self.waiting and not self.ready and not self.sought:
+            elif self.waiting and not self.ready and not self.requested:
                 time.sleep(LOCK_POLL_S)
-            self.hear(0.0 if self.running or self.ready else timeout)
+            self.poll_store(0.0 if self.running or self.ready else timeout)
             if interrupted:
                 self.interrupt()
-        for id_ in [id_ for id_ in self.walk.steps if id_ not in self.done and id_ not in self.walk.items]:
+        for id_ in [id_ for id_ in self.state.steps if id_ not in self.done and id_ not in self.state.items]:
             self.finish(id_, "skipped", "not started: another step failed")
 
     # Deciding
 
-    def look(self) -> None:
+    def examine_ready(self) -> None:
         """Examine every step whose inputs are known."""
         for id_ in self.ready:  # grows while it is walked
-            step = self.walk.steps[id_]
+            step = self.state.steps[id_]
             if id_ in self.done:
                 continue
             if step.expand:
-                self.ready += self.grow(step)
+                self.ready += self.expand(step)
                 continue
             try:
-                verdict = examine_step(self.walk, step, repair=True)
+                verdict = examine_step(self.state, step, repair=True)
             except BuildError as error:
                 self.fail(id_, "", error)
                 continue
             if verdict.record:
-                self.ready += self.keep(id_, "fresh", verdict.reason, verdict.record)
-            elif verdict.key in self.sought or (not self.halted and self.store.seek(verdict.key)):
-                self.sought.setdefault(verdict.key, []).append(id_)
+                self.ready += self.record_success(id_, "fresh", verdict.reason, verdict.record)
+            elif verdict.key in self.requested or (not self.halted and self.store.request_remote(verdict.key)):
+                self.requested.setdefault(verdict.key, []).append(id_)
             else:
                 self.stale[id_] = verdict
         self.ready.clear()
 
-    def hear(self, wait_s: float) -> None:
+    def poll_store(self, wait_s: float) -> None:
         """What the store found elsewhere, or has to tell."""
-        for news in self.store.news(wait_s if self.sought else 0.0):
-            if isinstance(news, Sought):
-                self.ready += self.sought.pop(news.key, ())
+        for event in self.store.poll_events(wait_s if self.requested else 0.0):
+            if isinstance(event, RemoteLookup):
+                self.ready += self.requested.pop(event.key, ())
             else:
-                self.listener(news)
+                self.listener(event)
 
-    def grow(self, template: Step) -> list[str]:
-        ready = self.walk.expand(template.id)
-        items = tuple(id_ for _, id_ in self.walk.items[template.id])
-        self.listener(Grew(template.id, items, tuple(self.walk.steps[id_].name for id_ in items)))
+    def expand(self, template: Step) -> list[str]:
+        ready = self.state.expand(template.id)
+        items = tuple(id_ for _, id_ in self.state.items[template.id])
+        self.listener(Expanded(template.id, items, tuple(self.state.steps[id_].name for id_ in items)))
         for id_ in items:
-            for lost in sorted(self.walk.missing[id_] & self.done.keys()):
+            for lost in sorted(self.state.missing[id_] & self.done.keys()):
                 self.skip_readers(lost)
         return ready
 
-    def weight(self, id_: str) -> float:
-        if self.weights is None:
-            self.weights = weights(self.walk.plan, self.walk.place_of)
-        return self.weights.get(id_.partition("[")[0] if id_ not in self.weights else id_, 0.0)
+    def seconds_to_end(self, id_: str) -> float:
+        if self.seconds_behind is None:
+            self.seconds_behind = critical_path_seconds(self.state.plan, self.state.last_result_of)
+        return self.seconds_behind.get(id_.partition("[")[0] if id_ not in self.seconds_behind else id_, 0.0)
 
-    def size(self, id_: str) -> int:
+    def input_bytes(self, id_: str) -> int:
         """Bytes that a step reads: of equal steps the largest starts first, or it ends alone."""
-        if id_ not in self.sizes:
-            self.sizes[id_] = self.walk.input_bytes(self.walk.steps[id_])
-        return self.sizes[id_]
+        if id_ not in self.bytes_read:
+            self.bytes_read[id_] = self.state.input_bytes(self.state.steps[id_])
+        return self.bytes_read[id_]
 
     # Starting
 
-    def start_some(self) -> None:
+    def start_ready(self) -> None:
         """Start what fits: the longest way to the end first, then the largest."""
-        for id_ in sorted(self.stale, key=lambda id_: (self.weight(id_), self.size(id_)), reverse=True):
-            step = self.walk.steps[id_]
-            wanted = within(step.resources, self.largest)
+        for id_ in sorted(self.stale, key=lambda id_: (self.seconds_to_end(id_), self.input_bytes(id_)), reverse=True):
+            step = self.state.steps[id_]
+            wanted = clamp(step.resources, self.largest)
             if not self.ledger.fits(wanted):
                 continue
             try:
@@ -215,65 +215,67 @@ class _Build:
         if record:
             lock.release()
             del self.stale[step.id]
-            self.ready += self.keep(step.id, "fresh", "built by another build" if waited else "just built", record)
+            self.ready += self.record_success(
+                step.id, "fresh", "built by another build" if waited else "just built", record
+            )
             return
         try:
-            job = self.job(sized)
+            task = self.task_of(sized)
         except BaseException:
             lock.release()
             raise
         del self.stale[step.id]
-        self.running[step.id] = _Running(step, verdict, lock, job)
-        self.ledger.take(job.resources)
+        self.running[step.id] = _Running(step, verdict, lock, task)
+        self.ledger.take(task.resources)
         self.listener(Started(step.id, step.name, verdict.reason, verdict.key))
-        if said := said_too_large(step.resources, self.largest):
+        if said := memory_warning(step.resources, self.largest):
             self.listener(Warned(step.id, step.name, said))
-        self.executor.submit(job)
+        self.executor.submit(task)
 
-    def job(self, step: Step) -> Job:
-        inputs = self.walk.files(step)
-        return Job(
+    def task_of(self, step: Step) -> StepTask:
+        inputs = self.state.files(step)
+        return StepTask(
             step.id, step.name, step.function, step.params, inputs, step.context, step.resources, self.store.scratch()
         )
 
     # Hearing back
 
-    def handle(self, reports: list[Report]) -> None:
+    def handle(self, reports: list[TaskReport]) -> None:
         for report in reports:
-            name = self.walk.steps[report.id].name
-            if isinstance(report, JobProgress):
+            name = self.state.steps[report.id].name
+            if isinstance(report, TaskProgress):
                 self.listener(Progress(report.id, name, report.done, report.total, report.unit, report.label))
-            elif isinstance(report, JobWarned):
+            elif isinstance(report, TaskWarned):
                 self.listener(Warned(report.id, name, report.message))
             else:
-                self.settle(report)
+                self.handle_done(report)
 
-    def settle(self, report: JobDone) -> None:
+    def handle_done(self, report: TaskDone) -> None:
         running = self.running[report.id]
-        self.ledger.give(running.job.resources)
-        if report.error is None and not self.halted and not self.walk.frees(report.id):
-            self.start_some()  # a worker is free: writing down what it made, with its syncs, need not hold it up
+        self.ledger.give(running.task.resources)
+        if report.error is None and not self.halted and not self.state.unblocks(report.id):
+            self.start_ready()  # a worker is free: writing down what it made, with its syncs, need not hold it up
         del self.running[report.id]
         verdict = running.verdict
         try:
             if report.error:
                 raise report.error
             assert report.result is not None
-            self.check_watched(running.step)
+            self.check_sources_unchanged(running.step)
             record = self.record(running, report.result)
             self.store.commit(record)
-            self.walk.note_code(running.step)
+            self.state.save_code_digests(running.step)
         except BuildError as error:
             self.fail(report.id, verdict.reason, error)
         else:
-            self.ready += self.keep(report.id, "ran", verdict.reason, record)
+            self.ready += self.record_success(report.id, "ran", verdict.reason, record)
         finally:
-            self.store.keep_log(running.job.scratch, verdict.key)
-            self.store.discard(running.job.scratch)
+            self.store.keep_log(running.task.scratch, verdict.key)
+            self.store.discard(running.task.scratch)
             running.lock.release()
 
-    def record(self, running: _Running, result: Result) -> Record:
-        identity = self.walk.identities[running.step.id]
+    def record(self, running: _Running, result: StepResult) -> Record:
+        identity = self.state.identities[running.step.id]
         return Record(
             key=identity.key,
             parts=identity.parts,
@@ -287,9 +289,9 @@ class _Build:
             peak_memory_bytes=result.peak_memory_bytes,
         )
 
-    def check_watched(self, step: Step) -> None:
+    def check_sources_unchanged(self, step: Step) -> None:
         """A result made from a file that changed meanwhile must not be kept."""
-        for name, path, before in self.walk.watched(step):
+        for name, path, before in self.state.watched(step):
             try:
                 status = os.stat(path)
                 now = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
@@ -303,18 +305,18 @@ class _Build:
 
     # Ending
 
-    def keep(self, id_: str, status: Status, reason: str, record: Record) -> list[str]:
+    def record_success(self, id_: str, status: Status, reason: str, record: Record) -> list[str]:
         """A step has its result: note it, and return the steps that were waiting for it alone."""
         for message in record.warnings if status == "fresh" else ():
-            self.listener(Warned(id_, self.walk.steps[id_].name, message))
+            self.listener(Warned(id_, self.state.steps[id_].name, message))
         self.finish(id_, status, reason, record=record)
-        return self.walk.finish(id_, record)
+        return self.state.finish(id_, record)
 
     def finish(
         self, id_: str, status: Status, reason: str, record: Record | None = None, error: BuildError | None = None
     ) -> None:
-        step = self.walk.steps[id_]
-        key = self.walk.identities[id_].key if id_ in self.walk.identities else ""
+        step = self.state.steps[id_]
+        key = self.state.identities[id_].key if id_ in self.state.identities else ""
         done = Finished(
             id_, step.name, status, reason, key=key, error=error, validation=step.validation, role=step.role
         )
@@ -332,17 +334,17 @@ class _Build:
         """Skip everything that needs ``id_``, directly or not."""
         lost = [id_]
         for producer in lost:  # grows while it is walked
-            name, status = self.walk.steps[producer].name, self.done[producer].status
-            for reader in self.walk.readers.get(producer, ()):
+            name, status = self.state.steps[producer].name, self.done[producer].status
+            for reader in self.state.readers.get(producer, ()):
                 if reader not in self.done:
-                    self.finish(reader, "skipped", f"needs {name}, which {SAID[status]}")
+                    self.finish(reader, "skipped", f"needs {name}, which {VERBS[status]}")
                     lost.append(reader)
 
     def interrupt(self) -> None:
         self.handle(self.executor.wait(0))
         self.executor.stop()
         for running in self.running.values():
-            self.store.discard(running.job.scratch)
+            self.store.discard(running.task.scratch)
             running.lock.release()
         self.running.clear()
         ran = sum(done.status == "ran" for done in self.done.values())
@@ -354,18 +356,18 @@ class _Build:
             self.executor.stop()
         for running in self.running.values():
             running.lock.release()
-        for goal in self.walk.plan.goals:
-            self.note_places(goal)
-        self.walk.sources.save()
+        for goal in self.state.plan.goals:
+            self.save_last_results(goal)
+        self.state.sources.save()
         self.store.stop()
 
-    def note_places(self, goal: Goal) -> None:
+    def save_last_results(self, goal: Goal) -> None:
         now = time.time()
-        ids = [id_ for id_ in self.walk.ids_of(goal) if id_ in self.walk.records]
-        records = {self.walk.steps[id_].name: self.walk.records[id_] for id_ in ids}
-        places = {name: Place(record.key, now, record.seconds) for name, record in records.items()}
-        whole = len(ids) == len(self.walk.ids_of(goal)) and not goal.partial
-        self.store.put_places(goal.name, places, whole)
+        ids = [id_ for id_ in self.state.ids_of(goal) if id_ in self.state.records]
+        records = {self.state.steps[id_].name: self.state.records[id_] for id_ in ids}
+        places = {name: LastResult(record.key, now, record.seconds) for name, record in records.items()}
+        whole = len(ids) == len(self.state.ids_of(goal)) and not goal.partial
+        self.store.save_last_results(goal.name, places, whole)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from builder.core.events import Event
-from builder.core.record import Lookup, Output, Place, Record
+from builder.core.record import LastResult, Lookup, Output, Record
 from builder.core.step import Json
 
 
@@ -15,7 +15,7 @@ class Lock(Protocol):
     def release(self) -> None: ...
 
 
-class Sought(NamedTuple):
+class RemoteLookup(NamedTuple):
     """A result that was looked for elsewhere: it is in the store now, or nowhere."""
 
     key: str
@@ -32,12 +32,12 @@ class Store(Protocol):
         """Make ``record`` the result of its key; its blobs are in the store already."""
         ...
 
-    def seek(self, key: str) -> bool:
+    def request_remote(self, key: str) -> bool:
         """Look elsewhere for a result that is not here; the answer is among the ``news``. False: there is no elsewhere,
         or it was asked already."""
         ...
 
-    def news(self, wait_s: float) -> list[Event | Sought]:
+    def poll_events(self, wait_s: float) -> list[Event | RemoteLookup]:
         """Answers, and what else there is to tell, within ``wait_s`` seconds."""
         ...
 
@@ -47,11 +47,11 @@ class Store(Protocol):
 
     def read(self, digest: str) -> bytes: ...
 
-    def places(self, goal: str) -> dict[str, Place]:
+    def last_results(self, goal: str) -> dict[str, LastResult]:
         """{step name: its last result} of a goal, empty when never built."""
         ...
 
-    def put_places(self, goal: str, places: Mapping[str, Place], whole: bool) -> None:
+    def save_last_results(self, goal: str, places: Mapping[str, LastResult], whole: bool) -> None:
         """Merge ``places`` into the goal's, or replace them all (``whole``)."""
         ...
 

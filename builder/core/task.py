@@ -1,4 +1,4 @@
-"""The executor seam: a job goes out, reports come back. Workers only run steps; they decide nothing."""
+"""The executor seam: a task goes out, reports come back. Workers only run steps; they decide nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from builder.core.record import Output
 from builder.core.step import InputFiles, Json, Resources
 
 
-class Job(NamedTuple):
+class StepTask(NamedTuple):
     id: str
     name: str
     function: str
@@ -22,7 +22,7 @@ class Job(NamedTuple):
     scratch: Path  # an empty folder of its own; the log goes to scratch/log, outputs to scratch/out
 
 
-class Result(NamedTuple):
+class StepResult(NamedTuple):
     """What a step made; its blobs are in the store, synced."""
 
     outputs: Mapping[str, Output]
@@ -33,7 +33,7 @@ class Result(NamedTuple):
     peak_memory_bytes: int = 0
 
 
-class JobProgress(NamedTuple):
+class TaskProgress(NamedTuple):
     id: str
     done: int
     total: int
@@ -41,18 +41,18 @@ class JobProgress(NamedTuple):
     label: str
 
 
-class JobWarned(NamedTuple):
+class TaskWarned(NamedTuple):
     id: str
     message: str
 
 
-class JobDone(NamedTuple):
+class TaskDone(NamedTuple):
     id: str
-    result: Result | None
+    result: StepResult | None
     error: BuildError | None = None
 
 
-Report = JobProgress | JobWarned | JobDone
+TaskReport = TaskProgress | TaskWarned | TaskDone
 
 
 class Executor(Protocol):
@@ -65,13 +65,13 @@ class Executor(Protocol):
 
     @property
     def largest(self) -> Resources:
-        """The most that one job can get: less than the capacity where that is several machines'."""
+        """The most that one task can get: less than the capacity where that is several machines'."""
         ...
 
-    def submit(self, job: Job) -> None: ...
+    def submit(self, task: StepTask) -> None: ...
 
-    def wait(self, timeout_s: float) -> list[Report]: ...
+    def wait(self, timeout_s: float) -> list[TaskReport]: ...
 
     def stop(self) -> None:
-        """End every running job at once; nothing more is reported about them."""
+        """End every running task at once; nothing more is reported about them."""
         ...

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from builder.core.errors import UserError
-from builder.core.examine import Walk, examine_all
+from builder.core.examine import PlanState, examine_all
 from builder.core.fingerprint import FileSources, Sources
 from builder.core.plan import Plan
 from builder.core.reason import Difference
@@ -33,13 +33,13 @@ class Explanation(NamedTuple):
 
 def explain(plan: Plan, store: Store, name: str, goal: str = "", sources: Sources | None = None) -> Explanation:
     """Why the step ``name`` is as it is. UserError with the nearest names when there is no such step."""
-    walk = Walk(plan, store, sources or FileSources(store))
-    verdicts = examine_all(walk)
-    walk.sources.save()
-    step = find_step(walk, name, goal)
-    verdict, identity, place = verdicts[step.id], walk.identities.get(step.id), walk.place_of(step)
+    state = PlanState(plan, store, sources or FileSources(store))
+    verdicts = examine_all(state)
+    state.sources.save()
+    step = find_step(state, name, goal)
+    verdict, identity, place = verdicts[step.id], state.identities.get(step.id), state.last_result_of(step)
     last = store.load(place.key).record if place else None
-    found = walk.differences(step, identity, last) if identity and last else []
+    found = state.differences(step, identity, last) if identity and last else []
     return Explanation(
         step=step,
         status=verdict.status,
@@ -49,17 +49,17 @@ def explain(plan: Plan, store: Store, name: str, goal: str = "", sources: Source
         last_key=place.key if place else "",
         last_parts=last.parts if last else None,
         differences=tuple(found),
-        files=walk.sources.code(step.function, step.code)[1],
+        files=state.sources.code(step.function, step.code)[1],
     )
 
 
-def find_step(walk: Walk, name: str, goal: str = "") -> Step:
+def find_step(state: PlanState, name: str, goal: str = "") -> Step:
     known: list[str] = []
-    for candidate in walk.plan.goals:
+    for candidate in state.plan.goals:
         if goal in ("", candidate.name):
-            for id_ in walk.ids_of(candidate):
-                if name in (id_, walk.steps[id_].name):
-                    return walk.steps[id_]
-                known.append(walk.steps[id_].name)
+            for id_ in state.ids_of(candidate):
+                if name in (id_, state.steps[id_].name):
+                    return state.steps[id_]
+                known.append(state.steps[id_].name)
     near = difflib.get_close_matches(name, known, 3) or known[:12]
     raise UserError(f"no step {name!r} in this plan; there are: {', '.join(near)}", "see `build plan` for all of them")

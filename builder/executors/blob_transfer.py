@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from builder.core.errors import UserError
 from builder.core.filestore import FileStore
 from builder.core.record import Output
-from builder.core.task import Result
+from builder.core.task import StepResult
 
 if TYPE_CHECKING:
     from builder.remote.location import Location
@@ -22,7 +22,7 @@ def location_of(store: FileStore) -> Location | None:
     return store.location if isinstance(store, SharedStore) else None
 
 
-def check_exchange(store: FileStore, address: str) -> None:
+def check_shared_store(store: FileStore, address: str) -> None:
     """Raises UserError where steps of several machines could not exchange what they make."""
     location = location_of(store)
     if address != "local" and location is not None and location.mode != "write":
@@ -33,7 +33,7 @@ def check_exchange(store: FileStore, address: str) -> None:
         )
 
 
-class Exchange:
+class BlobTransfer:
     """Blobs between this machine's store and the shared one; asks for each blob once."""
 
     def __init__(self, store: FileStore) -> None:
@@ -46,7 +46,7 @@ class Exchange:
             self._shared().send(new)
             self._sent |= new.keys()
 
-    def fetched(self, result: Result) -> Result:
+    def fetch(self, result: StepResult) -> StepResult:
         """The result of a node with its blobs in this store."""
         outputs = self._shared().bring(result.outputs)
         self._sent |= {output.digest for output in outputs.values()}

@@ -15,8 +15,8 @@ from builder.core import disk
 from builder.core.errors import StepError
 from builder.core.filestore import FileStore
 from builder.core.step import Resources
-from builder.core.task import Job, JobDone, JobWarned, Report
-from builder.executors.messages import Frames, job_to_json, report_from_json, send
+from builder.core.task import StepTask, TaskDone, TaskReport, TaskWarned
+from builder.executors.messages import Frames, report_from_json, send, task_to_json
 
 if TYPE_CHECKING:
     import subprocess
@@ -67,7 +67,7 @@ class _Worker:
         self.reports = process.stdout.fileno()
         self.threads = threads
         self.gpus = gpus  # the ones that it sees; a step that takes none sees all
-        self.job: Job | None = None
+        self.job: StepTask | None = None
         self.warm: set[str] = set()  # functions whose modules it has loaded
         self.frames = Frames()
 
@@ -99,14 +99,14 @@ class LocalExecutor:
         for worker in list(self._workers):
             self._end(worker)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: StepTask) -> None:
         worker = self._pick(job)
         worker.job = job
         worker.warm.add(job.function)
         with suppress(BrokenPipeError):  # it died: its other pipe says so too, and there the failure is reported
-            send(worker.commands, job_to_json(job))
+            send(worker.commands, task_to_json(job))
 
-    def _pick(self, job: Job) -> _Worker:
+    def _pick(self, job: StepTask) -> _Worker:
         """An idle worker with this many threads and GPUs, best one that has loaded the step's modules; or a new one."""
         idle = [worker for worker in self._workers if worker.job is None]
         free = self._free_gpus()
@@ -124,7 +124,7 @@ class LocalExecutor:
     def _free_gpus(self) -> set[str]:
         return set(self._gpus).difference(*(worker.gpus for worker in self._workers if worker.job))
 
-    def _spawn(self, job: Job) -> _Worker:
+    def _spawn(self, job: StepTask) -> _Worker:
         import subprocess
 
         threads = job.resources.cpu
@@ -144,29 +144,29 @@ class LocalExecutor:
         self._workers.append(worker)
         return worker
 
-    def wait(self, timeout_s: float) -> list[Report]:
+    def wait(self, timeout_s: float) -> list[TaskReport]:
         import select
 
         poll = select.poll()
         by_handle = {worker.reports: worker for worker in self._workers}
         for handle in by_handle:
             poll.register(handle, select.POLLIN)
-        reports: list[Report] = []
+        reports: list[TaskReport] = []
         for handle, _ in poll.poll(timeout_s * 1000):
             if by_handle[handle] in self._workers:  # it may have had to make room for a step that begins again
                 reports += self._hear(by_handle[handle])
         return reports
 
-    def _hear(self, worker: _Worker) -> list[Report]:
+    def _hear(self, worker: _Worker) -> list[TaskReport]:
         data = os.read(worker.reports, 1 << 16)
         if not data:
             return self._bury(worker)
         reports = [report_from_json(message) for message in worker.frames.feed(data)]
-        if any(isinstance(report, JobDone) for report in reports):
+        if any(isinstance(report, TaskDone) for report in reports):
             worker.job = None
         return reports
 
-    def _bury(self, worker: _Worker) -> list[Report]:
+    def _bury(self, worker: _Worker) -> list[TaskReport]:
         """A worker died. What it was doing has failed, or begins again when it was killed from outside, once."""
         import subprocess
 
@@ -178,11 +178,11 @@ class LocalExecutor:
         if -code in FROM_OUTSIDE and job.scratch not in self._retried and _renew(job.scratch):
             self._retried.add(job.scratch)
             self.submit(job)
-            return [JobWarned(job.id, f"its process {_said(code)} from outside: started once more")]
+            return [TaskWarned(job.id, f"its process {_said(code)} from outside: started once more")]
         from builder.executors.worker import log_tail
 
         error = StepError(f"the process {_said(code)}{log_tail(job.scratch)}", _advice(code))
-        return [JobDone(job.id, None, error)]
+        return [TaskDone(job.id, None, error)]
 
     def _end(self, worker: _Worker) -> int:
         """Kill a worker with all it started; its exit status."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from builder.core.errors import BuildError, StepError, UserError
 from builder.core.record import Output
 from builder.core.step import File, InputFiles, Json, Resources
-from builder.core.task import Job, JobDone, JobProgress, JobWarned, Report, Result
+from builder.core.task import StepResult, StepTask, TaskDone, TaskProgress, TaskReport, TaskWarned
 
 HEADER = struct.Struct(">I")
 ERRORS: Mapping[str, type[BuildError]] = {"UserError": UserError, "StepError": StepError}
@@ -43,20 +43,20 @@ class Frames:
         return messages
 
 
-def job_to_json(job: Job) -> Json:
+def task_to_json(task: StepTask) -> Json:
     return {
-        "id": job.id,
-        "name": job.name,
-        "function": job.function,
-        "params": job.params,
-        "inputs": {port: _files_to_json(files) for port, files in job.inputs.items()},
-        "context": job.context,
-        "resources": _resources_to_json(job.resources),
-        "scratch": str(job.scratch),
+        "id": task.id,
+        "name": task.name,
+        "function": task.function,
+        "params": task.params,
+        "inputs": {port: _files_to_json(files) for port, files in task.inputs.items()},
+        "context": task.context,
+        "resources": _resources_to_json(task.resources),
+        "scratch": str(task.scratch),
     }
 
 
-def job_from_json(fields: Json) -> Job:
+def task_from_json(fields: Json) -> StepTask:
     inputs: InputFiles = {port: _files_from_json(files) for port, files in fields["inputs"].items()}
     known = {
         **fields,
@@ -64,7 +64,7 @@ def job_from_json(fields: Json) -> Job:
         "resources": Resources(*fields["resources"]),
         "scratch": Path(fields["scratch"]),
     }
-    return Job(**known)
+    return StepTask(**known)
 
 
 def _resources_to_json(resources: Resources) -> Json:
@@ -88,10 +88,10 @@ def _file(fields: Json) -> File:
     return File(Path(path), digest, nbytes, offset)
 
 
-def report_to_json(report: Report) -> Json:
-    if isinstance(report, JobProgress):
+def report_to_json(report: TaskReport) -> Json:
+    if isinstance(report, TaskProgress):
         return {"progress": [report.id, report.done, report.total, report.unit, report.label]}
-    if isinstance(report, JobWarned):
+    if isinstance(report, TaskWarned):
         return {"warned": [report.id, report.message]}
     error, result = report.error, report.result
     return {
@@ -101,7 +101,7 @@ def report_to_json(report: Report) -> Json:
     }
 
 
-def _result_to_json(result: Result) -> Json:
+def _result_to_json(result: StepResult) -> Json:
     return {
         "outputs": {name: [o.digest, o.nbytes, o.mtime_ns, o.of, o.offset] for name, o in result.outputs.items()},
         "facts": result.facts,
@@ -112,15 +112,15 @@ def _result_to_json(result: Result) -> Json:
     }
 
 
-def report_from_json(fields: Json) -> Report:
+def report_from_json(fields: Json) -> TaskReport:
     if "progress" in fields:
-        return JobProgress(*fields["progress"])
+        return TaskProgress(*fields["progress"])
     if "warned" in fields:
-        return JobWarned(*fields["warned"])
+        return TaskWarned(*fields["warned"])
     error = fields["error"] and ERRORS[fields["error"]["kind"]](fields["error"]["message"], fields["error"]["hint"])
-    return JobDone(fields["done"], fields["result"] and _result_from_json(fields["result"]), error)
+    return TaskDone(fields["done"], fields["result"] and _result_from_json(fields["result"]), error)
 
 
-def _result_from_json(fields: Json) -> Result:
+def _result_from_json(fields: Json) -> StepResult:
     outputs = {name: Output(*output) for name, output in fields["outputs"].items()}
-    return Result(**{**fields, "outputs": outputs, "warnings": tuple(fields["warnings"])})
+    return StepResult(**{**fields, "outputs": outputs, "warnings": tuple(fields["warnings"])})

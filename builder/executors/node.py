@@ -1,6 +1,6 @@
 """A step on a node of a cluster: what it reads is brought in, it runs in a worker process, what it made is sent out.
 
-Knows nothing of Ray: ray.py calls ``run_order`` in a task, tests call it directly."""
+Knows nothing of Ray: ray.py calls ``run_request`` in a task, tests call it directly."""
 
 from __future__ import annotations
 
@@ -14,117 +14,117 @@ from builder.core.errors import BuildError, UserError
 from builder.core.filestore import FileStore
 from builder.core.record import Output
 from builder.core.step import File, Json, Resources
-from builder.core.task import Job, JobDone
+from builder.core.task import StepTask, TaskDone
 from builder.executors.local import LocalExecutor
 from builder.executors.log import Tail
 from builder.executors.messages import report_to_json
-from builder.executors.node_request import PACKAGE, Order, code_digest, tool_versions
+from builder.executors.node_request import PACKAGE, NodeRequest, code_digest, tool_versions
 from builder.remote.location import Location
 from builder.remote.store import open_shared
 
 POLL_S = 0.1
 
-Post = Callable[[Json], None]
+PostMessage = Callable[[Json], None]
 
 
-def host() -> str:
+def node_name() -> str:
     return f"node {platform.node()}"
 
 
-def run_order(order: Order, post: Post) -> Json:
-    """Run the step and return its ``JobDone`` as JSON. ``post`` hears what it says meanwhile: reports as wire.py
+def run_request(request: NodeRequest, post: PostMessage) -> Json:
+    """Run the step and return its ``TaskDone`` as JSON. ``post`` hears what it says meanwhile: reports as messages.py
     writes them, and {"log": text, "at": bytes before it}."""
     try:
-        check_same(order)
-        if order.remote is None or _is_here(order):
-            done = _with_coordinators_store(order, post)
+        check_same_installation(request)
+        if request.remote is None or _is_here(request):
+            done = _with_coordinators_store(request, post)
         else:
-            done = _with_own_store(order, order.remote, post)
+            done = _with_own_store(request, request.remote, post)
     except BuildError as error:
         kind = UserError if isinstance(error, UserError) else type(error)
-        done = JobDone(order.job.id, None, kind(f"{host()}: {error.message}", error.hint))
+        done = TaskDone(request.task.id, None, kind(f"{node_name()}: {error.message}", error.hint))
     return report_to_json(done)
 
 
-def check_same(order: Order) -> None:
+def check_same_installation(request: NodeRequest) -> None:
     """Raises UserError where this node would make something else of the step than the coordinator."""
-    if order.code != code_digest():
+    if request.code != code_digest():
         raise UserError(
-            f"the code of llm-build at {PACKAGE} is not that of the machine which plans ({order.package})",
+            f"the code of llm-build at {PACKAGE} is not that of the machine which plans ({request.package})",
             "install the same version on every node, and restart its Ray workers",
         )
-    for tool, wanted in order.tools.items():
+    for tool, wanted in request.tools.items():
         if (found := tool_versions()[tool]) != wanted:
             raise UserError(
                 f"{tool} is {found} here and {wanted} on the machine which plans", f"pip install {tool}=={wanted}"
             )
-    for path, seen in order.outside.items():
-        _check_visible(path, _moved(path, order, order.root), seen)
+    for path, seen in request.outside.items():
+        _check_visible(path, _local_path(path, request, request.root), seen)
 
 
 def _check_visible(path: str, here: str, seen: tuple[int, int]) -> None:
-    way_out = "every node must see it under the same path (a shared folder, or a copy made with rsync -a)"
+    hint = "every node must see it under the same path (a shared folder, or a copy made with rsync -a)"
     try:
         status = os.stat(here)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}", way_out) from error
+        raise UserError(f"{path} cannot be read: {error.strerror}", hint) from error
     same = (status.st_size, status.st_mtime_ns) == seen
     if not same and (path == here or status.st_size != seen[0]):  # installing the package gives its files new times
-        raise UserError(f"{path} has another size or time than on the machine which plans", way_out)
+        raise UserError(f"{path} has another size or time than on the machine which plans", hint)
 
 
 # Where things are
 
 
-def _is_here(order: Order) -> bool:
+def _is_here(request: NodeRequest) -> bool:
     """Whether this node's own store is the coordinator's: then there is nothing to bring."""
     with suppress(OSError):
-        return order.job.scratch.is_dir() and os.path.samefile(order.root, order.node_store())
+        return request.task.scratch.is_dir() and os.path.samefile(request.root, request.node_store())
     return False
 
 
-def _moved(path: str, order: Order, root: Path) -> str:
+def _local_path(path: str, request: NodeRequest, root: Path) -> str:
     """A path of the coordinator's machine on this one."""
-    for theirs, ours in ((order.root / "blobs", root / "blobs"), (order.package, PACKAGE)):
+    for theirs, ours in ((request.root / "blobs", root / "blobs"), (request.package, PACKAGE)):
         if path.startswith(f"{theirs}{os.sep}"):
             return f"{ours}{path[len(str(theirs)) :]}"
     return path
 
 
-def _moved_job(order: Order, root: Path, scratch: Path) -> Job:
+def _localize_task(request: NodeRequest, root: Path, scratch: Path) -> StepTask:
     def file(each: File) -> File:
-        return File(Path(_moved(str(each.path), order, root)), each.digest, each.nbytes, each.offset)
+        return File(Path(_local_path(str(each.path), request, root)), each.digest, each.nbytes, each.offset)
 
-    job = order.job
+    task = request.task
     inputs = {
         port: file(files) if isinstance(files, File) else {name: file(each) for name, each in files.items()}
-        for port, files in job.inputs.items()
+        for port, files in task.inputs.items()
     }
-    context = {k: _moved(v, order, root) if isinstance(v, str) else v for k, v in job.context.items()}
-    return job._replace(inputs=inputs, context=context, scratch=scratch)
+    context = {k: _local_path(v, request, root) if isinstance(v, str) else v for k, v in task.context.items()}
+    return task._replace(inputs=inputs, context=context, scratch=scratch)
 
 
 # Running
 
 
-def _with_coordinators_store(order: Order, post: Post) -> JobDone:
-    scratch = order.job.scratch
+def _with_coordinators_store(request: NodeRequest, post: PostMessage) -> TaskDone:
+    scratch = request.task.scratch
     if not scratch.is_dir():
         raise UserError(
-            f"does not see the store of the machine which plans ({order.root})",
+            f"does not see the store of the machine which plans ({request.root})",
             "set store.remote= to a place that every node reaches (s3://..., file:///nfs/...): steps exchange their "
             "results there",
         )
-    return _run(FileStore(order.root), _moved_job(order, order.root, scratch), post, log=False)
+    return _run(FileStore(request.root), _localize_task(request, request.root, scratch), post, log=False)
 
 
-def _with_own_store(order: Order, remote: Location, post: Post) -> JobDone:
-    store = open_shared(order.node_store(), remote)
+def _with_own_store(request: NodeRequest, remote: Location, post: PostMessage) -> TaskDone:
+    store = open_shared(request.node_store(), remote)
     store.start()
     try:
-        store.bring({digest: Output(digest, nbytes) for digest, nbytes in order.blobs.items()})
+        store.bring({digest: Output(digest, nbytes) for digest, nbytes in request.blobs.items()})
         scratch = store.scratch()
-        done = _run(store, _moved_job(order, store.root, scratch), post, log=True)
+        done = _run(store, _localize_task(request, store.root, scratch), post, log=True)
         store.discard(scratch)
         if done.result:
             store.send(done.result.outputs)
@@ -150,17 +150,17 @@ def _pool(store: FileStore) -> LocalExecutor:
     return _Pool.executor
 
 
-def _run(store: FileStore, job: Job, post: Post, log: bool) -> JobDone:
+def _run(store: FileStore, task: StepTask, post: PostMessage, log: bool) -> TaskDone:
     pool = _pool(store)
-    tail = Tail(job.scratch / "log")
+    tail = Tail(task.scratch / "log")
     try:
-        pool.submit(job)
+        pool.submit(task)
         while True:
             reports = pool.wait(POLL_S)
             for frame in tail.read() if log else ():
                 post(frame)
             for report in reports:
-                if isinstance(report, JobDone):
+                if isinstance(report, TaskDone):
                     return report
                 post(report_to_json(report))
     except BaseException:  # cancelled

@@ -1,4 +1,4 @@
-"""What a node of a cluster is told of a step: the job, where its bytes are, what must be the same there and here."""
+"""What a node of a cluster is told of a step: the task, where its bytes are, what must be the same there and here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import builder
 from builder.core.digest import digest_of_names, sha256_hex
 from builder.core.filestore import FileStore
 from builder.core.step import File
-from builder.core.task import Job
+from builder.core.task import StepTask
 from builder.remote.location import Location
 
 PACKAGE = Path(builder.__file__).parent
@@ -20,10 +20,10 @@ PACKAGE = Path(builder.__file__).parent
 TOOLS = ("apache-tvm", "apache-tvm-ffi", "torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2")
 
 
-class Order(NamedTuple):
+class NodeRequest(NamedTuple):
     """One step, as the coordinator sends it: its paths are those of the coordinator's machine."""
 
-    job: Job
+    task: StepTask
     root: Path  # of the coordinator's store
     package: Path  # where its llm-build is installed
     remote: Location | None  # None: every node sees ``root``
@@ -34,23 +34,25 @@ class Order(NamedTuple):
     tools: Mapping[str, str]
 
 
-def order_for(job: Job, store: FileStore, remote: Location | None, node_store: Callable[[], Path]) -> Order:
-    """The job with all that a node must know of this machine. ``node_store``: a function of a module, which is sent by
+def request_for(
+    task: StepTask, store: FileStore, remote: Location | None, node_store: Callable[[], Path]
+) -> NodeRequest:
+    """The task with all that a node must know of this machine. ``node_store``: a function of a module, which is sent by
     its name."""
     blobs, outside = {}, {}
-    for path in paths_of(job):
+    for path in paths_of(task):
         status = os.stat(path)
         if path.is_relative_to(store.root / "blobs"):
             blobs[f"blake3:{path.name}"] = status.st_size
         else:
             outside[str(path)] = (status.st_size, status.st_mtime_ns)
-    return Order(job, store.root, PACKAGE, remote, node_store, blobs, outside, code_digest(), tool_versions())
+    return NodeRequest(task, store.root, PACKAGE, remote, node_store, blobs, outside, code_digest(), tool_versions())
 
 
-def paths_of(job: Job) -> set[Path]:
+def paths_of(task: StepTask) -> set[Path]:
     """Every file that the step reads: its inputs, and what its context names."""
-    found = {Path(value) for value in job.context.values() if isinstance(value, str) and os.path.isfile(value)}
-    for files in job.inputs.values():
+    found = {Path(value) for value in task.context.values() if isinstance(value, str) and os.path.isfile(value)}
+    for files in task.inputs.values():
         found |= {files.path} if isinstance(files, File) else {file.path for file in files.values()}
     return found
 

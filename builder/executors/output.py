@@ -10,22 +10,22 @@ from builder.core.errors import StepError
 from builder.core.filestore import FileStore
 from builder.core.record import Output
 from builder.core.step import File, Json
-from builder.core.task import Job, JobProgress, JobWarned, Report
+from builder.core.task import StepTask, TaskProgress, TaskReport, TaskWarned
 
 PROGRESS_EVERY_S = 0.05
 
 
 class StoreOut:
-    def __init__(self, job: Job, store: FileStore, report: Callable[[Report], None]) -> None:
-        self.context: Mapping[str, Json] = job.context
-        self.threads = job.resources.cpu
+    def __init__(self, task: StepTask, store: FileStore, report: Callable[[TaskReport], None]) -> None:
+        self.context: Mapping[str, Json] = task.context
+        self.threads = task.resources.cpu
         self.memo = store.tensors
         self.facts: dict[str, Json] = {}
         self.warnings: list[str] = []
-        self._job = job
+        self._task = task
         self._store = store
         self._report = report
-        self._folder = job.scratch / "out"
+        self._folder = task.scratch / "out"
         self._written: dict[str, Path] = {}
         self._declared: dict[str, Output] = {}
         self._reported = 0.0
@@ -56,20 +56,20 @@ class StoreOut:
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
-        self._report(JobWarned(self._job.id, message))
+        self._report(TaskWarned(self._task.id, message))
 
     def progress(self, done: int, total: int, unit: str = "", label: str = "") -> None:
         now = time.monotonic()
         if now - self._reported >= PROGRESS_EVERY_S or done == total:
             self._reported = now
-            self._report(JobProgress(self._job.id, done, total, unit, label))
+            self._report(TaskProgress(self._task.id, done, total, unit, label))
 
     def finish(self) -> dict[str, Output]:
         """Move what was written into the store. StepError when a promised output is not there."""
         for name, path in self._written.items():
             if not path.is_file():
                 raise StepError(f"the step did not write its output {name!r}")
-        outputs = {**self._declared, **self._store.adopt(self._written, self.threads)}
+        outputs = {**self._declared, **self._store.ingest(self._written, self.threads)}
         for name, output in self._declared.items():
             kind, _, of = output.of.partition(":")
             assert kind != "output" or of in outputs, f"slice {name} of unknown output {of}"

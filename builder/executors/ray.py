@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from builder.core.errors import BuildError, StepError, UserError
 from builder.core.filestore import FileStore
 from builder.core.step import Json, Resources
-from builder.core.task import Job, JobDone, JobWarned, Report
-from builder.executors.blob_transfer import Exchange, check_exchange, location_of
+from builder.core.task import StepTask, TaskDone, TaskReport, TaskWarned
+from builder.executors.blob_transfer import BlobTransfer, check_shared_store, location_of
 from builder.executors.log import write_log
 from builder.executors.messages import report_from_json
-from builder.executors.node_request import Order, order_for
+from builder.executors.node_request import NodeRequest, request_for
 
 if TYPE_CHECKING:
     pass
@@ -56,7 +56,7 @@ class RayExecutor:
         self._address = address
         self._jobs = jobs
         self._cluster: _Cluster | None = None
-        self._reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
+        self._reports: queue.SimpleQueue[TaskReport] = queue.SimpleQueue()
         self._tasks: dict[str, _Task] = {}
 
     @property
@@ -74,7 +74,7 @@ class RayExecutor:
 
     def _connected(self) -> _Cluster:
         if self._cluster is None:
-            check_exchange(self._store, self._address)
+            check_shared_store(self._store, self._address)
             self._cluster = _Cluster(self._address, self._jobs, self._store)
         return self._cluster
 
@@ -88,13 +88,13 @@ class RayExecutor:
         if self._cluster:
             self._cluster.leave()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: StepTask) -> None:
         task = _Task(job, self._store, self._node_store, self._connected(), self._reports.put)
         self._tasks = {id_: each for id_, each in self._tasks.items() if each.is_alive()}
         self._tasks[job.id] = task
         task.start()
 
-    def wait(self, timeout_s: float) -> list[Report]:
+    def wait(self, timeout_s: float) -> list[TaskReport]:
         reports = []
         with suppress(queue.Empty):
             reports.append(self._reports.get(timeout=timeout_s) if timeout_s else self._reports.get_nowait())
@@ -126,7 +126,7 @@ class _Cluster:
             raise UserError("executor=ray needs the package ray, which is not installed", INSTALL) from error
         self.ray: Any = ray
         self.is_local = address == "local"
-        self.exchange = Exchange(store)
+        self.blobs = BlobTransfer(store)
         _connect(ray, address, jobs)
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -153,7 +153,7 @@ class _Cluster:
             node["Resources"] for node in self.ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
         ]
 
-    def options(self, job: Job) -> dict[str, Any]:
+    def options(self, job: StepTask) -> dict[str, Any]:
         """What Ray must find on one node for the job, and that it never starts a task again by itself."""
         wanted = job.resources
         resources = {} if self.is_local else dict(wanted.custom)  # this machine alone: it has what it has
@@ -229,9 +229,9 @@ class Mailbox:
         self._said.pop(key, None)
 
 
-def run_task(order: Order, mailbox: Any, key: str) -> tuple[Json, int]:
-    """The Ray task: the step's JobDone, and how many frames it has put into the mailbox."""
-    from builder.executors.node import host, run_order
+def run_task(request: NodeRequest, mailbox: Any, key: str) -> tuple[Json, int]:
+    """The Ray task: the step's TaskDone, and how many frames it has put into the mailbox."""
+    from builder.executors.node import node_name, run_request
 
     posted = 0
 
@@ -240,8 +240,8 @@ def run_task(order: Order, mailbox: Any, key: str) -> tuple[Json, int]:
         posted += 1
         mailbox.put.remote(key, frame)
 
-    post({"began": host()})
-    return run_order(order, post), posted
+    post({"began": node_name()})
+    return run_request(request, post), posted
 
 
 class _Lost(Exception):
@@ -256,8 +256,8 @@ class _Task(threading.Thread):
     """Sees one step through: its inputs are up, its task runs, again when it is lost, its outputs are here."""
 
     def __init__(
-        self, job: Job, store: FileStore, node_store: Callable[[], Path], cluster: _Cluster,
-        report: Callable[[Report], None],
+        self, job: StepTask, store: FileStore, node_store: Callable[[], Path], cluster: _Cluster,
+        report: Callable[[TaskReport], None],
     ) -> None:  # fmt: skip
         super().__init__(name=job.name, daemon=True)
         self._job = job
@@ -282,29 +282,29 @@ class _Task(threading.Thread):
         except _Cancelled:
             return
         except BuildError as error:
-            done = JobDone(self._job.id, None, error)
+            done = TaskDone(self._job.id, None, error)
         except Exception as error:  # of Ray's own: a build must not wait for a thread that died
-            done = JobDone(self._job.id, None, StepError(f"Ray: {type(error).__name__}: {_first_line(error)}"))
+            done = TaskDone(self._job.id, None, StepError(f"Ray: {type(error).__name__}: {_first_line(error)}"))
         self._report(done)
 
-    def _see_through(self) -> JobDone:
+    def _see_through(self) -> TaskDone:
         remote = None if self._cluster.is_local else location_of(self._store)
-        order = order_for(self._job, self._store, remote, self._node_store)
-        if order.remote:
-            self._cluster.exchange.send(order.blobs)
+        request = request_for(self._job, self._store, remote, self._node_store)
+        if request.remote:
+            self._cluster.blobs.send(request.blobs)
         for attempt in range(2, TRIES + 2):
             try:
-                done = self._attempt(order)
+                done = self._attempt(request)
                 break
             except _Lost as lost:
                 if attempt > TRIES:
                     raise StepError(f"was lost {TRIES} times; the last time: {lost}", "ray status") from lost
-                self._report(JobWarned(self._job.id, f"{lost}; started again ({attempt} of at most {TRIES} times)"))
-        if done.result and order.remote:
-            done = done._replace(result=self._cluster.exchange.fetched(done.result))
+                self._report(TaskWarned(self._job.id, f"{lost}; started again ({attempt} of at most {TRIES} times)"))
+        if done.result and request.remote:
+            done = done._replace(result=self._cluster.blobs.fetch(done.result))
         return done
 
-    def _attempt(self, order: Order) -> JobDone:
+    def _attempt(self, request: NodeRequest) -> TaskDone:
         """One task. Raises _Lost and _Cancelled."""
         ray, mailbox = self._cluster.ray, self._cluster.mailbox
         wanted = self._cluster.options(self._job)
@@ -312,7 +312,7 @@ class _Task(threading.Thread):
         key = f"{self._job.id} {os.urandom(4).hex()}"
         if self._stopping.is_set():
             raise _Cancelled
-        self._handle = self._cluster.run.options(**wanted).remote(order, mailbox, key)
+        self._handle = self._cluster.run.options(**wanted).remote(request, mailbox, key)
         heard = 0
         try:
             while True:
@@ -334,7 +334,7 @@ class _Task(threading.Thread):
         finally:
             mailbox.forget.remote(key)
 
-    def _result(self) -> tuple[JobDone, int]:
+    def _result(self) -> tuple[TaskDone, int]:
         errors = self._cluster.ray.exceptions
         try:
             done, in_all = self._cluster.ray.get(self._handle)
@@ -346,7 +346,7 @@ class _Task(threading.Thread):
             what = LOST.get(type(error).__name__, f"was lost ({type(error).__name__}: {_first_line(error)})")
             raise _Lost(f"{self._where} {what}") from error
         report = report_from_json(done)
-        assert isinstance(report, JobDone)
+        assert isinstance(report, TaskDone)
         return report, in_all
 
     def _hear(self, frames: list[Json]) -> None:
@@ -359,7 +359,7 @@ class _Task(threading.Thread):
                 self._report(report_from_json(frame))
 
 
-def check_placeable(job: Job, wanted: Mapping[str, Any], nodes: list[Mapping[str, float]]) -> None:
+def check_placeable(job: StepTask, wanted: Mapping[str, Any], nodes: list[Mapping[str, float]]) -> None:
     """Raises UserError when no living node could ever run the job: Ray would wait for one without a word."""
     needs = {"CPU": wanted["num_cpus"], "GPU": wanted["num_gpus"], "memory": wanted["memory"], **wanted["resources"]}
     if any(all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes):

@@ -19,8 +19,8 @@ from pathlib import Path
 from builder.core.disk import FULL, explain_os_error
 from builder.core.errors import BuildError, StepError, UserError
 from builder.core.filestore import FileStore
-from builder.core.task import Job, JobDone, Report, Result
-from builder.executors.messages import Frames, job_from_json, report_to_json, send
+from builder.core.task import StepResult, StepTask, TaskDone, TaskReport
+from builder.executors.messages import Frames, report_to_json, send, task_from_json
 from builder.executors.output import StoreOut
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -38,19 +38,19 @@ def main(store_root: str, coordinator: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # an end like any other signal's, not an exception inside the step
     commands, reports = os.dup(0), os.dup(1)
     _point([0, 1], os.devnull)
-    jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(commands, jobs), daemon=True).start()
+    tasks: queue.SimpleQueue[StepTask] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(commands, tasks), daemon=True).start()
     guard = threading.Lock()
 
-    def report(message: Report) -> None:
+    def report(message: TaskReport) -> None:
         with guard:
             send(reports, report_to_json(message))
 
     store = FileStore(Path(store_root))
     while True:
-        job = jobs.get()
-        _point([1, 2], str(job.scratch / "log"))
-        done = _run(job, store, report)
+        task = tasks.get()
+        _point([1, 2], str(task.scratch / "log"))
+        done = _run(task, store, report)
         sys.stdout.flush()
         sys.stderr.flush()
         libc.fflush(None)
@@ -58,11 +58,11 @@ def main(store_root: str, coordinator: int) -> None:
         report(done)
 
 
-def _listen(commands: int, jobs: queue.SimpleQueue[Job]) -> None:
+def _listen(commands: int, tasks: queue.SimpleQueue[StepTask]) -> None:
     frames = Frames()
     while data := os.read(commands, 1 << 16):
         for message in frames.feed(data):
-            jobs.put(job_from_json(message))
+            tasks.put(task_from_json(message))
     os.killpg(0, signal.SIGKILL)  # the coordinator is gone: this process and whatever compilers it started
 
 
@@ -73,33 +73,33 @@ def _point(handles: list[int], path: str) -> None:
     os.close(target)
 
 
-def _run(job: Job, store: FileStore, report: Callable[[Report], None]) -> JobDone:
+def _run(task: StepTask, store: FileStore, report: Callable[[TaskReport], None]) -> TaskDone:
     started, clock = time.time(), time.monotonic()
     _reset_peak()
-    out = StoreOut(job, store, report)
+    out = StoreOut(task, store, report)
     try:
-        module, _, function = job.function.partition(":")
-        getattr(importlib.import_module(module), function)(job.params, job.inputs, out)
+        module, _, function = task.function.partition(":")
+        getattr(importlib.import_module(module), function)(task.params, task.inputs, out)
         outputs = out.finish()
     except BaseException as error:
-        return JobDone(job.id, None, _explain(error, job, store.root))
+        return TaskDone(task.id, None, _explain(error, task, store.root))
     seconds = time.monotonic() - clock
-    return JobDone(job.id, Result(outputs, out.facts, tuple(out.warnings), started, seconds, _peak_bytes()))
+    return TaskDone(task.id, StepResult(outputs, out.facts, tuple(out.warnings), started, seconds, _peak_bytes()))
 
 
-def _explain(error: BaseException, job: Job, root: Path) -> BuildError:
+def _explain(error: BaseException, task: StepTask, root: Path) -> BuildError:
     if isinstance(error, UserError):
         return UserError(error.message, error.hint)
     if isinstance(error, OSError) and error.errno in FULL:
         return explain_os_error(error, "could not write", root)
     if isinstance(error, BuildError):
-        return StepError(error.message + log_tail(job.scratch), error.hint)
+        return StepError(error.message + log_tail(task.scratch), error.hint)
     if isinstance(error, MemoryError):
         return StepError("out of memory", "build fewer steps at a time (-j 1)")
     sys.stdout.flush()
     traceback.print_exception(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
     sys.stderr.flush()
-    return StepError(f"{type(error).__name__}: {error}{log_tail(job.scratch)}")
+    return StepError(f"{type(error).__name__}: {error}{log_tail(task.scratch)}")
 
 
 def log_tail(scratch: Path) -> str:

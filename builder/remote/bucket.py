@@ -1,6 +1,6 @@
 """Objects of a shared store by name ("blobs/ab/abcd..."), over fsspec. The only file that imports it.
 
-Whatever a backend raises becomes one of four: Missing, Refused, Away, or an OSError of this machine's own disk."""
+Whatever a backend raises becomes one of four: Missing, AccessDenied, Unreachable, or an OSError of the disk here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from builder.core.step import Json
 from builder.remote.location import Location, with_environment
 
 T = TypeVar("T")
-Moved = Callable[[int], None]  # called with the bytes moved since the last call
+OnBytes = Callable[[int], None]  # called with the bytes moved since the last call
 
 CHUNK_BYTES = 1 << 20
 PART_BYTES = 16 << 20
@@ -40,11 +40,11 @@ class Missing(Exception):
     """There is no such object."""
 
 
-class Refused(Exception):
+class AccessDenied(Exception):
     """The store is there, and does not let us."""
 
 
-class Away(Exception):
+class Unreachable(Exception):
     """No answer, or none that makes sense."""
 
 
@@ -79,11 +79,11 @@ class Bucket:
     def read(self, name: str) -> bytes:
         return _tried(lambda: bytes(self._fs.cat_file(self._at(name))))
 
-    def get(self, name: str, target: Path, moved: Moved) -> None:
+    def get(self, name: str, target: Path, moved: OnBytes) -> None:
         """Download to ``target``; its bytes are not to be trusted yet."""
         _tried(lambda: self._get(self._at(name), target, moved))
 
-    def _get(self, path: str, target: Path, moved: Moved) -> None:
+    def _get(self, path: str, target: Path, moved: OnBytes) -> None:
         if self._is_objects:
             self._fs.get_file(path, str(target), callback=_callback(moved))
             return
@@ -92,10 +92,10 @@ class Bucket:
                 file.write(chunk)
                 moved(len(chunk))
 
-    def put(self, name: str, source: Path, moved: Moved) -> None:
+    def put(self, name: str, source: Path, moved: OnBytes) -> None:
         _tried(lambda: self._put(self._at(name), source, moved))
 
-    def _put(self, path: str, source: Path, moved: Moved) -> None:
+    def _put(self, path: str, source: Path, moved: OnBytes) -> None:
         if self._is_objects:
             self._fs.put_file(str(source), path, callback=_callback(moved), **self._parts)
             return
@@ -109,7 +109,7 @@ class Bucket:
         else:
             _tried(lambda: self._write(path, iter([data]), lambda _: None))
 
-    def _write(self, path: str, chunks: Iterator[bytes], moved: Moved) -> None:
+    def _write(self, path: str, chunks: Iterator[bytes], moved: OnBytes) -> None:
         """Write beside ``path`` and rename: nobody sees half a file."""
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         partial = f"{path}.{os.urandom(6).hex()}{PARTIAL}"
@@ -152,7 +152,8 @@ class Bucket:
 
 
 def _connect(location: Location) -> tuple[Any, str]:
-    """The file system and the path of the store in it. UserError when fsspec cannot speak it; Refused, Away."""
+    """The file system and the path of the store in it. UserError when fsspec cannot speak it; AccessDenied,
+    Unreachable."""
     from fsspec.core import url_to_fs
 
     options = _options(location)
@@ -188,7 +189,7 @@ def _options(location: Location) -> dict[str, Json]:
     return given
 
 
-def _callback(moved: Moved) -> Any:
+def _callback(moved: OnBytes) -> Any:
     from fsspec.callbacks import Callback
 
     class Moving(Callback):  # type: ignore[misc]
@@ -211,7 +212,7 @@ def _tried(call: Callable[[], T]) -> T:
     for pause_s in PAUSES_S:
         try:
             return _translated(call)
-        except Away:
+        except Unreachable:
             time.sleep(pause_s)
     return _translated(call)
 
@@ -229,7 +230,7 @@ def _as_ours(error: Exception) -> Exception:
     if isinstance(error, FileNotFoundError):
         return Missing(str(error))
     refused = isinstance(error, PermissionError) or type(error).__name__ in CREDENTIAL_ERRORS
-    return (Refused if refused else Away)(_said(error))
+    return (AccessDenied if refused else Unreachable)(_said(error))
 
 
 def _said(error: Exception) -> str:

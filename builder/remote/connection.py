@@ -8,8 +8,8 @@ import threading
 from builder.core.errors import BuildError, StepError, UserError
 from builder.core.events import Event, Warned
 from builder.core.filestore import VERSION as LAYOUT
-from builder.core.store import Sought
-from builder.remote.bucket import Away, Bucket, Missing, Refused
+from builder.core.store import RemoteLookup
+from builder.remote.bucket import AccessDenied, Bucket, Missing, Unreachable
 from builder.remote.layout import VERSION
 from builder.remote.location import Location
 
@@ -29,7 +29,7 @@ class Connection:
 
     def __init__(self, location: Location) -> None:
         self.location = location
-        self.news: queue.SimpleQueue[Event | Sought | BuildError] = queue.SimpleQueue()
+        self.news: queue.SimpleQueue[Event | RemoteLookup | BuildError] = queue.SimpleQueue()
         self.bad: set[str] = set()  # digests and keys whose object is not to be trusted, and is replaced
         self.lost: Exception | None = None  # why it was given up
         self.unwritable: Exception | None = None
@@ -44,14 +44,14 @@ class Connection:
         if self._bucket is None and not self.lost:
             try:
                 self._bucket = Bucket(self.location)
-            except (Away, Refused) as error:
+            except (Unreachable, AccessDenied) as error:
                 self.lose(error)
 
     def bucket(self) -> Bucket:
         """The objects. The first call, whoever makes it, finds out whether the store is there."""
         with self._reaching:
             if self.lost:
-                raise Away("given up before") from self.lost
+                raise Unreachable("given up before") from self.lost
             assert self._bucket is not None, "open() comes first"
             if not self._reached:
                 self._check_layout(self._bucket)
@@ -65,7 +65,7 @@ class Connection:
             return
         self._has_version = True
         if found != LAYOUT:
-            raise Away(f"its layout is {found[:20]!r}, this version reads {LAYOUT!r}")
+            raise Unreachable(f"its layout is {found[:20]!r}, this version reads {LAYOUT!r}")
 
     def writable(self) -> Bucket:
         """The objects, for whoever writes some."""
@@ -102,17 +102,17 @@ class Connection:
     def trouble(self) -> BuildError | None:
         """What a command that is about the shared store ends with."""
         if self.lost:
-            kind = UserError if isinstance(self.lost, Refused) else StepError
+            kind = UserError if isinstance(self.lost, AccessDenied) else StepError
             return kind(self._said(self.lost), self._advice(self.lost).removeprefix(". ") or "the same command again")
         if self.unwritable:
             return UserError(f"the shared store {self.location.url} cannot be written ({self.unwritable})")
         return None
 
     def _said(self, error: Exception) -> str:
-        does = "refuses the credentials" if isinstance(error, Refused) else "does not answer"
+        does = "refuses the credentials" if isinstance(error, AccessDenied) else "does not answer"
         return f"the shared store {self.location.url} {does} ({error})"
 
     def _advice(self, error: Exception) -> str:
-        if not isinstance(error, Refused):
+        if not isinstance(error, AccessDenied):
             return ""
         return f". Set {CREDENTIALS.get(self.location.protocol, 'store.remote_options')}"

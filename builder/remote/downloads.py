@@ -13,16 +13,16 @@ from builder.core.disk import FULL, explain_os_error
 from builder.core.errors import BuildError
 from builder.core.filestore import FileStore
 from builder.core.record import Output, Record
-from builder.core.store import Sought
-from builder.remote.bucket import Away, Missing, Moved
+from builder.core.store import RemoteLookup
+from builder.remote.bucket import Missing, OnBytes, Unreachable
 from builder.remote.connection import Connection
 from builder.remote.layout import Damaged, blob_name, blobs_of, read_manifest, record_name
-from builder.remote.transfer_queue import Lane
+from builder.remote.transfer_queue import TransferQueue
 
 ATTEMPTS = 2  # at a blob that arrives with other bytes: the line may be to blame
 
 
-class _Coming:
+class _PendingDownload:
     """A record whose blobs are on their way."""
 
     def __init__(self, record: Record) -> None:
@@ -33,7 +33,7 @@ class _Coming:
 
 class Downloads:
     def __init__(self, connection: Connection, store: FileStore) -> None:
-        self.lane = Lane("download", connection.location.transfers, self._bring)
+        self.queue = TransferQueue("download", connection.location.transfers, self._bring)
         self.incoming: Path | None = None  # a folder of the local store, while that is started
         self._connection = connection
         self._store = store
@@ -44,14 +44,15 @@ class Downloads:
 
     # Results by key
 
-    def seek(self, key: str) -> bool:
-        """Begin to bring the result of ``key``; Sought(key) follows. False when that was tried, or would be in vain."""
+    def request(self, key: str) -> bool:
+        """Begin to download the result of ``key``; RemoteLookup(key) follows. False when that was tried, or would be in
+        vain."""
         with self._guard:
             if key in self._asked or self._answers.get(key, key) is None:
                 return False
             self._asked.add(key)
             self._seeking.add(key)
-        self.lane.call(partial(self._look, key))
+        self.queue.call(partial(self._look, key))
         return True
 
     def _look(self, key: str) -> None:
@@ -59,26 +60,26 @@ class Downloads:
         if record is None:
             self._over(key)
             return
-        coming, wanted = _Coming(record), blobs_of(record.outputs)
+        pending, wanted = _PendingDownload(record), blobs_of(record.outputs)
         for name, output in wanted.values():
-            self.lane.want(name, output, partial(self._arrived, coming, name, output))
+            self.queue.submit(name, output, partial(self._arrived, pending, name, output))
         if not wanted:
-            self._keep(coming)
+            self._keep(pending)
 
-    def _arrived(self, coming: _Coming, name: str, output: Output, error: Exception | None) -> None:
+    def _arrived(self, pending: _PendingDownload, name: str, output: Output, error: Exception | None) -> None:
         if error:
             self._note(error, blob_name(output.digest), output.digest, f" ({name})")
         with self._guard:
-            coming.whole = coming.whole and error is None
-            coming.left.discard(output.digest)
-            if coming.left:
+            pending.whole = pending.whole and error is None
+            pending.left.discard(output.digest)
+            if pending.left:
                 return
-        self._keep(coming)
+        self._keep(pending)
 
-    def _keep(self, coming: _Coming) -> None:
+    def _keep(self, pending: _PendingDownload) -> None:
         """All blobs are here: write the local manifest."""
-        record = coming.record
-        if coming.whole and record.key in self._seeking:
+        record = pending.record
+        if pending.whole and record.key in self._seeking:
             try:
                 FileStore.commit(self._store, record._replace(outputs=self.stamped(record.outputs)))
             except BuildError as error:
@@ -92,20 +93,20 @@ class Downloads:
             if key not in self._seeking:
                 return
             self._seeking.discard(key)
-        self._connection.news.put(Sought(key))
+        self._connection.news.put(RemoteLookup(key))
 
-    def abandon(self) -> list[Sought]:
+    def abandon(self) -> list[RemoteLookup]:
         """Answers that will not come any more."""
         with self._guard:
             keys, self._seeking = self._seeking, set()
-        return [Sought(key) for key in sorted(keys)]
+        return [RemoteLookup(key) for key in sorted(keys)]
 
     def ask(self, keys: Iterable[str]) -> list[threading.Event]:
         """Ask for many records at once, without their blobs; ``record`` has the answers when the events are set."""
         events = []
         for key in keys:
             events.append(threading.Event())
-            self.lane.call(partial(self._answer, key, events[-1]))
+            self.queue.call(partial(self._answer, key, events[-1]))
         return events
 
     def _answer(self, key: str, event: threading.Event) -> None:
@@ -141,19 +142,19 @@ class Downloads:
 
     # Blobs
 
-    def _bring(self, name: str, output: Output, moved: Moved) -> None:
+    def _bring(self, name: str, output: Output, moved: OnBytes) -> None:
         if self._is_here(output):
             return
         bucket, incoming = self._connection.bucket(), self.incoming
         if incoming is None:
-            raise Away("the build has ended")
+            raise Unreachable("the build has ended")
         for _ in range(ATTEMPTS):
             target = incoming / os.urandom(8).hex()
             try:
                 bucket.get(blob_name(output.digest), target, moved)
                 nbytes, found = os.stat(target).st_size, digest_of_file(target, threads=1)
                 if found == output.digest:
-                    self._store.adopt({name: target}, threads=1)
+                    self._store.ingest({name: target}, threads=1)
                     return
             finally:
                 target.unlink(missing_ok=True)

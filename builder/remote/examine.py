@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from builder.core.errors import StepError
-from builder.core.examine import Verdict, examine
+from builder.core.examine import StepStatus, examine
 from builder.core.filestore import FileStore
 from builder.core.plan import Plan
 from builder.core.record import Lookup, Record
@@ -51,7 +51,7 @@ class _Unreadable(Exception):
         self.digest = digest
 
 
-def ahead(plan: Plan, store: SharedStore) -> dict[str, Verdict]:
+def ahead(plan: Plan, store: SharedStore) -> dict[str, StepStatus]:
     """A verdict per step id, as examine(); one whose result the shared store has is fresh and says so. Warnings about
     the shared store are among the store's ``news``; without an answer from there, the verdicts are those of here."""
     view = _View(store)

@@ -50,7 +50,8 @@ def gc(
     grace_s: float = GRACE_S,
 ) -> Freed:
     """Drop manifests written more than ``max_age_s`` ago (a push writes them anew), then blobs that no manifest names.
-    Keys in ``roots`` stay. Ages are by the clocks of the store and of this machine. Refused, Away, UserError."""
+    Keys in ``roots`` stay. Ages are by the clocks of the store and of this machine. AccessDenied, Unreachable,
+    UserError."""
     now = time.time()
     entries = bucket.entries("")
     blobs = [e for e in entries if e.name.startswith(f"{BLOBS}/")]

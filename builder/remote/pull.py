@@ -6,8 +6,8 @@ from builder.core.errors import StepError
 from builder.core.events import Event, Finished, Listener, Planned, Progress, Started, Warned
 from builder.core.record import Record
 from builder.core.step import Resources
-from builder.core.store import Sought
-from builder.core.task import Executor, Job, JobDone, Report
+from builder.core.store import RemoteLookup
+from builder.core.task import Executor, StepTask, TaskDone, TaskReport
 from builder.remote.store import POLL_S, SharedStore
 
 
@@ -18,7 +18,7 @@ class Reader:
     def __init__(self, executor: Executor, url: str) -> None:
         self._executor = executor
         self._url = url
-        self._refused: list[Report] = []
+        self._refused: list[TaskReport] = []
 
     @property
     def capacity(self) -> Resources:
@@ -28,14 +28,14 @@ class Reader:
     def largest(self) -> Resources:
         return self._executor.largest
 
-    def submit(self, job: Job) -> None:
-        if "watch" in job.inputs:
-            self._executor.submit(job)
+    def submit(self, task: StepTask) -> None:
+        if "watch" in task.inputs:
+            self._executor.submit(task)
             return
         error = StepError(f"its result is not in {self._url}", "build makes it here; build push, where it was made")
-        self._refused.append(JobDone(job.id, None, error))
+        self._refused.append(TaskDone(task.id, None, error))
 
-    def wait(self, timeout_s: float) -> list[Report]:
+    def wait(self, timeout_s: float) -> list[TaskReport]:
         refused, self._refused = self._refused, []
         return refused + self._executor.wait(0.0 if refused else timeout_s)
 
@@ -68,10 +68,10 @@ def pull_keys(store: SharedStore, keys: list[str], listener: Listener) -> dict[s
     """The records of ``keys`` that are here or were brought here whole. BuildError when the local store fails."""
     store.start()
     try:
-        waiting = {key for key in keys if not store.load(key, repair=True).record and store.seek(key)}
+        waiting = {key for key in keys if not store.load(key, repair=True).record and store.request_remote(key)}
         while waiting:
-            for news in store.news(POLL_S):
-                if isinstance(news, Sought):
+            for news in store.poll_events(POLL_S):
+                if isinstance(news, RemoteLookup):
                     waiting.discard(news.key)
                 else:
                     listener(news)

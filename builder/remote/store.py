@@ -14,13 +14,13 @@ from builder.core.errors import BuildError, StepError
 from builder.core.events import Event, Listener
 from builder.core.filestore import FileStore
 from builder.core.record import Output, Record
-from builder.core.store import Sought
-from builder.remote.bucket import Away, Missing, Refused
+from builder.core.store import RemoteLookup
+from builder.remote.bucket import AccessDenied, Missing, Unreachable
 from builder.remote.connection import Connection
 from builder.remote.downloads import Downloads
 from builder.remote.layout import Damaged, blob_name, blobs_of, provenance_name
 from builder.remote.location import Location, check_location
-from builder.remote.transfer_queue import Lane
+from builder.remote.transfer_queue import TransferQueue
 from builder.remote.uploads import Uploads
 
 POLL_S = 0.1
@@ -63,18 +63,18 @@ class SharedStore(FileStore):
 
     # What a build asks
 
-    def seek(self, key: str) -> bool:
+    def request_remote(self, key: str) -> bool:
         if self.connection.lost:
             return False
         self._open()
         self.start()
-        return self.downloads.seek(key)
+        return self.downloads.request(key)
 
-    def news(self, wait_s: float) -> list[Event | Sought]:
+    def poll_events(self, wait_s: float) -> list[Event | RemoteLookup]:
         """What happened, within ``wait_s`` seconds. BuildError when the local store failed (its disk is full)."""
         if not self._used:
             return []
-        found: list[Event | Sought] = []
+        found: list[Event | RemoteLookup] = []
         try:
             while True:
                 heard = self.connection.news.get(timeout=0 if found else wait_s)
@@ -86,7 +86,7 @@ class SharedStore(FileStore):
         self.watch()
         if self.connection.lost:
             found += self.downloads.abandon()
-        return found + [each for lane in self._lanes if (each := lane.progress())]
+        return found + [each for queue_ in self._queues if (each := queue_.progress())]
 
     def records(self, keys: Iterable[str]) -> dict[str, Record]:
         """What the shared store has of ``keys``: records alone. Blocks; empty when it is away."""
@@ -106,18 +106,20 @@ class SharedStore(FileStore):
         self._open()
         try:
             return self.connection.bucket().read(provenance_name(key, file)).decode("utf-8", "replace")
-        except (Missing, Away, Refused):
+        except (Missing, Unreachable, AccessDenied):
             return None
 
     @property
-    def _lanes(self) -> tuple[Lane, Lane]:
-        return self.downloads.lane, self.uploads.lane
+    def _queues(self) -> tuple[TransferQueue, TransferQueue]:
+        return self.downloads.queue, self.uploads.queue
 
     def watch(self) -> None:
         """Give the shared store up when it has been silent for too long."""
-        silence_s = max(lane.silence_s() for lane in self._lanes)
+        silence_s = max(transfers.silence_s() for transfers in self._queues)
         if silence_s > self.location.timeout_s:
-            self.connection.lose(Away(f"no byte for {silence_s:.0f} s; store.timeout_s is {self.location.timeout_s:g}"))
+            self.connection.lose(
+                Unreachable(f"no byte for {silence_s:.0f} s; store.timeout_s is {self.location.timeout_s:g}")
+            )
 
     def commit(self, record: Record) -> None:
         """Keep a result here, and begin to upload it."""
@@ -137,11 +139,11 @@ class SharedStore(FileStore):
 
     def close(self) -> None:
         """Drop what is under way; the shared store stays valid."""
-        self.connection.lost = self.connection.lost or Away("closed")
+        self.connection.lost = self.connection.lost or Unreachable("closed")
 
     def tell(self, listener: Listener, wait_s: float) -> None:
-        for each in self.news(wait_s):
-            if not isinstance(each, Sought):
+        for each in self.poll_events(wait_s):
+            if not isinstance(each, RemoteLookup):
                 listener(each)
 
     # What an executor asks
@@ -150,19 +152,19 @@ class SharedStore(FileStore):
         """Download the blobs that are not here, verified; the outputs with their mtimes here. Blocks. StepError."""
         self._open()
         self.start()
-        self._move(self.downloads.lane, outputs)
+        self._move(self.downloads.queue, outputs)
         return self.downloads.stamped(outputs)
 
     def send(self, outputs: Mapping[str, Output]) -> None:
         """Upload the blobs that the shared store lacks. Blocks. StepError."""
         self._open()
-        self._move(self.uploads.lane, outputs)
+        self._move(self.uploads.queue, outputs)
 
-    def _move(self, lane: Lane, outputs: Mapping[str, Output]) -> None:
+    def _move(self, transfers: TransferQueue, outputs: Mapping[str, Output]) -> None:
         waits: list[tuple[str, Output, list[Exception | None], threading.Event]] = []
         for name, output in blobs_of(outputs).values():
             waits.append((name, output, [], threading.Event()))
-            lane.want(name, output, partial(_heard, waits[-1][2], waits[-1][3]))
+            transfers.submit(name, output, partial(_heard, waits[-1][2], waits[-1][3]))
         for name, output, errors, event in waits:
             while not event.wait(POLL_S):
                 self.watch()

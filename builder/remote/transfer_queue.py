@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 from builder.core.events import Progress
 from builder.core.record import Output
-from builder.remote.bucket import Moved
+from builder.remote.bucket import OnBytes
 
 SLOWEST_BYTES_S = 100_000.0  # an upload in one piece says nothing before its end: slower than this it counts as stuck
 REPORT_S = 0.1
 
 Then = Callable[["Exception | None"], None]
-Work = Callable[[str, Output, Moved], None]
+Work = Callable[[str, Output, OnBytes], None]
 
 
 class _Clock:
@@ -26,7 +26,7 @@ class _Clock:
         self.extra_s = 0.0
 
 
-class Lane:
+class TransferQueue:
     """``work(name, output, moved)`` transfers one blob, or raises. ``patient``: it may do so in one piece. Threads
     start when there is something to do and die with the process: a dead server can never keep it alive."""
 
@@ -66,7 +66,7 @@ class Lane:
             with self._guard:
                 del self._clocks[me]
 
-    def want(self, name: str, output: Output, then: Then) -> None:
+    def submit(self, name: str, output: Output, then: Then) -> None:
         """Transfer a blob; ``then`` gets what went wrong, or None, in one of the threads."""
         with self._guard:
             waiting = self._wanted.setdefault(output.digest, [])
@@ -114,7 +114,7 @@ class Lane:
         return self._done
 
     def progress(self) -> Progress | None:
-        """How far all transfers of this lane are, when that is news."""
+        """How far all transfers of this queue are, when that has changed."""
         with self._guard:
             state, now = (self._done, self._total), time.monotonic()
             over = self._files_done == self._files

@@ -12,16 +12,16 @@ from functools import partial
 from builder.core.digest import digest_of_file
 from builder.core.filestore import FileStore
 from builder.core.record import Output, Record
-from builder.remote.bucket import Away, Missing, Moved, Refused
+from builder.remote.bucket import AccessDenied, Missing, OnBytes, Unreachable
 from builder.remote.connection import Connection
 from builder.remote.gc import is_running
 from builder.remote.layout import Damaged, blob_name, blobs_of, manifest, provenance_name, record_name, upload_name
-from builder.remote.transfer_queue import Lane
+from builder.remote.transfer_queue import TransferQueue
 
 GC_POLL_S = 0.5
 
 
-class _Going:
+class _PendingUpload:
     """A record whose blobs are on their way."""
 
     def __init__(self, record: Record) -> None:
@@ -32,7 +32,7 @@ class _Going:
 
 class Uploads:
     def __init__(self, connection: Connection, store: FileStore) -> None:
-        self.lane = Lane("upload", connection.location.transfers, self._send, patient=True)
+        self.queue = TransferQueue("upload", connection.location.transfers, self._send, patient=True)
         self._connection = connection
         self._store = store
         self._guard = threading.Lock()
@@ -50,14 +50,14 @@ class Uploads:
             return
         with self._guard:
             self._going.add(record.key)
-        self.lane.call(partial(self._begin, record))
+        self.queue.call(partial(self._begin, record))
 
     def leave(self, key: str, file: str, data: bytes) -> None:
         """Begin to write a small file beside the record of ``key``."""
         name = provenance_name(key, file)
         with self._guard:
             self._going.add(name)
-        self.lane.call(partial(self._leave, name, data))
+        self.queue.call(partial(self._leave, name, data))
 
     def _leave(self, name: str, data: bytes) -> None:
         try:
@@ -72,18 +72,18 @@ class Uploads:
             bucket.write(upload_name(record.key), manifest(record))
             if is_running(bucket):
                 time.sleep(GC_POLL_S)
-                self.lane.call(partial(self._begin, record))
+                self.queue.call(partial(self._begin, record))
                 return
         except Exception as error:
             self._fail(error, record.key)
             return
-        going, wanted = _Going(record), blobs_of(record.outputs)
+        going, wanted = _PendingUpload(record), blobs_of(record.outputs)
         for name, output in wanted.values():
-            self.lane.want(name, output, partial(self._went, going, output))
+            self.queue.submit(name, output, partial(self._went, going, output))
         if not wanted:
             self._keep(going)
 
-    def _went(self, going: _Going, output: Output, error: Exception | None) -> None:
+    def _went(self, going: _PendingUpload, output: Output, error: Exception | None) -> None:
         if error:
             self._fail(error, going.record.key)
         with self._guard:
@@ -94,7 +94,7 @@ class Uploads:
         if going.whole:
             self._keep(going)
 
-    def _keep(self, going: _Going) -> None:
+    def _keep(self, going: _PendingUpload) -> None:
         record = going.record
         try:
             bucket = self._connection.writable()
@@ -115,7 +115,7 @@ class Uploads:
             pass  # that was said
         elif isinstance(error, Damaged):
             connection.warn(f"{error}; not uploaded. `build doctor --store` finds all such files")
-        elif isinstance(error, (Refused, Missing)):
+        elif isinstance(error, (AccessDenied, Missing)):
             connection.close_for_writing(error)
         else:
             connection.lose(error)
@@ -123,18 +123,18 @@ class Uploads:
 
     # Blobs
 
-    def _send(self, name: str, output: Output, moved: Moved) -> None:
+    def _send(self, name: str, output: Output, moved: OnBytes) -> None:
         if output.digest in self._sent:
             return
         bucket = self._connection.writable()
         if self._connection.unwritable:
-            raise Away("uploads were given up") from self._connection.unwritable
+            raise Unreachable("uploads were given up") from self._connection.unwritable
         is_good = output.digest not in self._connection.bad
         if is_good and bucket.nbytes(blob_name(output.digest)) == output.nbytes:
             return
         self._put(name, output, moved)
 
-    def _put(self, name: str, output: Output, moved: Moved) -> None:
+    def _put(self, name: str, output: Output, moved: OnBytes) -> None:
         path = self._store.path(output.digest)
         if not path.exists() or digest_of_file(path, threads=1) != output.digest:
             raise Damaged(f"{name} ({path}) is gone from the local store or damaged there")

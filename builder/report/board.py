@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from builder.core.events import Event, Finished, Grew, Planned, Started, Warned
+from builder.core.events import Event, Expanded, Finished, Planned, Started, Warned
 from builder.core.plan import goals_of_steps
 from builder.core.status import LiveStatus
 from builder.report.matrix import Cell, Matrix
@@ -47,7 +47,7 @@ class Board:
         match event:
             case Planned():
                 self.plan(event)
-            case Grew():
+            case Expanded():
                 self.items[event.template] = dict.fromkeys(event.items, "waiting")
                 self.fold(event.template)
             case Started():

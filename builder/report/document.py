@@ -8,7 +8,7 @@ from typing import Any
 
 from builder.core.errors import BuildError
 from builder.core.events import Finished
-from builder.core.examine import Verdict
+from builder.core.examine import StepStatus
 from builder.core.plan import Goal
 from builder.core.run import Outcome
 
@@ -46,11 +46,11 @@ def finished_row(step: Finished) -> dict[str, Any]:
     return row
 
 
-def planned(goals: tuple[Goal, ...], verdicts: Mapping[str, Verdict], outputs: Mapping[str, Path]) -> dict[str, Any]:
+def planned(goals: tuple[Goal, ...], verdicts: Mapping[str, StepStatus], outputs: Mapping[str, Path]) -> dict[str, Any]:
     """Before a build: what is fresh, what would run and why, what waits for that."""
     recipes, items = [], items_of(verdicts)
     for goal in goals:
-        rows = [verdict_row(v) for v in goal_verdicts(goal, verdicts, items)]
+        rows = [status_row(v) for v in goal_verdicts(goal, verdicts, items)]
         fresh = all(row["status"] == "fresh" for row in rows)
         status = "fresh" if fresh else "stale"
         recipes.append({"name": goal.name, "status": status, "output": str(outputs[goal.name]), "steps": rows})
@@ -68,9 +68,9 @@ def with_refused(
     return {**whole, "recipes": [rows[name] for name in outputs]}
 
 
-def items_of(verdicts: Mapping[str, Verdict]) -> dict[str, list[Verdict]]:
+def items_of(verdicts: Mapping[str, StepStatus]) -> dict[str, list[StepStatus]]:
     """The verdicts of the items of each template, in order."""
-    found: dict[str, list[Verdict]] = {}
+    found: dict[str, list[StepStatus]] = {}
     for id_, verdict in verdicts.items():
         template, bracket, _ = id_.partition("[")
         if bracket:
@@ -78,12 +78,14 @@ def items_of(verdicts: Mapping[str, Verdict]) -> dict[str, list[Verdict]]:
     return found
 
 
-def goal_verdicts(goal: Goal, verdicts: Mapping[str, Verdict], items: Mapping[str, list[Verdict]]) -> list[Verdict]:
+def goal_verdicts(
+    goal: Goal, verdicts: Mapping[str, StepStatus], items: Mapping[str, list[StepStatus]]
+) -> list[StepStatus]:
     """A goal's verdicts in display order; the items of a template stand in its place."""
     return [v for id_ in goal.steps for v in ([verdicts[id_]] if id_ in verdicts else items.get(id_, []))]
 
 
-def verdict_row(verdict: Verdict) -> dict[str, Any]:
+def status_row(verdict: StepStatus) -> dict[str, Any]:
     record = verdict.record
     return {
         "name": verdict.step.name,

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import TextIO
 
-from builder.core.events import Event, Finished, Grew, Planned, Progress, Started, Waiting, Warned
+from builder.core.events import Event, Expanded, Finished, Planned, Progress, Started, Waiting, Warned
 from builder.core.units import format_bytes
 from builder.report.board import Board
 from builder.report.matrix import Matrix
@@ -69,7 +69,7 @@ class Lines:
 
     def __call__(self, event: Event) -> None:
         self.board(event)
-        label = "" if isinstance(event, Planned | Grew) else self.board.label(event.id, event.name)
+        label = "" if isinstance(event, Planned | Expanded) else self.board.label(event.id, event.name)
         match event:
             case Warned() if not self.board.is_new(event):
                 return

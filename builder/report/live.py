@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
-from builder.core.events import Event, Finished, Grew, Planned, Progress, Started, Waiting, Warned
+from builder.core.events import Event, Expanded, Finished, Planned, Progress, Started, Waiting, Warned
 from builder.core.status import DONE
 from builder.core.units import format_bytes
 from builder.report.board import Board
@@ -82,7 +82,7 @@ class Live:
                 self.finish(event)
             case Waiting():
                 self.show(self.row(event.id, event.name), f"another build (process {event.pid}) is at it")
-            case Planned() | Grew() | Warned():
+            case Planned() | Expanded() | Warned():
                 pass
 
     # Bars

@@ -11,43 +11,43 @@ from builder.config.paths import store_path
 from builder.core.errors import UserError
 from builder.core.filestore import FileStore
 from builder.core.step import File, Resources
-from builder.core.task import Job
+from builder.core.task import StepTask
 from builder.executors.log import Tail, write_log
-from builder.executors.node import run_order
-from builder.executors.node_request import PACKAGE, Order, order_for
+from builder.executors.node import run_request
+from builder.executors.node_request import PACKAGE, NodeRequest, request_for
 from builder.remote.location import Location
 from builder.targets.planned_tools import check_planned_tools
 
 
-def order(folder: Path, **context: Any) -> Order:
+def request(folder: Path, **context: Any) -> NodeRequest:
     """Of a step whose coordinator has its store in ``folder``, which nobody else sees."""
-    job = Job(
+    job = StepTask(
         "m", "lower", "tests.core.toy:misbehave", {"how": "environment"}, {}, context, Resources(), folder / "tmp"
     )
-    return order_for(job, FileStore(folder), None, store_path)
+    return request_for(job, FileStore(folder), None, store_path)
 
 
-def refusal(given: Order) -> tuple[str, str]:
-    done = run_order(given, lambda frame: None)
+def refusal(given: NodeRequest) -> tuple[str, str]:
+    done = run_request(given, lambda frame: None)
     assert done["error"]["kind"] == "UserError"
     return done["error"]["message"], done["error"]["hint"]
 
 
 def test_a_node_with_other_code_refuses(tmp_path):
-    message, hint = refusal(order(tmp_path)._replace(code="sha256:other"))
+    message, hint = refusal(request(tmp_path)._replace(code="sha256:other"))
     assert f"the code of llm-build at {PACKAGE} is not that of the machine which plans" in message
     assert hint.startswith("install the same version on every node")
 
 
 def test_a_node_with_another_tvm_refuses(tmp_path):
-    given = order(tmp_path)
+    given = request(tmp_path)
     message, hint = refusal(given._replace(tools={**given.tools, "apache-tvm": "0.1"}))
     assert message.endswith(f"apache-tvm is {given.tools['apache-tvm']} here and 0.1 on the machine which plans")
     assert hint == "pip install apache-tvm==0.1"
 
 
 def test_without_a_shared_store_a_node_must_see_the_coordinators(tmp_path):
-    message, hint = refusal(order(tmp_path))
+    message, hint = refusal(request(tmp_path))
     assert f"does not see the store of the machine which plans ({tmp_path})" in message
     assert hint.startswith("set store.remote=")
 
@@ -55,7 +55,7 @@ def test_without_a_shared_store_a_node_must_see_the_coordinators(tmp_path):
 def test_a_text_that_differs_on_the_node_is_named(tmp_path):
     text = tmp_path / "text"
     text.write_text("one")
-    given = order(tmp_path, text=str(text))
+    given = request(tmp_path, text=str(text))
     text.write_text("two!")
     assert f"{text} has another size or time than on the machine which plans" in refusal(given)[0]
 
@@ -67,8 +67,8 @@ def test_an_order_lists_blobs_and_other_files(tmp_path):
     outside = tmp_path / "checkpoint"
     outside.write_bytes(b"123")
     inputs = {"x": {"part": File(blob, "blake3:other", 2, 1)}, "watch": {"c": File(outside, "", 3)}}
-    job = Job("m", "lower", "f:f", {}, inputs, {"text": "no path"}, Resources(), tmp_path / "tmp")
-    given = order_for(job, FileStore(tmp_path), Location("file:///x"), store_path)
+    job = StepTask("m", "lower", "f:f", {}, inputs, {"text": "no path"}, Resources(), tmp_path / "tmp")
+    given = request_for(job, FileStore(tmp_path), Location("file:///x"), store_path)
     assert given.blobs == {"blake3:abcd": 5}
     assert given.outside == {str(outside): (3, outside.stat().st_mtime_ns)}
 

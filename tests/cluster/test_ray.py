@@ -124,9 +124,9 @@ def test_a_checkpoint_that_nodes_do_not_see_is_named(nodes, tmp_path, monkeypatc
     from builder.executors import ray as executor
 
     source = toy.write_source(tmp_path / "source.bin")
-    order_for = executor.order_for
+    request_for = executor.request_for
     monkeypatch.setattr(
-        executor, "order_for", lambda *given: order_for(*given)._replace(outside={str(tmp_path / "gone"): (1, 1)})
+        executor, "request_for", lambda *given: request_for(*given)._replace(outside={str(tmp_path / "gone"): (1, 1)})
     )
     error = error_of(build(nodes, tmp_path, toy.single("touch", watch=str(source))))
     assert error.message.endswith(f"{tmp_path / 'gone'} cannot be read: No such file or directory")

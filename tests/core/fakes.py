@@ -8,7 +8,7 @@ from typing import Any
 
 from builder.core.errors import StepError
 from builder.core.events import Event
-from builder.core.examine import Verdict, examine
+from builder.core.examine import StepStatus, examine
 from builder.core.plan import Goal, Plan
 from builder.core.run import Outcome, run
 from builder.core.step import Resources, Step
@@ -103,7 +103,7 @@ class Bench:
         assert not outcome.failed, outcome.steps
         return sorted(done.name for done in outcome.steps.values() if done.status == "ran")
 
-    def examine(self, plan: Plan) -> dict[str, Verdict]:
+    def examine(self, plan: Plan) -> dict[str, StepStatus]:
         return {verdict.step.name: verdict for verdict in examine(plan, self.store, self.sources).values()}
 
     def reason(self, plan: Plan, name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from builder.core.errors import BuildError, StepError
 from builder.core.record import Output
 from builder.core.step import File, Json, Resources
-from builder.core.task import Job, JobDone, JobProgress, JobWarned, Report, Result
+from builder.core.task import StepResult, StepTask, TaskDone, TaskProgress, TaskReport, TaskWarned
 from tests.core.memory_store import MemoryStore
 
 Bytes = Mapping[str, "bytes | Mapping[str, bytes]"]
@@ -16,11 +16,11 @@ Bytes = Mapping[str, "bytes | Mapping[str, bytes]"]
 class MemoryOut:
     """What a fake step writes to."""
 
-    def __init__(self, job: Job, store: MemoryStore, reports: list[Report]) -> None:
+    def __init__(self, task: StepTask, store: MemoryStore, reports: list[TaskReport]) -> None:
         self.outputs: dict[str, Output] = {}
         self.facts: dict[str, Json] = {}
         self.warnings: list[str] = []
-        self._job = job
+        self._task = task
         self._store = store
         self._reports = reports
 
@@ -32,10 +32,10 @@ class MemoryOut:
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
-        self._reports.append(JobWarned(self._job.id, message))
+        self._reports.append(TaskWarned(self._task.id, message))
 
     def progress(self, done: int, total: int, unit: str = "", label: str = "") -> None:
-        self._reports.append(JobProgress(self._job.id, done, total, unit, label))
+        self._reports.append(TaskProgress(self._task.id, done, total, unit, label))
 
 
 FakeStep = Callable[[Mapping[str, Json], Bytes, MemoryOut], None]
@@ -53,7 +53,7 @@ class InProcessExecutor:
         self._store = store
         self._functions = functions
         self._capacity = limits
-        self._jobs: list[Job] = []
+        self._jobs: list[StepTask] = []
 
     @property
     def capacity(self) -> Resources:
@@ -63,9 +63,9 @@ class InProcessExecutor:
     def largest(self) -> Resources:
         return self._capacity
 
-    def submit(self, job: Job) -> None:
-        self.started.append(job.name)
-        self._jobs.append(job)
+    def submit(self, task: StepTask) -> None:
+        self.started.append(task.name)
+        self._jobs.append(task)
         self.most = max(self.most, len(self._jobs))
         taken = [each.resources for each in self._jobs]
         self.peak = Resources(
@@ -74,23 +74,23 @@ class InProcessExecutor:
             max(self.peak.gpu, sum(each.gpu for each in taken)),
         )
 
-    def wait(self, timeout_s: float) -> list[Report]:
+    def wait(self, timeout_s: float) -> list[TaskReport]:
         if not self._jobs or not timeout_s:
             return []
-        job = self._jobs.pop(0)
-        reports: list[Report] = []
-        out = MemoryOut(job, self._store, reports)
+        task = self._jobs.pop(0)
+        reports: list[TaskReport] = []
+        out = MemoryOut(task, self._store, reports)
         try:
-            self._functions[job.function](job.params, self._inputs(job), out)
+            self._functions[task.function](task.params, self._inputs(task), out)
         except BuildError as error:
-            return [*reports, JobDone(job.id, None, error)]
+            return [*reports, TaskDone(task.id, None, error)]
         except ArithmeticError as error:  # what tests raise for a defect in a step
-            return [*reports, JobDone(job.id, None, StepError(f"{job.name} failed: {error}"))]
-        return [*reports, JobDone(job.id, Result(out.outputs, out.facts, tuple(out.warnings)))]
+            return [*reports, TaskDone(task.id, None, StepError(f"{task.name} failed: {error}"))]
+        return [*reports, TaskDone(task.id, StepResult(out.outputs, out.facts, tuple(out.warnings)))]
 
-    def _inputs(self, job: Job) -> Bytes:
+    def _inputs(self, task: StepTask) -> Bytes:
         found: dict[str, bytes | Mapping[str, bytes]] = {}
-        for port, files in job.inputs.items():
+        for port, files in task.inputs.items():
             if isinstance(files, File):
                 found[port] = self._store.read(files.digest)
             else:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from builder.core.digest import sha256_hex
 from builder.core.events import Event
-from builder.core.record import Lookup, Output, Place, Record
+from builder.core.record import LastResult, Lookup, Output, Record
 from builder.core.step import Json
-from builder.core.store import Sought
+from builder.core.store import RemoteLookup
 
 
 class NoLock:
@@ -20,7 +20,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
         self.blobs: dict[str, bytes] = {}
-        self.known_places: dict[str, dict[str, Place]] = {}
+        self.known_places: dict[str, dict[str, LastResult]] = {}
         self.documents: dict[str, Json] = {}
 
     def put(self, data: bytes) -> Output:
@@ -40,10 +40,10 @@ class MemoryStore:
     def commit(self, record: Record) -> None:
         self.records[record.key] = record
 
-    def seek(self, key: str) -> bool:
+    def request_remote(self, key: str) -> bool:
         return False
 
-    def news(self, wait_s: float) -> list[Event | Sought]:
+    def poll_events(self, wait_s: float) -> list[Event | RemoteLookup]:
         return []
 
     def path(self, digest: str) -> Path:
@@ -52,11 +52,11 @@ class MemoryStore:
     def read(self, digest: str) -> bytes:
         return self.blobs[digest]
 
-    def places(self, goal: str) -> dict[str, Place]:
+    def last_results(self, goal: str) -> dict[str, LastResult]:
         return dict(self.known_places.get(goal, {}))
 
-    def put_places(self, goal: str, places: Mapping[str, Place], whole: bool) -> None:
-        self.known_places[goal] = dict(places) if whole else {**self.places(goal), **places}
+    def save_last_results(self, goal: str, places: Mapping[str, LastResult], whole: bool) -> None:
+        self.known_places[goal] = dict(places) if whole else {**self.last_results(goal), **places}
 
     def load_document(self, name: str) -> Json:
         return self.documents.get(name)

@@ -7,7 +7,7 @@ from builder.core.events import Event, Warned
 from builder.core.record import Record
 from builder.core.run import run
 from builder.core.step import Input, Resources
-from builder.core.store import Sought
+from builder.core.store import RemoteLookup
 from tests.core.fakes import FUNCTIONS, FakeSources, plan_of
 from tests.core.inprocess import InProcessExecutor
 from tests.core.memory_store import MemoryStore
@@ -25,24 +25,24 @@ class Backed(MemoryStore):
         self.left = self.patience = patience
         self.at_once: list[int] = []
 
-    def seek(self, key: str) -> bool:
+    def request_remote(self, key: str) -> bool:
         if key in self.asked:
             return False
         self.asked.append(key)
         self.waiting.append(key)
         return True
 
-    def news(self, wait_s: float) -> list[Event | Sought]:
+    def poll_events(self, wait_s: float) -> list[Event | RemoteLookup]:
         self.left -= 1
         if self.left > 0 or not self.waiting:
             return []
         self.left = self.patience
         self.at_once.append(len(self.waiting))
-        found: list[Event | Sought] = [Warned("", "", "there is news")]
+        found: list[Event | RemoteLookup] = [Warned("", "", "there is news")]
         for key in self.waiting:
             if key in self.elsewhere:
                 self.records[key] = self.elsewhere[key]
-            found.append(Sought(key))
+            found.append(RemoteLookup(key))
         self.waiting.clear()
         return found
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from builder.core.errors import UserError
-from builder.core.examine import Walk
+from builder.core.examine import PlanState
 from builder.core.plan import Goal, Plan
-from builder.core.reason import Difference, sentence
-from builder.core.record import Place, Record
+from builder.core.reason import Difference, summarize_differences
+from builder.core.record import LastResult, Record
 from builder.core.step import Input, Json
 from builder.core.why import explain
 from tests.core.fakes import Bench, plan_of
@@ -123,9 +123,9 @@ def test_watched_files(tmp_path: Path) -> None:
         return plan_of(step_of("f", "fetch", "concat", {}, watch=watch))
 
     now = {"model.safetensors": str(path)}
-    identity = Walk(plan(**now), bench.store, bench.sources).identify(plan(**now).steps["f"])
+    identity = PlanState(plan(**now), bench.store, bench.sources).identify(plan(**now).steps["f"])
     bench.store.commit(Record(identity.key, identity.parts, {}))
-    bench.store.put_places("goal", {"fetch": Place(identity.key, 0.0, 0.0)}, True)
+    bench.store.save_last_results("goal", {"fetch": LastResult(identity.key, 0.0, 0.0)}, True)
     assert bench.examine(plan(**now))["fetch"].status == "fresh"
     os.utime(path, ns=(1, 1))
     assert bench.reason(plan(**now), "fetch") == "model.safetensors touched"
@@ -138,7 +138,7 @@ def test_watched_files(tmp_path: Path) -> None:
 
 def test_a_sentence_is_short() -> None:
     many = [Difference(str(n), "", "", f"d{n}") for n in range(9)]
-    assert sentence(many) == "d0, d1, d2 and 6 more"
+    assert summarize_differences(many) == "d0, d1, d2 and 6 more"
 
 
 def test_why_shows_both_sides() -> None:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder.core.events import Grew, Warned
+from builder.core.events import Expanded, Warned
 from builder.core.plan import Goal, Plan, check_plan
-from builder.core.record import Place
+from builder.core.record import LastResult
 from builder.core.step import Input, Resources, Step
 from tests.core.fakes import Bench, plan_of, with_params
 from tests.core.toy import step_of
@@ -76,8 +76,8 @@ def test_fan_out_is_announced_and_its_plan_is_grown() -> None:
     before = bench.examine(fan())
     assert (before["quantize"].status, before["quantize"].on) == ("blocked", ("list",))
     outcome = bench.build(fan())
-    grew = [event for event in bench.events if isinstance(event, Grew)]
-    assert grew == [Grew("q", ("q[x]", "q[y]", "q[z]"), ("quantize[x]", "quantize[y]", "quantize[z]"))]
+    grew = [event for event in bench.events if isinstance(event, Expanded)]
+    assert grew == [Expanded("q", ("q[x]", "q[y]", "q[z]"), ("quantize[x]", "quantize[y]", "quantize[z]"))]
     assert outcome.plan.goals[0].steps == ("src", "lst", "q[x]", "q[y]", "q[z]", "p")
     assert list(bench.examine(fan())) == ["source", "list", "quantize[x]", "quantize[y]", "quantize[z]", "package"]
 
@@ -276,7 +276,9 @@ def add(found: dict[str, Step], id_: str, inputs: dict[str, Input]) -> None:
 def test_of_a_sweep_the_critical_path_starts_first(seconds: dict[str, float], first: list[str]) -> None:
     bench = Bench(cpu=1)
     for goal in sweep().goals:
-        bench.store.put_places(goal.name, {name: Place("gone", 0.0, took) for name, took in seconds.items()}, True)
+        bench.store.save_last_results(
+            goal.name, {name: LastResult("gone", 0.0, took) for name, took in seconds.items()}, True
+        )
     assert bench.build(sweep()).exit_code == 0
     started = bench.executor.started
     assert started[: len(first)] == first

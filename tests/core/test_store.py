@@ -20,7 +20,7 @@ from builder.core.errors import StepError, UserError
 from builder.core.filestore import FileStore, open_store
 from builder.core.gc import gc
 from builder.core.memo import Memo
-from builder.core.record import Output, Place, Record
+from builder.core.record import LastResult, Output, Record
 
 KEY = "ab" * 32
 OTHER = "cd" * 32
@@ -40,7 +40,7 @@ def put(store: FileStore, key: str, **contents: bytes) -> Record:
     scratch = store.scratch()
     for name, data in contents.items():
         (scratch / name).write_bytes(data)
-    outputs = store.adopt({name: scratch / name for name in contents})
+    outputs = store.ingest({name: scratch / name for name in contents})
     store.discard(scratch)
     record = Record(key, PARTS, outputs, facts={"n": 1}, warnings=("w",), started=1.5, seconds=2.5, nbytes=3)
     store.commit(record)
@@ -71,7 +71,7 @@ def test_what_is_put_comes_back(store: FileStore) -> None:
 def test_nothing_is_created_before_something_is_written(tmp_path: Path) -> None:
     store = open_store(tmp_path / "new")
     assert store.load(KEY).problem == "absent"
-    assert store.places("goal") == {}
+    assert store.last_results("goal") == {}
     store.save_document("cache/meanings", {})
     assert not (tmp_path / "new").exists()
 
@@ -113,7 +113,7 @@ def test_a_damaged_blob_is_named_and_dropped(store: FileStore) -> None:
     assert store.load(KEY)._replace(record=None) == (None, "missing", "a")
 
 
-def test_a_touched_blob_is_hashed_once_and_restamped(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_touched_blob_is_hashed_once_and_its_mtime_updated(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builder.core.memo.RACY_NS", -(10**18))
     record = put(store, KEY, a=b"12345")
     blob = store.path(record.outputs["a"].digest)
@@ -141,8 +141,10 @@ def test_silent_damage_is_found_by_check_and_by_making_the_result_again(store: F
 
 def test_check_names_each_fault_with_its_steps_and_repairs(store: FileStore) -> None:
     record, other, third = put(store, KEY, a=b"12345"), put(store, OTHER, b=b"6"), put(store, KEY[::-1], c=b"789")
-    store.put_places("goal", {"lower": Place(KEY, 1.0, 1.0), "fetch": Place(OTHER, 1.0, 1.0)}, whole=True)
-    store.put_places("twin", {"lower": Place(KEY, 1.0, 1.0)}, whole=True)
+    store.save_last_results(
+        "goal", {"lower": LastResult(KEY, 1.0, 1.0), "fetch": LastResult(OTHER, 1.0, 1.0)}, whole=True
+    )
+    store.save_last_results("twin", {"lower": LastResult(KEY, 1.0, 1.0)}, whole=True)
     lost = store.path(third.outputs["c"].digest)
     damaged = store.path(record.outputs["a"].digest)
     overwrite(damaged, b"x", keep_mtime=True)
@@ -181,7 +183,7 @@ def test_a_result_that_others_could_change_is_copied(store: FileStore, tmp_path:
     scratch = store.scratch()
     os.link(tmp_path / "mine", scratch / "hard")
     (scratch / "soft").symlink_to(tmp_path / "mine")
-    outputs = store.adopt({"hard": scratch / "hard", "soft": scratch / "soft"})
+    outputs = store.ingest({"hard": scratch / "hard", "soft": scratch / "soft"})
     (tmp_path / "mine").write_bytes(b"2")
     assert {store.read(output.digest) for output in outputs.values()} == {b"1"}
     assert (tmp_path / "mine").stat().st_mode & 0o200
@@ -189,17 +191,17 @@ def test_a_result_that_others_could_change_is_copied(store: FileStore, tmp_path:
 
 def test_places_merge_and_write_only_when_something_moved(store: FileStore) -> None:
     now = time.time()
-    store.put_places("a/b", {"x": Place("1", now, 1.0), "y": Place("2", now, 1.0)}, whole=True)
+    store.save_last_results("a/b", {"x": LastResult("1", now, 1.0), "y": LastResult("2", now, 1.0)}, whole=True)
     path = next((store.root / "places").iterdir())
     before = path.stat().st_mtime_ns
-    store.put_places("a/b", {"x": Place("1", now + 5, 1.0)}, whole=False)
+    store.save_last_results("a/b", {"x": LastResult("1", now + 5, 1.0)}, whole=False)
     assert path.stat().st_mtime_ns == before
-    store.put_places("a/b", {"x": Place("3", now, 1.0)}, whole=False)
-    assert {name: place.key for name, place in store.places("a/b").items()} == {"x": "3", "y": "2"}
-    store.put_places("a/b", {"x": Place("3", now + 2 * 24 * 3600, 1.0)}, whole=True)
-    assert store.places("a/b") == {"x": Place("3", now + 2 * 24 * 3600, 1.0)}
+    store.save_last_results("a/b", {"x": LastResult("3", now, 1.0)}, whole=False)
+    assert {name: place.key for name, place in store.last_results("a/b").items()} == {"x": "3", "y": "2"}
+    store.save_last_results("a/b", {"x": LastResult("3", now + 2 * 24 * 3600, 1.0)}, whole=True)
+    assert store.last_results("a/b") == {"x": LastResult("3", now + 2 * 24 * 3600, 1.0)}
     path.write_text("{")
-    assert store.places("a/b") == {}
+    assert store.last_results("a/b") == {}
 
 
 def test_layout_version_and_foreign_folders(tmp_path: Path) -> None:
@@ -252,8 +254,8 @@ def test_a_store_that_can_only_be_read_still_answers(tmp_path: Path) -> None:
             os.seteuid(65534)
         reader = open_store(folder / "store")
         assert reader.load(KEY, repair=True).record
-        reader.put_places("goal", {"x": Place(KEY, 0.0, 0.0)}, whole=True)
-        assert reader.places("goal") == {}
+        reader.save_last_results("goal", {"x": LastResult(KEY, 0.0, 0.0)}, whole=True)
+        assert reader.last_results("goal") == {}
     finally:
         os.seteuid(before)
         for path in (folder, *folder.rglob("*")):
@@ -358,7 +360,7 @@ def test_gc_by_age_spares_what_a_place_uses(store: FileStore) -> None:
     for key in (KEY, OTHER):
         age(store, key, 1000)
     store.stop()
-    store.put_places("goal", {"x": Place(OTHER, time.time(), 0.0)}, whole=True)
+    store.save_last_results("goal", {"x": LastResult(OTHER, time.time(), 0.0)}, whole=True)
     dry = gc(store, max_age_s=500)
     assert (dry.records, dry.blobs, dry.nbytes, dry.kept_nbytes) == ((KEY,), 1, 5, 3)
     assert store.load(KEY).record
@@ -373,7 +375,7 @@ def test_gc_by_size_frees_the_longest_unused_first(store: FileStore) -> None:
         put(store, key, a=bytes([index]) * 100)
         age(store, key, 100 * (4 - index))
     store.stop()
-    store.put_places("goal", {"x": Place(keys[0], time.time(), 0.0)}, whole=True)
+    store.save_last_results("goal", {"x": LastResult(keys[0], time.time(), 0.0)}, whole=True)
     freed = gc(store, max_bytes=250, roots=[keys[1]], dry_run=False)
     assert (freed.records, freed.nbytes, freed.kept_nbytes) == ((keys[2], keys[3]), 200, 200)
     assert [store.load(key).problem for key in keys] == ["", "", "absent", "absent"]

@@ -20,7 +20,7 @@ from builder.core.filestore import FileStore, open_store
 from builder.core.plan import Plan
 from builder.core.run import Outcome, run
 from builder.core.step import Input, Resources
-from builder.core.task import Job, JobDone
+from builder.core.task import StepTask, TaskDone
 from builder.executors.local import LocalExecutor, capacity
 from tests.core import toy
 from tests.core.toy import step_of
@@ -223,7 +223,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(store: FileStore, sou
 
 def test_a_source_that_changes_after_it_was_fetched_is_refused_too(store: FileStore, source: Path) -> None:
     class Meddler(LocalExecutor):
-        def submit(self, job: Job) -> None:
+        def submit(self, job: StepTask) -> None:
             if job.name == "quantize[0]":
                 os.utime(source)
             super().submit(job)
@@ -284,12 +284,12 @@ def test_a_full_disk_is_a_clear_failure_and_leaves_nothing(tiny_disk: Path) -> N
 def test_stop_ends_running_steps_at_once(store: FileStore, tmp_path: Path) -> None:
     store.start()
     with LocalExecutor(store, capacity(1)) as executor:
-        job = Job("q", "q", "time:sleep", {}, {}, {}, Resources(), store.scratch())
+        job = StepTask("q", "q", "time:sleep", {}, {}, {}, Resources(), store.scratch())
         executor.submit(job)
         executor.stop()
         assert executor.wait(0) == []
         executor.submit(job._replace(function="tests.core.toy:misbehave", params={"how": "warn"}))
         reports = []
-        while not any(isinstance(report, JobDone) for report in reports):
+        while not any(isinstance(report, TaskDone) for report in reports):
             reports += executor.wait(5)
     store.stop()

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from builder.core.errors import StepError
-from builder.core.events import Event, Finished, Grew, Planned, Progress, Started, Waiting, Warned
+from builder.core.events import Event, Expanded, Finished, Planned, Progress, Started, Waiting, Warned
 from builder.core.plan import Goal, Plan
 from builder.core.step import Step
 from builder.report import lines as lines_module
@@ -51,7 +51,8 @@ def name_of(id_: str) -> str:
 
 
 BEGUN = [
-    Planned(plan()), started("fetch-1"), ended("fetch-1"), Grew("quantize-q4", ITEMS, ("quantize[0]", "quantize[1]")),
+    Planned(plan()), started("fetch-1"), ended("fetch-1"),
+    Expanded("quantize-q4", ITEMS, ("quantize[0]", "quantize[1]")),
     started(ITEMS[0]), Progress(ITEMS[0], "quantize[0]", 5, 10, "B", ""), started("lower-q8cpu"),
 ]  # fmt: skip
 

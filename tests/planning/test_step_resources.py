@@ -12,7 +12,7 @@ from builder.config.choices import find_folders
 from builder.config.schema import Metadata, Recipe
 from builder.core.step import Resources
 from builder.planner import resolve
-from builder.planner.graph import step_resources as demands
+from builder.planner.graph import step_resources
 from builder.planner.graph.graph import build_plan
 from tests.planning.test_sizing import LLAMA, MIXTRAL
 
@@ -34,19 +34,22 @@ def like(demo: Recipe, config: dict[str, object], **sizes: int) -> Recipe:
 def test_a_7b_llama(demo: Recipe) -> None:
     """Its reference was measured at 1.2 GB, its weights in 4 bits are 3.8 GB."""
     recipe = like(demo, LLAMA)
-    assert 1.2 * GB < demands.reference_bytes(recipe) < 3 * GB
-    assert 3.8 * GB < demands.running_bytes(recipe) < 6.5 * GB
-    assert demands.running_bytes(like(demo, LLAMA, max_batch_size=8)) > demands.running_bytes(recipe) + 3 * GB
-    assert demands.extent(recipe).widest == 11008
+    assert 1.2 * GB < step_resources.reference_bytes(recipe) < 3 * GB
+    assert 3.8 * GB < step_resources.running_bytes(recipe) < 6.5 * GB
+    assert (
+        step_resources.running_bytes(like(demo, LLAMA, max_batch_size=8))
+        > step_resources.running_bytes(recipe) + 3 * GB
+    )
+    assert step_resources.model_size(recipe).widest == 11008
 
 
 def test_transformers_holds_a_mixture_whole(demo: Recipe) -> None:
     recipe = like(demo, MIXTRAL)
-    assert demands.reference_bytes(recipe) > 4 * demands.extent(recipe).elements
+    assert step_resources.reference_bytes(recipe) > 4 * step_resources.model_size(recipe).elements
 
 
 def test_steps_of_the_plan_say_what_they_take(demo: Recipe) -> None:
     taken = {step.name: step.resources for step in build_plan([demo]).steps.values()}
-    assert taken["verify"] == Resources(1, demands.running_bytes(demo), 0)
-    assert taken["verify.reference"].memory_bytes == demands.reference_bytes(demo)
-    assert taken["calibrate"].memory_bytes == demands.reference_bytes(demo) + demands.moments_bytes(demo)
+    assert taken["verify"] == Resources(1, step_resources.running_bytes(demo), 0)
+    assert taken["verify.reference"].memory_bytes == step_resources.reference_bytes(demo)
+    assert taken["calibrate"].memory_bytes == step_resources.reference_bytes(demo) + step_resources.moments_bytes(demo)

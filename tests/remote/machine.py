@@ -13,7 +13,7 @@ from builder.core.filestore import FileStore
 from builder.core.record import decode_record
 from builder.core.run import Outcome, run
 from builder.core.step import Resources
-from builder.core.task import Job, JobDone, Report, Result
+from builder.core.task import StepResult, StepTask, TaskDone, TaskReport
 from builder.executors.output import StoreOut
 from builder.remote.location import Location
 from builder.remote.store import SharedStore, open_shared
@@ -27,20 +27,20 @@ class Hands:
 
     def __init__(self, store: FileStore) -> None:
         self.store = store
-        self.jobs: list[Job] = []
+        self.jobs: list[StepTask] = []
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: StepTask) -> None:
         self.jobs.append(job)
 
-    def wait(self, timeout_s: float) -> list[Report]:
+    def wait(self, timeout_s: float) -> list[TaskReport]:
         if not self.jobs:
             return []
         job = self.jobs.pop(0)
-        reports: list[Report] = []
+        reports: list[TaskReport] = []
         out = StoreOut(job, self.store, reports.append)
         module, _, function = job.function.partition(":")
         getattr(importlib.import_module(module), function)(job.params, job.inputs, out)
-        return [*reports, JobDone(job.id, Result(out.finish()))]
+        return [*reports, TaskDone(job.id, StepResult(out.finish()))]
 
     def stop(self) -> None:
         self.jobs.clear()

@@ -99,7 +99,7 @@ def test_an_upload_waits_while_blobs_are_removed(folder: Folder, neighbours: Mac
     folder.remove(record_name(record.key))
     store.offer(record)
     for _ in range(3):
-        store.news(0.1)
+        store.poll_events(0.1)
     assert upload_name(record.key) in folder.objects()
     assert record_name(record.key) not in folder.objects()
     bucket.write("GC", str(time.time() - 3600).encode())  # it died

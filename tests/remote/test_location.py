@@ -48,7 +48,7 @@ def test_refused(location: Location, said: str, hint: str, tmp_path: Path):
 def test_refused_when_it_is_needed(location: Location, said: str, hint: str, tmp_path: Path):
     store = open_shared(tmp_path, location)
     with pytest.raises(UserError) as caught:
-        store.seek("0" * 64)
+        store.request_remote("0" * 64)
     assert said in caught.value.message
     assert hint in caught.value.hint
 

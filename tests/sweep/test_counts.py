@@ -21,7 +21,7 @@ from builder.config.choices import Composed, find_folders
 from builder.config.compose import compose
 from builder.config.sweeps.objective import value_of
 from builder.core.errors import UserError
-from builder.core.task import Job
+from builder.core.task import StepTask
 from builder.planner import resolve
 from builder.planner.cell_memo import CellMemo
 from builder.planner.graph import graph
@@ -81,7 +81,7 @@ def cells(here: Path) -> list[Composed]:
     return made
 
 
-def counted(jobs: list[Job]) -> Counter[str]:
+def counted(jobs: list[StepTask]) -> Counter[str]:
     assert len({job.id for job in jobs}) == len(jobs), "a step ran twice"
     return runs(dict.fromkeys((job.id for job in jobs), 0.0))
 

@@ -11,7 +11,7 @@ import resource
 import sys
 from pathlib import Path
 
-from builder.core.task import Job, JobDone, Report
+from builder.core.task import StepTask, TaskDone, TaskReport
 from builder.executors import local
 
 TICKS = os.sysconf("SC_CLK_TCK")  # per second
@@ -19,17 +19,17 @@ STEPS: dict[str, float] = {}  # id -> CPU seconds
 
 
 class Measured(local.LocalExecutor):
-    def submit(self, job: Job) -> None:
+    def submit(self, job: StepTask) -> None:
         before = {worker.process.pid: used(worker.process.pid) for worker in self._workers}
         super().submit(job)
         worker = next(each for each in self._workers if each.job is job)
         STEPS[job.id] = -before.get(worker.process.pid, 0.0)
 
-    def wait(self, timeout_s: float) -> list[Report]:
+    def wait(self, timeout_s: float) -> list[TaskReport]:
         busy = {each.job.id: each.process.pid for each in self._workers if each.job}
         reports = super().wait(timeout_s)
         for report in reports:
-            if isinstance(report, JobDone):
+            if isinstance(report, TaskDone):
                 STEPS[report.id] += used(busy[report.id])
         return reports
 

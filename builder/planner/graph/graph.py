@@ -12,7 +12,7 @@ from builder.core.step import Step
 from builder.planner.cell_memo import CellMemo
 from builder.planner.graph.library import link_steps, lower_step
 from builder.planner.graph.package import app_step, package_step, web_page_steps
-from builder.planner.graph.placement import placed
+from builder.planner.graph.placement import with_cluster_resources
 from builder.planner.graph.ranks import rank_steps
 from builder.planner.graph.verify import reference_steps, verify_step
 from builder.planner.graph.weights import weight_steps
@@ -32,7 +32,7 @@ def build_plan(recipes: Sequence[Recipe]) -> Plan:
     for recipe in recipes:
         if (other := names.setdefault(recipe.name, recipe)) is not recipe:
             raise UserError(
-                f"two builds write to {recipe.name}: {asked(other)} and {asked(recipe)}",
+                f"two builds write to {recipe.name}: {_overrides_of(other)} and {_overrides_of(recipe)}",
                 "give each a name of its own: name=...",
             )
         chain, artifact = chain_of(recipe, linker, once)
@@ -41,7 +41,7 @@ def build_plan(recipes: Sequence[Recipe]) -> Plan:
     return Plan(steps, tuple(goals))
 
 
-def asked(recipe: Recipe) -> str:
+def _overrides_of(recipe: Recipe) -> str:
     """The overrides that made a recipe, as they were typed."""
     return " ".join(text.removeprefix("++") for text in recipe.overrides) or "no overrides"
 
@@ -69,4 +69,4 @@ def chain_of(recipe: Recipe, linker: str, once: CellMemo) -> tuple[list[Step], s
     if recipe.verify.enabled:
         references = once("references", of, lambda: reference_steps(recipe, weights))
         chain += [*references, verify_step(recipe, references, package)]
-    return placed(chain), made[-1].id
+    return with_cluster_resources(chain), made[-1].id

@@ -8,18 +8,18 @@ from dataclasses import replace
 from builder.core.step import Step
 
 # A sliver of what a node declares: it is there or not, and how many steps use it at one time the processors say.
-SOME = 0.001
+MIN_SHARE = 0.001
 DECLARED = ("nvcc", "ndk", "emcc", "npm", "xcrun")  # programs that a node says it has; every node has a linker
 
 
-def placed(steps: Iterable[Step]) -> list[Step]:
+def with_cluster_resources(steps: Iterable[Step]) -> list[Step]:
     """The steps of a recipe, each with the programs that it needs where it runs."""
-    return [_with(step, custom_of(step)) for step in steps]
+    return [_with(step, cluster_resources_of(step)) for step in steps]
 
 
-def custom_of(step: Step) -> dict[str, float]:
-    """{"nvcc": SOME} of lower for a GPU; empty for most."""
-    return {program: SOME for program in step.programs if program in DECLARED}
+def cluster_resources_of(step: Step) -> dict[str, float]:
+    """{"nvcc": MIN_SHARE} of lower for a GPU; empty for most."""
+    return {program: MIN_SHARE for program in step.programs if program in DECLARED}
 
 
 def _with(step: Step, custom: dict[str, float]) -> Step:

@@ -22,7 +22,7 @@ FLOAT32 = 4  # bytes
 _running: dict[tuple[Any, ...], int] = {}  # a sweep asks again and again
 
 
-class Extent(NamedTuple):
+class ModelSize(NamedTuple):
     """Of a model: elements of all parameters and of the largest, inputs of the widest linear layer, whether it is a
     mixture of experts."""
 
@@ -32,32 +32,32 @@ class Extent(NamedTuple):
     mixture: bool
 
 
-def extent(recipe: Recipe) -> Extent:
-    return _extent(recipe.family, canonical(recipe.architecture).decode())
+def model_size(recipe: Recipe) -> ModelSize:
+    return _model_size(recipe.family, canonical(recipe.architecture).decode())
 
 
 @lru_cache(maxsize=256)
-def _extent(family: str, architecture: str) -> Extent:
+def _model_size(family: str, architecture: str) -> ModelSize:
     import json
 
     module = architectures.load(family)
     table = module.parameters(module.from_architecture(json.loads(architecture)))
     sizes = [prod(parameter.shape) for parameter in table]
     widest = max(parameter.shape[-1] for parameter in table if parameter.kind in ("linear", "head"))
-    return Extent(sum(sizes), max(sizes), widest, any(parameter.kind == "router" for parameter in table))
+    return ModelSize(sum(sizes), max(sizes), widest, any(parameter.kind == "router" for parameter in table))
 
 
 def reference_bytes(recipe: Recipe) -> int:
     """transformers in float32 (verification/source_model): one module's weights, as they are stored and widened, and
     the logits; of a mixture, whose experts transformers fuses, all weights."""
-    found = extent(recipe)
+    found = model_size(recipe)
     weights = found.elements * FLOAT32 if found.mixture else 2 * found.largest * FLOAT32
     return GIB + weights + 2 * recipe.verify.logits_bytes
 
 
 def moments_bytes(recipe: Recipe) -> int:
     """The moments of one layer's inputs, float32 (in, in), of the widest and of another."""
-    return 2 * FLOAT32 * extent(recipe).widest ** 2
+    return 2 * FLOAT32 * model_size(recipe).widest ** 2
 
 
 def lowering_bytes(recipe: Recipe) -> int:

@@ -63,7 +63,7 @@ def reference_steps(recipe: Recipe, weights: Mapping[str, Step]) -> list[Step]:
 def verify_step(recipe: Recipe, references: Sequence[Step], package: Step) -> Step:
     """The check itself. A library that cannot run on this machine is not checked: its weights are, under another
     name."""
-    judged = {
+    params = {
         "name": recipe.name,
         "scheme": recipe.quant.name,
         "limits": limits_of(recipe, scheme_of(recipe.quant)),
@@ -74,7 +74,7 @@ def verify_step(recipe: Recipe, references: Sequence[Step], package: Step) -> St
         return Step(
             name="verify",
             function="builder.steps.verify:run",
-            params=judged,
+            params=params,
             inputs={"package": Input(package.id, "*"), **inputs},
             tools=("apache-tvm", "numpy"),
             validation=True,
@@ -83,7 +83,7 @@ def verify_step(recipe: Recipe, references: Sequence[Step], package: Step) -> St
     return Step(
         name="verify.weights",
         function="builder.steps.verify_weights:run",
-        params={**judged, "kind": platform_of(recipe.target)},
+        params={**params, "kind": platform_of(recipe.target)},
         inputs=inputs,
         tools=("numpy",),
         validation=True,

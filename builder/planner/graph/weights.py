@@ -12,7 +12,7 @@ from builder import architectures
 from builder.config.schema import Budget, Recipe
 from builder.core.step import Input, Resources, Step
 from builder.formats import quantized
-from builder.planner.graph.step_resources import extent, moments_bytes, reference_bytes
+from builder.planner.graph.step_resources import model_size, moments_bytes, reference_bytes
 from builder.planner.graph.verify import TORCH_TOOLS, source_inputs, text_digest
 from builder.planner.schemes.schemes import scheme_of
 from builder.quant.methods import CALIBRATED, METHODS
@@ -162,7 +162,9 @@ def quantize_step(recipe: Recipe, fetch: Step, shard: Step, measured: Sequence[S
             continue
         inputs["moments"] = Input(step.id, "moments/*")
         method["damping"] = recipe.quant.damping
-        memory_bytes += 6 * 8 * extent(recipe).widest ** 2  # the factor of the moments, in float64, with its scratch
+        memory_bytes += (
+            6 * 8 * model_size(recipe).widest ** 2
+        )  # the factor of the moments, in float64, with its scratch
     code = METHODS.get(recipe.quant.method)
     return Step(
         name="quantize",

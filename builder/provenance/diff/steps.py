@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from builder.core.examine import code_document
-from builder.core.reason import Side, differences, sentence
+from builder.core.reason import KeyState, differences, summarize_differences
 from builder.core.record import Record
 from builder.core.store import Store
 from builder.provenance.lock_file import Cell
@@ -36,8 +36,8 @@ def _reason(last: Record, now: Record, store: Store) -> str:
     """In the words of `build plan`."""
     ports = {*last.parts["inputs"], *now.parts["inputs"]}
     labels = {port: (f"input {port}", "") for port in ports}
-    return sentence(differences(_side(last, store), _side(now, store), labels))
+    return summarize_differences(differences(_side(last, store), _side(now, store), labels))
 
 
-def _side(record: Record, store: Store) -> Side:
-    return Side(record.parts, record.groups, store.load_document(code_document(record.parts["code"])))
+def _side(record: Record, store: Store) -> KeyState:
+    return KeyState(record.parts, record.groups, store.load_document(code_document(record.parts["code"])))
