@@ -44,7 +44,7 @@ def index(rooms: list[Path]) -> str:
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages; mkdocs calls it after it has listed docs/."""
     rooms = sorted(path for path in (ROOT / "builder").iterdir() if any(path.glob("*.py")))
-    pages = {f"{FOLDER}/{room.name}.md": page(room) for room in rooms} | {f"{FOLDER}/index.md": index(rooms)}
+    pages = {f"{FOLDER}/{room.name}.md": page(room) for room in rooms} | {f"{FOLDER}/modules.md": index(rooms)}
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
     return files
