@@ -15,7 +15,7 @@ Pass = tuple[str, Any]  # its name for people, and the pass
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """``tvm``: TVM's target, with its host; ``traits``: what kernels ask of the machine (an Isa or a Device);
+    """``tvm``: TVM's target, with its host; ``traits``: what kernels ask of the machine (an Isa or GpuTraits);
     ``description``: the recipe's target; ``prefix``: of the symbols of a library that is linked into an app, where
     there may be others."""
 

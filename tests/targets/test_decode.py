@@ -41,7 +41,7 @@ CASES = {
     "window": (replace(PLAIN, window=37, sinks=5, soft_cap=1.5), [[20, 300, 36], [1000]]),
 }  # fmt: skip
 
-AHEAD = ("one row", "many parts", "four rows", "80 wide", "window")  # with registers to ask for pages ahead
+PREFETCHED = ("one row", "many parts", "four rows", "80 wide", "window")  # with registers to load pages ahead
 
 
 @dataclass
@@ -59,11 +59,13 @@ def opencl(pocl: None) -> Any:
     return tvm.runtime.device("opencl", 0)
 
 
-def built(layout: CacheLayout, strips: int) -> Kernel:
+def built(layout: CacheLayout, rows_per_thread: int) -> Kernel:
     from tests.targets.opencl import Kernels
 
     machine = machine_of(TARGET, "x_")
-    kernel = schedule.decode(layout, replace(machine.traits, strips=strips)).with_attr("global_symbol", "decode")
+    kernel = schedule.decode(layout, replace(machine.traits, rows_per_thread=rows_per_thread)).with_attr(
+        "global_symbol", "decode"
+    )
     module = ir.IRModule({"decode": kernel})
     with machine.tvm, tvm.transform.PassContext(opt_level=3):
         for _, transform in gpu_code.passes(machine):
@@ -121,11 +123,13 @@ def expected(layout: CacheLayout, q: np.ndarray, k: np.ndarray, value: np.ndarra
     return weights @ value / weights.sum(), float(np.log2(weights.sum()))
 
 
-@pytest.mark.parametrize(("case", "strips"), [*((case, 1) for case in CASES), *((case, 2) for case in AHEAD)])
-def test_against_numpy(case: str, strips: int, opencl: Any):
+@pytest.mark.parametrize(
+    ("case", "rows_per_thread"), [*((case, 4) for case in CASES), *((case, 8) for case in PREFETCHED)]
+)
+def test_against_numpy(case: str, rows_per_thread: int, opencl: Any):
     """The result and its lse, also of a sequence without tokens; short contexts in one launch."""
     layout, batches = CASES[case]
-    kernel = built(layout, strips)
+    kernel = built(layout, rows_per_thread)
     for lengths in batches:
         check(layout, kernel, lengths, opencl)
 

@@ -24,7 +24,7 @@ from builder.lowering.backends import gpu as gpu_code
 from builder.lowering.kernel_modules import Schedules
 from builder.lowering.machine import machine_of
 from builder.lowering.passes.kernels import check_covered, with_schedules
-from builder.lowering.schedules.gpu.block import SHARED_BYTES, THREADS, Device
+from builder.lowering.schedules.gpu.block import SHARED_BYTES, THREADS, GpuTraits
 from builder.models.decoder import Model
 from builder.ops.emit import label_of
 from builder.planner.schemes.schemes import scheme_of
@@ -252,7 +252,7 @@ def test_every_label_of_every_family_has_a_kernel(family: str):
         module, _ = model.export_tvm(spec=model.functions())
         labels = {label.op for function in module.functions.values() if (label := label_of(function))}
         assert labels <= Schedules("gpu").keys()
-        after = with_schedules(Schedules("gpu"), Device(THREADS, SHARED_BYTES))(module)
+        after = with_schedules(Schedules("gpu"), GpuTraits(THREADS, SHARED_BYTES))(module)
         assert not any(label_of(function) for function in after.functions.values())
 
 

@@ -21,6 +21,7 @@ __all__ = ["elementwise", "generate", "machine_of", "metadata", "passes"]
 SHARED_BYTES = 48 << 10  # that every block may have
 OTHER_BYTES = 4 << 10  # of them for other things than an input row
 LOAD_BYTES = 16
+ROWS_PER_THREAD = 8  # of a large product: NVIDIA's GPUs have the registers
 COMPILER = "tvm_callback_cuda_compile"  # the function of the registry that TVM compiles CUDA with
 
 
@@ -29,11 +30,13 @@ def machine_of(target: Mapping[str, Any], prefix: str = "") -> Machine:
     arch = target["arch"][-1]  # it steers no kernel here; the compiler gets all of them
     machine = gpu.machine_of(target, prefix, arch=arch)
     limit = target["limits"]["max_shared_memory_bytes"] or SHARED_BYTES
-    traits = replace(machine.traits, strips=2, room=(min(limit, SHARED_BYTES) - OTHER_BYTES) // 4)
+    traits = replace(
+        machine.traits, rows_per_thread=ROWS_PER_THREAD, smem_values=(min(limit, SHARED_BYTES) - OTHER_BYTES) // 4
+    )
     traits = replace(traits, load_bytes=LOAD_BYTES, shuffles=True)
     if dependent_launch.is_possible(target):
-        launch = {"ready": dependent_launch.READY, "start": dependent_launch.START, "late": dependent_launch.LATE}
-        traits = replace(traits, **launch)
+        names = dependent_launch
+        traits = replace(traits, pdl_wait=names.WAIT, pdl_trigger=names.TRIGGER, pdl_off=names.OFF)
     return replace(machine, traits=traits)
 
 
@@ -50,7 +53,7 @@ def device_code(functions: Any, machine: Machine, progress: StageProgress) -> An
 
     def compiled(source: str) -> bytes:
         declared = peer_sum.LINES + peer_sum.SENDER if "keep_peers(" in source else ""
-        whole = declared + (dependent_launch.waiting(source) if dependent else source)
+        whole = declared + (dependent_launch.insert_waits(source) if dependent else source)
         code = cuda.compile_kernels(whole, arch)
         if progress.observer:
             progress.observer.device_code(whole, machine.kind)
@@ -58,7 +61,7 @@ def device_code(functions: Any, machine: Machine, progress: StageProgress) -> An
         return code
 
     tvm.register_global_func(COMPILER, compiled, override=True)
-    return gpu.source_code(dependent_launch.tagged()(functions) if dependent else functions, machine)
+    return gpu.source_code(dependent_launch.mark_kernels()(functions) if dependent else functions, machine)
 
 
 def metadata(model: Any, target: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Kernels that start before the kernel in front of them is done: CUDA's programmatic dependent launch, from sm_90 on.
+"""Programmatic dependent launch (PDL) on CUDA, from sm_90 on: a kernel starts before the one in front of it is done.
 
 A kernel's blocks come up, and matrix products ask for their weights, while the kernel before still runs; a decoded
 token is some 300 kernels of a few microseconds, so this is a good part of it. Each kernel lets the next one start
@@ -19,11 +19,11 @@ from tvm import ir, tirx, transform
 
 from builder.targets import cuda
 
-READY = "inputs_ready"  # what a kernel calls that has a better place for the wait than its start
-START = "next_may_start"  # what one calls that lets the next one start later than at its own start
-LATE = "starts_late"  # what one calls that does not start early
+WAIT = "inputs_ready"  # what a kernel calls that has a better place for the wait than its start
+TRIGGER = "next_may_start"  # what one calls that lets the next one start later than at its own start
+OFF = "starts_late"  # what one calls that does not start early
 LAUNCH = "tirx.kernel_launch_params"
-EARLY = "tirx.use_programtic_dependent_launch"  # as TVM's runtime spells it (src/runtime/metadata.h)
+DEPENDENT = "tirx.use_programtic_dependent_launch"  # as TVM's runtime spells it (src/runtime/metadata.h)
 KERNEL = re.compile(r'^extern "C" __global__ void [^;{]*\{\n', re.MULTILINE)
 
 
@@ -32,41 +32,44 @@ def is_possible(target: Mapping[str, Any]) -> bool:
     return target["kind"] == "cuda" and cuda.starts_early(target["arch"])
 
 
-def tagged() -> transform.Pass:
-    """For device functions: TVM's runtime launches them early. Those of many equal blocks that compute for long do not:
-    they would go to where the kernel before leaves room, and not to all multiprocessors alike (a prefill of 128 tokens
-    took a fifth longer)."""
+def mark_kernels() -> transform.Pass:
+    """For device functions: TVM's runtime launches them by PDL. Those of many equal blocks that compute for long opt
+    out: they would go to where the kernel before leaves room, and not to all multiprocessors alike (a prefill of 128
+    tokens took a fifth longer)."""
 
     def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
         functions = {
-            variable: function.with_attr(LAUNCH, [*function.attrs[LAUNCH], *([] if is_late(function) else [EARLY])])
+            variable: function.with_attr(
+                LAUNCH, [*function.attrs[LAUNCH], *([] if is_opted_out(function) else [DEPENDENT])]
+            )
             for variable, function in module.functions_items()
         }
         return ir.IRModule(functions, attrs=module.attrs)
 
-    return transform.module_pass(rewrite, opt_level=0, name="EarlyLaunch")
+    return transform.module_pass(rewrite, opt_level=0, name="DependentLaunch")
 
 
-def is_late(function: Any) -> bool:
-    found = []
+def is_opted_out(function: Any) -> bool:
+    """Whether a device function says that it is launched without PDL."""
+    calls = []
 
-    def look(statement: Any) -> None:
+    def visit(statement: Any) -> None:
         call = statement.value
-        if isinstance(call, ir.Call) and call.op.name == "tirx.call_extern" and str(call.args[0].value) == LATE:
-            found.append(statement)
+        if isinstance(call, ir.Call) and call.op.name == "tirx.call_extern" and str(call.args[0].value) == OFF:
+            calls.append(statement)
 
-    tvm_ffi.structural_walk(function.body, (tirx.Evaluate, look))
-    return bool(found)
+    tvm_ffi.structural_walk(function.body, (tirx.Evaluate, visit))
+    return bool(calls)
 
 
-def waiting(source: str) -> str:
+def insert_waits(source: str) -> str:
     """The source of kernels with the waits in it. Without __restrict__: what may not be written by others may be read
     at any time, so that the compiler moves loads to either side of a wait."""
     source = source.replace(" __restrict__", "")
-    starts = [found.end() for found in KERNEL.finditer(source)]
+    starts = [match.end() for match in KERNEL.finditer(source)]
     parts, ends = [cuda.EARLY_START, source[: starts[0]] if starts else source], [*starts[1:], len(source)]
     for start, end in zip(starts, ends, strict=False):
-        wait = "" if f"{READY}()" in source[start:end] else f"  {READY}();\n"
-        begin = "" if f"{START}()" in source[start:end] else f"  {START}();\n"
-        parts += [begin + wait, source[start:end]]
+        wait = "" if f"{WAIT}()" in source[start:end] else f"  {WAIT}();\n"
+        trigger = "" if f"{TRIGGER}()" in source[start:end] else f"  {TRIGGER}();\n"
+        parts += [trigger + wait, source[start:end]]
     return "".join(parts)

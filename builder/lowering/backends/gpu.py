@@ -19,7 +19,7 @@ from builder.lowering.machine import Machine, Pass, host_target
 from builder.lowering.passes import shared_memory
 from builder.lowering.progress import StageProgress
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import SHARED_BYTES, THREADS, Device
+from builder.lowering.schedules.gpu.block import SHARED_BYTES, THREADS, GpuTraits
 
 KERNELS = Kernels("gpu")
 HOST = [
@@ -44,7 +44,7 @@ def machine_of(target: Mapping[str, Any], prefix: str = "", **options: Any) -> M
     check_limits(target["limits"])
     description = {"kind": target["kind"], "max_num_threads": THREADS, **options}
     found = tvm.target.Target(description, host=host_target(target))
-    return Machine(found, KERNELS, Device(THREADS, SHARED_BYTES), target, prefix)
+    return Machine(found, KERNELS, GpuTraits(THREADS, SHARED_BYTES), target, prefix)
 
 
 def check_limits(limits: Mapping[str, Any]) -> None:
@@ -122,6 +122,6 @@ def metadata(model: Any, target: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def elementwise(args: Sequence[Any], count: int, store: Callable[..., Callable[[Any], None]], traits: Device) -> Any:
+def elementwise(args: Sequence[Any], count: int, store: Callable[..., Callable[[Any], None]], traits: GpuTraits) -> Any:
     """A thread for each value."""
-    return b.kernel(args, lambda *buffers: b.each(traits, count, store(*buffers)))
+    return b.kernel(args, lambda *buffers: b.for_each(traits, count, store(*buffers)))

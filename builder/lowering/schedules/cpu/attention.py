@@ -99,7 +99,7 @@ def softmax_row(isa: Isa, scores: Buffer, start: Expr, length: Expr) -> tuple[Ex
     v.store(running, 0, v.splat(v.MINUS_INFINITY, lanes), lanes)
     with v.loop(steps) as step:
         v.store(running, 0, T.max(v.load(running, 0, lanes), v.load(scores, start + step * lanes, lanes)), lanes)
-    top = T.Bind(v.largest(v.load(running, 0, lanes), lanes))
+    top = T.Bind(v.lane_max(v.load(running, 0, lanes), lanes))
     sums = v.scratch(lanes)
     v.store(sums, 0, v.splat(0.0, lanes), lanes)
     with v.loop(steps) as step:
@@ -109,14 +109,14 @@ def softmax_row(isa: Isa, scores: Buffer, start: Expr, length: Expr) -> tuple[Ex
         weight = T.Bind(tirx.Select(seen, power, v.splat(0.0, lanes)))
         v.store(scores, start + step * lanes, weight, lanes)
         v.store(sums, 0, v.load(sums, 0, lanes) + weight, lanes)
-    return top, T.Bind(v.total(v.load(sums, 0, lanes), lanes))
+    return top, T.Bind(v.lane_sum(v.load(sums, 0, lanes), lanes))
 
 
 def sum_values(
     isa: Isa, width: int, queries: Queries, keys: Keys, scores: Buffer, length: Expr, sums: Buffer, out: Buffer
 ) -> None:
     """out[row] = sum over tokens of weight * value / sum of weights, a few vectors of features at a time."""
-    rows, lanes = len(queries.starts), isa.fitting(width)
+    rows, lanes = len(queries.starts), isa.widest_divisor(width)
     for first in range(0, width // lanes, 4):
         parts = range(first, min(first + 4, width // lanes))
         acc = v.scratch(rows * len(parts) * lanes)
@@ -197,7 +197,7 @@ def decode(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
 
         tasks = batch * (layout.key_heads * blocks)
         size = paged.table.shape[0] * (PAGE * heads * width)
-        v.either(size >= v.PARALLEL_MACS, lambda: spread(tasks, task), lambda: alone(tasks, task))
+        v.if_else(size >= v.PARALLEL_MACS, lambda: spread(tasks, task), lambda: alone(tasks, task))
 
     result = (batch, heads, width)
     return v.kernel(

@@ -69,7 +69,7 @@ def split_rotary(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
 def angles(layout: CacheLayout, isa: Isa, position: Expr, sine: Buffer, cosine: Buffer) -> None:
     """sin and cos of position * inv_freq, scaled; the frequencies are constants of the library."""
     half = layout.rotary_dim // 2
-    lanes = isa.fitting(half)
+    lanes = isa.widest_divisor(half)
     frequency = v.scratch(half)
     for index, value in enumerate(layout.inv_freq):
         v.store(frequency, index, tirx.const(value, "float32"))
@@ -84,7 +84,7 @@ def rotate(
     layout: CacheLayout, isa: Isa, x: Buffer, source: Expr, y: Buffer, target: Expr, sine: Buffer, cosine: Buffer
 ) -> None:
     half = layout.rotary_dim // 2
-    lanes = isa.fitting(half)
+    lanes = isa.widest_divisor(half)
     with v.loop(half // lanes) as step:
         at = step * lanes
         low, high = (T.Bind(v.load(x, source + at + shift, lanes)) for shift in (0, half))
@@ -97,7 +97,7 @@ def rotate(
 
 
 def copy(x: Buffer, source: Expr, y: Buffer, target: Expr, count: int, isa: Isa) -> None:
-    v.strips(count, isa.lanes, lambda at, lanes: v.store(y, target + at, v.load(x, source + at, lanes), lanes))
+    v.for_vectors(count, isa.lanes, lambda at, lanes: v.store(y, target + at, v.load(x, source + at, lanes), lanes))
 
 
 def append(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
@@ -128,7 +128,7 @@ def append(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
 def merge(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
     """Two attention results over disjoint keys into the first: weights 2^lse, as in a softmax over both."""
     heads, width, rows = layout.query_heads, layout.head_dim, v.size("rows")
-    lanes = isa.fitting(width)
+    lanes = isa.widest_divisor(width)
 
     def body(out: Buffer, lse: Buffer, other: Buffer, other_lse: Buffer) -> None:
         def one(row: Expr) -> None:

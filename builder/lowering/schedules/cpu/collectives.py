@@ -24,7 +24,7 @@ def add(label: AddLabel, isa: Isa) -> tirx.PrimFunc:
                     value = value + v.to_float32(v.load(rest[-2], start, count), label.dtype, count, isa)
                 v.store(rest[-1], at, value + v.load(rest[0], at, count) if residual else value, count)
 
-            v.strips(width, isa.lanes, strip)
+            v.for_vectors(width, isa.lanes, strip)
 
         v.for_rows(rows, width, one)
 
@@ -43,7 +43,7 @@ def joined(label: JoinedLabel, isa: Isa) -> tirx.PrimFunc:
                     part = v.load(x, (rank * rows + row) * width + start, count)
                     v.store(y, row * (ranks * width) + rank * width + start, part, count)
 
-                v.strips(width, isa.lanes, move)
+                v.for_vectors(width, isa.lanes, move)
 
         v.for_rows(rows, ranks * width, one)
 

@@ -23,7 +23,7 @@ def each(width: int, cost: int, value: Any, isa: Isa) -> tirx.PrimFunc:
                 at = row * width + start
                 v.store(y, at, value(T.Bind(v.load(x, at, count)), count), count)
 
-            v.strips(width, isa.lanes, some)
+            v.for_vectors(width, isa.lanes, some)
 
         v.for_rows(rows, width * cost, one)
 

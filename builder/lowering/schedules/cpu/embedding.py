@@ -37,7 +37,7 @@ def plain_row(table: Plain, stored: tuple[Buffer, ...], place: Expr, y: Buffer, 
         raw = v.load(stored[0], place * table.k + start, count)
         v.store(y, row * table.k + start, v.to_float32(raw, table.dtype, count, table.isa), count)
 
-    v.strips(table.k, table.isa.lanes, convert)
+    v.for_vectors(table.k, table.isa.lanes, convert)
 
 
 def packed_row(table: Grouped, stored: tuple[Buffer, ...], place: Expr, y: Buffer, row: Expr) -> None:

@@ -39,7 +39,7 @@ def expert_linear(label: ExpertLinearLabel, isa: Isa) -> tirx.PrimFunc | None:
                 with v.loop(weight.vectors) as step:
                     weight.dot(stored, ready, first + n, step, acc)
                 for r in range(OUTPUTS):
-                    dot = v.total(v.load(acc, r * weight.lanes, weight.lanes), weight.lanes)
+                    dot = v.lane_sum(v.load(acc, r * weight.lanes, weight.lanes), weight.lanes)
                     v.store(y, p * outputs + n + r, dot)
 
         def spread() -> None:
@@ -50,7 +50,7 @@ def expert_linear(label: ExpertLinearLabel, isa: Isa) -> tirx.PrimFunc | None:
             with v.loop(pairs) as p:
                 pair(p, outputs * weight.k >= v.PARALLEL_MACS)
 
-        v.either(pairs >= tirx.const(MANY, "int64"), spread, alone)
+        v.if_else(pairs >= tirx.const(MANY, "int64"), spread, alone)
 
     shape = (rows, 2 * top) if label.shared else (tokens, 2 * top)
     args = [Arg("x", (rows, weight.k)), Arg("routes", shape), *weight.args, Arg("y", (pairs, outputs))]

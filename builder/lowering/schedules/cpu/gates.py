@@ -23,7 +23,7 @@ def silu_mul(label: SiluMulLabel, isa: Isa) -> tirx.PrimFunc:
                 decay = v.exp2(gate * v.splat(-v.LOG2_E, count), count)
                 v.store(y, row * width + start, gate / (v.splat(1.0, count) + decay) * up, count)
 
-            v.strips(width, isa.lanes, gated)
+            v.for_vectors(width, isa.lanes, gated)
 
         v.for_rows(rows, width * COSTLY, one)
 
@@ -41,7 +41,7 @@ def gelu_mul(label: GeluMulLabel, isa: Isa) -> tirx.PrimFunc:
                 gate, up = T.Bind(v.load(gate_up, at, count)), v.load(gate_up, at + width, count)
                 v.store(y, row * width + start, tanh_gelu(gate, count) * up, count)
 
-            v.strips(width, isa.lanes, gated)
+            v.for_vectors(width, isa.lanes, gated)
 
         v.for_rows(rows, width * COSTLY, one)
 

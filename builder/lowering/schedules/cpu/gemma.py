@@ -31,7 +31,7 @@ def gemma_norm(label: GemmaNormLabel, isa: Isa) -> tirx.PrimFunc:
                 value = v.load(x, at, count) * v.splat(scale, count) * gain
                 v.store(y, at, value + v.load(rest[0], at, count) if residual else value, count)
 
-            v.strips(width, isa.lanes, scaled)
+            v.for_vectors(width, isa.lanes, scaled)
 
         v.for_rows(rows, width * 2, one)
 
@@ -83,7 +83,7 @@ def head_norm_rotary(label: HeadNormRotaryLabel, isa: Isa) -> tirx.PrimFunc:
                 gain = v.splat(1.0, count) + v.to_float32(v.load(weight, start, count), dtype, count, isa)
                 v.store(out, start, v.load(x, at + start, count) * v.splat(scale, count) * gain, count)
 
-            v.strips(width, isa.lanes, some)
+            v.for_vectors(width, isa.lanes, some)
 
         v.for_rows(rows, heads * width * 4, one)
 

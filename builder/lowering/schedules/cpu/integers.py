@@ -45,7 +45,7 @@ class Product:
 
 def linear(p: Product) -> None:
     """Few rows (see linear.py) one by one, many by panels."""
-    v.either(p.rows <= tirx.const(FEW, "int64"), lambda: few_rows(p), lambda: many_rows(p))
+    v.if_else(p.rows <= tirx.const(FEW, "int64"), lambda: few_rows(p), lambda: many_rows(p))
 
 
 def lanes_of(label: RoundedLinearLabel, isa: Isa) -> int:
@@ -85,7 +85,7 @@ def row_sums(p: Product) -> Buffer:
         if p.words % lanes:
             ready = tail(p, row)
             v.store(acc, 0, multiply_add(v.load(acc, 0, lanes), ones, v.load(ready, 0, lanes), lanes), lanes)
-        v.store(sums, row, v.total(v.load(acc, 0, lanes), lanes) * tirx.const(-128, "int32"))
+        v.store(sums, row, v.lane_sum(v.load(acc, 0, lanes), lanes) * tirx.const(-128, "int32"))
     return sums
 
 
@@ -122,7 +122,7 @@ def few_rows(p: Product) -> None:
             if ready is not None:
                 add(T.Bind(v.load(ready, 0, lanes)), p.words - lanes)
             for r, acc in enumerate(accs):
-                dot = v.total(v.load(acc, 0, lanes), lanes) + v.load(sums, row)
+                dot = v.lane_sum(v.load(acc, 0, lanes), lanes) + v.load(sums, row)
                 scaled = tirx.Cast("float32", dot) * v.load(p.scales, row) * v.load(p.weight_scales, n + r)
                 v.store(p.y, row * p.n + n + r, p.start.at(row, n + r, 1) + scaled)
 

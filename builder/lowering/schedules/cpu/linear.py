@@ -56,7 +56,7 @@ def split(label: LinearLabel, isa: Isa, buffers: tuple[Buffer, ...]) -> tuple[Bu
 
 
 def multiply_rows(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, start: Start, y: Buffer, rows: Expr) -> None:
-    v.either(
+    v.if_else(
         rows <= tirx.const(FEW, "int64"),
         lambda: few(weight, stored, x, start, y, rows),
         lambda: many_rows(weight, stored, x, start, y, rows),
@@ -124,7 +124,7 @@ def few_rows(
             with v.loop(weight.vectors) as step:
                 weight.dot(stored, ready, n, step, acc)
             for r in range(outputs):
-                dot = v.total(v.load(acc, r * lanes, lanes), lanes)
+                dot = v.lane_sum(v.load(acc, r * lanes, lanes), lanes)
                 v.store(y, row * weight.n + n + r, start.at(row, n + r, 1) + dot)
 
 
@@ -194,7 +194,7 @@ def multiply(weight: Weight, panel: Panel, x: Buffer, start: Start, y: Buffer, r
         for r, part, at in places:
             v.store(acc, at, v.load(y, real[r] * weight.n + n + part, lanes), lanes)
 
-    v.either(panel.first == 0, from_start, from_sums)
+    v.if_else(panel.first == 0, from_start, from_sums)
     with v.loop(panel.depth) as k:
         columns = {part: T.Bind(v.load(panel.data, k * width + part, lanes)) for part in range(0, width, lanes)}
         values = [T.Bind(v.load(x, real[r] * weight.k + panel.first + k)) for r in range(ROWS)]

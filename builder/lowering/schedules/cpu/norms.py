@@ -42,7 +42,7 @@ def scaled(
         value = v.load(x, at, count) * v.splat(scale, count) * gain
         v.store(y, at, value if residual is None else value + v.load(residual, at, count), count)
 
-    v.strips(width, isa.lanes, strip)
+    v.for_vectors(width, isa.lanes, strip)
 
 
 def inverse_rms(x: Buffer, start: Expr, width: int, eps: float, lanes: int) -> Expr:
@@ -70,8 +70,8 @@ def summed(term: Callable[[Expr, int], Expr], width: int, lanes: int) -> Expr:
         into = vector_sum if count == lanes else single_sum
         v.store(into, 0, v.load(into, 0, count) + term(at, count), count)
 
-    v.strips(width, lanes, add)
-    return v.total(v.load(vector_sum, 0, lanes), lanes) + v.load(single_sum, 0)
+    v.for_vectors(width, lanes, add)
+    return v.lane_sum(v.load(vector_sum, 0, lanes), lanes) + v.load(single_sum, 0)
 
 
 def layer_norm(label: LayerNormLabel, isa: Isa) -> tirx.PrimFunc:
@@ -97,7 +97,7 @@ def layer_norm(label: LayerNormLabel, isa: Isa) -> tirx.PrimFunc:
                 centered = v.load(x, start + inside, count) - v.splat(mean, count)
                 v.store(y, start + inside, centered * v.splat(scale, count) * gain + shift, count)
 
-            v.strips(width, isa.lanes, strip)
+            v.for_vectors(width, isa.lanes, strip)
 
         v.for_rows(rows, width * 3, one)
 
@@ -123,7 +123,7 @@ def qk_norm(label: QKNormLabel, isa: Isa) -> tirx.PrimFunc:
                 at = row * features + starts[2] + inside
                 v.store(y, at, v.load(x, at, count), count)
 
-            v.strips(features - starts[2], isa.lanes, move)
+            v.for_vectors(features - starts[2], isa.lanes, move)
 
         v.for_rows(rows, features * 2, one)
 

@@ -28,11 +28,11 @@ def row_scale(label: RowScaleLabel, isa: Isa) -> tirx.PrimFunc:
 
             def larger(start: Expr, count: int) -> None:
                 value = v.load(x, row * k + start, count)
-                size = T.call_llvm_pure_intrin(v.typed("float32", count), "llvm.fabs", value)
+                size = T.call_llvm_pure_intrin(v.vector_type("float32", count), "llvm.fabs", value)
                 v.store(most, 0, T.max(size, v.load(most, 0, count)), count)
 
-            v.strips(k, lanes, larger)
-            largest = v.largest(v.load(most, 0, lanes), lanes)
+            v.for_vectors(k, lanes, larger)
+            largest = v.lane_max(v.load(most, 0, lanes), lanes)
             v.store(y, row, largest / tirx.const(BYTE_LARGEST[label.activation], "float32"))
 
         v.for_rows(rows, k, one)
@@ -59,7 +59,7 @@ def rounded(label: RoundedLabel, isa: Isa) -> tirx.PrimFunc:
                 code = byte_of(T.Bind(v.bits(alive, "float32", count) / v.splat(step, count)), kind, count)
                 v.store(out, row * width + start, v.cast(code, "uint8", count), count)
 
-            v.strips(k, isa.lanes, convert)
+            v.for_vectors(k, isa.lanes, convert)
             for place in range(k, width):
                 v.store(out, row * width + place, tirx.const(0, "uint8"))
 
@@ -81,7 +81,7 @@ def widened(codes: Buffer, scales: Buffer, rows: Expr, k: int, kind: str, isa: I
             value = byte_value(code, kind, count)
             v.store(x, row * k + start, value * v.splat(scale, count), count)
 
-        v.strips(k, isa.lanes, convert)
+        v.for_vectors(k, isa.lanes, convert)
 
     v.for_rows(rows, k * 2, one)
     return x

@@ -33,4 +33,4 @@ def copy_row(x: Buffer, source: Expr, y: Buffer, target: Expr, width: int, isa: 
     def move(start: Expr, count: int) -> None:
         v.store(y, target * width + start, v.load(x, source * width + start, count), count)
 
-    v.strips(width, isa.lanes, move)
+    v.for_vectors(width, isa.lanes, move)

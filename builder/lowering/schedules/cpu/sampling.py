@@ -39,7 +39,7 @@ def softmax_with_temperature(vocab: int, isa: Isa) -> tirx.PrimFunc:
             def scale(at: Expr, count: int) -> None:
                 v.store(probs, start + at, v.load(probs, start + at, count) * v.splat(inverse, count), count)
 
-            v.strips(vocab, lanes, scale)
+            v.for_vectors(vocab, lanes, scale)
 
     rows = (batch, 1, vocab)
     return v.kernel([Arg("logits", rows), Arg("temperature", (batch,)), Arg("probs", rows)], body)
@@ -50,10 +50,10 @@ def largest(values: Buffer, start: Expr, count: int, lanes: int) -> Expr:
     v.store(best, 0, v.load(values, start))
 
     def compare(at: Expr, width: int) -> None:
-        found = v.largest(v.load(values, start + at, width), width)
+        found = v.lane_max(v.load(values, start + at, width), width)
         v.store(best, 0, T.max(v.load(best, 0), found))
 
-    v.strips(count, lanes, compare)
+    v.for_vectors(count, lanes, compare)
     return T.Bind(v.load(best, 0))
 
 
@@ -66,9 +66,9 @@ def powers(values: Buffer, start: Expr, count: int, lanes: int, top: Expr, facto
         exponent = (v.load(values, start + at, width) - v.splat(top, width)) * v.splat(factor, width)
         power = T.Bind(v.exp2(exponent, width))
         v.store(out, start + at, power, width)
-        v.store(total, 0, v.load(total, 0) + v.total(power, width))
+        v.store(total, 0, v.load(total, 0) + v.lane_sum(power, width))
 
-    v.strips(count, lanes, one)
+    v.for_vectors(count, lanes, one)
     return T.Bind(v.load(total, 0))
 
 
@@ -117,12 +117,12 @@ def merge(probs: Buffer, base: Expr, tokens: Buffer, spare: Buffer, start: Expr,
         def by_value() -> None:
             here = v.load(probs, base + wide(v.load(tokens, base + left)))
             there = v.load(probs, base + wide(v.load(tokens, base + right)))
-            v.either(here >= there, lambda: take(first, left), lambda: take(second, right))
+            v.if_else(here >= there, lambda: take(first, left), lambda: take(second, right))
 
         def one_is_empty() -> None:
-            v.either(left < middle, lambda: take(first, left), lambda: take(second, right))
+            v.if_else(left < middle, lambda: take(first, left), lambda: take(second, right))
 
-        v.either(tirx.And(left < middle, right < end), by_value, one_is_empty)
+        v.if_else(tirx.And(left < middle, right < end), by_value, one_is_empty)
 
 
 def sample_with_top_p(isa: Isa) -> tirx.PrimFunc:

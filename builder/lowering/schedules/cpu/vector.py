@@ -37,7 +37,7 @@ class Isa:
     f16c: bool
     vnni: bool = False
 
-    def fitting(self, width: int) -> int:
+    def widest_divisor(self, width: int) -> int:
         """The most lanes, at most the register's, that divide ``width``."""
         return math.gcd(self.lanes, width)
 
@@ -91,17 +91,17 @@ def splat(value: Expr | float | int, lanes: int, dtype: str = "float32") -> Expr
     return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
 
 
-def typed(dtype: str, lanes: int) -> str:
+def vector_type(dtype: str, lanes: int) -> str:
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
 
 def cast(value: Expr, dtype: str, lanes: int) -> Expr:
-    return tirx.Cast(typed(dtype, lanes), value)
+    return tirx.Cast(vector_type(dtype, lanes), value)
 
 
 def bits(value: Expr, dtype: str, lanes: int) -> Expr:
     """The same bits as another type of the same size."""
-    return T.reinterpret(typed(dtype, lanes), value)
+    return T.reinterpret(vector_type(dtype, lanes), value)
 
 
 def to_float32(value: Expr, dtype: str, lanes: int, isa: Isa) -> Expr:
@@ -141,7 +141,7 @@ def transposed(rows: Sequence[Expr]) -> list[Expr]:
     return turned
 
 
-def total(value: Expr, lanes: int) -> Expr:
+def lane_sum(value: Expr, lanes: int) -> Expr:
     """The sum of a vector's lanes, in a tree."""
     while lanes > 1:
         half = lanes // 2
@@ -151,7 +151,7 @@ def total(value: Expr, lanes: int) -> Expr:
     return value
 
 
-def largest(value: Expr, lanes: int) -> Expr:
+def lane_max(value: Expr, lanes: int) -> Expr:
     """The largest of a vector's lanes."""
     while lanes > 1:
         half = lanes // 2
@@ -170,7 +170,7 @@ def horner(x: Expr, coefficients: Sequence[float], lanes: int, dtype: str = "flo
 
 
 def floor(x: Expr, lanes: int, dtype: str = "float32") -> Expr:
-    return T.call_llvm_pure_intrin(typed(dtype, lanes), "llvm.floor", x)
+    return T.call_llvm_pure_intrin(vector_type(dtype, lanes), "llvm.floor", x)
 
 
 def exp2(x: Expr, lanes: int) -> Expr:
@@ -235,7 +235,7 @@ def when(condition: Expr) -> Iterator[None]:
         yield
 
 
-def either(condition: Expr, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+def if_else(condition: Expr, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
     with T.If(condition):
         with T.Then():
             then()
@@ -254,10 +254,10 @@ def for_rows(rows: Expr, cost: int, body: Callable[[Expr], None]) -> None:
         with loop(rows) as row:
             body(row)
 
-    either(rows >= tirx.const(max(2, PARALLEL_MACS // cost), "int64"), spread, alone)
+    if_else(rows >= tirx.const(max(2, PARALLEL_MACS // cost), "int64"), spread, alone)
 
 
-def strips(width: int, lanes: int, body: Callable[[Expr, int], None]) -> None:
+def for_vectors(width: int, lanes: int, body: Callable[[Expr, int], None]) -> None:
     """body(start, lanes) over 0..width: whole vectors, then single lanes."""
     whole = width // lanes if lanes > 1 else 0
     if whole:

@@ -29,42 +29,48 @@ MINUS_INFINITY = -1e30  # finite, so that no difference of two of them is NaN
 LOG2_E = math.log2(math.e)
 THREADS = 256  # of a block
 SHARED_BYTES = 32 << 10  # of a block
-ROOM = 4096  # values
+SMEM_VALUES = 4096  # of an input row; the rest of SHARED_BYTES is for sums
+ROWS_PER_THREAD = 4  # of a large product: what every GPU has registers for
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """``threads`` of a block (a power of two, 64 to 256) and its ``shared_bytes`` of memory. ``strips``: rows that a
-    thread takes of a large product, in fours; more than one need more registers, and another kernel. Where kernels
-    start early (lowering/early_launch.py), ``ready``: the function that waits for the one before, ``start``: that lets
-    the next one start, ``late``: that says that this one does not start early. ``room``: values of an input row in
-    shared memory, at most. ``load_bytes``: of one load of 16-bit numbers. ``shuffles``: whether 32 threads in a row can
-    read each other's registers."""
+class GpuTraits:
+    """What kernels ask of a GPU.
+
+    ``threads`` of a block (a power of two, 64 to 256) and its ``shared_bytes`` of memory. ``rows_per_thread``: of a
+    tile of a large product; more than ROWS_PER_THREAD need more registers, and another kernel. ``smem_values``: of an
+    input row in shared memory, at most. ``load_bytes``: of one load of 16-bit numbers. ``shuffles``: whether the
+    threads of a warp can read each other's registers.
+
+    With programmatic dependent launch (backends/dependent_launch.py) the device functions ``pdl_wait``, which waits for
+    the kernel before, ``pdl_trigger``, which lets the next one start, and ``pdl_off``, which says that this kernel is
+    launched without it; "" where there is none.
+    """
 
     threads: int
     shared_bytes: int
-    strips: int = 1
-    ready: str = ""
-    start: str = ""
-    late: str = ""
-    room: int = ROOM
+    rows_per_thread: int = ROWS_PER_THREAD
+    pdl_wait: str = ""
+    pdl_trigger: str = ""
+    pdl_off: str = ""
+    smem_values: int = SMEM_VALUES
     load_bytes: int = 8
     shuffles: bool = False
 
     def wait(self) -> None:
         """From here on a kernel reads what others wrote."""
-        if self.ready:
-            T.evaluate(tirx.call_extern("int32", self.ready))
+        if self.pdl_wait:
+            T.evaluate(tirx.call_extern("int32", self.pdl_wait))
 
-    def start_next(self) -> None:
+    def trigger_next(self) -> None:
         """The next kernel may start from here on, and not from the start of this one."""
-        if self.start:
-            T.evaluate(tirx.call_extern("int32", self.start))
+        if self.pdl_trigger:
+            T.evaluate(tirx.call_extern("int32", self.pdl_trigger))
 
-    def start_late(self) -> None:
+    def opt_out_of_pdl(self) -> None:
         """This kernel starts when the one before is done."""
-        if self.late:
-            T.evaluate(tirx.call_extern("int32", self.late))
+        if self.pdl_off:
+            T.evaluate(tirx.call_extern("int32", self.pdl_off))
 
 
 def kernel(args: Sequence[Arg | Scalar], body: Callable[..., None]) -> tirx.PrimFunc:
@@ -99,27 +105,27 @@ def flat(arg: Arg | Scalar, buffer: Any) -> Any:
 def launch(threads: int, blocks: Expr, more: Expr | None = None) -> Iterator[tuple[Expr, Expr, Expr]]:
     """Blocks of threads on the device: (block, second block index, thread)."""
     with (
-        T.launch_thread("blockIdx.x", whole(blocks)) as block,
-        T.launch_thread("blockIdx.y", whole(more)) as second,
+        T.launch_thread("blockIdx.x", extent_of(blocks)) as block,
+        T.launch_thread("blockIdx.y", extent_of(more)) as second,
         T.launch_thread("threadIdx.x", threads) as thread,
     ):
         yield block, second, thread
 
 
-def whole(extent: Expr | None) -> Expr:
+def extent_of(extent: Expr | None) -> Expr:
     return tirx.const(1 if extent is None else extent, "int32") if isinstance(extent, int | None) else extent
 
 
-def each(device: Device, count: Expr, body: Callable[[Expr], None]) -> None:
+def for_each(traits: GpuTraits, count: Expr, body: Callable[[Expr], None]) -> None:
     """body(index) for 0 <= index < count, a thread each."""
-    count = whole(count)
-    with launch(device.threads, up(count, device.threads)) as (block, _, thread):
-        index = block * device.threads + thread
+    count = extent_of(count)
+    with launch(traits.threads, ceil_div(count, traits.threads)) as (block, _, thread):
+        index = block * traits.threads + thread
         with when(index < count):
             body(index)
 
 
-def up(count: Expr, step: int) -> Expr:
+def ceil_div(count: Expr, step: int) -> Expr:
     """How many steps cover ``count``."""
     return -(-count // step) if isinstance(count, int) else div(count + (step - 1), step)
 
@@ -134,15 +140,15 @@ def shared(count: int, dtype: str = "float32") -> Buffer:
     return named("block_memory", T.alloc_buffer((count,), dtype, scope="shared"))
 
 
-def private(count: int, dtype: str = "float32") -> Buffer:
+def local(count: int, dtype: str = "float32") -> Buffer:
     """Memory of the running thread: registers, as long as it is only indexed by constants. It cannot be named so:
     "private" is a keyword of C++ and of OpenCL C."""
     return named("own", T.alloc_buffer((count,), dtype, scope="local"))
 
 
-def kept(value: Expr, dtype: str = "int32") -> Expr:
+def materialize(value: Expr, dtype: str = "int32") -> Expr:
     """A number that is computed once: what TVM may compute again, it does."""
-    memory = private(1, dtype)
+    memory = local(1, dtype)
     store(memory, 0, value)
     return T.Bind(load(memory, 0))
 
@@ -159,11 +165,11 @@ def barrier() -> None:
 
 def div(value: Expr, by: Expr | int) -> Expr:
     """Rounded down; nothing here is below zero, and saying so spares every kernel language a case."""
-    return tirx.truncdiv(value, integer(by) if isinstance(by, int) else by)
+    return tirx.truncdiv(value, i32(by) if isinstance(by, int) else by)
 
 
 def mod(value: Expr, by: Expr | int) -> Expr:
-    return tirx.truncmod(value, integer(by) if isinstance(by, int) else by)
+    return tirx.truncmod(value, i32(by) if isinstance(by, int) else by)
 
 
 def load(buffer: Buffer, index: Expr) -> Expr:
@@ -178,7 +184,7 @@ def fetch(source: Buffer, index: Expr, count: int, dtype: str) -> list[Expr]:
     """``count`` values (1, 2 or 4) that lie beside each other, in one load; ``index`` is a multiple of count."""
     if count == 1:
         return [T.Bind(load(source, index))]
-    loaded = private(count, dtype)
+    loaded = local(count, dtype)
     copy(source, index, loaded, 0, count)
     return [load(loaded, lane) for lane in range(count)]
 
@@ -192,15 +198,15 @@ def copy(source: Buffer, index: Expr, target: Buffer, place: Expr | int, count: 
         store(target, place + lane, load(source, index + lane))
 
 
-def number(value: float) -> Expr:
+def f32(value: float) -> Expr:
     return tirx.const(value, "float32")
 
 
-def integer(value: int) -> Expr:
+def i32(value: int) -> Expr:
     return tirx.const(value, "int32")
 
 
-def word(value: int) -> Expr:
+def u32(value: int) -> Expr:
     return tirx.const(value, "uint32")
 
 
@@ -214,7 +220,7 @@ def to_float32(value: Expr, dtype: str) -> Expr:
     if dtype == "float32":
         return value
     if dtype == "bfloat16":
-        return bits(tirx.Cast("uint32", value) << word(16), "float32")
+        return bits(tirx.Cast("uint32", value) << u32(16), "float32")
     return tirx.Cast("float32", value)
 
 
@@ -230,7 +236,7 @@ def when(condition: Expr) -> Iterator[None]:
         yield
 
 
-def either(condition: Expr, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+def if_else(condition: Expr, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
     with T.If(condition):
         with T.Then():
             then()
@@ -243,7 +249,7 @@ def strided(thread: Expr, threads: int, count: int | Expr, body: Callable[[Expr]
     if isinstance(count, int) and count <= threads:
         guarded(None if count == threads else thread < count, lambda: body(thread))
         return
-    with loop(up(count, threads)) as step:
+    with loop(ceil_div(count, threads)) as step:
         index = T.Bind(step * threads + thread)
         covered = isinstance(count, int) and not count % threads
         guarded(None if covered else index < count, lambda: body(index))
@@ -272,49 +278,49 @@ def guarded(condition: Expr | bool | None, body: Callable[[], None]) -> None:
 
 Combine = Callable[[Expr, Expr], Expr]
 WARP, ALL_LANES = 32, 0xFFFFFFFF  # threads that shuffle with each other
-ROOT = 16  # values that one thread combines
+REDUCE_WIDTH = 16  # values that one thread combines
 
 
-def combined(value: Expr, thread: Expr, threads: int, combine: Combine, room: Buffer) -> Expr:
+def block_reduce(value: Expr, thread: Expr, threads: int, combine: Combine, room: Buffer) -> Expr:
     """One value of all the threads of a block, in each of them; ``room``: 2 * threads values of shared memory.
 
     Every 16th of the threads' values is combined by a thread, and their results by all.
     """
     store(room, thread, value)
     barrier()
-    parts = threads // ROOT
+    parts = threads // REDUCE_WIDTH
     with when(thread < parts):
-        store(room, threads + thread, chain([load(room, thread + parts * i) for i in range(ROOT)], combine))
+        store(room, threads + thread, reduce([load(room, thread + parts * i) for i in range(REDUCE_WIDTH)], combine))
     barrier()
-    result = T.Bind(chain([load(room, threads + i) for i in range(parts)], combine))
+    result = T.Bind(reduce([load(room, threads + i) for i in range(parts)], combine))
     barrier()
     return result
 
 
-def sum_of_block(device: Device, value: Expr, thread: Expr) -> Expr:
+def block_sum(traits: GpuTraits, value: Expr, thread: Expr) -> Expr:
     """The sum over the threads of a block, in each of them."""
-    if not device.shuffles:
-        return combined(value, thread, device.threads, add, shared(2 * device.threads))
-    room = shared(device.threads // WARP)
-    total = sum_of_lanes(value, WARP)
+    if not traits.shuffles:
+        return block_reduce(value, thread, traits.threads, add, shared(2 * traits.threads))
+    room = shared(traits.threads // WARP)
+    total = warp_sum(value, WARP)
     with when(tirx.EQ(mod(thread, WARP), 0)):
         store(room, div(thread, WARP), total)
     barrier()
-    return T.Bind(chain([load(room, i) for i in range(device.threads // WARP)], add))
+    return T.Bind(reduce([load(room, i) for i in range(traits.threads // WARP)], add))
 
 
-def sum_of_lanes(value: Expr, lanes: int) -> Expr:
+def warp_sum(value: Expr, lanes: int) -> Expr:
     """The sum over ``lanes`` threads in a row, in each of them, by shuffles; all threads come here."""
     total = T.Bind(value)
     distance = lanes // 2
     while distance:
-        other = T.tvm_warp_shuffle_xor(word(ALL_LANES), total, integer(distance), integer(lanes), integer(lanes))
+        other = T.tvm_warp_shuffle_xor(u32(ALL_LANES), total, i32(distance), i32(lanes), i32(lanes))
         total = T.Bind(total + other)
         distance //= 2
     return total
 
 
-def chain(values: Sequence[Expr], combine: Combine) -> Expr:
+def reduce(values: Sequence[Expr], combine: Combine) -> Expr:
     result = values[0]
     for value in values[1:]:
         result = combine(result, value)
@@ -325,18 +331,18 @@ def add(one: Expr, other: Expr) -> Expr:
     return one + other
 
 
-def largest(one: Expr, other: Expr) -> Expr:
+def maximum(one: Expr, other: Expr) -> Expr:
     return T.max(one, other)
 
 
 def exp(x: Expr) -> Expr:
-    return tirx.exp2(x * number(LOG2_E))
+    return tirx.exp2(x * f32(LOG2_E))
 
 
 def tanh(x: Expr) -> Expr:
     """1 - 2 / (e^2x + 1); e^88 is the largest that float32 holds."""
-    power = exp(T.min(x * number(2.0), number(80.0)))
-    return number(1.0) - number(2.0) / (power + number(1.0))
+    power = exp(T.min(x * f32(2.0), f32(80.0)))
+    return f32(1.0) - f32(2.0) / (power + f32(1.0))
 
 
 HALF_PI = (1.5625, 0.0081787109375, 0.00011730194091796875, 3.1391647326017846e-07)
@@ -345,25 +351,25 @@ HALF_PI = (1.5625, 0.0081787109375, 0.00011730194091796875, 3.1391647326017846e-
 
 def sin_cos(angle: Expr) -> tuple[Expr, Expr]:
     """sin and cos of float32 angles up to 2e5 radians, to 2e-7: quarter turns go off in parts (Cody and Waite 1980)."""
-    quarters = T.Bind(tirx.floor(angle * number(2 / math.pi) + number(0.5)))
+    quarters = T.Bind(tirx.floor(angle * f32(2 / math.pi) + f32(0.5)))
     rest = angle
     for part in HALF_PI:
-        rest = T.Bind(rest - quarters * number(part))
+        rest = T.Bind(rest - quarters * f32(part))
     square = T.Bind(rest * rest)
     sine = T.Bind(rest * horner(square, [(-1) ** k / math.factorial(2 * k + 1) for k in range(6)]))
     cosine = T.Bind(horner(square, [(-1) ** k / math.factorial(2 * k) for k in range(7)]))
     turn = T.Bind(tirx.Cast("int32", quarters))
 
     def signed(quarter: Expr) -> Expr:
-        value = tirx.Select(tirx.EQ(quarter & integer(1), integer(1)), cosine, sine)
-        return tirx.Select(tirx.EQ(quarter & integer(2), integer(2)), number(0.0) - value, value)
+        value = tirx.Select(tirx.EQ(quarter & i32(1), i32(1)), cosine, sine)
+        return tirx.Select(tirx.EQ(quarter & i32(2), i32(2)), f32(0.0) - value, value)
 
-    return signed(turn), signed(turn + integer(1))
+    return signed(turn), signed(turn + i32(1))
 
 
 def horner(x: Expr, coefficients: Sequence[float]) -> Expr:
     """c[0] + c[1] x + c[2] x^2 + ..."""
-    value = number(coefficients[-1])
+    value = f32(coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
-        value = value * x + number(coefficient)
+        value = value * x + f32(coefficient)
     return value

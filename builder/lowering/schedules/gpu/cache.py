@@ -10,7 +10,7 @@ from __future__ import annotations
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr, Scalar
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits, Scalar
 from builder.lowering.schedules.ir import T
 from builder.ops.kv_cache import CacheLayout
 
@@ -32,7 +32,7 @@ def value_base(layout: CacheLayout, page: Expr, head: Expr) -> Expr:
     return key_base(layout, page, layout.key_heads + head)
 
 
-def split_rotary(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
+def split_rotary(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     """Fused q, k, v -> three tensors, q and k rotated to their positions (halves paired, as transformers does).
 
     The runtime passes the frequencies of a cache that has some, and else a number that says nothing new.
@@ -44,7 +44,7 @@ def split_rotary(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
         def one(index: Expr) -> None:
             d, head = T.Bind(b.mod(index, width)), T.Bind(b.mod(b.div(index, width), heads))
             row = T.Bind(b.div(index, heads * width))
-            result = b.private(1)
+            result = b.local(1)
             b.store(result, 0, b.load(qkv, index))
             if half:
                 with b.when(tirx.And(d < 2 * half, head < queries + keys)):
@@ -58,7 +58,7 @@ def split_rotary(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
                 with b.when(tirx.And(head >= first, head < first + count)):
                     b.store(out, (row * count + (head - first)) * width + d, result)
 
-        b.each(device, rows * (heads * width), one)
+        b.for_each(traits, rows * (heads * width), one)
 
     last = Arg("frequency", (half,)) if half else Scalar("apply_rope", "int64")
     return b.kernel(
@@ -79,13 +79,13 @@ def turned(layout: CacheLayout, qkv: Buffer, index: Expr, d: Expr, angle: Expr) 
     half, scale = layout.rotary_dim // 2, layout.rotary_scale
     sine, cosine = b.sin_cos(angle)
     if scale != 1.0:
-        sine, cosine = sine * b.number(scale), cosine * b.number(scale)
+        sine, cosine = sine * b.f32(scale), cosine * b.f32(scale)
     first = d < half
     other = b.load(qkv, tirx.Select(first, index + half, index - half))
     return b.load(qkv, index) * cosine + tirx.Select(first, -other, other) * sine
 
 
-def append(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
+def append(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     """New keys and values into their slots; position -1 is skipped."""
     keys, width, rows = layout.key_heads, layout.head_dim, b.size("rows")
 
@@ -98,7 +98,7 @@ def append(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
                 b.store(pages, key_base(layout, page, head) + d * PAGE + inside, b.load(k, index))
                 b.store(pages, value_base(layout, page, head) + inside * width + d, b.load(value, index))
 
-        b.each(device, rows * (keys * width), one)
+        b.for_each(traits, rows * (keys * width), one)
 
     return b.kernel(
         [
@@ -111,9 +111,9 @@ def append(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
     )
 
 
-def merge(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
+def merge(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     """Two attention results over disjoint keys into the first: weights 2^lse, as in a softmax over both."""
-    heads, width, rows, threads = layout.query_heads, layout.head_dim, b.size("rows"), device.threads
+    heads, width, rows, threads = layout.query_heads, layout.head_dim, b.size("rows"), traits.threads
 
     def body(out: Buffer, lse: Buffer, other: Buffer, other_lse: Buffer) -> None:
         with b.launch(threads, rows * heads) as (at, _, thread):
@@ -135,7 +135,7 @@ def merge(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
     return b.kernel([Arg("out", sums), Arg("lse", logs), Arg("other", sums), Arg("other_lse", logs)], body)
 
 
-def copy_single_page(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
+def copy_single_page(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     """The first ``length`` tokens of one page into another."""
     heads, width = layout.key_heads, layout.head_dim
 
@@ -145,7 +145,7 @@ def copy_single_page(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
             with b.when(token < length):
                 move(layout, pages, (source, token), (target, token), head, T.Bind(b.mod(index, width)))
 
-        b.each(device, heads * PAGE * width, one)
+        b.for_each(traits, heads * PAGE * width, one)
 
     return b.kernel([pages_arg(layout), *(Scalar(n, "int64") for n in ("source", "sink", "length"))], body)
 
@@ -161,7 +161,7 @@ def move(
         b.store(pages, at_target, b.load(pages, at_source))
 
 
-def compact(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
+def compact(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     """Tokens moved in the cache: for sequence s, entries indptr[s] .. indptr[s + 1] of (from, to) slots, in order."""
     entries, moves, heads, width = b.size("entries"), b.size("moves"), layout.key_heads, layout.head_dim
 
@@ -175,7 +175,7 @@ def compact(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
                 ends = [(b.div(slot, PAGE), b.mod(slot, PAGE)) for slot in (source, target)]
                 move(layout, pages, ends[0], ends[1], head, d)
 
-        b.each(device, batch * (heads * width), one)
+        b.for_each(traits, batch * (heads * width), one)
 
     return b.kernel(
         [
@@ -188,7 +188,7 @@ def compact(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
     )
 
 
-def debug_get(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
+def debug_get(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     """Keys and values of the given slots of one layer, as (layers, tokens, heads, D)."""
     heads, width, tokens = layout.key_heads, layout.head_dim, b.size("tokens")
 
@@ -201,7 +201,7 @@ def debug_get(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
             b.store(k, at, b.load(pages, key_base(layout, page, head) + d * PAGE + inside))
             b.store(value, at, b.load(pages, value_base(layout, page, head) + inside * width + d))
 
-        b.each(device, tokens * (heads * width), one)
+        b.for_each(traits, tokens * (heads * width), one)
 
     whole = (layout.layers, tokens, heads, width)
     return b.kernel(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.gpu.norms import inverse_root, summed
 from builder.lowering.schedules.ir import T
 from builder.ops.collectives import AddLabel, JoinedLabel, QKMeansLabel, QKScaledLabel
 
 
-def add(label: AddLabel, device: Device) -> tirx.PrimFunc:
+def add(label: AddLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """x (+ residual) (+ bias)."""
     width, rows = label.width, b.size("rows")
     residual = [Arg("residual", (rows, width))] if label.residual else []
@@ -24,12 +24,12 @@ def add(label: AddLabel, device: Device) -> tirx.PrimFunc:
                 value = value + b.to_float32(b.load(rest[-2], b.mod(index, width)), label.dtype)
             b.store(rest[-1], index, value + b.load(rest[0], index) if residual else value)
 
-        b.each(device, rows * width, one)
+        b.for_each(traits, rows * width, one)
 
     return b.kernel([Arg("x", (rows, width)), *residual, *bias, Arg("y", (rows, width))], body)
 
 
-def joined(label: JoinedLabel, device: Device) -> tirx.PrimFunc:
+def joined(label: JoinedLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """Columns of each rank, one rank's rows after the other's -> rows of all columns."""
     ranks, width, parts, rows = label.ranks, label.width, b.size("parts"), b.size("rows")
 
@@ -38,14 +38,14 @@ def joined(label: JoinedLabel, device: Device) -> tirx.PrimFunc:
             row, v = T.Bind(b.div(index, ranks * width)), T.Bind(b.mod(index, ranks * width))
             b.store(y, index, b.load(x, (b.div(v, width) * rows + row) * width + b.mod(v, width)))
 
-        b.each(device, rows * (ranks * width), one)
+        b.for_each(traits, rows * (ranks * width), one)
 
     return b.kernel([Arg("x", (parts, width)), Arg("y", (rows, ranks * width))], body)
 
 
-def qk_means(label: QKMeansLabel, device: Device) -> tirx.PrimFunc:
+def qk_means(label: QKMeansLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """The means of squares of q and of k features: a block for each row."""
-    features, rows, threads = label.features, b.size("rows"), device.threads
+    features, rows, threads = label.features, b.size("rows"), traits.threads
     widths = (label.q_width, label.k_width)
 
     def body(x: Buffer, y: Buffer) -> None:
@@ -57,14 +57,14 @@ def qk_means(label: QKMeansLabel, device: Device) -> tirx.PrimFunc:
                     value = T.Bind(b.load(x, start + h))
                     return value * value
 
-                mean = T.Bind(summed(square, width, device, thread) / b.number(float(width)))
+                mean = T.Bind(summed(square, width, traits, thread) / b.f32(float(width)))
                 with b.when(thread < 1):
                     b.store(y, row * 2 + part, mean)
 
     return b.kernel([Arg("x", (rows, features)), Arg("y", (rows, 2))], body)
 
 
-def qk_scaled(label: QKScaledLabel, device: Device) -> tirx.PrimFunc:
+def qk_scaled(label: QKScaledLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """q and k features over the roots of the ranks' average means, times their weights; v features are copied."""
     features, dtype, rows = label.features, label.dtype, b.size("rows")
     widths = (label.q_width, label.k_width)
@@ -78,15 +78,15 @@ def qk_scaled(label: QKScaledLabel, device: Device) -> tirx.PrimFunc:
                 b.store(y, index, b.load(x, index) * scale * b.to_float32(b.load(weight, at), dtype))
 
             def not_q() -> None:
-                b.either(
+                b.if_else(
                     f < sum(widths),
                     lambda: scaled(1, k_weight, f - widths[0]),
                     lambda: b.store(y, index, b.load(x, index)),
                 )
 
-            b.either(f < widths[0], lambda: scaled(0, q_weight, f), not_q)
+            b.if_else(f < widths[0], lambda: scaled(0, q_weight, f), not_q)
 
-        b.each(device, rows * features, one)
+        b.for_each(traits, rows * features, one)
 
     whole = (rows, features)
     weights = [Arg(name, (width,), dtype) for name, width in zip(("q_weight", "k_weight"), widths, strict=True)]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr, Scalar
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits, Scalar
 from builder.lowering.schedules.gpu.cache import PAGE, key_base, pages_arg, value_base
 from builder.lowering.schedules.gpu.paged import ROTARY, Paged, Scores, table_args
 from builder.lowering.schedules.gpu.thread_groups import Member, Team, join_groups, member_of, team_of, working
@@ -104,10 +104,10 @@ class Work:
         return tirx.And(self.at(step) < self.part.end, working(self.team, self.me, members))
 
 
-def decode(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
+def decode(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     """One query token per sequence; its keys are in the pages already."""
     width, heads, shared = layout.head_dim, layout.query_heads, layout.query_heads // layout.key_heads
-    batch, team = b.size("batch"), team_of(width, min(SHARED_HEADS, shared), device)
+    batch, team = b.size("batch"), team_of(width, min(SHARED_HEADS, shared), traits)
     turns = -(-shared // team.rows)
     each = layout.key_heads * turns
 
@@ -116,18 +116,18 @@ def decode(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
         paged, scores = Paged(layout, pages, indptr, table, last), Scores(layout, scale)
         parts = T.Bind(parts_of(team, table.shape[0], batch, batch * each))  # on the host, which keeps nothing
         results = Results(width, parts, out, lse, b.scratch(batch * (heads * (width + 4)) * parts))
-        with b.launch(device.threads, batch * each, parts) as (block, number, thread):
+        with b.launch(traits.threads, batch * each, parts) as (block, number, thread):
             sequence, turn = T.Bind(b.div(block, each)), T.Bind(b.mod(block, each))
             head = T.Bind(b.div(turn, turns))
             first = T.Bind(head * shared + T.min(b.mod(turn, turns) * team.rows, shared - team.rows))
             count, tokens = paged.count(sequence), paged.tokens(sequence)
-            share = b.kept(pages_of_part(team, count, parts))
-            begin, end = b.kept(number * share), b.kept(T.min((number + 1) * share, count))
+            share = b.materialize(pages_of_part(team, count, parts))
+            begin, end = b.materialize(number * share), b.materialize(T.min((number + 1) * share, count))
             seen = scores.sight(position, k_start, sequence, tokens)
             part = Part(sequence, head, T.Bind(sequence * heads + first), number, begin, end, seen)
-            one_part(device, work_of(device, team, paged, scores, part, thread), tokens, q, results)
+            one_part(traits, work_of(traits, team, paged, scores, part, thread), tokens, q, results)
         with b.when(parts > 1):
-            join_parts(device, team, paged, batch * heads, results)
+            join_parts(traits, team, paged, batch * heads, results)
 
     result = (batch, heads, width)
     return b.kernel(
@@ -150,30 +150,30 @@ def parts_of(team: Team, pages: Expr, batch: Expr, blocks: Expr) -> Expr:
     """Parts of every sequence, by ``pages`` of all of them, which is what the host knows: where they are long on the
     average, enough parts for FULL blocks, but of a step at least."""
     filling, whole = b.div(blocks + (FULL - 1), blocks), b.div(pages, batch * team.groups)
-    parts = T.max(T.min(T.min(filling, whole), b.integer(MOST_PARTS)), b.integer(1))
-    return tirx.Select(pages > batch * SHORT, parts, b.integer(1))
+    parts = T.max(T.min(T.min(filling, whole), b.i32(MOST_PARTS)), b.i32(1))
+    return tirx.Select(pages > batch * SHORT, parts, b.i32(1))
 
 
 def pages_of_part(team: Team, pages: Expr, parts: Expr) -> Expr:
     """Whole steps, one at least."""
-    return b.up(b.div(T.max(pages, b.integer(1)) + (parts - 1), parts), team.groups) * team.groups
+    return b.ceil_div(b.div(T.max(pages, b.i32(1)) + (parts - 1), parts), team.groups) * team.groups
 
 
-def work_of(device: Device, team: Team, paged: Paged, scores: Scores, part: Part, thread: Expr) -> Work:
-    asks = device.strips > 1 and team.rows <= AHEAD_HEADS
-    ahead = Ahead(b.private(team.features * 4), b.private(PAGE * 4)) if asks else None
+def work_of(traits: GpuTraits, team: Team, paged: Paged, scores: Scores, part: Part, thread: Expr) -> Work:
+    asks = traits.rows_per_thread > b.ROWS_PER_THREAD and team.rows <= AHEAD_HEADS
+    ahead = Ahead(b.local(team.features * 4), b.local(PAGE * 4)) if asks else None
     queries, room = b.shared(team.rows * team.padded), b.shared(team.room)
     weights = b.shared(team.rows * team.groups * PAGE)
     me = member_of(team, thread)
-    return Work(team, paged, scores, part, me, queries, room, weights, b.private(1, "int32"), ahead)
+    return Work(team, paged, scores, part, me, queries, room, weights, b.local(1, "int32"), ahead)
 
 
-def one_part(device: Device, work: Work, tokens: Expr, q: Buffer, results: Results) -> None:
+def one_part(traits: GpuTraits, work: Work, tokens: Expr, q: Buffer, results: Results) -> None:
     """The result of one part; the first has one even without tokens."""
     team, part = work.team, work.part
-    steps = b.kept(b.up(T.max(part.end - part.begin, b.integer(0)), team.groups))
-    find_page(work, b.integer(0))
-    device.wait()
+    steps = b.materialize(b.ceil_div(T.max(part.end - part.begin, b.i32(0)), team.groups))
+    find_page(work, b.i32(0))
+    traits.wait()
     with b.when(tirx.Or(steps > 0, tirx.EQ(part.number, 0))):
         take_queries(work, tokens, q)
         with b.loop(steps) as step:
@@ -181,7 +181,7 @@ def one_part(device: Device, work: Work, tokens: Expr, q: Buffer, results: Resul
 
         def put(r: Expr, d: Expr, value: Expr, log: Expr) -> None:
             row = part.first + r
-            b.either(
+            b.if_else(
                 results.parts > 1,
                 lambda: results.put_part(row, part.number, d, value, log),
                 lambda: results.put(row, d, value, log),
@@ -201,15 +201,15 @@ def take_queries(work: Work, tokens: Expr, q: Buffer) -> None:
     team, threads = work.team, work.team.threads
     count = team.rows * team.padded
     places = [T.Bind(work.me.thread + turn * threads) for turn in range(-(-count // threads))]
-    held = b.private(len(places))
+    held = b.local(len(places))
     for turn, i in enumerate(places):
         r, d = b.div(i, team.padded), b.mod(i, team.padded)
         value = b.load(q, (work.part.first + r) * team.width + d)
-        b.store(held, turn, tirx.if_then_else(tirx.And(i < count, d < team.width), value, b.number(0.0)))
+        b.store(held, turn, tirx.if_then_else(tirx.And(i < count, d < team.width), value, b.f32(0.0)))
     if work.ahead:
-        ask_keys(work, work.ahead.keys, b.integer(0))
-        ask_values(work, work.ahead.values, b.integer(0), tokens)
-        find_page(work, b.integer(1))
+        ask_keys(work, work.ahead.keys, b.i32(0))
+        ask_values(work, work.ahead.values, b.i32(0), tokens)
+        find_page(work, b.i32(1))
     for turn, i in enumerate(places):
         with b.when(i < count):
             b.store(work.queries, i, b.load(held, turn))
@@ -246,8 +246,8 @@ def key_places(work: Work) -> Callable[[int], Expr]:
 def value_places(work: Work, step: Expr, tokens: Expr) -> Callable[[int], Expr]:
     """Where the thread's features of token t of the next page lie; past the last token, that one's."""
     base = value_base(work.paged.layout, T.Bind(b.load(work.page, 0)), work.part.head) + work.me.place * 4
-    last = b.kept(tokens - 1 - work.at(step) * PAGE)
-    return lambda t: base + T.min(last, b.integer(t)) * work.team.width
+    last = b.materialize(tokens - 1 - work.at(step) * PAGE)
+    return lambda t: base + T.min(last, b.i32(t)) * work.team.width
 
 
 def keys_of(work: Work) -> Callable[[int], list[Expr]]:
@@ -271,7 +271,7 @@ def values_of(work: Work, step: Expr, tokens: Expr) -> Callable[[int], list[Expr
 def one_step(work: Work, step: Expr, tokens: Expr) -> None:
     """A page for each group: products, their softmax, values. What is asked for ahead comes in the meantime."""
     team, me, ahead = work.team, work.me, work.ahead
-    products, decay = b.private(team.rows * 4), b.private(team.rows)
+    products, decay = b.local(team.rows * 4), b.local(team.rows)
     with b.when(work.has(step, team.slices * 4)):
         multiply(work, products)
     if ahead:
@@ -301,7 +301,7 @@ def multiply(work: Work, products: Buffer) -> None:
     team, slice_ = work.team, T.Bind(b.div(work.me.place, 4))
     key = keys_of(work)
     for place in range(team.rows * 4):
-        b.store(products, place, b.number(0.0))
+        b.store(products, place, b.f32(0.0))
     for first in range(0, team.features, TOGETHER):
         some = range(first, min(first + TOGETHER, team.features))
         keys = [key(j) for j in some]
@@ -309,7 +309,7 @@ def multiply(work: Work, products: Buffer) -> None:
             query = [T.Bind(b.load(work.queries, r * team.padded + j * team.slices + slice_)) for j in some]
             for t in range(4):
                 terms = [one * four[t] for one, four in zip(query, keys, strict=True)]
-                b.store(products, r * 4 + t, b.chain([b.load(products, r * 4 + t), *terms], b.add))
+                b.store(products, r * 4 + t, b.reduce([b.load(products, r * 4 + t), *terms], b.add))
 
 
 def add_up(work: Work, step: Expr, i: Expr) -> None:
@@ -317,10 +317,10 @@ def add_up(work: Work, step: Expr, i: Expr) -> None:
     team, part = work.team, work.part
     pair, t = T.Bind(b.div(i, PAGE)), T.Bind(b.mod(i, PAGE))
     place = T.Bind(pair * (team.slices * PAGE) + t)
-    product = b.chain([b.load(work.room, place + s * PAGE) for s in range(team.slices)], b.add)
+    product = b.reduce([b.load(work.room, place + s * PAGE) for s in range(team.slices)], b.add)
     token = T.Bind((part.begin + step * team.groups + b.mod(pair, team.groups)) * PAGE + t)
     exponent = T.Bind(work.scores.exponent(product))
-    b.store(work.room, place, tirx.Select(part.seen(token), exponent, b.number(b.MINUS_INFINITY)))
+    b.store(work.room, place, tirx.Select(part.seen(token), exponent, b.f32(b.MINUS_INFINITY)))
 
 
 def weigh(work: Work, r: int, turn: int, decay: Buffer) -> None:
@@ -329,13 +329,13 @@ def weigh(work: Work, r: int, turn: int, decay: Buffer) -> None:
     team, me = work.team, work.me
     line = T.Bind((turn * team.groups + me.group) * (team.slices * PAGE))
     exponents = [e for t in range(0, PAGE, 4) for e in b.fetch(work.room, line + t, 4, "float32")]
-    top = T.Bind(b.chain([b.load(me.top, r), *exponents], b.largest))
+    top = T.Bind(b.reduce([b.load(me.top, r), *exponents], b.maximum))
     b.store(decay, r, tirx.exp2(b.load(me.top, r) - top))
     b.store(me.top, r, top)
 
     def one(t: Expr) -> None:
         exponent = T.Bind(b.load(work.room, line + t))
-        weight = tirx.Select(exponent > b.number(b.MINUS_INFINITY / 2), tirx.exp2(exponent - top), b.number(0.0))
+        weight = tirx.Select(exponent > b.f32(b.MINUS_INFINITY / 2), tirx.exp2(exponent - top), b.f32(0.0))
         b.store(work.weights, (r * team.groups + me.group) * PAGE + t, weight)
 
     b.strided(me.place, team.members, PAGE, one)
@@ -354,23 +354,23 @@ def gather(work: Work, step: Expr, tokens: Expr, decay: Buffer) -> None:
         values = [value(t) for t in some]
         for r in range(team.rows):
             weights = b.fetch(work.weights, (r * team.groups + me.group) * PAGE + first, 4, "float32")
-            b.store(me.total, r, b.chain([b.load(me.total, r), *weights], b.add))
+            b.store(me.total, r, b.reduce([b.load(me.total, r), *weights], b.add))
             for i in range(4):
                 terms = [weight * four[i] for weight, four in zip(weights, values, strict=True)]
-                b.store(me.sums, r * 4 + i, b.chain([b.load(me.sums, r * 4 + i), *terms], b.add))
+                b.store(me.sums, r * 4 + i, b.reduce([b.load(me.sums, r * 4 + i), *terms], b.add))
 
 
-def join_parts(device: Device, team: Team, paged: Paged, rows: Expr, results: Results) -> None:
+def join_parts(traits: GpuTraits, team: Team, paged: Paged, rows: Expr, results: Results) -> None:
     """The result of each row from its parts, each of which is worth 2^lse; groups of threads share the parts."""
     team = replace(team, rows=1, together=1)
-    with b.launch(device.threads, rows) as (row, _, thread):
+    with b.launch(traits.threads, rows) as (row, _, thread):
         pages = paged.count(T.Bind(b.div(row, paged.layout.query_heads)))
-        share = b.kept(pages_of_part(team, pages, results.parts))
-        last = b.kept(T.max(b.div(pages + (share - 1), share), b.integer(1)) - 1)
+        share = b.materialize(pages_of_part(team, pages, results.parts))
+        last = b.materialize(T.max(b.div(pages + (share - 1), share), b.i32(1)) - 1)
         me, room = member_of(team, thread), b.shared(team.room)
         turns = range(-(-MOST_PARTS // team.groups))
-        logs, values = b.private(len(turns)), b.private(len(turns) * 4)
-        device.wait()
+        logs, values = b.local(len(turns)), b.local(len(turns) * 4)
+        traits.wait()
         for turn in turns:
             part = results.place(row, T.min(me.group + turn * team.groups, last))
             log = T.Bind(b.load(results.some, part + team.width))
@@ -378,11 +378,11 @@ def join_parts(device: Device, team: Team, paged: Paged, rows: Expr, results: Re
             b.copy(results.some, part + T.min(me.place * 4, team.width - 4), values, turn * 4, 4)
         for turn in turns:
             real = me.group + turn * team.groups <= last
-            b.store(logs, turn, tirx.Select(real, b.load(logs, turn), b.number(b.MINUS_INFINITY)))
+            b.store(logs, turn, tirx.Select(real, b.load(logs, turn), b.f32(b.MINUS_INFINITY)))
             b.store(me.top, 0, T.max(b.load(me.top, 0), b.load(logs, turn)))
         for turn in turns:
             real = me.group + turn * team.groups <= last
-            weight = T.Bind(tirx.Select(real, tirx.exp2(b.load(logs, turn) - b.load(me.top, 0)), b.number(0.0)))
+            weight = T.Bind(tirx.Select(real, tirx.exp2(b.load(logs, turn) - b.load(me.top, 0)), b.f32(0.0)))
             b.store(me.total, 0, b.load(me.total, 0) + weight)
             for i in range(4):
                 b.store(me.sums, i, b.load(me.sums, i) + weight * b.load(values, turn * 4 + i))

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.ir import T
 
 
-def mapped(width: int, value: Callable[[Expr], Expr], device: Device) -> tirx.PrimFunc:
+def mapped(width: int, value: Callable[[Expr], Expr], traits: GpuTraits) -> tirx.PrimFunc:
     """y = value(x), element by element."""
     rows = b.size("rows")
 
     def body(x: Buffer, y: Buffer) -> None:
-        b.each(device, rows * width, lambda index: b.store(y, index, value(T.Bind(b.load(x, index)))))
+        b.for_each(traits, rows * width, lambda index: b.store(y, index, value(T.Bind(b.load(x, index)))))
 
     return b.kernel([Arg("x", (rows, width)), Arg("y", (rows, width))], body)

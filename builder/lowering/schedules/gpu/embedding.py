@@ -5,13 +5,13 @@ from __future__ import annotations
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.gpu.weights import values, weight_of
 from builder.lowering.schedules.ir import T
 from builder.ops.embedding import EmbeddingLabel
 
 
-def embedding(label: EmbeddingLabel, device: Device) -> tirx.PrimFunc:
+def embedding(label: EmbeddingLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """Rows of a table, as float32: a thread for each unit. Ids are not checked here: the runtime does."""
     table, rows = weight_of(label.weight), b.size("rows")
 
@@ -22,10 +22,10 @@ def embedding(label: EmbeddingLabel, device: Device) -> tirx.PrimFunc:
             row, u = T.Bind(b.div(index, table.units)), T.Bind(b.mod(index, table.units))
             place = T.Bind(b.load(ids, row))
             for e, value in enumerate(values(table, stored, place, u)):
-                k, real = table.input_of(u, b.integer(e))
+                k, real = table.input_of(u, b.i32(e))
                 at = T.Bind(row * table.k + k)
                 b.guarded(real, lambda at=at, value=value: b.store(y, at, value))  # type: ignore[misc]
 
-        b.each(device, rows * table.units, one)
+        b.for_each(traits, rows * table.units, one)
 
     return b.kernel([Arg("ids", (rows,), "int32"), *table.args, Arg("y", (rows, table.k))], body)

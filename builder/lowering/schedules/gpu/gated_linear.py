@@ -7,14 +7,14 @@ from collections.abc import Callable
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.gpu.gates import GATES
 from builder.lowering.schedules.gpu.gemv import Inputs, Results, products
 from builder.lowering.schedules.gpu.weights import weight_of
 from builder.ops.gated_linear import GatedLinearLabel
 
 
-def gated_linear(label: GatedLinearLabel, device: Device) -> tirx.PrimFunc:
+def gated_linear(label: GatedLinearLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """One row times gate and up weights, and the gate's activation (lowering/passes/fuse_gate_up.py): an output's two
     products are in the same threads."""
     weight, width, activated = weight_of(label.weight), label.width, GATES[label.gate]
@@ -23,11 +23,11 @@ def gated_linear(label: GatedLinearLabel, device: Device) -> tirx.PrimFunc:
         stored, y = rest[:-1], rest[-1]
 
         def row_of(row: Expr) -> tuple[Inputs, Expr, Expr]:
-            return Inputs(x, weight.k), row, b.integer(0)
+            return Inputs(x, weight.k), row, b.i32(0)
 
         def put(_row: Expr, _n: Expr) -> Callable[..., Expr]:
             return lambda gate, up: activated(gate) * up
 
-        products(device, weight, stored, b.integer(1), row_of, Results(y, width, put, strands=2))
+        products(traits, weight, stored, b.i32(1), row_of, Results(y, width, put, strands=2))
 
     return b.kernel([Arg("x", (1, weight.k)), *weight.args, Arg("y", (1, width))], body)

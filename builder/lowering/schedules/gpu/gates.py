@@ -8,23 +8,23 @@ from collections.abc import Callable
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.gpu.elementwise import mapped
 from builder.lowering.schedules.ir import T
 from builder.ops.gates import ERFC, ERFC_P, TANH_GELU, GeluLabel, GeluMulLabel, SiluMulLabel
 
 
-def silu_mul(label: SiluMulLabel, device: Device) -> tirx.PrimFunc:
+def silu_mul(label: SiluMulLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """gate / (1 + exp(-gate)) * up; the gates are the first half of each row."""
-    return gated(label.width, silu, device)
+    return gated(label.width, silu, traits)
 
 
-def gelu_mul(label: GeluMulLabel, device: Device) -> tirx.PrimFunc:
+def gelu_mul(label: GeluMulLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """gelu(gate) * up, gelu in its tanh form."""
-    return gated(label.width, tanh_gelu, device)
+    return gated(label.width, tanh_gelu, traits)
 
 
-def gated(width: int, activated: Callable[[Expr], Expr], device: Device) -> tirx.PrimFunc:
+def gated(width: int, activated: Callable[[Expr], Expr], traits: GpuTraits) -> tirx.PrimFunc:
     rows = b.size("rows")
 
     def body(gate_up: Buffer, y: Buffer) -> None:
@@ -32,32 +32,32 @@ def gated(width: int, activated: Callable[[Expr], Expr], device: Device) -> tirx
             at = T.Bind(b.div(index, width) * (2 * width) + b.mod(index, width))
             b.store(y, index, activated(T.Bind(b.load(gate_up, at))) * b.load(gate_up, at + width))
 
-        b.each(device, rows * width, one)
+        b.for_each(traits, rows * width, one)
 
     return b.kernel([Arg("gate_up", (rows, 2 * width)), Arg("y", (rows, width))], body)
 
 
-def gelu(label: GeluLabel, device: Device) -> tirx.PrimFunc:
+def gelu(label: GeluLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """x * Phi(x), or its tanh form."""
-    return mapped(label.width, {"gelu": exact_gelu, "gelu_tanh": tanh_gelu}[label.kind], device)
+    return mapped(label.width, {"gelu": exact_gelu, "gelu_tanh": tanh_gelu}[label.kind], traits)
 
 
 def exact_gelu(x: Expr) -> Expr:
     """max(x, 0) - |x| * erfc(|x| / sqrt(2)) / 2."""
     size = T.Bind(T.max(x, -x))
-    t = T.Bind(b.number(1.0) / (b.number(1.0) + size * b.number(ERFC_P * 0.5**0.5)))
+    t = T.Bind(b.f32(1.0) / (b.f32(1.0) + size * b.f32(ERFC_P * 0.5**0.5)))
     series = b.horner(t, [0.5 * term for term in ERFC]) * t
-    return T.max(x, b.number(0.0)) - size * series * tirx.exp2(x * x * b.number(-0.5 * b.LOG2_E))
+    return T.max(x, b.f32(0.0)) - size * series * tirx.exp2(x * x * b.f32(-0.5 * b.LOG2_E))
 
 
 def silu(x: Expr) -> Expr:
-    return x / (b.number(1.0) + b.exp(-x))
+    return x / (b.f32(1.0) + b.exp(-x))
 
 
 def tanh_gelu(x: Expr) -> Expr:
     scale, cubic = TANH_GELU
-    inner = x * b.number(-scale * math.log2(math.e)) * (b.number(1.0) + x * x * b.number(cubic))
-    return x / (b.number(1.0) + tirx.exp2(inner))
+    inner = x * b.f32(-scale * math.log2(math.e)) * (b.f32(1.0) + x * x * b.f32(cubic))
+    return x / (b.f32(1.0) + tirx.exp2(inner))
 
 
 GATES = {"silu_mul": silu, "gelu_mul": tanh_gelu}

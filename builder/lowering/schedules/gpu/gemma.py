@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.gpu.elementwise import mapped
 from builder.lowering.schedules.gpu.norms import inverse_rms, scaled_rows
 from builder.lowering.schedules.ir import T
@@ -13,40 +13,40 @@ from builder.ops.gemma import GemmaNormLabel, HeadNormRotaryLabel, ScaledLabel, 
 from builder.ops.kv_cache import rope_frequencies
 
 
-def gemma_norm(label: GemmaNormLabel, device: Device) -> tirx.PrimFunc:
+def gemma_norm(label: GemmaNormLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """x / sqrt(mean(x^2) + eps) * (1 + weight) (+ residual)."""
-    return scaled_rows(label, device, lambda weight: weight + b.number(1.0))
+    return scaled_rows(label, traits, lambda weight: weight + b.f32(1.0))
 
 
-def scaled(label: ScaledLabel, device: Device) -> tirx.PrimFunc:
+def scaled(label: ScaledLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """x * factor."""
-    return mapped(label.width, lambda x: x * b.number(float(label.factor)), device)
+    return mapped(label.width, lambda x: x * b.f32(float(label.factor)), traits)
 
 
-def soft_cap(label: SoftCapLabel, device: Device) -> tirx.PrimFunc:
+def soft_cap(label: SoftCapLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """cap * tanh(x / cap)."""
     cap = float(label.cap)
-    return mapped(label.width, lambda x: b.tanh(x * b.number(1.0 / cap)) * b.number(cap), device)
+    return mapped(label.width, lambda x: b.tanh(x * b.f32(1.0 / cap)) * b.f32(cap), traits)
 
 
-def head_norm_rotary(label: HeadNormRotaryLabel, device: Device) -> tirx.PrimFunc:
+def head_norm_rotary(label: HeadNormRotaryLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """Gemma 3: queries and keys normed per head and rotated to their positions; values copied. A block for each row and
     head; the normed head goes through shared memory."""
     width, queries, keys, dtype = label.width, label.query_heads, label.key_heads, label.dtype
-    rows, heads, threads, half = b.size("rows"), queries + 2 * keys, device.threads, width // 2
+    rows, heads, threads, half = b.size("rows"), queries + 2 * keys, traits.threads, width // 2
 
     def body(qkv: Buffer, positions: Buffer, q_weight: Buffer, k_weight: Buffer, y: Buffer) -> None:
-        with b.launch(threads, rows, b.integer(heads)) as (row, head, thread):
+        with b.launch(threads, rows, b.i32(heads)) as (row, head, thread):
             normed, frequency = b.shared(width), b.shared(half)
             for pair, value in enumerate(rope_frequencies(label.theta, width)):
                 with b.when(tirx.EQ(thread, pair % threads)):
-                    b.store(frequency, pair, b.number(value / label.factor))
+                    b.store(frequency, pair, b.f32(value / label.factor))
             start = T.Bind((row * heads + head) * width)
-            scale = inverse_rms(qkv, start, width, label.eps, device, thread)
+            scale = inverse_rms(qkv, start, width, label.eps, traits, thread)
 
             def norm(d: Expr) -> None:
                 weight = tirx.if_then_else(head < queries, b.load(q_weight, d), b.load(k_weight, d))
-                gain = b.to_float32(weight, dtype) + b.number(1.0)
+                gain = b.to_float32(weight, dtype) + b.f32(1.0)
                 b.store(normed, d, b.load(qkv, start + d) * scale * gain)
 
             b.strided(thread, threads, width, norm)

@@ -18,7 +18,7 @@ from typing import Protocol
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Buffer, Device, Expr
+from builder.lowering.schedules.gpu.block import Buffer, Expr, GpuTraits
 from builder.lowering.schedules.gpu.weights import Held, Weight
 from builder.lowering.schedules.ir import T
 
@@ -87,14 +87,14 @@ class Results:
 
 
 def products(
-    device: Device, weight: Weight, stored: Sequence[Buffer], rows: Expr, row_of: Row, results: Results
+    traits: GpuTraits, weight: Weight, stored: Sequence[Buffer], rows: Expr, row_of: Row, results: Results
 ) -> None:
     """Each row by itself."""
     if weight.stacked:
         assert results.strands == 1, "parts of a weight are not beside each other"
-        beside(device, weight, stored, rows, row_of, results)
+        beside(traits, weight, stored, rows, row_of, results)
     else:
-        along(device, weight, stored, rows, row_of, results)
+        along(traits, weight, stored, rows, row_of, results)
 
 
 def can_send(weight: Weight, outputs: int) -> bool:
@@ -168,9 +168,9 @@ def stage(weight: Weight, x: Inputs, row: Expr, first: Expr | int, staged: Stage
         u = T.Bind(first + place)
         turn, inside = T.Bind(b.div(place, staged.together)), T.Bind(b.mod(place, staged.together))
         for e in range(weight.per_unit):
-            k, real = weight.input_of(u, b.integer(e))
+            k, real = weight.input_of(u, b.i32(e))
             there = u < weight.units if real is None else tirx.And(u < weight.units, real)
-            value = tirx.if_then_else(there, x.at(row, k), b.number(0.0))
+            value = tirx.if_then_else(there, x.at(row, k), b.f32(0.0))
             b.store(staged.room, staged.at(turn, inside, e), scaled(value, weight.factor(e)))
 
     b.strided(thread, threads, staged.count, unit)
@@ -191,23 +191,29 @@ def stage_regular(
             def put(place: Expr = place, planes_of_x: list[list[Expr]] = planes_of_x) -> None:
                 turn, inside = T.Bind(b.div(place, staged.together)), T.Bind(b.mod(place, staged.together))
                 for e in range(weight.per_unit):
-                    value = tirx.Select(first + place < weight.units, planes_of_x[e // 4][e % 4], b.number(0.0))
+                    value = tirx.Select(first + place < weight.units, planes_of_x[e // 4][e % 4], b.f32(0.0))
                     b.store(staged.room, staged.at(turn, inside, e), scaled(value, weight.factor(e)))
 
             b.guarded(None if not staged.count % threads else place < staged.count, put)
 
 
 def scaled(value: Expr, factor: float) -> Expr:
-    return value if factor == 1.0 else value * b.number(factor)
+    return value if factor == 1.0 else value * b.f32(factor)
 
 
-def along(device: Device, weight: Weight, stored: Sequence[Buffer], rows: Expr, row_of: Row, results: Results) -> None:
+def along(
+    traits: GpuTraits, weight: Weight, stored: Sequence[Buffer], rows: Expr, row_of: Row, results: Results
+) -> None:
     """LANES threads along the rows of ``each`` outputs."""
     outputs, strands = results.outputs, results.strands
-    each, groups, walk = outputs_of(weight, outputs, strands), device.threads // LANES, walk_along(weight, device.room)
+    each, groups, walk = (
+        outputs_of(weight, outputs, strands),
+        traits.threads // LANES,
+        walk_along(weight, traits.smem_values),
+    )
     turn_units = LANES * weight.together
     count = walk.staged * walk.held * turn_units
-    with b.launch(device.threads, -(-outputs // (groups * each)), rows) as (block, row, thread):
+    with b.launch(traits.threads, -(-outputs // (groups * each)), rows) as (block, row, thread):
         staged = Staged(b.shared(count * 4 * planes(weight)), count, weight.together, planes(weight))
         lane, group = T.Bind(b.mod(thread, LANES)), T.Bind(b.div(thread, LANES))
         x, x_row, start = row_of(row)
@@ -215,15 +221,15 @@ def along(device: Device, weight: Weight, stored: Sequence[Buffer], rows: Expr, 
         ns = [T.Bind(T.min(first_n + r, outputs - 1)) for r in range(each)]
         places = [T.Bind(start + n + strand * outputs) for n in ns for strand in range(strands)]
         held = [[weight.held() for _ in places] for _ in range(walk.held)]
-        totals = b.private(len(places))
+        totals = b.local(len(places))
         for r in range(len(places)):
-            b.store(totals, r, b.number(0.0))
+            b.store(totals, r, b.f32(0.0))
 
         def ask(chunk: Expr | int, turn: int) -> None:
             wanted = ((chunk * walk.held + turn) * LANES + lane) * weight.together
             u = T.Bind(T.min(wanted, weight.units - weight.together))
             for place, room in zip(places, held[turn], strict=True):
-                weight.fill(room, stored, place, u, device.load_bytes)
+                weight.fill(room, stored, place, u, traits.load_bytes)
 
         def use(chunk: Expr | int, before: Expr | int) -> None:
             for turn in range(walk.held):
@@ -234,26 +240,26 @@ def along(device: Device, weight: Weight, stored: Sequence[Buffer], rows: Expr, 
         def one_stage(number: Expr | int) -> None:
             if walk.stages > 1:
                 b.barrier()
-            stage(weight, x, x_row, number * count, staged, thread, device.threads)
+            stage(weight, x, x_row, number * count, staged, thread, traits.threads)
             b.barrier()
             first = number * walk.staged
             b.repeat(walk.staged, UNROLLED, lambda chunk: use(first + chunk, first))
 
         for turn in range(walk.held):
             ask(0, turn)
-        device.wait()
-        ends = [results.put(row, n) for n in ns] if device.shuffles else []
+        traits.wait()
+        ends = [results.put(row, n) for n in ns] if traits.shuffles else []
         sends = results.sender.turn() if results.sender else None
         b.repeat(walk.stages, 1, one_stage)
-        if device.shuffles:
+        if traits.shuffles:
             finish_by_shuffles(totals, lane, row, first_n, ends, results, sends)
         else:
-            finish(device, totals, each, thread, lambda i: block * (groups * each) + i, row, results)
+            finish(traits, totals, each, thread, lambda i: block * (groups * each) + i, row, results)
 
 
 def dot(weight: Weight, held: Sequence[Held], staged: Staged, turn: Expr, totals: Buffer) -> None:
     """Add the products of a turn of each row to its total."""
-    parts = [b.number(0.0) for _ in held]
+    parts = [b.f32(0.0) for _ in held]
     units = [weight.units_of(room) for room in held]
     for place in range(len(units[0])):
         for plane in range(staged.planes):
@@ -276,7 +282,7 @@ def finish_by_shuffles(
     values = []
     for r, end in enumerate(ends):
         places = range(r * results.strands, (r + 1) * results.strands)
-        values.append(T.Bind(end(*(b.sum_of_lanes(b.load(totals, place), LANES) for place in places))))
+        values.append(T.Bind(end(*(b.warp_sum(b.load(totals, place), LANES) for place in places))))
     if results.sender is not None:
         with b.when(tirx.And(lane < results.sender.ranks, first_n < results.outputs)):
             results.sender.send(lane, b.div(first_n, 2), values, turn)
@@ -286,20 +292,26 @@ def finish_by_shuffles(
 
 
 def finish(
-    device: Device, totals: Buffer, each: int, thread: Expr, n_of: Callable[[Expr], Expr], row: Expr, results: Results
+    traits: GpuTraits,
+    totals: Buffer,
+    each: int,
+    thread: Expr,
+    n_of: Callable[[Expr], Expr],
+    row: Expr,
+    results: Results,
 ) -> None:
     """The lanes' sums of each row, by one thread an output; it starts at its own place, for the banks' sake."""
-    threads, strands = device.threads, results.strands
+    threads, strands = traits.threads, results.strands
     sums = b.shared(threads * each * strands)
     for r in range(each * strands):
         b.store(sums, r * threads + thread, b.load(totals, r))
     b.barrier()
     with b.when(thread < threads // LANES * each):
         own, group = T.Bind(b.mod(thread, each)), T.Bind(b.div(thread, each))
-        sums_of = [b.private(1) for _ in range(strands)]
+        sums_of = [b.local(1) for _ in range(strands)]
         for strand, total in enumerate(sums_of):
             base = T.Bind((own * strands + strand) * threads + group * LANES)
-            b.store(total, 0, b.number(0.0))
+            b.store(total, 0, b.f32(0.0))
             with b.loop(LANES) as lane:
                 b.store(total, 0, b.load(total, 0) + b.load(sums, base + b.mod(lane + group, LANES)))
         n = T.Bind(n_of(thread))
@@ -307,39 +319,41 @@ def finish(
             results.store(row, n, results.put(row, n)(*(b.load(total, 0) for total in sums_of)))
 
 
-def beside(device: Device, weight: Weight, stored: Sequence[Buffer], rows: Expr, row_of: Row, results: Results) -> None:
+def beside(
+    traits: GpuTraits, weight: Weight, stored: Sequence[Buffer], rows: Expr, row_of: Row, results: Results
+) -> None:
     """LANES outputs beside each other; the groups of threads take turns along the inputs."""
-    outputs, groups, count = results.outputs, device.threads // LANES, walk_beside(weight, device.room)
-    with b.launch(device.threads, b.up(outputs, LANES), rows) as (block, row, thread):
+    outputs, groups, count = results.outputs, traits.threads // LANES, walk_beside(weight, traits.smem_values)
+    with b.launch(traits.threads, b.ceil_div(outputs, LANES), rows) as (block, row, thread):
         staged = Staged(b.shared(count * 4 * planes(weight)), count, 1, planes(weight))
-        sums, totals = b.shared(device.threads), b.private(1)
+        sums, totals = b.shared(traits.threads), b.local(1)
         lane, group = T.Bind(b.mod(thread, LANES)), T.Bind(b.div(thread, LANES))
         x, x_row, start = row_of(row)
         n = T.Bind(block * LANES + lane)
         place = T.Bind(start + T.min(n, outputs - 1))
-        device.wait()
-        b.store(totals, 0, b.number(0.0))
-        with b.loop(b.up(weight.units, count)) as chunk:
+        traits.wait()
+        b.store(totals, 0, b.f32(0.0))
+        with b.loop(b.ceil_div(weight.units, count)) as chunk:
             b.barrier()
-            stage(weight, x, x_row, T.Bind(chunk * count), staged, thread, device.threads)
+            stage(weight, x, x_row, T.Bind(chunk * count), staged, thread, traits.threads)
             b.barrier()
             with b.loop(count // (groups * TURNS)) as step:
                 turns = [T.Bind((step * TURNS + i) * groups + group) for i in range(TURNS)]
                 rooms = [weight.held() for _ in turns]
                 for turn, room in zip(turns, rooms, strict=True):
                     wanted = T.Bind(T.min(chunk * count + turn, weight.units - 1))
-                    weight.fill(room, stored, place, wanted, device.load_bytes)
+                    weight.fill(room, stored, place, wanted, traits.load_bytes)
                 for turn, room in zip(turns, rooms, strict=True):
                     dot(weight, [room], staged, turn, totals)
         b.store(sums, thread, b.load(totals, 0))
         b.barrier()
         with b.when(tirx.And(thread < LANES, n < outputs)):
-            total = b.chain([b.load(sums, group * LANES + lane) for group in range(groups)], b.add)
+            total = b.reduce([b.load(sums, group * LANES + lane) for group in range(groups)], b.add)
             results.store(row, n, results.put(row, n)(total))
 
 
 def walk_beside(weight: Weight, room: int) -> int:
     """Units whose x is in shared memory at a time, in whole rounds of the groups: few chunks of equal size."""
     most = max(1, min(room // (4 * planes(weight)), SHARED_UNITS) // LANES)
-    chunks = b.up(weight.units, most * LANES)
-    return int(b.up(b.up(weight.units, chunks), LANES)) * LANES
+    chunks = b.ceil_div(weight.units, most * LANES)
+    return int(b.ceil_div(b.ceil_div(weight.units, chunks), LANES)) * LANES

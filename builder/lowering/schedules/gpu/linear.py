@@ -15,7 +15,7 @@ from importlib import import_module
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.gpu.gemv import Inputs, Results, Sender, is_regular, products
 from builder.lowering.schedules.gpu.weights import Weight, values, weight_of
 from builder.lowering.schedules.ir import T
@@ -49,18 +49,18 @@ class Ends:
         if self.residual is not None:
             added.append(T.Bind(self.part(b.load(self.residual, at))))
 
-        return lambda product: b.chain([product if scale is None else product * scale, *added], b.add)
+        return lambda product: b.reduce([product if scale is None else product * scale, *added], b.add)
 
     def part(self, value: Expr) -> Expr:
-        return value if self.share == 1 else value * b.number(self.share)
+        return value if self.share == 1 else value * b.f32(self.share)
 
 
-def linear(label: LinearLabel, device: Device) -> tirx.PrimFunc:
+def linear(label: LinearLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """The kernel of a "linear" operation (see builder/ops/linear.py for its arguments)."""
     weight, rows = weight_of(label.weight), b.size("rows")
 
     def body(x: Buffer, *others: Buffer) -> None:
-        multiply_rows(device, weight, rows, Inputs(x, weight.k), *split(label, others, None), sender_of(label))
+        multiply_rows(traits, weight, rows, Inputs(x, weight.k), *split(label, others, None), sender_of(label))
 
     return b.kernel([Arg("x", (rows, weight.k)), *args_of(label, weight, rows)], body)
 
@@ -89,40 +89,46 @@ def sender_of(label: LinearLabel) -> Sender | None:
 
 
 def multiply_rows(
-    device: Device, weight: Weight, rows: Expr, x: Inputs, ends: Ends, stored: tuple[Buffer, ...], sender: Sender | None
+    traits: GpuTraits,
+    weight: Weight,
+    rows: Expr,
+    x: Inputs,
+    ends: Ends,
+    stored: tuple[Buffer, ...],
+    sender: Sender | None,
 ) -> None:
     results = Results(ends.y, weight.n, ends.put, sender=sender)
 
     def few() -> None:
-        products(device, weight, stored, rows, lambda row: (x, row, b.integer(0)), results)
+        products(traits, weight, stored, rows, lambda row: (x, row, b.i32(0)), results)
 
     def many(strips: int) -> None:
-        many_rows(device, weight, stored, x, ends, rows, strips)
+        many_rows(traits, weight, stored, x, ends, rows, strips)
 
     def more() -> None:
-        b.either(rows <= TILE, lambda: many(1), lambda: many(device.strips))
+        b.if_else(rows <= TILE, lambda: many(1), lambda: many(traits.rows_per_thread // SIDE))
 
     if sender is not None:
         few()  # there is one row
         return
-    b.either(rows <= FEW, few, more if device.strips > 1 else lambda: many(1))
+    b.if_else(rows <= FEW, few, more if traits.rows_per_thread > SIDE else lambda: many(1))
 
 
 def many_rows(
-    device: Device, weight: Weight, stored: Sequence[Buffer], x: Inputs, ends: Ends, rows: Expr, strips: int
+    traits: GpuTraits, weight: Weight, stored: Sequence[Buffer], x: Inputs, ends: Ends, rows: Expr, strips: int
 ) -> None:
     """Tiles of ``strips`` * TILE rows and TILE outputs, by (TILE / SIDE)^2 threads with SIDE rows of each strip."""
     side_threads, tile = TILE // SIDE, Tile(weight, strips * TILE)
     threads = side_threads * side_threads
-    with b.launch(threads, b.up(weight.n, TILE), b.up(rows, tile.rows)) as (block, row_block, thread):
-        device.start_late()
+    with b.launch(threads, b.ceil_div(weight.n, TILE), b.ceil_div(rows, tile.rows)) as (block, row_block, thread):
+        traits.opt_out_of_pdl()
         x_tile, w_tile = b.shared(tile.depth * tile.line), b.shared(tile.depth * LINE)
-        acc = b.private(strips * SIDE * SIDE)
+        acc = b.local(strips * SIDE * SIDE)
         for place in range(strips * SIDE * SIDE):
-            b.store(acc, place, b.number(0.0))
+            b.store(acc, place, b.f32(0.0))
         column, line = T.Bind(b.mod(thread, side_threads)), T.Bind(b.div(thread, side_threads))
         first_n, first_row = T.Bind(block * TILE), T.Bind(row_block * tile.rows)
-        with b.loop(b.up(weight.units, tile.units)) as step:
+        with b.loop(b.ceil_div(weight.units, tile.units)) as step:
             first = T.Bind(step * tile.units)
             fill_x(tile, x, first_row, rows, first, x_tile, thread, threads)
             fill_weight(weight, stored, first_n, first, tile.units, w_tile, LINE, thread, threads)
@@ -181,9 +187,9 @@ def fill_x(
         inside = T.Bind(inside if real is None else tirx.And(inside, real))
         if regular:
             row, last = T.Bind(T.min(first_row + m, rows - 1)), T.Bind(T.min(k, weight.k - together))
-            xs = [tirx.Select(inside, value, b.number(0.0)) for value in x.four(row, last)]
+            xs = [tirx.Select(inside, value, b.f32(0.0)) for value in x.four(row, last)]
         else:
-            xs = [tirx.if_then_else(inside, x.at(first_row + m, k), b.number(0.0))]
+            xs = [tirx.if_then_else(inside, x.at(first_row + m, k), b.f32(0.0))]
         for e, value in enumerate(xs):
             b.store(room, (slot + e) * tile.line + m, value)
 

@@ -10,26 +10,26 @@ from typing import Any
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.ir import T
 from builder.ops.norms import LayerNormLabel, QKNormLabel, RMSNormLabel
 
 OWN = 32  # features of a row that a thread keeps, at most
 
 
-def rms_norm(label: RMSNormLabel, device: Device) -> tirx.PrimFunc:
+def rms_norm(label: RMSNormLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """x / sqrt(mean(x^2) + eps) * weight (+ residual)."""
-    return scaled_rows(label, device, lambda weight: weight)
+    return scaled_rows(label, traits, lambda weight: weight)
 
 
-def scaled_rows(label: RMSNormLabel, device: Device, gain: Callable[[Expr], Expr]) -> tirx.PrimFunc:
-    width, dtype, rows, threads = label.width, label.dtype, b.size("rows"), device.threads
+def scaled_rows(label: RMSNormLabel, traits: GpuTraits, gain: Callable[[Expr], Expr]) -> tirx.PrimFunc:
+    width, dtype, rows, threads = label.width, label.dtype, b.size("rows"), traits.threads
     residual = [Arg("residual", (rows, width))] if label.residual else []
 
     def body(x: Buffer, *rest: Buffer) -> None:
         weight, y = rest[-2:]
         with b.launch(threads, rows) as (row, _, thread):
-            mine, start = Mine(device, thread, width), T.Bind(row * width)
+            mine, start = Mine(traits, thread, width), T.Bind(row * width)
             gains = partial(weight_at, weight, dtype)
             scale_row(mine, x, y, start, label.eps, lambda h: gain(gains(h)), rest[0] if residual else None)
 
@@ -45,24 +45,24 @@ class Mine:
     """The features of a row of ``width`` that a thread of a block works on: every so many, from its own number on. Of
     rows up to OWN features a thread they are in its registers, each read once, all asked for at once."""
 
-    device: Device
+    traits: GpuTraits
     thread: Expr
     width: int
 
     @property
     def count(self) -> int:
-        return -(-self.width // self.device.threads)
+        return -(-self.width // self.traits.threads)
 
     @property
     def kept(self) -> bool:
         return self.count <= OWN
 
     def feature(self, i: int) -> Expr:
-        return T.min(self.thread + i * self.device.threads, self.width - 1)
+        return T.min(self.thread + i * self.traits.threads, self.width - 1)
 
     def there(self, i: int) -> Expr | None:
-        whole = (i + 1) * self.device.threads <= self.width
-        return None if whole else self.thread + i * self.device.threads < self.width
+        whole = (i + 1) * self.traits.threads <= self.width
+        return None if whole else self.thread + i * self.traits.threads < self.width
 
     def read(self, value: Value) -> Value:
         """``value`` of the features, read here if there is room for them, or else whenever it is asked for."""
@@ -74,21 +74,21 @@ class Mine:
     def total(self, value: Value) -> Expr:
         """The sum over the row, in all threads."""
         if not self.kept:
-            return summed(value, self.width, self.device, self.thread)
+            return summed(value, self.width, self.traits, self.thread)
         terms = [value(i) for i in range(self.count)]
         masks = [self.there(i) for i in range(self.count)]
         terms = [
-            term if mask is None else tirx.Select(mask, term, b.number(0.0))
+            term if mask is None else tirx.Select(mask, term, b.f32(0.0))
             for term, mask in zip(terms, masks, strict=True)
         ]
-        return b.sum_of_block(self.device, T.Bind(b.chain(terms, b.add)), self.thread)
+        return b.block_sum(self.traits, T.Bind(b.reduce(terms, b.add)), self.thread)
 
     def write(self, y: Buffer, start: Expr, value: Value) -> None:
         if not self.kept:
-            b.strided(self.thread, self.device.threads, self.width, lambda h: b.store(y, start + h, value(h)))
+            b.strided(self.thread, self.traits.threads, self.width, lambda h: b.store(y, start + h, value(h)))
             return
         for i in range(self.count):
-            b.guarded(self.there(i), lambda i=i: b.store(y, start + self.thread + i * self.device.threads, value(i)))  # type: ignore[misc]
+            b.guarded(self.there(i), lambda i=i: b.store(y, start + self.thread + i * self.traits.threads, value(i)))  # type: ignore[misc]
 
 
 def scale_row(
@@ -96,7 +96,7 @@ def scale_row(
 ) -> None:
     """The row of x from ``start``, over the root of its mean square, times its gains (+ residual), into y."""
     gains = mine.read(gain)
-    mine.device.wait()
+    mine.traits.wait()
     values = mine.read(lambda h: b.load(x, start + h))
     added = None if residual is None else mine.read(lambda h: b.load(residual, start + h))
     scale = inverse_root(mine.total(lambda h: values(h) * values(h)), mine.width, eps)
@@ -112,39 +112,39 @@ def weight_at(weight: Buffer, dtype: str, h: Expr) -> Expr:
     return b.to_float32(b.load(weight, h), dtype)
 
 
-def inverse_rms(x: Buffer, start: Expr, width: int, eps: float, device: Device, thread: Expr) -> Expr:
+def inverse_rms(x: Buffer, start: Expr, width: int, eps: float, traits: GpuTraits, thread: Expr) -> Expr:
     """1 / sqrt(mean of squares + eps) of ``width`` values from ``start``."""
 
     def square(h: Expr) -> Expr:
         value = T.Bind(b.load(x, start + h))
         return value * value
 
-    return inverse_root(summed(square, width, device, thread), width, eps)
+    return inverse_root(summed(square, width, traits, thread), width, eps)
 
 
 def inverse_root(squares: Expr, width: int, eps: float) -> Expr:
-    return T.Bind(b.number(1.0) / tirx.sqrt(squares / b.number(float(width)) + b.number(eps)))
+    return T.Bind(b.f32(1.0) / tirx.sqrt(squares / b.f32(float(width)) + b.f32(eps)))
 
 
-def summed(term: Callable[[Expr], Expr], width: int, device: Device, thread: Expr) -> Expr:
+def summed(term: Callable[[Expr], Expr], width: int, traits: GpuTraits, thread: Expr) -> Expr:
     """The sum of term(h) for h < width, in all threads of a block."""
-    total = b.private(1)
-    b.store(total, 0, b.number(0.0))
-    b.strided(thread, device.threads, width, lambda h: b.store(total, 0, b.load(total, 0) + term(h)))
-    return b.sum_of_block(device, b.load(total, 0), thread)
+    total = b.local(1)
+    b.store(total, 0, b.f32(0.0))
+    b.strided(thread, traits.threads, width, lambda h: b.store(total, 0, b.load(total, 0) + term(h)))
+    return b.block_sum(traits, b.load(total, 0), thread)
 
 
-def layer_norm(label: LayerNormLabel, device: Device) -> tirx.PrimFunc:
+def layer_norm(label: LayerNormLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """(x - mean) / sqrt(variance + eps) * weight + bias; the variance is that of the centered values."""
-    width, dtype, rows, threads = label.width, label.dtype, b.size("rows"), device.threads
+    width, dtype, rows, threads = label.width, label.dtype, b.size("rows"), traits.threads
 
     def body(x: Buffer, weight: Buffer, bias: Buffer, y: Buffer) -> None:
         with b.launch(threads, rows) as (row, _, thread):
-            mine, start = Mine(device, thread, width), T.Bind(row * width)
+            mine, start = Mine(traits, thread, width), T.Bind(row * width)
             gains, shifts = (mine.read(partial(weight_at, of, dtype)) for of in (weight, bias))
-            device.wait()
+            traits.wait()
             values = mine.read(lambda h: b.load(x, start + h))
-            mean = T.Bind(mine.total(values) / b.number(float(width)))
+            mean = T.Bind(mine.total(values) / b.f32(float(width)))
             squares = mine.total(lambda h: (values(h) - mean) * (values(h) - mean))
             scale = inverse_root(squares, width, label.eps)
             mine.write(y, start, lambda h: (values(h) - mean) * scale * gains(h) + shifts(h))
@@ -153,9 +153,9 @@ def layer_norm(label: LayerNormLabel, device: Device) -> tirx.PrimFunc:
     return b.kernel([Arg("x", whole), Arg("weight", vector, dtype), Arg("bias", vector, dtype), Arg("y", whole)], body)
 
 
-def qk_norm(label: QKNormLabel, device: Device) -> tirx.PrimFunc:
+def qk_norm(label: QKNormLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """RMS norm of each run of q and of k features; v features are copied."""
-    features, dtype, rows, threads = label.features, label.dtype, b.size("rows"), device.threads
+    features, dtype, rows, threads = label.features, label.dtype, b.size("rows"), traits.threads
     widths, runs = (label.q_width, label.k_width), (label.q_runs, label.k_runs)
     starts = (0, runs[0] * widths[0], runs[0] * widths[0] + runs[1] * widths[1])
 
@@ -168,12 +168,12 @@ def qk_norm(label: QKNormLabel, device: Device) -> tirx.PrimFunc:
             at = T.Bind(b.div(index, rest) * features + starts[2] + b.mod(index, rest))
             b.store(y, at, b.load(x, at))
 
-        b.each(device, rows * rest, move)
+        b.for_each(traits, rows * rest, move)
 
     def norm_runs(x: Buffer, weight: Buffer, y: Buffer, first: int, width: int, count: int) -> None:
-        with b.launch(threads, rows, b.integer(count)) as (row, run, thread):
+        with b.launch(threads, rows, b.i32(count)) as (row, run, thread):
             start = T.Bind(row * features + first + run * width)
-            scale_row(Mine(device, thread, width), x, y, start, label.eps, partial(weight_at, weight, dtype))
+            scale_row(Mine(traits, thread, width), x, y, start, label.eps, partial(weight_at, weight, dtype))
 
     whole = (rows, features)
     weights = [Arg(name, (width,), dtype) for name, width in zip(("q_weight", "k_weight"), widths, strict=True)]

@@ -37,7 +37,7 @@ class Paged:
     def tokens(self, sequence: Expr) -> Expr:
         """How many tokens a sequence has in its pages."""
         count = self.count(sequence)
-        return T.Bind(tirx.if_then_else(count > 0, (count - 1) * PAGE + b.load(self.last, sequence), b.integer(0)))
+        return T.Bind(tirx.if_then_else(count > 0, (count - 1) * PAGE + b.load(self.last, sequence), b.i32(0)))
 
     def page(self, sequence: Expr, token: Expr) -> Expr:
         return T.Bind(b.load(self.table, b.load(self.indptr, sequence) + b.div(token, PAGE)))
@@ -64,9 +64,9 @@ class Scores:
     def exponent(self, product: Expr) -> Expr:
         size = scale_of(self.encoded, self.layout)
         if not self.layout.soft_cap:
-            return product * (size * b.number(b.LOG2_E))
-        capped = b.tanh(product * (size * b.number(1.0 / self.layout.soft_cap)))
-        return capped * b.number(self.layout.soft_cap * b.LOG2_E)
+            return product * (size * b.f32(b.LOG2_E))
+        capped = b.tanh(product * (size * b.f32(1.0 / self.layout.soft_cap)))
+        return capped * b.f32(self.layout.soft_cap * b.LOG2_E)
 
     def sight(self, position: Buffer, start: Buffer, sequence: Expr, tokens: Expr) -> Callable[[Expr], Expr]:
         """Whether the only query of a sequence sees a token of its pages; ``start``: where these begin."""

@@ -8,37 +8,37 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.ir import T
 from builder.targets.peer_sum import NORM_THREADS, TABLE_WORDS, WEIGHT_TYPES
 
 
-def set_peers(device: Device) -> tirx.PrimFunc:
+def set_peers(traits: GpuTraits) -> tirx.PrimFunc:
     """Keeps for the library's other kernels where the GPUs' rooms are; the runtime calls it once."""
 
     def body(table: Buffer) -> None:
-        with b.launch(device.threads, b.integer(1)) as (_, _, thread):
-            device.wait()
+        with b.launch(traits.threads, b.i32(1)) as (_, _, thread):
+            traits.wait()
             with b.when(tirx.EQ(thread, 0)):
                 T.evaluate(tirx.call_extern("int32", "keep_peers", tirx.address_of(b.load(table, 0))))
 
     return b.kernel([Arg("table", (TABLE_WORDS,), "uint32")], body)
 
 
-def sent_norm(width: int, dtype: str, eps: float, device: Device) -> tirx.PrimFunc:
+def sent_norm(width: int, dtype: str, eps: float, traits: GpuTraits) -> tirx.PrimFunc:
     """The sum of one row (1, width) that all GPUs sent, and its RMS norm with ``weight``. What this GPU sent is in
     ``part``, which is not read: that the sum comes after it is enough."""
     row = (1, width)
 
     def body(_part: Buffer, weight: Buffer, total: Buffer, normed: Buffer) -> None:
-        with b.launch(NORM_THREADS, b.integer(1)):
+        with b.launch(NORM_THREADS, b.i32(1)):
             turn = T.Bind(tirx.call_extern("uint32", "take_turn"))
-            device.start_next()
+            traits.trigger_next()
             places = [tirx.address_of(b.load(each, 0)) for each in (weight, total, normed)]
-            kind = b.integer(WEIGHT_TYPES.index(dtype))
-            values = (places[0], kind, b.number(eps), *places[1:], b.integer(width // 2), turn)
+            kind = b.i32(WEIGHT_TYPES.index(dtype))
+            values = (places[0], kind, b.f32(eps), *places[1:], b.i32(width // 2), turn)
             T.evaluate(tirx.call_extern("int32", "sent_norm", *values))
-            device.wait()
+            traits.wait()
 
     args = [Arg("part", row), Arg("weight", (width,), dtype), Arg("total", row), Arg("normed", row)]
     return b.kernel(args, body)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr, Scalar
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits, Scalar
 from builder.lowering.schedules.gpu.cache import PAGE, key_base, pages_arg, value_base
 from builder.lowering.schedules.gpu.paged import ROTARY, Paged, Scores, table_args
 from builder.lowering.schedules.ir import T
@@ -54,25 +54,25 @@ class Keys:
     end: Callable[[Tile], Expr]  # tokens that any row of a tile sees
 
 
-def rows_of(layout: CacheLayout, device: Device) -> int:
+def rows_of(layout: CacheLayout, traits: GpuTraits) -> int:
     """Query tokens of a block: as many as its threads and its shared memory have room for."""
-    rows = device.threads // KEYS
+    rows = traits.threads // KEYS
     while (
-        4 * (rows * (layout.head_dim + 1) + (KEYS + 1) * layout.head_dim + 2 * rows * (KEYS + 1)) > device.shared_bytes
+        4 * (rows * (layout.head_dim + 1) + (KEYS + 1) * layout.head_dim + 2 * rows * (KEYS + 1)) > traits.shared_bytes
     ):
         rows //= 2
     return rows
 
 
 def prefill(
-    layout: CacheLayout, device: Device, q: Buffer, q_indptr: Buffer, position: Buffer, batch: Expr, scores: Scores,
+    layout: CacheLayout, traits: GpuTraits, q: Buffer, q_indptr: Buffer, position: Buffer, batch: Expr, scores: Scores,
     keys_of: Callable[[Expr, Expr, Expr], Keys], out: Buffer, lse: Buffer,
 ) -> None:  # fmt: skip
     """All tiles of query tokens; ``keys_of(sequence, key head, query tokens of the sequence)``."""
-    heads, rows = layout.query_heads, rows_of(layout, device)
+    heads, rows = layout.query_heads, rows_of(layout, traits)
     shared = heads // layout.key_heads
     total = b.div(q.shape[0], heads * layout.head_dim)
-    with b.launch(rows * KEYS, b.up(total, rows), batch * heads) as (block, pair, thread):
+    with b.launch(rows * KEYS, b.ceil_div(total, rows), batch * heads) as (block, pair, thread):
         sequence, head = T.Bind(b.div(pair, heads)), T.Bind(b.mod(pair, heads))
         begin = T.Bind(b.load(q_indptr, sequence))
         count = T.Bind(b.load(q_indptr, sequence + 1) - begin)
@@ -110,11 +110,11 @@ def work_of(width: int, rows: int, thread: Expr) -> Work:
     queries, room = b.shared(rows * (width + 1)), b.shared(line * width)
     exponents, weights = b.shared(rows * line), b.shared(rows * line)
     row, c = T.Bind(b.div(thread, KEYS)), T.Bind(b.mod(thread, KEYS))
-    sums, state = b.private(per), b.private(2)
+    sums, state = b.local(per), b.local(2)
     for j in range(per):
-        b.store(sums, j, b.number(0.0))
-    b.store(state, 0, b.number(b.MINUS_INFINITY))
-    b.store(state, 1, b.number(0.0))
+        b.store(sums, j, b.f32(0.0))
+    b.store(state, 0, b.f32(b.MINUS_INFINITY))
+    b.store(state, 1, b.f32(0.0))
     return Work(width, rows, line, queries, room, exponents, weights, thread, row, c, sums, state)
 
 
@@ -133,13 +133,13 @@ def attend(
         b.store(work.queries, m * (width + 1) + d, b.load(q, source))
 
     b.strided(thread, work.threads, tile.rows * width, take)
-    with b.loop(b.up(keys.end(tile), KEYS)) as step:
+    with b.loop(b.ceil_div(keys.end(tile), KEYS)) as step:
         b.barrier()
         b.strided(thread, work.threads, KEYS * width, lambda i: take_key(keys, step, i, work))
         b.barrier()
         key = T.Bind(step * KEYS + work.c)
         seen = scores.visible(b.load(position, tile.begin + token), key + keys.start, keys.seen(token, key))
-        score = T.Bind(tirx.Select(seen, scores.exponent(product(work)), b.number(b.MINUS_INFINITY)))
+        score = T.Bind(tirx.Select(seen, scores.exponent(product(work)), b.f32(b.MINUS_INFINITY)))
         b.store(work.exponents, work.row * work.line + work.c, score)
         b.barrier()
         decay = weigh(work, score)
@@ -152,8 +152,8 @@ def attend(
 
 def product(work: Work) -> Expr:
     """Of the thread's row and key."""
-    total = b.private(1)
-    b.store(total, 0, b.number(0.0))
+    total = b.local(1)
+    b.store(total, 0, b.f32(0.0))
     with b.loop(work.width) as d:
         part = b.load(work.queries, work.row * (work.width + 1) + d) * b.load(work.room, d * work.line + work.c)
         b.store(total, 0, b.load(total, 0) + part)
@@ -163,8 +163,8 @@ def product(work: Work) -> Expr:
 def weigh(work: Work, score: Expr) -> Expr:
     """The thread's weight, by the new top of its row; returns what the sums so far are worth by it."""
     others = [b.load(work.exponents, work.row * work.line + i) for i in range(KEYS)]
-    top = T.Bind(b.chain([b.load(work.state, 0), *others], b.largest))
-    power = tirx.Select(score > b.number(b.MINUS_INFINITY / 2), tirx.exp2(score - top), b.number(0.0))
+    top = T.Bind(b.reduce([b.load(work.state, 0), *others], b.maximum))
+    power = tirx.Select(score > b.f32(b.MINUS_INFINITY / 2), tirx.exp2(score - top), b.f32(0.0))
     b.store(work.weights, work.row * work.line + work.c, power)
     decay = T.Bind(tirx.exp2(b.load(work.state, 0) - top))
     b.store(work.state, 0, top)
@@ -173,7 +173,7 @@ def weigh(work: Work, score: Expr) -> Expr:
 
 def finish(work: Work, place: Expr, out: Buffer, lse: Buffer) -> None:
     """The row's result, at ``place`` of all tokens and heads."""
-    total = T.Bind(T.max(b.load(work.state, 1), b.number(1e-37)))
+    total = T.Bind(T.max(b.load(work.state, 1), b.f32(1e-37)))
     for j in range(-(-work.width // KEYS)):
         d = work.c + j * KEYS
         result = b.load(work.sums, j) / total
@@ -198,20 +198,20 @@ def take_value(keys: Keys, step: Expr, i: Expr, work: Work) -> None:
     """room[c, d] = feature d of value c; zero past the last token."""
     c, d = T.Bind(b.div(i, work.width)), T.Bind(b.mod(i, work.width))
     inside = step * KEYS + c < keys.tokens
-    b.store(work.room, i, tirx.if_then_else(inside, keys.value(step, c, d), b.number(0.0)))
+    b.store(work.room, i, tirx.if_then_else(inside, keys.value(step, c, d), b.f32(0.0)))
 
 
 def gather(work: Work, decay: Expr) -> None:
     """Add the values of a step's keys to the sums of the row's features c, c + KEYS, ..."""
     shares = [T.Bind(b.load(work.weights, work.row * work.line + i)) for i in range(KEYS)]
-    b.store(work.state, 1, b.load(work.state, 1) * decay + b.chain(shares, b.add))
+    b.store(work.state, 1, b.load(work.state, 1) * decay + b.reduce(shares, b.add))
     for j in range(-(-work.width // KEYS)):
         d = T.min(work.c + j * KEYS, work.width - 1)
         values = [shares[i] * b.load(work.room, i * work.width + d) for i in range(KEYS)]
-        b.store(work.sums, j, b.load(work.sums, j) * decay + b.chain(values, b.add))
+        b.store(work.sums, j, b.load(work.sums, j) * decay + b.reduce(values, b.add))
 
 
-def prefill_paged(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
+def prefill_paged(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     """Query tokens against everything that the pages held before them; every row sees all of it."""
     batch, total, heads = b.size("batch"), b.size("total"), layout.query_heads
 
@@ -234,7 +234,7 @@ def prefill_paged(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
             start = T.Bind(b.load(k_start, sequence))
             return Keys(True, key, value, tokens, lambda _token, key: key < tokens, start, lambda _tile: tokens)
 
-        prefill(layout, device, q, q_indptr, position, batch, Scores(layout, scale), keys_of, out, lse)
+        prefill(layout, traits, q, q_indptr, position, batch, Scores(layout, scale), keys_of, out, lse)
 
     result = (total, heads, layout.head_dim)
     return b.kernel(
@@ -255,7 +255,7 @@ def prefill_paged(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
     )
 
 
-def prefill_ragged(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
+def prefill_ragged(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     """The new tokens of each sequence among themselves; causal: a token sees itself and those before it."""
     q_total, k_total, batch = b.size("q_total"), b.size("k_total"), b.size("batch")
     heads, width = layout.query_heads, layout.head_dim
@@ -281,7 +281,7 @@ def prefill_ragged(layout: CacheLayout, device: Device) -> tirx.PrimFunc:
             start = T.Bind(b.load(k_start, sequence))
             return Keys(False, lambda *p: b.load(k, at(*p)), lambda *p: b.load(v, at(*p)), tokens, seen, start, end)
 
-        prefill(layout, device, q, q_indptr, position, batch, Scores(layout, scale), keys_of, out, lse)
+        prefill(layout, traits, q, q_indptr, position, batch, Scores(layout, scale), keys_of, out, lse)
 
     result, source = (q_total, heads, width), (k_total, layout.key_heads, width)
     return b.kernel(

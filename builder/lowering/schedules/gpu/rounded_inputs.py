@@ -11,7 +11,7 @@ from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu import linear
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.gpu.gemv import Inputs
 from builder.lowering.schedules.gpu.weights import weight_of
 from builder.lowering.schedules.ir import T
@@ -20,28 +20,28 @@ from builder.ops.rounded_inputs import RoundedLabel, RoundedLinearLabel, RowScal
 from builder.quant.layout import BYTE_LARGEST
 
 
-def row_scale(label: RowScaleLabel, device: Device) -> tirx.PrimFunc:
+def row_scale(label: RowScaleLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """x (M, K) -> (M, 1): max |x| of each row over the largest code. A block for each row."""
-    rows, k, threads = b.size("rows"), label.k, device.threads
+    rows, k, threads = b.size("rows"), label.k, traits.threads
 
     def body(x: Buffer, y: Buffer) -> None:
         with b.launch(threads, rows) as (row, _, thread):
-            room, most = b.shared(2 * threads), b.private(1)
-            b.store(most, 0, b.number(0.0))
+            room, most = b.shared(2 * threads), b.local(1)
+            b.store(most, 0, b.f32(0.0))
 
             def larger(inside: Expr) -> None:
                 value = T.Bind(b.load(x, row * k + inside))
                 b.store(most, 0, T.max(b.load(most, 0), T.max(value, -value)))
 
             b.strided(thread, threads, k, larger)
-            largest = b.combined(b.load(most, 0), thread, threads, b.largest, room)
+            largest = b.block_reduce(b.load(most, 0), thread, threads, b.maximum, room)
             with b.when(tirx.EQ(thread, 0)):
-                b.store(y, row, largest / b.number(BYTE_LARGEST[label.activation]))
+                b.store(y, row, largest / b.f32(BYTE_LARGEST[label.activation]))
 
     return b.kernel([Arg("x", (rows, k)), Arg("y", (rows, 1))], body)
 
 
-def rounded(label: RoundedLabel, device: Device) -> tirx.PrimFunc:
+def rounded(label: RoundedLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """x (M, K), scales (M, 1) -> codes (M, W): a thread for each word."""
     rows, k, kind = b.size("rows"), label.k, label.activation
     words = -(-k // PER_WORD)
@@ -50,15 +50,15 @@ def rounded(label: RoundedLabel, device: Device) -> tirx.PrimFunc:
         def one(index: Expr) -> None:
             row, first = T.Bind(b.div(index, words)), T.Bind(b.mod(index, words) * PER_WORD)
             scale = T.Bind(b.load(scales, row))
-            dead = T.Bind(tirx.EQ(scale, b.number(0.0)))
-            word = b.word(0)
+            dead = T.Bind(tirx.EQ(scale, b.f32(0.0)))
+            word = b.u32(0)
             for e in range(PER_WORD):
-                value = tirx.if_then_else(first + e < k, b.load(x, row * k + first + e), b.number(0.0))
-                ratio = tirx.Select(dead, b.number(0.0), value / tirx.Select(dead, b.number(1.0), scale))
-                word = word | (T.Bind(byte_of(T.Bind(ratio), kind)) << b.word(8 * e))
+                value = tirx.if_then_else(first + e < k, b.load(x, row * k + first + e), b.f32(0.0))
+                ratio = tirx.Select(dead, b.f32(0.0), value / tirx.Select(dead, b.f32(1.0), scale))
+                word = word | (T.Bind(byte_of(T.Bind(ratio), kind)) << b.u32(8 * e))
             b.store(codes, index, word)
 
-        b.each(device, rows * words, one)
+        b.for_each(traits, rows * words, one)
 
     args = [Arg("x", (rows, k)), Arg("scales", (rows, 1)), Arg("codes", (rows, words), "uint32")]
     return b.kernel(args, body)
@@ -77,16 +77,16 @@ class Codes(Inputs):
     def at(self, row: Expr, k: Expr) -> Expr:
         word = b.load(self.x, row * -(-self.k // PER_WORD) + b.div(k, PER_WORD))
         shift = tirx.Cast("uint32", b.mod(k, PER_WORD) * 8)
-        return byte_value((word >> shift) & b.word(0xFF), self.kind)
+        return byte_value((word >> shift) & b.u32(0xFF), self.kind)
 
 
-def rounded_linear(label: RoundedLinearLabel, device: Device) -> tirx.PrimFunc:
+def rounded_linear(label: RoundedLinearLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """The product of a "rounded_linear" (builder/ops/rounded_inputs.py)."""
     weight, rows = weight_of(label.weight), b.size("rows")
 
     def body(codes: Buffer, scales: Buffer, *others: Buffer) -> None:
         x, sender = Codes(codes, weight.k, label.activation), linear.sender_of(label)
-        linear.multiply_rows(device, weight, rows, x, *linear.split(label, others, scales), sender)
+        linear.multiply_rows(traits, weight, rows, x, *linear.split(label, others, scales), sender)
 
     inputs = [Arg("x", (rows, -(-weight.k // PER_WORD)), "uint32"), Arg("x_scale", (rows, 1))]
     return b.kernel([*inputs, *linear.args_of(label, weight, rows)], body)

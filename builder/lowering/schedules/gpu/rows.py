@@ -5,21 +5,21 @@ from __future__ import annotations
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.ir import T
 from builder.ops.rows import LastRowLabel, TakeRowsLabel
 
 
-def last_row(label: LastRowLabel, device: Device) -> tirx.PrimFunc:
+def last_row(label: LastRowLabel, traits: GpuTraits) -> tirx.PrimFunc:
     width, rows = label.width, b.size("rows")
 
     def body(x: Buffer, y: Buffer) -> None:
-        b.each(device, width, lambda index: b.store(y, index, b.load(x, (rows - 1) * width + index)))
+        b.for_each(traits, width, lambda index: b.store(y, index, b.load(x, (rows - 1) * width + index)))
 
     return b.kernel([Arg("x", (rows, width)), Arg("y", (1, width))], body)
 
 
-def take_rows(label: TakeRowsLabel, device: Device) -> tirx.PrimFunc:
+def take_rows(label: TakeRowsLabel, traits: GpuTraits) -> tirx.PrimFunc:
     width, rows, taken = label.width, b.size("rows"), b.size("taken")
 
     def body(x: Buffer, which: Buffer, y: Buffer) -> None:
@@ -27,6 +27,6 @@ def take_rows(label: TakeRowsLabel, device: Device) -> tirx.PrimFunc:
             row = T.Bind(b.load(which, b.div(index, width)))
             b.store(y, index, b.load(x, row * width + b.mod(index, width)))
 
-        b.each(device, taken * width, one)
+        b.for_each(traits, taken * width, one)
 
     return b.kernel([Arg("x", (rows, width)), Arg("which", (taken,), "int32"), Arg("y", (taken, width))], body)

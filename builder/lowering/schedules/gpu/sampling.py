@@ -10,7 +10,7 @@ from collections.abc import Callable
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Device, Expr
+from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.ir import T
 
 COLDEST = 1e-5  # temperature; below it the likeliest token has all the probability
@@ -20,15 +20,15 @@ EACH = 8  # values of a thread in one slice of a running sum
 DOUBLINGS = 14  # of LOCAL, at most: vocabularies of up to 2^24 tokens
 
 
-def softmax_with_temperature(vocab: int, device: Device) -> tirx.PrimFunc:
+def softmax_with_temperature(vocab: int, traits: GpuTraits) -> tirx.PrimFunc:
     """softmax(logits / temperature): (B, 1, V), (B,) -> (B, 1, V). A block for each row."""
-    batch, threads = b.size("batch"), device.threads
+    batch, threads = b.size("batch"), traits.threads
 
     def body(logits: Buffer, temperature: Buffer, probs: Buffer) -> None:
         with b.launch(threads, batch) as (row, _, thread):
-            room, held = b.shared(2 * threads), b.private(1)
+            room, held = b.shared(2 * threads), b.local(1)
             start = T.Bind(row * vocab)
-            factor = T.Bind(b.number(b.LOG2_E) / T.max(b.load(temperature, row), b.number(COLDEST)))
+            factor = T.Bind(b.f32(b.LOG2_E) / T.max(b.load(temperature, row), b.f32(COLDEST)))
 
             def compare(at: Expr) -> None:
                 b.store(held, 0, T.max(b.load(held, 0), b.load(logits, start + at)))
@@ -38,12 +38,12 @@ def softmax_with_temperature(vocab: int, device: Device) -> tirx.PrimFunc:
                 b.store(probs, start + at, value)
                 b.store(held, 0, b.load(held, 0) + value)
 
-            b.store(held, 0, b.number(LOWEST))
+            b.store(held, 0, b.f32(LOWEST))
             b.strided(thread, threads, vocab, compare)
-            top = b.combined(b.load(held, 0), thread, threads, b.largest, room)
-            b.store(held, 0, b.number(0.0))
+            top = b.block_reduce(b.load(held, 0), thread, threads, b.maximum, room)
+            b.store(held, 0, b.f32(0.0))
             b.strided(thread, threads, vocab, power)
-            inverse = T.Bind(b.number(1.0) / b.combined(b.load(held, 0), thread, threads, b.add, room))
+            inverse = T.Bind(b.f32(1.0) / b.block_reduce(b.load(held, 0), thread, threads, b.add, room))
             b.strided(
                 thread, threads, vocab, lambda at: b.store(probs, start + at, b.load(probs, start + at) * inverse)
             )
@@ -52,7 +52,7 @@ def softmax_with_temperature(vocab: int, device: Device) -> tirx.PrimFunc:
     return b.kernel([Arg("logits", rows), Arg("temperature", (batch,)), Arg("probs", rows)], body)
 
 
-def argsort(device: Device) -> tirx.PrimFunc:
+def argsort(traits: GpuTraits) -> tirx.PrimFunc:
     """Probabilities (B, V) -> the same in falling order, and their tokens (int32); equal ones keep their order.
 
     A bitonic sort (Batcher 1968) in the form where every exchange goes the same way: runs of twice the length are made
@@ -69,14 +69,14 @@ def argsort(device: Device) -> tirx.PrimFunc:
         def sorted_so_far(at: Expr, place: Expr) -> tuple[Expr, Expr]:
             return b.load(values, at), b.load(tokens, at)
 
-        local_sort(device, batch, vocab, given, values, tokens, whole=True)
+        local_sort(traits, batch, vocab, given, values, tokens, whole=True)
         with b.loop(DOUBLINGS) as doubling:
-            run = T.Bind(b.integer(LOCAL) << doubling)  # sorted already
+            run = T.Bind(b.i32(LOCAL) << doubling)  # sorted already
             with b.when(run < vocab):
-                exchange(device, batch, vocab, values, tokens, run, mirrored=True)
+                exchange(traits, batch, vocab, values, tokens, run, mirrored=True)
                 with b.loop(doubling) as halving:
-                    exchange(device, batch, vocab, values, tokens, run >> (halving + 1), mirrored=False)
-                local_sort(device, batch, vocab, sorted_so_far, values, tokens, whole=False)
+                    exchange(traits, batch, vocab, values, tokens, run >> (halving + 1), mirrored=False)
+                local_sort(traits, batch, vocab, sorted_so_far, values, tokens, whole=False)
 
     rows = (batch, vocab)
     return b.kernel([Arg("probs", rows), Arg("values", rows), Arg("tokens", rows, "int32")], body)
@@ -94,12 +94,12 @@ def in_order(value: Expr, token: Expr, other: Expr, other_token: Expr) -> Expr:
 
 
 def exchange(
-    device: Device, batch: Expr, vocab: Expr, values: Buffer, tokens: Buffer, distance: Expr, mirrored: bool
+    traits: GpuTraits, batch: Expr, vocab: Expr, values: Buffer, tokens: Buffer, distance: Expr, mirrored: bool
 ) -> None:
     """One exchange of all places, in device memory."""
     covered = T.Bind(b.div(vocab + (distance * 2 - 1), distance * 2) * distance)  # pairs
-    with b.launch(device.threads, b.up(covered, device.threads), batch) as (block, row, thread):
-        pair = T.Bind(block * device.threads + thread)
+    with b.launch(traits.threads, b.ceil_div(covered, traits.threads), batch) as (block, row, thread):
+        pair = T.Bind(block * traits.threads + thread)
         low, high = places(pair, distance, mirrored)
         with b.when(tirx.And(pair < covered, high < vocab)):
             at, other = T.Bind(row * vocab + low), T.Bind(row * vocab + high)
@@ -117,12 +117,12 @@ def swap(values: Buffer, tokens: Buffer, at: Expr, other: Expr) -> None:
 
 
 def local_sort(
-    device: Device, batch: Expr, vocab: Expr, source: Callable[[Expr, Expr], tuple[Expr, Expr]], values: Buffer,
+    traits: GpuTraits, batch: Expr, vocab: Expr, source: Callable[[Expr, Expr], tuple[Expr, Expr]], values: Buffer,
     tokens: Buffer, whole: bool,
 ) -> None:  # fmt: skip
     """Runs of LOCAL places in shared memory: sorted (``whole``), or the last exchanges of longer runs."""
-    threads = device.threads
-    with b.launch(threads, b.up(vocab, LOCAL), batch) as (block, row, thread):
+    threads = traits.threads
+    with b.launch(threads, b.ceil_div(vocab, LOCAL), batch) as (block, row, thread):
         here, here_tokens = b.shared(LOCAL), b.shared(LOCAL, "int32")
         first = T.Bind(block * LOCAL)
 
@@ -141,7 +141,7 @@ def local_sort(
             b.barrier()
 
             def one(pair: Expr) -> None:
-                low, high = places(pair, b.integer(distance), mirrored)
+                low, high = places(pair, b.i32(distance), mirrored)
                 with b.when(first + high < vocab):
                     swap(here, here_tokens, low, high)
 
@@ -166,11 +166,11 @@ def fall(distance: int, all_pairs: Callable[[int, bool], None]) -> None:
         all_pairs(distance, False)
 
 
-def sample_with_top_p(device: Device) -> tirx.PrimFunc:
+def sample_with_top_p(traits: GpuTraits) -> tirx.PrimFunc:
     """For sample s of sequence which[s]: the first token at which the running sum of the sorted probabilities reaches
     uniform[s] of the sum of those that top_p keeps (up to and with the first whose running sum reaches top_p).
     A block for each sample."""
-    batch, vocab, samples, threads = b.size("batch"), b.size("vocab"), b.size("samples"), device.threads
+    batch, vocab, samples, threads = b.size("batch"), b.size("vocab"), b.size("samples"), traits.threads
 
     def body(probs: Buffer, tokens: Buffer, uniform: Buffer, which: Buffer, top_p: Buffer, out: Buffer) -> None:
         with b.launch(threads, samples) as (sample, _, thread):
@@ -204,20 +204,20 @@ def reach(
     A slice of EACH values per thread at a time. The loop goes on to the end: a barrier in a loop that shared memory
     ends is refused by WGSL.
     """
-    carry, result, place = b.private(1), b.private(1), b.private(1, "int32")
+    carry, result, place = b.local(1), b.local(1), b.local(1, "int32")
     wanted = T.Bind(goal)
-    b.store(carry, 0, b.number(0.0))
-    b.store(place, 0, b.integer(-1))
-    with b.loop(b.up(vocab, threads * EACH)) as step:
+    b.store(carry, 0, b.f32(0.0))
+    b.store(place, 0, b.i32(-1))
+    with b.loop(b.ceil_div(vocab, threads * EACH)) as step:
         first = T.Bind((step * threads + thread) * EACH)
         inside = [first + e < vocab for e in range(EACH)]
         values = [
-            T.Bind(tirx.if_then_else(real, b.load(probs, base + first + e), b.number(0.0)))
+            T.Bind(tirx.if_then_else(real, b.load(probs, base + first + e), b.f32(0.0)))
             for e, real in enumerate(inside)
         ]
-        own = T.Bind(b.chain(values, b.add))
+        own = T.Bind(b.reduce(values, b.add))
         upto = running_sum(own, thread, threads, room)
-        mine, reached = b.private(1, "int32"), b.private(1)
+        mine, reached = b.local(1, "int32"), b.local(1)
         b.store(mine, 0, vocab)
         b.store(reached, 0, b.load(carry, 0) + (upto - own))
         for e in range(EACH):
@@ -228,7 +228,7 @@ def reach(
         b.store(carry, 0, b.load(carry, 0) + b.load(room, threads - 1))
         b.barrier()
         here = tirx.Cast("float32", b.load(mine, 0))  # exact: below 2^24
-        earliest = T.Bind(tirx.Cast("int32", b.combined(here, thread, threads, smallest, room)))
+        earliest = T.Bind(tirx.Cast("int32", b.block_reduce(here, thread, threads, smallest, room)))
         b.store(room, thread, b.load(reached, 0))
         b.barrier()
         with b.when(tirx.And(b.load(place, 0) < 0, earliest < vocab)):
@@ -248,13 +248,13 @@ def smallest(one: Expr, other: Expr) -> Expr:
 def running_sum(value: Expr, thread: Expr, threads: int, room: Buffer) -> Expr:
     """The sum of the values of the threads up to this one, also left in ``room``: of whole groups of threads, then of
     the threads of its own group. Few barriers: some compilers of WGSL take long over each."""
-    group, total = threads // b.ROOT, b.private(1)
+    group, total = threads // b.REDUCE_WIDTH, b.local(1)
     b.store(room, thread, value)
     b.barrier()
-    with b.when(thread < b.ROOT):
-        b.store(room, threads + thread, b.chain([b.load(room, thread * group + i) for i in range(group)], b.add))
+    with b.when(thread < b.REDUCE_WIDTH):
+        b.store(room, threads + thread, b.reduce([b.load(room, thread * group + i) for i in range(group)], b.add))
     b.barrier()
-    b.store(total, 0, b.number(0.0))
+    b.store(total, 0, b.f32(0.0))
     mine = T.Bind(b.div(thread, group))
     with b.loop(mine) as before:
         b.store(total, 0, b.load(total, 0) + b.load(room, threads + before))
@@ -266,7 +266,7 @@ def running_sum(value: Expr, thread: Expr, threads: int, room: Buffer) -> Expr:
     return T.Bind(b.load(total, 0))
 
 
-def take_probs(device: Device) -> tirx.PrimFunc:
+def take_probs(traits: GpuTraits) -> tirx.PrimFunc:
     """The probability of each sampled token; probability and token at places (row * V + column) of the sorted table."""
     batch, vocab, samples, positions = (b.size(name) for name in ("batch", "vocab", "samples", "positions"))
 
@@ -281,9 +281,9 @@ def take_probs(device: Device) -> tirx.PrimFunc:
             b.store(top_tokens, p, token)
             b.store(top_values, p, b.load(probs, b.div(place, vocab) * vocab + token))
 
-        b.each(device, samples, probability)
+        b.for_each(traits, samples, probability)
         with b.when(positions > 0):  # a launch of no blocks is an error
-            b.each(device, positions, top)
+            b.for_each(traits, positions, top)
 
     rows, some, places = (batch, vocab), (samples,), (positions,)
     return b.kernel(
@@ -301,7 +301,7 @@ def take_probs(device: Device) -> tirx.PrimFunc:
     )
 
 
-def apply_logit_bias(device: Device) -> tirx.PrimFunc:
+def apply_logit_bias(traits: GpuTraits) -> tirx.PrimFunc:
     """logits[row[n], token[n]] += bias[n]."""
     batch, vocab, entries = b.size("batch"), b.size("vocab"), b.size("entries")
 
@@ -310,12 +310,12 @@ def apply_logit_bias(device: Device) -> tirx.PrimFunc:
             at = T.Bind(b.load(row, n) * vocab + b.load(token, n))
             b.store(logits, at, b.load(logits, at) + b.load(bias, n))
 
-        b.each(device, entries, one)
+        b.for_each(traits, entries, one)
 
     return b.kernel([Arg("logits", (batch, vocab)), *lists(entries, row="int32", token="int32", bias="float32")], body)
 
 
-def apply_penalty(device: Device) -> tirx.PrimFunc:
+def apply_penalty(traits: GpuTraits) -> tirx.PrimFunc:
     """Presence, frequency and repetition penalties (columns of ``penalties``) for tokens seen ``count`` times."""
     batch, vocab, entries, sequences = (b.size(name) for name in ("batch", "vocab", "entries", "sequences"))
 
@@ -328,7 +328,7 @@ def apply_penalty(device: Device) -> tirx.PrimFunc:
             value = T.Bind(b.load(logits, at) - (presence + seen * frequency))
             b.store(logits, at, tirx.Select(value < 0, value * repetition, value / repetition))
 
-        b.each(device, entries, one)
+        b.for_each(traits, entries, one)
 
     return b.kernel(
         [
@@ -341,7 +341,7 @@ def apply_penalty(device: Device) -> tirx.PrimFunc:
     )
 
 
-def apply_bitmask(device: Device) -> tirx.PrimFunc:
+def apply_bitmask(traits: GpuTraits) -> tirx.PrimFunc:
     """Tokens whose bit is 0 get the lowest logit; bit t of a row is bit t % 32 of its word t // 32."""
     batch, vocab, sequences, words = (b.size(name) for name in ("batch", "vocab", "sequences", "words"))
 
@@ -349,11 +349,11 @@ def apply_bitmask(device: Device) -> tirx.PrimFunc:
         def one(index: Expr) -> None:
             row, t = T.Bind(b.load(rows, b.div(index, vocab))), T.Bind(b.mod(index, vocab))
             entry = b.load(mask, row * words + b.div(t, 32))
-            bit = (entry >> b.mod(t, 32)) & b.integer(1)
+            bit = (entry >> b.mod(t, 32)) & b.i32(1)
             with b.when(tirx.EQ(bit, 0)):
-                b.store(logits, row * vocab + t, b.number(LOWEST))
+                b.store(logits, row * vocab + t, b.f32(LOWEST))
 
-        b.each(device, sequences * vocab, one)
+        b.for_each(traits, sequences * vocab, one)
 
     return b.kernel(
         [Arg("logits", (batch, vocab)), Arg("rows", (sequences,), "int32"), Arg("mask", (batch, words), "int32")], body

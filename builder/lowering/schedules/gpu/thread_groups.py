@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Buffer, Device, Expr
+from builder.lowering.schedules.gpu.block import Buffer, Expr, GpuTraits
 from builder.lowering.schedules.gpu.cache import PAGE
 from builder.lowering.schedules.ir import T
 
@@ -60,12 +60,12 @@ class Member:
     sums: Buffer
 
 
-def team_of(width: int, rows: int, device: Device) -> Team:
+def team_of(width: int, rows: int, traits: GpuTraits) -> Team:
     members = max(width // 4, 4)
-    groups, slices = min(device.threads // members, MOST_GROUPS), members // 4
-    team = Team(width, rows, device.threads, members, groups, slices, -(-width // slices), min(rows, TOGETHER))
+    groups, slices = min(traits.threads // members, MOST_GROUPS), members // 4
+    team = Team(width, rows, traits.threads, members, groups, slices, -(-width // slices), min(rows, TOGETHER))
     others = rows * (team.padded + groups * (PAGE + 2))
-    while team.together > 1 and 4 * (team.room + others) > device.shared_bytes:
+    while team.together > 1 and 4 * (team.room + others) > traits.shared_bytes:
         team = replace(team, together=team.together // 2)
     return team
 
@@ -80,13 +80,13 @@ def working(team: Team, me: Member, members: int) -> Expr:
 def member_of(team: Team, thread: Expr) -> Member:
     me = Member(
         thread, T.Bind(b.div(thread, team.members)), T.Bind(b.mod(thread, team.members)),
-        b.private(team.rows), b.private(team.rows), b.private(team.rows * 4),
+        b.local(team.rows), b.local(team.rows), b.local(team.rows * 4),
     )  # fmt: skip
     for r in range(team.rows):
-        b.store(me.top, r, b.number(b.MINUS_INFINITY))
-        b.store(me.total, r, b.number(0.0))
+        b.store(me.top, r, b.f32(b.MINUS_INFINITY))
+        b.store(me.total, r, b.f32(0.0))
         for i in range(4):
-            b.store(me.sums, r * 4 + i, b.number(0.0))
+            b.store(me.sums, r * 4 + i, b.f32(0.0))
     return me
 
 
@@ -108,13 +108,13 @@ def join_groups(team: Team, me: Member, room: Buffer, put: Callable[[Expr, Expr,
         def one(i: Expr, first: int = first) -> None:
             r, d = T.Bind(b.div(i, team.width)), T.Bind(b.mod(i, team.width))
             places = [(first + r) * team.groups + g for g in range(team.groups)]
-            top = T.Bind(b.chain([b.load(tops, place) for place in places], b.largest))
+            top = T.Bind(b.reduce([b.load(tops, place) for place in places], b.maximum))
             shares = [T.Bind(tirx.exp2(b.load(tops, place) - top)) for place in places]
             weights = [share * b.load(totals, place) for share, place in zip(shares, places, strict=True)]
-            total = T.Bind(T.max(b.chain(weights, b.add), b.number(LEAST_TOTAL)))
+            total = T.Bind(T.max(b.reduce(weights, b.add), b.f32(LEAST_TOTAL)))
             line = r * (team.groups * team.width) + d
             values = [share * b.load(room, line + g * team.width) for g, share in enumerate(shares)]
-            put(first + r, d, b.chain(values, b.add) / total, top + tirx.log2(total))
+            put(first + r, d, b.reduce(values, b.add) / total, top + tirx.log2(total))
 
         b.strided(me.thread, team.threads, count * team.width, one)
         b.barrier()  # the last one for PoCL 3.1: conditions behind the last barrier inside of one are lost

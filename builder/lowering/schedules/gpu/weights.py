@@ -73,7 +73,7 @@ class Plain:
         return self.together * self.per_unit * (4 if self.dtype == "float32" else 2)
 
     def held(self) -> Held:
-        return Held(b.private(self.together * self.per_unit, self.loaded))
+        return Held(b.local(self.together * self.per_unit, self.loaded))
 
     def fill(self, held: Held, stored: Sequence[Buffer], n: Expr, u: Expr, load_bytes: int) -> None:
         """``together`` units from u, a multiple of that, in loads of at most ``load_bytes`` (or a unit)."""
@@ -154,8 +154,8 @@ class Packed:
         return self.together * 4
 
     def held(self) -> Held:
-        zero = b.private(1) if self.zero_point else None
-        return Held(b.private(self.together, "uint32"), b.private(1), zero)
+        zero = b.local(1) if self.zero_point else None
+        return Held(b.local(self.together, "uint32"), b.local(1), zero)
 
     def fill(self, held: Held, stored: Sequence[Buffer], n: Expr, u: Expr, _load_bytes: int) -> None:
         """``together`` units from u, a multiple of that, of one group."""
@@ -178,10 +178,10 @@ class Packed:
         group = T.Bind(b.div(u, self.group_units))
         word = b.load(stored[2], n * self.zeros + b.div(group, self.per_unit))
         shift = tirx.Cast("uint32", b.mod(group, self.per_unit) * self.bits)
-        return T.Bind(tirx.Cast("float32", (word >> shift) & b.word((1 << self.bits) - 1)))
+        return T.Bind(tirx.Cast("float32", (word >> shift) & b.u32((1 << self.bits) - 1)))
 
     def scale(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> Expr | None:
-        group, row = b.div(u, self.group_units), b.integer(0) if self.one_scale else n
+        group, row = b.div(u, self.group_units), b.i32(0) if self.one_scale else n
         at = group * self.n + row if self.stacked else row * self.groups + group
         return T.Bind(b.to_float32(b.load(stored[1], at), self.scale_dtype))
 
@@ -193,12 +193,12 @@ class Packed:
     def raw(self, unit: list[Expr], e: int) -> Expr:
         """Value e of a unit, without scale, over ``factor``: the bits go into a mantissa where they stand."""
         if self.kind != "group":
-            return byte_value((unit[0] >> b.word(e * self.bits)) & b.word(0xFF), self.kind)
+            return byte_value((unit[0] >> b.u32(e * self.bits)) & b.u32(0xFF), self.kind)
         start, inner = self.place(e)
-        segment = unit[0] >> b.word(start) if start else unit[0]
-        mantissa = segment & b.word(((1 << self.bits) - 1) << inner)
-        value = b.bits(mantissa | b.word(ONE_UNIT), "float32") - b.number(float((1 << 23) + (self.max_int << inner)))
-        return value - unit[1] * b.number(2.0**inner) if self.zero_point else value
+        segment = unit[0] >> b.u32(start) if start else unit[0]
+        mantissa = segment & b.u32(((1 << self.bits) - 1) << inner)
+        value = b.bits(mantissa | b.u32(ONE_UNIT), "float32") - b.f32(float((1 << 23) + (self.max_int << inner)))
+        return value - unit[1] * b.f32(2.0**inner) if self.zero_point else value
 
     def factor(self, e: int) -> float:
         return 0.5 ** self.place(e)[1] if self.kind == "group" else 1.0
@@ -235,6 +235,6 @@ def values(weight: Weight, stored: Sequence[Buffer], n: Expr, u: Expr) -> list[E
     result = []
     for e in range(weight.per_unit):
         value, factor = weight.raw(unit, e), weight.factor(e)
-        value = value if factor == 1.0 else value * b.number(factor)
+        value = value if factor == 1.0 else value * b.f32(factor)
         result.append(value if scale is None else value * scale)
     return result
