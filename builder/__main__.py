@@ -58,9 +58,9 @@ def refuse(error: BuildError, as_json: bool) -> int:
 
         json.dump(refused(error), sys.stdout, indent=1)
         print()
-    from builder.report.words import folded
+    from builder.report.text import wrap_text
 
-    print(folded(f"error: {error.message}", sys.stderr), file=sys.stderr)
+    print(wrap_text(f"error: {error.message}", sys.stderr), file=sys.stderr)
     if error.hint:
         print(f"  next: {error.hint}", file=sys.stderr)
     return error.exit_code

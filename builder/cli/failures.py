@@ -7,7 +7,7 @@ import sys
 from builder.app.request import BuildRequest
 from builder.core.events import Finished
 from builder.core.run import Outcome
-from builder.report.words import base, folded
+from builder.report.text import template_name, wrap_text
 
 
 def print_failures(request: BuildRequest, outcome: Outcome, debug: bool) -> None:
@@ -16,12 +16,12 @@ def print_failures(request: BuildRequest, outcome: Outcome, debug: bool) -> None
     causes: dict[tuple[str, str], list[Finished]] = {}
     for step in outcome.steps.values():
         if step.error is not None:
-            causes.setdefault((base(step.name), step.error.message), []).append(step)
+            causes.setdefault((template_name(step.name), step.error.message), []).append(step)
     for steps in causes.values():
         name, error = steps[0].name, steps[0].error
         assert error is not None
         message, trace, _ = error.message.partition("\n    Traceback")
-        print(folded(f"error: {name}: {error.message if debug else message}", sys.stderr), file=sys.stderr)
+        print(wrap_text(f"error: {name}: {error.message if debug else message}", sys.stderr), file=sys.stderr)
         if request.is_sweep:
             from builder.app.cells import cells_that_need
             from builder.cli.matrix import describe_cells

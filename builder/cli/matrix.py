@@ -12,7 +12,7 @@ from builder.config.axes import Axes
 from builder.core.run import Outcome
 from builder.core.status import DONE
 from builder.report.matrix import Matrix, coloured, counted, legend, lines, lines_short, plain
-from builder.report.words import folded
+from builder.report.text import wrap_text
 
 PLAIN_WIDTH = 120  # of a matrix in a log
 SCREENS = 3  # of a terminal that a matrix may fill
@@ -41,7 +41,7 @@ def print_matrix(matrix: Matrix, stream: TextIO) -> None:
     for line in [*drawn, counted(matrix)]:
         print(coloured(line) if terminal else plain(line), file=stream)
     for text in legend(matrix):
-        print(folded(text, stream), file=stream)
+        print(wrap_text(text, stream), file=stream)
 
 
 def print_refused(request: BuildRequest, stream: TextIO) -> None:
@@ -50,7 +50,7 @@ def print_refused(request: BuildRequest, stream: TextIO) -> None:
     for name, error in request.refused.items():
         reasons.setdefault((error.message, error.hint), []).append(name)
     for (message, hint), names in reasons.items():
-        print(folded(f"unsupported: {message}", stream), file=stream)
+        print(wrap_text(f"unsupported: {message}", stream), file=stream)
         print(f"  cells: {describe_cells(request.axes, names)}", file=stream)
         if hint:
             print(f"  next: {hint}", file=stream)

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from builder.app.request import BuildRequest
 from builder.cli.arguments import Arguments
 from builder.core.units import format_bytes
-from builder.report.words import folded
+from builder.report.text import wrap_text
 
 
 def print_document(content: object) -> None:
@@ -44,7 +44,7 @@ def print_recipe(recipe: dict[str, Any], stream: TextIO, quiet: bool) -> None:
     nbytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     steps = f"{len(ran)} of {len(recipe['steps'])} steps ran" if ran else f"all {len(recipe['steps'])} steps fresh"
     line = f"{recipe['name']}: up to date ({steps}) in {relative(folder)}, {format_bytes(nbytes)}{_quality(facts)}"
-    print(folded(line, stream), file=stream)
+    print(wrap_text(line, stream), file=stream)
 
 
 def _quality(facts: dict[str, Any]) -> str:
@@ -66,7 +66,7 @@ def _print_rules(facts: dict[str, Any], stream: TextIO) -> None:
 
 
 def print_unsupported(recipe: dict[str, Any], stream: TextIO) -> None:
-    print(folded(f"{recipe['name']}: unsupported: {recipe['reason']}", stream), file=stream)
+    print(wrap_text(f"{recipe['name']}: unsupported: {recipe['reason']}", stream), file=stream)
     if recipe["hint"]:
         print(f"  next: {recipe['hint']}", file=stream)
 

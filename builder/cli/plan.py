@@ -20,10 +20,10 @@ from builder.core.units import format_bytes
 from builder.planner.feasibility import sizing
 from builder.planner.feasibility.device_memory import Memory
 from builder.planner.schemes.stored_bits import StoredBits
-from builder.report.board import Board
 from builder.report.matrix import Matrix
+from builder.report.run_state import RunState
 from builder.report.table import print_steps
-from builder.report.words import base, folded
+from builder.report.text import template_name, wrap_text
 
 
 def show(arguments: Arguments) -> int:
@@ -61,18 +61,18 @@ def _print_sweep(request: BuildRequest, report: PlanReport) -> None:
     if any(recipe.undecided for recipe in request.recipes):
         print(f"  {UNDECIDED}")
     if report.memory:
-        print(folded(f"memory of a run: {_memory_range(report.memory)}", sys.stdout))
+        print(wrap_text(f"memory of a run: {_memory_range(report.memory)}", sys.stdout))
     if todo:
         print("build plan -m ... --steps shows every step of every cell")
 
 
 def _stale_rows(request: BuildRequest, matrix: Matrix, todo: list[StepStatus]) -> list[tuple[str, str]]:
     """(label, reason) of the steps to run; those of one name and reason as "3 × quantize"."""
-    board = Board(matrix)
+    board = RunState(matrix)
     board(Planned(request.plan))
     alike: dict[tuple[str, str], list[StepStatus]] = {}
     for verdict in todo:
-        alike.setdefault((base(verdict.step.name), verdict.reason), []).append(verdict)
+        alike.setdefault((template_name(verdict.step.name), verdict.reason), []).append(verdict)
     return [
         (f"{len(own)} × {name}" if len(own) > 1 else board.label(own[0].step.id, own[0].step.name), reason)
         for (name, reason), own in alike.items()
@@ -99,7 +99,7 @@ def _print_recipe(row: dict[str, Any], request: BuildRequest, report: PlanReport
         return
     recipe = next(each for each in request.recipes if each.name == row["name"])
     memory = sizing.describe_memory(report.memory[recipe.name], recipe.metadata, recipe.target)
-    print(folded(f"memory   {memory}", sys.stdout))
+    print(wrap_text(f"memory   {memory}", sys.stdout))
     print(f"weights  {_describe_bits(report.bits[recipe.name])}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from builder.core.units import format_bytes
-from builder.report.words import folded, seconds
+from builder.report.text import format_seconds, wrap_text
 
 
 def print_bench(recipes: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
@@ -26,7 +26,7 @@ def print_bench(recipes: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
         table.add_row(recipe["name"], *(cells.get(column, "") for column in columns))
     Console(file=stream, highlight=False, width=None if stream.isatty() else 200).print(table)
     for line in notes(recipes):
-        print(folded(line, stream), file=stream)
+        print(wrap_text(line, stream), file=stream)
 
 
 def columns_of(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -47,8 +47,8 @@ def cells_of(bench: Mapping[str, Any]) -> dict[str, str]:
         first_row = bench["decode"][0]
         share = first_row["share_of_limit"]
         cells["of the limit"] = f"{share:.{0 if share >= 0.1 else 1}%} of {first_row['limit']:,.0f}"
-    cells["first token"] = seconds(first["warm_s"])
-    cells["load"] = seconds(bench["load_s"])
+    cells["first token"] = format_seconds(first["warm_s"])
+    cells["load"] = format_seconds(bench["load_s"])
     of_ranks = sum(each["peak_rss_bytes"] or 0 for each in memory.get("ranks", ()))
     cells["memory"] = format_bytes(memory["device_bytes"] or of_ranks or memory["peak_rss_bytes"] or 0)
     return cells
@@ -63,15 +63,15 @@ def spread(rate: Mapping[str, Any]) -> str:
 def notes(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
     """The machine, when it was measured if not now, what disturbed it and what was left out."""
     machines = dict.fromkeys("on " + ", ".join(machine_of(recipe["bench"]["machine"])) for recipe in recipes)
-    said = [(recipe["name"], text) for recipe in recipes for text in notes_of(recipe["bench"])]
-    return [*machines, *(text if len(recipes) == 1 else f"{name}: {text}" for name, text in said)]
+    notes = [(recipe["name"], text) for recipe in recipes for text in notes_of(recipe["bench"])]
+    return [*machines, *(text if len(recipes) == 1 else f"{name}: {text}" for name, text in notes)]
 
 
 def notes_of(bench: Mapping[str, Any]) -> list[str]:
-    said = [f"kept from {bench['measured']}: --again measures anew"] if bench["kept"] else []
+    notes = [f"kept from {bench['measured']}: --again measures anew"] if bench["kept"] else []
     if bench["load_average"] > bench["machine"]["cores"]:
-        said.append(f"other programs were running: load average {bench['load_average']:.1f}")
-    return said + [f"decode at {left['context']} left out: {left['why']}" for left in bench["left_out"]]
+        notes.append(f"other programs were running: load average {bench['load_average']:.1f}")
+    return notes + [f"decode at {left['context']} left out: {left['why']}" for left in bench["left_out"]]
 
 
 def machine_of(machine: Mapping[str, Any]) -> list[str]:

@@ -28,16 +28,16 @@ def labels(plan: Plan) -> dict[str, str]:
 
 def depths(plan: Plan) -> dict[str, int]:
     """The longest way from a step without inputs."""
-    reads, found = edges(plan), dict[str, int]()
+    reads, depths = edges(plan), dict[str, int]()
 
     def depth(id_: str) -> int:
-        if id_ not in found:
-            found[id_] = 1 + max((depth(r) for r in reads[id_]), default=-1)
-        return found[id_]
+        if id_ not in depths:
+            depths[id_] = 1 + max((depth(r) for r in reads[id_]), default=-1)
+        return depths[id_]
 
     for id_ in plan.steps:
         depth(id_)
-    return found
+    return depths
 
 
 def text(plan: Plan, status: Mapping[str, str]) -> str:

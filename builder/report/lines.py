@@ -9,12 +9,12 @@ from typing import TextIO
 
 from builder.core.events import Event, Expanded, Finished, Planned, Progress, Started, Waiting, Warned
 from builder.core.units import format_bytes
-from builder.report.board import Board
 from builder.report.matrix import Matrix
-from builder.report.words import Flow, seconds
+from builder.report.run_state import RunState
+from builder.report.text import TransferRates, format_seconds
 
 QUIET_S = 1.8  # a screen that stands still for longer looks dead
-FLOW_S = 5.0  # between lines about files on their way
+TRANSFER_S = 5.0  # between lines about files on their way
 NAMED = 4  # steps that one line names
 
 
@@ -23,10 +23,10 @@ class Lines:
 
     def __init__(self, stream: TextIO, quiet: bool = False, matrix: Matrix | None = None) -> None:
         self.stream, self.quiet, self.last = stream, quiet, time.monotonic()
-        self.board, self.flow = Board(matrix), Flow()
+        self.state, self.rates = RunState(matrix), TransferRates()
         self.running: dict[str, tuple[str, float]] = {}  # step id -> its label, when it started
         self.skipped: Counter[str] = Counter()
-        self.transfers: dict[str, tuple[Progress, float]] = {}  # name -> the last that was heard, when a line told
+        self.transfers: dict[str, tuple[Progress, float]] = {}  # name -> last event, when it was printed
         self.over = threading.Event()
         self.ticker: threading.Thread | None = None
 
@@ -38,21 +38,21 @@ class Lines:
         if self.ticker:
             self.ticker.join()
         for last, _when in self.transfers.values():
-            self.say(f"{last.name}: {amount(last)}")
-        for text in self.board.repeated():
-            self.say(f"warning: {text}")
+            self.print_line(f"{last.name}: {amount(last)}")
+        for text in self.state.repeated():
+            self.print_line(f"warning: {text}")
         for reason, count in self.skipped.items():
-            self.say(f"{count} {'step' if count == 1 else 'steps'} skipped ({reason})")
+            self.print_line(f"{count} {'step' if count == 1 else 'steps'} skipped ({reason})")
 
     def tick(self) -> None:
-        """Names what is running whenever nothing else was said for a while."""
+        """Names what is running whenever nothing else was printed for a while."""
         while not self.over.wait(0.2):
             now, running = time.monotonic(), list(self.running.values())
             if running and now - self.last > QUIET_S:
-                said = ", ".join(f"{label} {now - since:.0f} s" for label, since in running[:NAMED])
-                self.say(f"... {said}" + (f" and {len(running) - NAMED} more" if len(running) > NAMED else ""))
+                steps = ", ".join(f"{label} {now - since:.0f} s" for label, since in running[:NAMED])
+                self.print_line(f"... {steps}" + (f" and {len(running) - NAMED} more" if len(running) > NAMED else ""))
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self.last = time.monotonic()
         print(text, file=self.stream, flush=True)
 
@@ -68,41 +68,41 @@ class Lines:
         return now - self.running.pop(id_, ("", now))[1]
 
     def __call__(self, event: Event) -> None:
-        self.board(event)
-        label = "" if isinstance(event, Planned | Expanded) else self.board.label(event.id, event.name)
+        self.state(event)
+        label = "" if isinstance(event, Planned | Expanded) else self.state.label(event.id, event.name)
         match event:
-            case Warned() if not self.board.is_new(event):
+            case Warned() if not self.state.is_new(event):
                 return
             case Warned():
-                self.say(f"warning: {label + ': ' if label else ''}{event.message}")
+                self.print_line(f"warning: {label + ': ' if label else ''}{event.message}")
             case _ if self.quiet:
                 return
             case Started():
                 self.began(event.id, label)
-                self.say(f"{label}: started ({event.reason})")
+                self.print_line(f"{label}: started ({event.reason})")
             case Progress(id=""):
                 self.transfer(event)
             case Progress() if time.monotonic() - self.last > QUIET_S:
-                self.say(f"{label}: {amount(event)}")
+                self.print_line(f"{label}: {amount(event)}")
             case Waiting():
-                self.say(f"{label}: another build (process {event.pid}) is at it, waiting")
+                self.print_line(f"{label}: another build (process {event.pid}) is at it, waiting")
             case Finished(status="ran"):
                 self.ended(event.id)
-                self.say(f"{label}: done in {seconds(event.seconds)}, {format_bytes(event.nbytes)}")
+                self.print_line(f"{label}: done in {format_seconds(event.seconds)}, {format_bytes(event.nbytes)}")
             case Finished(status="failed"):
-                self.say(f"{label}: FAILED after {seconds(self.ended(event.id))}")
+                self.print_line(f"{label}: FAILED after {format_seconds(self.ended(event.id))}")
             case Finished(status="skipped"):
                 self.skipped[event.reason] += 1
 
     def transfer(self, event: Progress) -> None:
         """Now and then while files are on their way, and what it was when the build ends."""
-        self.flow.note(event.name, event.done)
+        self.rates.note(event.name, event.done)
         before, now = self.transfers.get(event.name), time.monotonic()
-        told = before[1] if before else now
-        if now - told > FLOW_S:
-            self.say(f"{event.name}: {amount(event)}{self.flow.rate(event.name)}")
-            told = now
-        self.transfers[event.name] = event, told
+        printed_at = before[1] if before else now
+        if now - printed_at > TRANSFER_S:
+            self.print_line(f"{event.name}: {amount(event)}{self.rates.rate(event.name)}")
+            printed_at = now
+        self.transfers[event.name] = event, printed_at
 
 
 def amount(event: Progress) -> str:

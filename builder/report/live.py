@@ -17,10 +17,10 @@ from rich.text import Text
 from builder.core.events import Event, Expanded, Finished, Planned, Progress, Started, Waiting, Warned
 from builder.core.status import DONE
 from builder.core.units import format_bytes
-from builder.report.board import Board
 from builder.report.lines import amount
-from builder.report.matrix import Line, Matrix, Piece, counted, lines_live
-from builder.report.words import Flow, base, clock, seconds
+from builder.report.matrix import Line, Matrix, StyledText, counted, lines_live
+from builder.report.run_state import RunState
+from builder.report.text import TransferRates, format_clock, format_seconds, template_name
 
 REFRESH_PER_S, MANY = 8, 100  # a quarter as often for a sweep of so many cells
 NARROW = 100  # columns of a terminal; below, bars are short
@@ -35,7 +35,7 @@ class Live:
         self.lock = threading.RLock()
         self.console = Console(file=stream, highlight=False)
         self.sweep = matrix is not None
-        self.board, self.flow, self.began = Board(matrix), Flow(), time.monotonic()
+        self.state, self.rates, self.began = RunState(matrix), TransferRates(), time.monotonic()
         rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         self.bars = Bars(
             SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}", markup=False),
@@ -53,17 +53,17 @@ class Live:
 
     def __exit__(self, *_: object) -> None:
         self.screen.stop()
-        for text in self.board.repeated():
+        for text in self.state.repeated():
             self.warn(text)
 
     def __call__(self, event: Event) -> None:
         with self.lock:
-            self.board(event)
+            self.state(event)
             self.note(event)
         if self.rows and not self.screen.is_started:
             self.screen.start()  # a build that has nothing to do shows none
-        if isinstance(event, Warned) and self.board.is_new(event):
-            label = self.board.label(event.id, event.name)
+        if isinstance(event, Warned) and self.state.is_new(event):
+            label = self.state.label(event.id, event.name)
             self.warn(f"{label}: {event.message}" if label else event.message)
 
     def warn(self, text: str) -> None:
@@ -88,7 +88,7 @@ class Live:
     # Bars
 
     def key(self, id_: str, name: str) -> str:
-        return self.board.label(id_, base(name))
+        return self.state.label(id_, template_name(name))
 
     def row(self, id_: str, name: str) -> TaskID:
         """The bar of a step, made when it is first seen."""
@@ -106,7 +106,7 @@ class Live:
         task = self.row(event.id, event.name)
         parts = self.parts[self.key(event.id, event.name)]
         parts[event.id] = (event.done, event.total)
-        items = self.board.items.get(event.id.partition("[")[0], {})
+        items = self.state.items.get(event.id.partition("[")[0], {})
         if len(items) < 2:
             self.bars.update(task, completed=event.done, total=event.total or None, note=amount(event))
             return
@@ -116,15 +116,15 @@ class Live:
         self.bars.update(task, completed=over + running, total=len(items), note=note)
 
     def transfer(self, event: Progress) -> None:
-        self.flow.note(event.name, event.done)
+        self.rates.note(event.name, event.done)
         task = self.row("", event.name)
-        note = amount(event) + self.flow.rate(event.name)
+        note = amount(event) + self.rates.rate(event.name)
         visible = event.done < event.total
         self.bars.update(task, completed=event.done, total=event.total or None, note=note, visible=visible)
 
     def finish(self, event: Finished) -> None:
         key = self.key(event.id, event.name)
-        if key not in self.rows or (event.status in DONE and not self.board.is_over(event.id)):
+        if key not in self.rows or (event.status in DONE and not self.state.is_over(event.id)):
             return
         task = self.rows[key]
         if self.sweep:
@@ -137,10 +137,10 @@ class Live:
 
     def result(self, event: Finished) -> str:
         """What a step made and how long that took; of a fan-out all of it."""
-        items = self.board.items.get(event.id.partition("[")[0], {})
+        items = self.state.items.get(event.id.partition("[")[0], {})
         if len(items) < 2:
-            return f"{seconds(event.seconds)}, {format_bytes(event.nbytes)}"
-        return f"{len(items)} parts, {format_bytes(sum(self.board.sizes.get(id_, 0) for id_ in items))}"
+            return f"{format_seconds(event.seconds)}, {format_bytes(event.nbytes)}"
+        return f"{len(items)} parts, {format_bytes(sum(self.state.sizes.get(id_, 0) for id_ in items))}"
 
     # The screen
 
@@ -151,27 +151,28 @@ class Live:
             tasks = [task for task in self.bars.tasks if task.visible]
             if not self.sweep:
                 return Group(self.bars.make_tasks_table(tasks[-(height - 1) :]))
-            matrix = self.board.now()
+            matrix = self.state.now()
             shown = lines_live(matrix, width, height - 3)
             left = max(height - 1 - len(shown) - bool(shown), 1)
             return Group(
-                *map(painted, shown), *([Text()] if shown else []), self.bars.make_tasks_table(tasks[:left]),
-                painted(self.total(matrix)),
+                *map(rich_text, shown), *([Text()] if shown else []), self.bars.make_tasks_table(tasks[:left]),
+                rich_text(self.total(matrix)),
             )  # fmt: skip
 
     def total(self, matrix: Matrix) -> Line:
-        done, steps = self.board.counts()
-        return [*counted(matrix), Piece(f"; {done} of {steps} steps, {clock(time.monotonic() - self.began)}")]
+        done, steps = self.state.counts()
+        elapsed = format_clock(time.monotonic() - self.began)
+        return [*counted(matrix), StyledText(f"; {done} of {steps} steps, {elapsed}")]
 
 
 class Elapsed(ProgressColumn):
     """How long a step has been running; of a finished one its note tells."""
 
     def render(self, task: Task) -> Text:
-        return Text("" if task.finished else clock(task.elapsed or 0.0), "cyan")
+        return Text("" if task.finished else format_clock(task.elapsed or 0.0), "cyan")
 
 
-def painted(line: Line) -> Text:
-    text = Text.assemble(*((piece.text, piece.style) for piece in line), no_wrap=True, overflow="ellipsis")
+def rich_text(line: Line) -> Text:
+    text = Text.assemble(*((part.text, part.style) for part in line), no_wrap=True, overflow="ellipsis")
     text.rstrip()
     return text

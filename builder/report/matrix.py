@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from builder.core.status import DONE, LiveStatus
 from builder.core.units import format_bytes
-from builder.report.words import rate
+from builder.report.text import format_rate
 
 STYLES = {  # of every status, in the order that they are counted in
     "running": "cyan", "failed": "bold red", "skipped": "yellow", "ran": "green", "fresh": "green", "stale": "yellow",
@@ -41,14 +41,14 @@ class Matrix(NamedTuple):
     excluded: int = 0
 
 
-class Piece(NamedTuple):
+class StyledText(NamedTuple):
     """Text of one style."""
 
     text: str
     style: str = ""
 
 
-Line = list[Piece]
+Line = list[StyledText]
 Form = Callable[["Cell"], list[list[str]]]
 GAP = "  "
 LIVE_COLUMN = 16  # "failed calibrate"
@@ -56,7 +56,7 @@ LIVE_COLUMN = 16  # "failed calibrate"
 
 def lines(matrix: Matrix, width: int) -> list[Line]:
     """The matrix with all figures in ``width`` columns, or a list of its cells where that is too narrow."""
-    for form in (beside, stacked):
+    for form in (one_line, two_lines):
         made = grid(matrix, form)
         if made and max(len(plain(line)) for line in made) <= width:
             return made
@@ -66,7 +66,7 @@ def lines(matrix: Matrix, width: int) -> list[Line]:
 def lines_live(matrix: Matrix, width: int, height: int) -> list[Line]:
     """The matrix while it changes, in ``width`` columns and ``height`` lines: status and size alone, in columns that do
     not move. Where it does not fit, the cells that run or failed, in half as many lines."""
-    made = grid(matrix, short, LIVE_COLUMN)
+    made = grid(matrix, status_and_size, LIVE_COLUMN)
     if made and max(len(plain(line)) for line in made) <= width and len(made) <= height:
         return made
     return first([cell for cell in matrix.cells if cell.status in ("failed", "running")], height // 2)
@@ -81,37 +81,37 @@ def first(cells: Sequence[Cell], room: int) -> list[Line]:
     """A list of cells in ``room`` lines."""
     if len(cells) <= room:
         return listing(cells)
-    return [*listing(cells[: room - 1]), [Piece(f"and {len(cells) - room + 1} more", "dim")]] if room > 0 else []
+    return [*listing(cells[: room - 1]), [StyledText(f"and {len(cells) - room + 1} more", "dim")]] if room > 0 else []
 
 
 def counted(matrix: Matrix) -> Line:
     """ "36 cells: 20 built, 3 fresh, ..." """
-    found = Counter({"excluded": matrix.excluded})
-    found.update(cell.status for cell in matrix.cells)
-    line = [Piece(f"{len(matrix.cells)} cells: ")]
+    counts = Counter({"excluded": matrix.excluded})
+    counts.update(cell.status for cell in matrix.cells)
+    line = [StyledText(f"{len(matrix.cells)} cells: ")]
     for status, style in STYLES.items():
-        if found[status]:
-            line += [Piece(f"{found[status]} {ENGLISH.get(status, status)}", style), Piece(", ")]
+        if counts[status]:
+            line += [StyledText(f"{counts[status]} {ENGLISH.get(status, status)}", style), StyledText(", ")]
     return line[:-1]
 
 
 def legend(matrix: Matrix) -> list[str]:
     """What the figures are, of those that are shown."""
-    said = []
-    found = {cell.original: cell for cell in matrix.cells if cell.original is not None}
-    if "model" in matrix.axes and len(found) > 1:
+    notes = []
+    originals = {cell.original: cell for cell in matrix.cells if cell.original is not None}
+    if "model" in matrix.axes and len(originals) > 1:
         at = matrix.axes.index("model")
-        each = ", ".join(f"{cell.at[at]} {original:.2f}" for original, cell in found.items())
-        said = [f"ppl: perplexity on held-out text (originals: {each})"]
-    elif found:
-        said = [f"ppl: perplexity on held-out text (original: {next(iter(found)):.2f})"]
+        each = ", ".join(f"{cell.at[at]} {original:.2f}" for original, cell in originals.items())
+        notes = [f"ppl: perplexity on held-out text (originals: {each})"]
+    elif originals:
+        notes = [f"ppl: perplexity on held-out text (original: {next(iter(originals)):.2f})"]
     if any(cell.tokens_per_s is not None for cell in matrix.cells):
-        said.append("tok/s: decoding, as `build bench` measured it on this machine")
-    return said
+        notes.append("tok/s: decoding, as `build bench` measured it on this machine")
+    return notes
 
 
 def plain(line: Line) -> str:
-    return "".join(piece.text for piece in line).rstrip()
+    return "".join(part.text for part in line).rstrip()
 
 
 def coloured(line: Line) -> str:
@@ -135,24 +135,24 @@ def figures(cell: Cell) -> list[str]:
     return [
         format_bytes(cell.nbytes) if cell.nbytes else "",
         f"ppl {cell.perplexity:.2f}" if cell.perplexity is not None else "",
-        f"{rate(cell.tokens_per_s)} tok/s" if cell.tokens_per_s is not None else "",
+        f"{format_rate(cell.tokens_per_s)} tok/s" if cell.tokens_per_s is not None else "",
     ]
 
 
-def beside(cell: Cell) -> list[list[str]]:
+def one_line(cell: Cell) -> list[list[str]]:
     return [[word(cell), *figures(cell)]]
 
 
-def stacked(cell: Cell) -> list[list[str]]:
+def two_lines(cell: Cell) -> list[list[str]]:
     nbytes, perplexity, speed = figures(cell)
     return [[word(cell), nbytes], [perplexity, speed]]
 
 
-def short(cell: Cell) -> list[list[str]]:
+def status_and_size(cell: Cell) -> list[list[str]]:
     """What it says is at most LIVE_COLUMN wide: "verify.dequantized" is "verify"."""
-    said = word(cell._replace(note=cell.note.partition(".")[0]))
-    said = said if len(said) <= LIVE_COLUMN else said[: LIVE_COLUMN - 1] + "…"
-    return [[said, figures(cell)[0]]]
+    text = word(cell._replace(note=cell.note.partition(".")[0]))
+    text = text if len(text) <= LIVE_COLUMN else text[: LIVE_COLUMN - 1] + "…"
+    return [[text, figures(cell)[0]]]
 
 
 class Column(NamedTuple):
@@ -169,11 +169,11 @@ def column_of(title: str, cells: Sequence[Cell], form: Form, least: int = 0) -> 
         tuple(max((len(line[i]) for line in lines if any(line[1:])), default=0) for i in range(len(lines[0])))
         for lines in zip(*made, strict=True)
     )
-    width = max(len(laid(line, span)) for parts in made for line, span in zip(parts, spans, strict=True))
+    width = max(len(align(line, span)) for parts in made for line, span in zip(parts, spans, strict=True))
     return Column(title, spans, max(width, len(title), least))
 
 
-def laid(parts: Sequence[str], spans: Sequence[int]) -> str:
+def align(parts: Sequence[str], spans: Sequence[int]) -> str:
     """The first part to the left, the others to the right of their columns."""
     if not any(parts[1:]):
         return parts[0]
@@ -230,20 +230,20 @@ def split(at: tuple[str, ...], across: int | None) -> tuple[tuple[str, ...], str
 
 
 def heading(title: str, stub: int, columns: Sequence[Column], style: str) -> Line:
-    line = [Piece(title.ljust(stub), style)]
+    line = [StyledText(title.ljust(stub), style)]
     for column in columns:
-        line.append(Piece(column.title.ljust(column.width) + GAP, "bold"))
+        line.append(StyledText(column.title.ljust(column.width) + GAP, "bold"))
     return line
 
 
 def row_of(name: str, stub: int, cells: Sequence[Cell], columns: Sequence[Column], form: Form) -> list[Line]:
     made: list[Line] = []
     for i in range(len(columns[0].spans)):
-        line = [Piece(("" if i else name).ljust(stub))]
+        line = [StyledText(("" if i else name).ljust(stub))]
         for cell, column in zip(cells, columns, strict=True):
             parts = form(cell)[i]
-            text, said = laid(parts, column.spans[i]).ljust(column.width), 0 if i else len(parts[0])
-            line += [Piece(text[:said], STYLES.get(cell.status, "")), Piece(text[said:] + GAP)]
+            text, styled = align(parts, column.spans[i]).ljust(column.width), 0 if i else len(parts[0])
+            line += [StyledText(text[:styled], STYLES.get(cell.status, "")), StyledText(text[styled:] + GAP)]
         made.append(line)
     return [line for i, line in enumerate(made) if not i or plain(line)]
 
@@ -253,5 +253,5 @@ def listing(cells: Sequence[Cell]) -> list[Line]:
     stub = max((len(cell.name) for cell in cells), default=0) + 2
     if not cells:
         return []
-    column = column_of("", cells, beside)
-    return [line for cell in cells for line in row_of(cell.name, stub, [cell], [column], beside)]
+    column = column_of("", cells, one_line)
+    return [line for cell in cells for line in row_of(cell.name, stub, [cell], [column], one_line)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from builder.core.units import format_bytes
-from builder.report.words import base, seconds
+from builder.report.text import format_seconds, template_name
 
 COLOURS = {
     "fresh": "dim",
@@ -22,7 +22,7 @@ def fold(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Neighbouring parts of one fan-out with the same status and reason as one row ("quantize[0-11]")."""
     rows: list[dict[str, Any]] = []
     for step in steps:
-        same = rows and "[" in step["name"] and base(rows[-1]["name"]) == base(step["name"])
+        same = rows and "[" in step["name"] and template_name(rows[-1]["name"]) == template_name(step["name"])
         if same and (rows[-1]["status"], rows[-1]["reason"]) == (step["status"], step["reason"]):
             row = rows[-1]
             row["last"] = step["name"].partition("[")[2].rstrip("]")
@@ -52,7 +52,7 @@ def print_steps(recipe: Mapping[str, Any], stream: TextIO) -> None:
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for row in fold(recipe["steps"]):
         colour = COLOURS[row["status"]]
-        time = seconds(row["seconds"]) if row["seconds"] is not None and row["status"] != "skipped" else ""
+        time = format_seconds(row["seconds"]) if row["seconds"] is not None and row["status"] != "skipped" else ""
         nbytes = format_bytes(row["bytes"]) if row["bytes"] else ""
         table.add_row(row["name"], f"[{colour}]{row['status']}[/]", time, nbytes, escape(row["reason"] or ""))
     Console(file=stream, highlight=False).print(table)

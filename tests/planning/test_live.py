@@ -13,11 +13,11 @@ from builder.core.events import Event, Expanded, Finished, Planned, Progress, St
 from builder.core.plan import Goal, Plan
 from builder.core.step import Step
 from builder.report import lines as lines_module
-from builder.report.board import Board, Standing
 from builder.report.lines import Lines
 from builder.report.live import Live
 from builder.report.matrix import Cell, Matrix
-from builder.report.words import Flow, clock, folded
+from builder.report.run_state import CellProgress, RunState
+from builder.report.text import TransferRates, format_clock, wrap_text
 
 CELLS = tuple(Cell(f"{q}-{t}", (q, t), "waiting") for q in ("q4", "q8") for t in ("cpu", "cuda"))
 MATRIX = Matrix(("quant", "target"), (*CELLS, Cell("q8-vulkan", ("q8", "vulkan"), "unsupported")))
@@ -58,12 +58,12 @@ BEGUN = [
 
 
 def test_a_cell_stands_where_its_steps_do():
-    board = Board(MATRIX)
+    board = RunState(MATRIX)
     for event in BEGUN:
         board(event)
-    assert board.standing("q4-cpu") == Standing("running", "quantize", 1, 4)
-    assert board.standing("q8-cpu") == Standing("running", "lower", 1, 4)
-    assert board.standing("q8-cuda") == Standing("waiting", "", 1, 4)
+    assert board.progress_of("q4-cpu") == CellProgress("running", "quantize", 1, 4)
+    assert board.progress_of("q8-cpu") == CellProgress("running", "lower", 1, 4)
+    assert board.progress_of("q8-cuda") == CellProgress("waiting", "", 1, 4)
     assert board.counts() == (1, 12)
     for event in (
         ended(ITEMS[0]),
@@ -73,29 +73,29 @@ def test_a_cell_stands_where_its_steps_do():
     ):
         board(event)
     assert board.states["quantize-q4"] == "ran"
-    assert board.standing("q8-cpu").status == "failed"
+    assert board.progress_of("q8-cpu").status == "failed"
     for event in (ended("lower-q4cpu", "fresh"), ended("package-q4cpu")):
         board(event)
-    assert board.standing("q4-cpu") == Standing("ran", "", 4, 4, 2_000_000)
+    assert board.progress_of("q4-cpu") == CellProgress("ran", "", 4, 4, 2_000_000)
     assert [cell.status for cell in board.now().cells] == ["ran", "waiting", "failed", "waiting", "unsupported"]
 
 
 def test_a_cell_whose_rules_are_still_to_be_picked_waits_for_the_rest():
-    board, (first, *_) = Board(MATRIX), plan().goals
+    board, (first, *_) = RunState(MATRIX), plan().goals
     board(Planned(Plan({"fetch-1": plan().steps["fetch-1"]}, (first._replace(steps=("fetch-1",), partial=True),))))
     board(ended("fetch-1"))
-    assert board.standing("q4-cpu") == Standing("waiting", "", 1, 1)
+    assert board.progress_of("q4-cpu") == CellProgress("waiting", "", 1, 1)
     board(Planned(plan()))
-    assert board.standing("q4-cpu") == Standing("waiting", "", 1, 4, 0)
+    assert board.progress_of("q4-cpu") == CellProgress("waiting", "", 1, 4, 0)
 
 
 def test_a_step_is_named_by_what_its_cells_share():
-    board = Board(MATRIX)
+    board = RunState(MATRIX)
     board(Planned(plan()))
     assert board.label("fetch-1", "fetch") == "fetch"
     assert board.label(ITEMS[1], "quantize[1]") == "quantize[1] q4"
     assert board.label("lower-q8cuda", "lower") == "lower q8 cuda"
-    plain = Board()
+    plain = RunState()
     plain(Planned(plan()))
     assert plain.label("lower-q8cuda", "lower") == "lower"
 
@@ -134,7 +134,7 @@ def test_lines_say_for_which_cells_and_each_thing_once():
 def test_transfers_are_told_now_and_then_and_when_they_are_over(monkeypatch: pytest.MonkeyPatch):
     events = [Progress("", "download", 1_000_000 * n, 4_000_000, "B", f"{n // 2} of 2 files") for n in (1, 2, 4)]
     assert told(*events) == ["download: 4.0 MB of 4.0 MB, 2 of 2 files"]
-    monkeypatch.setattr(lines_module, "FLOW_S", 0.0)
+    monkeypatch.setattr(lines_module, "TRANSFER_S", 0.0)
     said = told(*events)
     assert said[0].startswith("download: 2.0 MB of 4.0 MB, 1 of 2 files, ")
     assert said[0].endswith("/s")
@@ -142,7 +142,7 @@ def test_transfers_are_told_now_and_then_and_when_they_are_over(monkeypatch: pyt
 
 
 def test_a_rate_is_that_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch):
-    flow, now = Flow(), [100.0]
+    flow, now = TransferRates(), [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for at, done in ((0, 0), (1, 10), (2, 20), (10, 5020), (11, 8020), (12, 9020)):
         now[0] = 100.0 + at
@@ -150,7 +150,7 @@ def test_a_rate_is_that_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch):
     assert flow.rate("download") == ", 2.0 MB/s"
     flow.note("download", 0)  # another lot
     assert flow.rate("download") == ""
-    assert [clock(4.9), clock(750), clock(3723)] == ["0:04", "12:30", "1:02:03"]
+    assert [format_clock(4.9), format_clock(750), format_clock(3723)] == ["0:04", "12:30", "1:02:03"]
 
 
 def screen(live: Live, width: int, height: int) -> list[str]:
@@ -198,5 +198,5 @@ def test_long_lines_are_broken_between_words_on_a_terminal_alone(monkeypatch: py
             return True
 
     monkeypatch.setenv("COLUMNS", "20")
-    assert folded("one two three four five six", io.StringIO()) == "one two three four five six"
-    assert folded("one two three four five six\n  kept", Terminal()) == "one two three four\n  five six\n  kept"
+    assert wrap_text("one two three four five six", io.StringIO()) == "one two three four five six"
+    assert wrap_text("one two three four five six\n  kept", Terminal()) == "one two three four\n  five six\n  kept"

@@ -8,12 +8,12 @@ from builder.core.events import Event, Expanded, Finished, Planned, Started, War
 from builder.core.plan import goals_of_steps
 from builder.core.status import LiveStatus
 from builder.report.matrix import Cell, Matrix
-from builder.report.words import base
+from builder.report.text import template_name
 
 OVER = ("fresh", "ran", "failed", "skipped")
 
 
-class Standing(NamedTuple):
+class CellProgress(NamedTuple):
     """A cell now: its status in a word, the name of the step that runs or failed, how many of its steps are over."""
 
     status: LiveStatus
@@ -23,7 +23,7 @@ class Standing(NamedTuple):
     nbytes: int = 0  # of the artifact, once it is made
 
 
-class Board:
+class RunState:
     """A listener. ``matrix``: of a sweep, before it starts; None for a plain build.
 
     A template stands for its items: it is over when they all are."""
@@ -35,7 +35,7 @@ class Board:
         self.goals: dict[str, tuple[str, ...]] = {}
         self.artifacts: dict[str, str] = {}
         self.partial: dict[str, bool] = {}  # cells of which more steps will follow
-        self.wanted: dict[str, list[str]] = {}  # step id -> cells
+        self.goals_of: dict[str, list[str]] = {}  # step id -> cells
         self.states: dict[str, LiveStatus] = {}
         self.items: dict[str, dict[str, LiveStatus]] = {}  # template -> its items
         self.sizes: dict[str, int] = {}
@@ -49,7 +49,7 @@ class Board:
                 self.plan(event)
             case Expanded():
                 self.items[event.template] = dict.fromkeys(event.items, "waiting")
-                self.fold(event.template)
+                self.update_template(event.template)
             case Started():
                 self.note(event.id, "running")
             case Finished():
@@ -63,20 +63,20 @@ class Board:
         for goal in event.plan.goals:
             self.goals[goal.name], self.artifacts[goal.name] = goal.steps, goal.artifact
             self.partial[goal.name] = goal.partial
-        self.wanted |= goals_of_steps(event.plan.goals)
-        places = [self.at[name] for name in self.goals if name in self.at]
-        self.columns = [len(set(column)) for column in zip(*places, strict=True)]
+        self.goals_of |= goals_of_steps(event.plan.goals)
+        cells = [self.at[name] for name in self.goals if name in self.at]
+        self.columns = [len(set(column)) for column in zip(*cells, strict=True)]
         self.labels.clear()
 
     def note(self, id_: str, state: LiveStatus) -> None:
         template = id_.partition("[")[0]
         if template != id_ and template in self.items:
             self.items[template][id_] = state
-            self.fold(template)
+            self.update_template(template)
         else:
             self.states[id_] = state
 
-    def fold(self, template: str) -> None:
+    def update_template(self, template: str) -> None:
         """The state of a template from those of its items."""
         items = set(self.items[template].values())
         for state in ("failed", "running"):
@@ -93,23 +93,23 @@ class Board:
         not all cells that are built."""
         template = id_.partition("[")[0]
         if template not in self.labels:
-            places = [self.at[goal] for goal in self.wanted.get(template, ()) if goal in self.at]
+            cells = [self.at[goal] for goal in self.goals_of.get(template, ()) if goal in self.at]
             self.labels[template] = " ".join(
                 own[0]
-                for own, every in zip(zip(*places, strict=True), self.columns, strict=False)
+                for own, every in zip(zip(*cells, strict=True), self.columns, strict=False)
                 if len(set(own)) == 1 and every > 1
             )
         return f"{name} {self.labels[template]}".rstrip()
 
     def is_new(self, event: Warned) -> bool:
-        """Whether a warning was not said of a step of this kind before: in a sweep, many have the same to say."""
-        said = base(event.name), event.message
-        is_new = said not in self.warned
-        self.warned.setdefault(said, set()).add(event.id)
+        """Whether a warning was not printed for a step of this kind before: in a sweep, many have the same one."""
+        warning = template_name(event.name), event.message
+        is_new = warning not in self.warned
+        self.warned.setdefault(warning, set()).add(event.id)
         return is_new
 
     def repeated(self) -> list[str]:
-        """What to add about the warnings that were said once for many."""
+        """What to add about the warnings that were printed once for many."""
         return [
             f"{name}: the same for {len(ids) - 1} more: {message}"
             for (name, message), ids in self.warned.items()
@@ -128,9 +128,11 @@ class Board:
     def cell(self, cell: Cell) -> Cell:
         if cell.name not in self.goals:
             return cell
-        found = self.standing(cell.name)
-        note = found.step if found.status != "waiting" else f"{found.done}/{found.total}" if found.done else ""
-        return cell._replace(status=found.status, note=note, nbytes=found.nbytes)
+        progress = self.progress_of(cell.name)
+        note = progress.step
+        if progress.status == "waiting":
+            note = f"{progress.done}/{progress.total}" if progress.done else ""
+        return cell._replace(status=progress.status, note=note, nbytes=progress.nbytes)
 
     def counts(self) -> tuple[int, int]:
         """Steps that are over, and all of them; the items of a fan-out count one each."""
@@ -138,16 +140,16 @@ class Board:
         states += [s for items in self.items.values() for s in items.values()]
         return sum(state in OVER for state in states), len(states)
 
-    def standing(self, cell: str) -> Standing:
+    def progress_of(self, cell: str) -> CellProgress:
         steps = self.goals.get(cell, ())
         states = [self.states[id_] for id_ in steps]
         done = sum(state in OVER for state in states)
         size = self.sizes.get(self.artifacts.get(cell, ""), 0)
         for state in ("failed", "running"):
             if state in states:
-                return Standing(state, self.names[steps[states.index(state)]], done, len(steps), size)
+                return CellProgress(state, self.names[steps[states.index(state)]], done, len(steps), size)
         if "skipped" in states:
-            return Standing("failed", "", done, len(steps), size)
+            return CellProgress("failed", "", done, len(steps), size)
         if done < len(steps) or self.partial.get(cell, True):
-            return Standing("waiting", "", done, len(steps), size)
-        return Standing("ran" if "ran" in states else "fresh", "", done, len(steps), size)
+            return CellProgress("waiting", "", done, len(steps), size)
+        return CellProgress("ran" if "ran" in states else "fresh", "", done, len(steps), size)

@@ -11,17 +11,17 @@ from builder.core.units import format_bytes
 WINDOW_S = 5.0  # over which a rate is taken
 
 
-def seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     return f"{value * 1000:.0f} ms" if value < 0.9995 else f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
 
 
-def clock(elapsed_s: float) -> str:
+def format_clock(elapsed_s: float) -> str:
     """0:04, 12:30, 1:02:03"""
     minutes, rest = divmod(int(elapsed_s), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
-def folded(text: str, stream: TextIO) -> str:
+def wrap_text(text: str, stream: TextIO) -> str:
     """Text as it is, on a terminal broken between words where a line ends. Not for commands, which are copied."""
     if not stream.isatty():
         return text
@@ -33,17 +33,17 @@ def folded(text: str, stream: TextIO) -> str:
     return "\n".join(line if len(line) <= width else wrapper.fill(line) for line in text.split("\n"))
 
 
-def rate(per_s: float) -> str:
+def format_rate(per_s: float) -> str:
     """A number of things per second, three digits or more."""
     return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.1f}"
 
 
-def base(step_name: str) -> str:
+def template_name(step_name: str) -> str:
     """quantize[12] -> quantize"""
     return step_name.partition("[")[0]
 
 
-class Flow:
+class TransferRates:
     """How fast bytes go, by the name of what they are."""
 
     def __init__(self) -> None:
