@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from builder.app.request import UNDECIDED, BuildRequest
 from builder.core.errors import UserError
 from builder.core.why import Explanation, explain
 from builder.planner.graph import bench
+
+OPERATORS = "operators.json"  # an output of the step that compiles a library
 
 
 def explain_step(request: BuildRequest, step: str) -> Explanation:
@@ -21,3 +26,13 @@ def explain_step(request: BuildRequest, step: str) -> Explanation:
         if not any(recipe.undecided for recipe in request.recipes):
             raise
         raise UserError(f"{error.message}; {UNDECIDED}", "build plan") from error
+
+
+def operator_kernels(request: BuildRequest, explanation: Explanation) -> list[dict[str, Any]]:
+    """The kernel of each operator in the last library of a step, and what it was chosen by (lowering/choices.py); empty
+    for a step that compiles none, and where there was none yet."""
+    record = request.store.load(explanation.last_key).record if explanation.last_key else None
+    if explanation.step.role != "library" or record is None or OPERATORS not in record.outputs:
+        return []
+    kernels: list[dict[str, Any]] = json.loads(request.store.read(record.outputs[OPERATORS].digest))
+    return kernels

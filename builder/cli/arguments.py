@@ -15,6 +15,7 @@ COMMANDS = {
     "build": "bring a recipe up to date (the default)",
     "plan": "say what would run and why, and run nothing",
     "why": "STEP: the parts of a step's key now and last time",
+    "lower": "compile one recipe's library and write what each pass and kernel became: --dump DIR",
     "graph": "draw the steps: text here, Mermaid and SVG files in dist/",
     "generate": '"PROMPT": bring the recipe up to date and stream text from it',
     "bench": "bring the recipe up to date and measure its speed, memory and load time on this machine",
@@ -58,6 +59,7 @@ class CommandOptions:
     store: bool  # doctor
     repair: bool
     out: str | None  # graph
+    dump: str | None  # lower
     cfg: str | None  # Hydra's
     package: str | None
     resolve: bool
@@ -130,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     lock.add_argument("--file", metavar="LOCK", help="lock, --locked: the lock file (default: recipes/NAME.lock.yaml)")
     lock.add_argument("--key", metavar="PEM", help="verify-provenance: the public key that must have signed it")
     lock.add_argument("--against", metavar="WHAT", help="verify-provenance: a recipe, a lock or a folder to equal")
-    gc = p.add_argument_group("gc, doctor, graph")
+    gc = p.add_argument_group("gc, doctor, graph, lower")
     gc.add_argument("--max-age", metavar="30d", help="gc: free results that were not used for so long (s, h, d, w)")
     gc.add_argument("--max-size", metavar="20GB", help="gc: free the oldest until the store is this small")
     gc.add_argument(
@@ -141,6 +143,7 @@ def parser() -> argparse.ArgumentParser:
     gc.add_argument(
         "--repair", action="store_true", help="doctor --store: drop what is damaged; a build makes it again"
     )
+    gc.add_argument("--dump", metavar="DIR", help="lower: where the graph, the kernels and the code go")
     gc.add_argument("--out", "-o", metavar="DIR", help="graph: where the files go (default: dist.path)")
     hydra = p.add_argument_group("Hydra's own")
     hydra.add_argument("--cfg", "-c", choices=["job", "hydra", "all"], help="print the composed configuration and stop")

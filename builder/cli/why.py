@@ -6,14 +6,16 @@ import json
 import re
 
 from builder.app.merge import request_of
-from builder.app.why import explain_step
+from builder.app.why import explain_step, operator_kernels
 from builder.cli.arguments import Arguments
 from builder.cli.output import print_document
 from builder.core.errors import UserError
 from builder.core.reason import Difference
 from builder.core.why import Explanation
+from builder.lowering.choices import describe_kernels
 
 CODE = "code."
+MOST = 120  # parts of one kind that are printed
 HEX = re.compile(
     r"\b((?:sha256|blake3):[0-9a-f]{12})[0-9a-f]{52}"
 )  # a digest is known by its beginning; --json has all
@@ -25,11 +27,16 @@ def show(arguments: Arguments) -> int:
         raise UserError(
             "build why explains a step of one recipe, and -m asks for many", "the same with one value of each"
         )
-    explanation = explain_step(request_of(arguments.build), arguments.word)
+    request = request_of(arguments.build)
+    explanation = explain_step(request, arguments.word)
+    kernels = operator_kernels(request, explanation)
     if arguments.options.json:
-        print_document(_explanation_document(explanation))
-    else:
-        _print_explanation(explanation)
+        print_document({**_explanation_document(explanation), **({"operators": kernels} if kernels else {})})
+        return 0
+    _print_explanation(explanation)
+    if kernels:
+        print("  kernels of the last library, and what they were chosen by:")
+        print("\n".join(f"    {line}" for line in describe_kernels(kernels)))
     return 0
 
 
@@ -75,7 +82,7 @@ def _print_parts(parts: object, indent: str) -> None:
         print(f"{indent}{parts}")
         return
     for count, (name, value) in enumerate(parts.items()):
-        if count == 40:
+        if count == MOST:
             print(f"{indent}... and {len(parts) - count} more (--json shows all)")
             return
         if isinstance(value, dict) and value:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from builder.core.memo import Memo
 
 Json = Any  # a JSON value: None, bool, int, float, str, list, dict
-# What a step is to those who ask a plan for it: it reads the sources; its result decides what else is planned; it makes
-# the model that a runtime loads.
-Role = Literal["", "source", "decision", "model"]
+# What a step is to those who ask a plan for it: it reads the sources; its result decides what else is planned; it
+# compiles the library; it makes the model that a runtime loads.
+Role = Literal["", "source", "decision", "library", "model"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ def lower_step(recipe: Recipe, linker: str) -> Step:
             *modules_of(target.kind, target.library, recipe.metadata.tensor_parallel_shards, rounds_inputs),
         ),
         resources=Resources(cpu=1, memory_bytes=lowering_bytes(recipe)),
+        role="library",
         programs=_programs_of(recipe, str(tools.get("kernels", ""))),
         locked_params=tuple(tools),
     )

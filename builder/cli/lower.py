@@ -1,0 +1,30 @@
+"""`build lower --dump DIR`: what each pass and each kernel became."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from builder.app.dump import dump_lowering
+from builder.app.merge import request_of
+from builder.cli.arguments import Arguments
+from builder.cli.output import print_document, relative
+from builder.core.errors import UserError
+
+
+def show(arguments: Arguments) -> int:
+    """Raises UserError for a sweep, and without a folder to write to."""
+    if not arguments.options.dump:
+        raise UserError("build lower needs a folder to write to", "build lower --dump DIR")
+    if arguments.build.multirun:
+        raise UserError("a dump is of one recipe, and -m asks for many", "the same with one value of each")
+    folder = Path(arguments.options.dump)
+    dump_lowering(request_of(arguments.build), folder)
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    if arguments.options.json:
+        operators = json.loads((folder / "operators.json").read_text("utf-8"))
+        print_document({"folder": str(folder), "files": files, "operators": operators})
+    else:
+        print((folder / "operators.txt").read_text("utf-8"), end="")
+        print(f"{len(files)} files in {relative(folder.absolute())}")
+    return 0
