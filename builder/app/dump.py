@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from builder.app.request import UNDECIDED, BuildRequest
 from builder.core.errors import UserError
 from builder.core.step import Step
+from builder.report.operators import describe_kernels
 
 DUMP = "builder.steps.dump"  # loaded by name, as steps are: it brings the compiler
 
@@ -32,6 +34,8 @@ def dump_lowering(
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}", "build lower --dump DIR") from error
     import_module(DUMP).dump_lowering(step.params, folder, progress)
+    operators = json.loads((folder / "operators.json").read_text("utf-8"))
+    (folder / "operators.txt").write_text("".join(f"{line}\n" for line in describe_kernels(operators)), "utf-8")
 
 
 def _library_step(request: BuildRequest) -> Step:

@@ -12,7 +12,7 @@ from builder.cli.output import print_document
 from builder.core.errors import UserError
 from builder.core.reason import Difference
 from builder.core.why import Explanation
-from builder.lowering.choices import describe_kernels
+from builder.report.operators import describe_kernels
 
 CODE = "code."
 MOST = 120  # parts of one kind that are printed

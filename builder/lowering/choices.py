@@ -60,23 +60,3 @@ def name_of(make: Any) -> str:
 def as_json(kernels: Sequence[OperatorKernel]) -> list[dict[str, Any]]:
     """Plain data, in the order of the functions' names."""
     return [asdict(kernel) for kernel in sorted(kernels, key=lambda each: each.function)]
-
-
-def describe_kernels(kernels: Sequence[Mapping[str, Any]]) -> list[str]:
-    """``as_json`` for people: a line for each function, and one for each choice in it."""
-    lines = []
-    for kernel in kernels:
-        schedule = str(kernel["schedule"]).removeprefix("builder.lowering.schedules.") or "plain loops"
-        lines.append(f"{kernel['function']}: {kernel['operator']} by {schedule}{_shape_in_words(kernel['fields'])}")
-        for choice in kernel["choices"]:
-            tile = ", ".join(f"{name} {value}" for name, value in choice["tile"].items())
-            lines.append(f"  {choice['kernel']}: {choice['reason']}{f' ({tile})' if tile else ''}")
-    return lines
-
-
-def _shape_in_words(fields: Mapping[str, Any]) -> str:
-    """What of the operator's fields decides most: its sizes and how its weight is stored."""
-    names = ("n", "k", "width", "kind", "bits", "group_size", "dtype", "activation")
-    every = {**fields, **fields.get("weight", {})}
-    parts = [f"{name} {every[name]}" for name in names if every.get(name)]
-    return f", {', '.join(parts)}" if parts else ""

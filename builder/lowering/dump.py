@@ -8,7 +8,7 @@ A folder of:
     device.cu, .wgsl, .metal, .cl                             for a GPU: the source of all kernels
     device.fatbin, .metallib                                  what its compiler made of it, where one runs
     host.ll, host.s, host.o                                   the code around a GPU's kernels
-    operators.txt, operators.json                             the kernel of each operator, its tile and the reason
+    operators.json                                            the kernel of each operator, its tile and the reason
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from tvm import ir, relax, tirx
 
-from builder.lowering.choices import OperatorKernel, as_json, describe_kernels
+from builder.lowering.choices import OperatorKernel, as_json
 
 ENDINGS = {"cuda": "cu", "webgpu": "wgsl", "metal": "metal", "opencl": "cl"}  # kind of target -> of its kernels' source
 CODE_FORMATS = ("ll", "s")  # that TVM's module of LLVM can print: LLVM IR and assembly
@@ -63,10 +63,9 @@ class Dump:
         (self._folder / f"device.{ending}").write_bytes(code)
 
     def operators(self, kernels: Sequence[OperatorKernel]) -> None:
-        """The table of operators, for people and for programs."""
+        """The table of operators."""
         table = as_json(kernels)
         (self._folder / "operators.json").write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", "utf-8")
-        (self._folder / "operators.txt").write_text("".join(f"{line}\n" for line in describe_kernels(table)), "utf-8")
 
     def _kernel(self, function: str, ending: str) -> Path:
         return self._folder / "kernels" / f"{function}.{ending}"

@@ -17,6 +17,7 @@ from typing import Any
 
 from tvm import tirx
 
+from builder.lowering.choices import choose
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu import window
 from builder.lowering.schedules.cpu.attention_inputs import Keys, Queries
@@ -179,6 +180,7 @@ def decode(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
     batch = v.size("batch")
     rows = min(ROWS, shared)
     blocks = -(-shared // rows)
+    choose("one pass over the keys", "query heads that share a key head are taken together", heads=rows, page=PAGE)
 
     def body(q: Buffer, pages: Buffer, indptr: Buffer, table: Buffer, last: Buffer, k_start: Buffer, position: Buffer,
              out: Buffer, lse: Buffer, _mode: Expr, _scale: Expr, _theta: Expr, scale: Expr) -> None:  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 
 from tvm import tirx
 
+from builder.lowering.choices import choose
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Buffer, Expr, Isa
 from builder.lowering.schedules.cpu.weights import OUTPUTS
@@ -45,6 +46,8 @@ class Product:
 
 def linear(p: Product) -> None:
     """Few rows (see linear.py) one by one, many by panels."""
+    choose("GEMV", f"up to {FEW} rows", outputs=OUTPUTS, lanes=p.lanes)
+    choose("panels", f"more than {FEW} rows", rows=ROWS, lanes=p.lanes)
     v.if_else(p.rows <= tirx.const(FEW, "int64"), lambda: few_rows(p), lambda: many_rows(p))
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
+from builder.lowering.choices import choose
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.cpu.weights import OUTPUTS, STRIPS, Grouped, Plain, Transposed, Weight, weight_of
@@ -30,6 +31,7 @@ def linear(label: LinearLabel, isa: Isa) -> tirx.PrimFunc | None:
     """The kernel of a "linear" operation (see builder/ops/linear.py for its arguments)."""
     weight = weight_of(label.weight, isa)
     if weight is None or weight.n < OUTPUTS:
+        choose("plain loops", "a weight that no kernel here reads, or too few outputs", outputs=label.weight.n)
         return None
     rows = v.size("rows")
 
@@ -96,6 +98,7 @@ def few_rows_transposed(
     """STRIPS vectors of outputs at a time, down the groups; the last ones overlap the ones before."""
     lanes = weight.lanes
     width = STRIPS * lanes
+    choose("GEMV", f"up to {FEW} rows; outputs lie beside each other", outputs=width, lanes=lanes)
     with v.loop(rows) as row:
         ready = weight.prepare(x, row)
         with v.loop(-(-weight.n // width), parallel=weight.n * weight.k >= v.PARALLEL_MACS) as block:
@@ -114,6 +117,7 @@ def few_rows(
 ) -> None:
     """Dot products, OUTPUTS at a time; the last ones overlap the ones before, writing the same values."""
     lanes, outputs = weight.lanes, OUTPUTS
+    choose("GEMV", f"up to {FEW} rows; inputs lie beside each other", outputs=outputs, lanes=lanes)
     with v.loop(rows) as row:
         ready = weight.prepare(x, row)
         with v.loop(-(-weight.n // outputs), parallel=weight.n * weight.k >= v.PARALLEL_MACS) as block:
@@ -151,6 +155,8 @@ def many_rows(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, start: Star
     panels, rest = divmod(weight.n, width)
     together = max(1, min(PANELS, panels // BALANCE))
     tasks = -(-panels // together)
+    tile = {"rows": ROWS, "outputs": width, "inputs": weight.block, "panels_per_task": together, "lanes": lanes}
+    choose("dequantized panels", f"more than {FEW} rows", **tile)
     with v.loop(tirx.floordiv(rows + (ROW_BLOCK - 1), ROW_BLOCK)) as block, v.loop(tasks, parallel=True) as task:
         low, high = T.Bind(block * ROW_BLOCK), T.Bind(T.min((block + 1) * ROW_BLOCK, rows))
         data = v.scratch(weight.block * width)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tvm import tirx
 
+from builder.lowering.choices import choose
 from builder.lowering.schedules.cpu import integers, linear
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
@@ -92,15 +93,18 @@ def rounded_linear(label: RoundedLinearLabel, isa: Isa) -> tirx.PrimFunc | None:
     the instructions for it, else of float32 again."""
     weight = weight_of(label.weight, isa)
     if weight is None or weight.n < OUTPUTS:
+        choose("plain loops", "a weight that no kernel here reads, or too few outputs", outputs=label.weight.n)
         return None
     rows, words, lanes = v.size("rows"), -(-weight.k // PER_WORD), integers.lanes_of(label, isa)
 
     def body(codes: Buffer, scales: Buffer, *others: Buffer) -> None:
         y, start, stored = linear.split(label, isa, others)
         if lanes:
+            choose("integer products", "int8 inputs, and the CPU multiplies bytes by fours (VNNI)", lanes=lanes)
             product = integers.Product(weight.n, words, lanes, codes, scales, stored[0], stored[1], start, y, rows)
             integers.linear(product)
             return
+        choose("float32 products", "inputs that no integer instruction of this CPU takes (VNNI takes int8)")
         x = widened(codes, scales, rows, weight.k, label.activation, isa)
         linear.multiply_rows(weight, stored, x, start, y, rows)
 

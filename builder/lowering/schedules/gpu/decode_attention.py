@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from tvm import tirx
 
+from builder.lowering.choices import choose
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits, Scalar
 from builder.lowering.schedules.gpu.cache import PAGE, key_base, pages_arg, value_base
@@ -110,6 +111,10 @@ def decode(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     batch, team = b.size("batch"), team_of(width, min(SHARED_HEADS, shared), traits)
     turns = -(-shared // team.rows)
     each = layout.key_heads * turns
+    choose(
+        "split-KV", f"query heads that share a key head, {SHARED_HEADS} at most, are taken together", heads=team.rows,
+        groups=team.groups, most_parts=MOST_PARTS,
+    )  # fmt: skip
 
     def body(q: Buffer, pages: Buffer, indptr: Buffer, table: Buffer, last: Buffer, k_start: Buffer, position: Buffer,
              out: Buffer, lse: Buffer, _mode: Expr, _scale: Expr, _theta: Expr, scale: Expr) -> None:  # fmt: skip

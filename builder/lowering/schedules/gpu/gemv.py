@@ -17,6 +17,7 @@ from typing import Protocol
 
 from tvm import tirx
 
+from builder.lowering.choices import choose
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Buffer, Expr, GpuTraits
 from builder.lowering.schedules.gpu.weights import Held, Weight
@@ -212,6 +213,10 @@ def along(
         walk_along(weight, traits.smem_values),
     )
     turn_units = LANES * weight.together
+    choose(
+        "GEMV, K across threads", "few rows; inputs of an output lie beside each other", threads=traits.threads,
+        threads_per_output=LANES, outputs_per_group=each, turns=walk.held, chunks=walk.chunks,
+    )  # fmt: skip
     count = walk.staged * walk.held * turn_units
     with b.launch(traits.threads, -(-outputs // (groups * each)), rows) as (block, row, thread):
         staged = Staged(b.shared(count * 4 * planes(weight)), count, weight.together, planes(weight))
@@ -324,6 +329,10 @@ def beside(
 ) -> None:
     """LANES outputs beside each other; the groups of threads take turns along the inputs."""
     outputs, groups, count = results.outputs, traits.threads // LANES, walk_beside(weight, traits.smem_values)
+    choose(
+        "GEMV, N across threads", "few rows; outputs lie beside each other", threads=traits.threads,
+        outputs_per_block=LANES, groups=groups, units=count,
+    )  # fmt: skip
     with b.launch(traits.threads, b.ceil_div(outputs, LANES), rows) as (block, row, thread):
         staged = Staged(b.shared(count * 4 * planes(weight)), count, 1, planes(weight))
         sums, totals = b.shared(traits.threads), b.local(1)

@@ -14,6 +14,7 @@ from importlib import import_module
 
 from tvm import tirx
 
+from builder.lowering.choices import choose
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.gpu.gemv import Inputs, Results, Sender, is_regular, products
@@ -109,7 +110,8 @@ def multiply_rows(
         b.if_else(rows <= TILE, lambda: many(1), lambda: many(traits.rows_per_thread // SIDE))
 
     if sender is not None:
-        few()  # there is one row
+        choose("GEMV, sent to peers", "one row, whose sum over GPUs follows")
+        few()
         return
     b.if_else(rows <= FEW, few, more if traits.rows_per_thread > SIDE else lambda: many(1))
 
@@ -120,6 +122,9 @@ def many_rows(
     """Tiles of ``strips`` * TILE rows and TILE outputs, by (TILE / SIDE)^2 threads with SIDE rows of each strip."""
     side_threads, tile = TILE // SIDE, Tile(weight, strips * TILE)
     threads = side_threads * side_threads
+    most = traits.rows_per_thread // SIDE
+    reason = f"more than {FEW if most == 1 else TILE} rows" if strips == most else f"{FEW + 1} to {TILE} rows"
+    choose("tiles", reason, rows=tile.rows, outputs=TILE, inputs=tile.depth, threads=threads)
     with b.launch(threads, b.ceil_div(weight.n, TILE), b.ceil_div(rows, tile.rows)) as (block, row_block, thread):
         traits.opt_out_of_pdl()
         x_tile, w_tile = b.shared(tile.depth * tile.line), b.shared(tile.depth * LINE)
