@@ -36,8 +36,8 @@ def collect_remote(options: BuildOptions, max_age_s: float | None, dry_run: bool
     try:
         freed = gc(store.connection.bucket(), store.location.transfers, max_age_s, roots, dry_run)
     except (Unreachable, AccessDenied) as error:
-        store.connection.lose(error)
-        raise store.connection.trouble() or error from error
+        store.connection.give_up(error)
+        raise store.connection.failure() or error from error
     return Collected(store.location.url, len(roots), freed)
 
 

@@ -77,8 +77,8 @@ def examine_stores(plan: Plan, store: FileStore) -> dict[str, StepStatus]:
     """examine(), where results in a shared store count as there."""
     if type(store) is FileStore:
         return examine(plan, store)
-    from builder.remote.examine import ahead
+    from builder.remote.examine import examine_with_remote
     from builder.remote.store import SharedStore
 
     assert isinstance(store, SharedStore)
-    return ahead(plan, store)
+    return examine_with_remote(plan, store)

@@ -57,7 +57,7 @@ def lock_to_pull(options: BuildOptions) -> Lock | None:
 
 def pull(options: BuildOptions, request: BuildRequest, session: Session) -> BuildResult:
     """By plan. Raises BuildError when the shared store is away or refuses."""
-    from builder.remote.pull import Reader, hushed
+    from builder.remote.pull import Reader, without_steps
 
     store = shared_of(request.store)
     for recipe in request.recipes:
@@ -68,8 +68,8 @@ def pull(options: BuildOptions, request: BuildRequest, session: Session) -> Buil
                 "write a lock file where it was built (build lock), and pull by that; or download it with build",
             )
     with session.listen(None) as listen, local_executor(request, options.jobs) as pool:
-        outcome, request = run_phases(request, Reader(pool, store.location.url), hushed(listen), keep_going=True)
-    if trouble := store.connection.trouble():
+        outcome, request = run_phases(request, Reader(pool, store.location.url), without_steps(listen), keep_going=True)
+    if trouble := store.connection.failure():
         raise trouble
     export_good(outcome, request, session.warn)
     return BuildResult(outcome, request)
@@ -94,7 +94,7 @@ def _bring_records(store: SharedStore, lock: Lock, listen: Listener) -> dict[str
 
     keys = {name: cell.steps[cell.artifact] for name, cell in lock.cells.items()}
     records = pull_keys(store, sorted(set(keys.values())), listen)
-    if trouble := store.connection.trouble():
+    if trouble := store.connection.failure():
         raise trouble
     for name, cell in lock.cells.items():
         record = records.get(keys[name])
@@ -119,11 +119,11 @@ def _put_files(store: SharedStore, name: str, cell: Cell, record: Record, folder
     from builder.app.export import put
     from builder.provenance.statement import NAME, SIGNATURE
 
-    document = store.left(record.key, NAME)
+    document = store.read_provenance(record.key, NAME)
     if document is not None and not _is_about(document, cell):
         document = None
     exported = put(name, folder, record.outputs, document or "", store)
-    signature = store.left(record.key, SIGNATURE) if document else None
+    signature = store.read_provenance(record.key, SIGNATURE) if document else None
     if signature:
         (folder / SIGNATURE).write_text(signature)
     written = len([file for file in exported.written if file != NAME])

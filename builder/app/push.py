@@ -31,7 +31,7 @@ def push(request: BuildRequest, session: Session) -> Pushed:
             store.offer(record)
         store.drain(listen)
         publish(request, _artifacts(request, verdicts), listen)
-    if trouble := store.connection.trouble():
+    if trouble := store.connection.failure():
         raise trouble
     return Pushed(store.location.url, len(records), store.uploads.queue.moved, missing)
 

@@ -26,7 +26,7 @@ def shared_of(store: FileStore, writes: bool = False) -> SharedStore:
 def publish_if_allowed(request: BuildRequest, built: dict[str, Record], warn: Listener) -> None:
     """After a build: publish, where store.mode allows it and the shared store can be reached."""
     store = shared_of(request.store)
-    if store.location.mode == "write" and not store.connection.trouble():
+    if store.location.mode == "write" and not store.connection.failure():
         publish(request, built, warn)
 
 
@@ -38,5 +38,5 @@ def publish(request: BuildRequest, records: dict[str, Record], listen: Listener)
         for file in (NAME, SIGNATURE):
             path = request.outputs[name] / file
             if path.is_file():
-                store.uploads.leave(record.key, file, path.read_bytes())
+                store.uploads.write_provenance(record.key, file, path.read_bytes())
     store.drain(listen)

@@ -11,11 +11,11 @@ from typing import Literal, NamedTuple
 from builder.core import disk, lock
 from builder.core.digest import CHUNK_BYTES
 from builder.core.filestore import FileStore
-from builder.core.gc import blob_files, places, records
+from builder.core.gc import blob_files, last_results, records
 from builder.core.leftovers import clear, leftovers
 from builder.core.record import Record
 
-Told = Callable[[int, int], None]  # done and total, bytes
+OnProgress = Callable[[int, int], None]  # done and total, bytes
 
 
 class Fault(NamedTuple):
@@ -44,7 +44,7 @@ class Checked(NamedTuple):
         return not self.faults
 
 
-def check(store: FileStore, progress: Told | None = None, repair: bool = False) -> Checked:
+def check(store: FileStore, progress: OnProgress | None = None, repair: bool = False) -> Checked:
     """Hash every blob on all cores, unseal every record. ``repair`` removes what is damaged, the records that need it
     and what dead builds left, so that the next build makes it again. Builds may run meanwhile. BuildError when the
     store cannot be read or, to repair it, written."""
@@ -55,40 +55,40 @@ def check(store: FileStore, progress: Told | None = None, repair: bool = False) 
         raise disk.explain_os_error(error, "cannot check the store", store.root) from error
 
 
-def _check(store: FileStore, progress: Told | None, repair: bool) -> Checked:
+def _check(store: FileStore, progress: OnProgress | None, repair: bool) -> Checked:
     files = {path: status for path in blob_files(store) if (status := _status(path))}
     damaged = {path.name for path in _damaged(files, progress)}
-    found = dict(records(store))
-    wanted = _wanted(found.items())
-    garbage = [path.stem for path, record in found.items() if record is None]
+    records_by_path = dict(records(store))
+    keys_by_blob = _keys_by_blob(records_by_path.items())
+    garbage = [path.stem for path, record in records_by_path.items() if record is None]
     present = {path.name for path in files}
-    missing = [name for name in sorted(wanted.keys() - present) if not store.path(name).exists()]
+    missing = [name for name in sorted(keys_by_blob.keys() - present) if not store.path(name).exists()]
     if repair:
         _drop(store, {path: status for path, status in files.items() if path.name in damaged})
-        for key in {*garbage, *(key for name in (*damaged, *missing) for key in wanted.get(name, ()))}:
+        for key in {*garbage, *(key for name in (*damaged, *missing) for key in keys_by_blob.get(name, ()))}:
             store.forget(key)
     users = _users(store)
     faults = [
-        *(Fault("damaged", name, _steps(wanted.get(name, set()), users)) for name in sorted(damaged)),
-        *(Fault("missing", name, _steps(wanted[name], users)) for name in missing),
+        *(Fault("damaged", name, _steps(keys_by_blob.get(name, set()), users)) for name in sorted(damaged)),
+        *(Fault("missing", name, _steps(keys_by_blob[name], users)) for name in missing),
         *(Fault("garbage", key, _steps({key}, users)) for key in garbage),
     ]
     total = sum(status.st_size for status in files.values())
     left = tuple(leftovers(store.root)) if (store.root / "tmp").is_dir() else ()
-    return Checked(len(found), len(files), total, tuple(faults), len(present - wanted.keys()), left)
+    return Checked(len(records_by_path), len(files), total, tuple(faults), len(present - keys_by_blob.keys()), left)
 
 
-def _wanted(found: Iterable[tuple[Path, Record | None]]) -> dict[str, set[str]]:
+def _keys_by_blob(records_by_path: Iterable[tuple[Path, Record | None]]) -> dict[str, set[str]]:
     """{hex digest of a blob: the keys of the records that name it}."""
-    wanted: dict[str, set[str]] = {}
-    for path, record in found:
+    keys_by_blob: dict[str, set[str]] = {}
+    for path, record in records_by_path:
         for output in record.outputs.values() if record else ():
             if not output.of:
-                wanted.setdefault(output.digest.rpartition(":")[2], set()).add(path.stem)
-    return wanted
+                keys_by_blob.setdefault(output.digest.rpartition(":")[2], set()).add(path.stem)
+    return keys_by_blob
 
 
-def _damaged(files: Mapping[Path, os.stat_result], progress: Told | None) -> Iterator[Path]:
+def _damaged(files: Mapping[Path, os.stat_result], progress: OnProgress | None) -> Iterator[Path]:
     """Blobs whose bytes are not those of their name, the largest read first."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -130,10 +130,10 @@ def _drop(store: FileStore, damaged: Mapping[Path, os.stat_result]) -> None:
 
 
 def _users(store: FileStore) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for goal, name, key, _ in places(store):
-        found.setdefault(key, []).append(f"{goal}: {name}")
-    return found
+    users: dict[str, list[str]] = {}
+    for goal, name, key, _ in last_results(store):
+        users.setdefault(key, []).append(f"{goal}: {name}")
+    return users
 
 
 def _steps(keys: set[str], users: Mapping[str, list[str]]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from builder.core.step import Json, Role
 
 
 class Planned(NamedTuple):
-    """What is going to be brought up to date; told again when more of it is known."""
+    """What is going to be brought up to date; sent again when more of it is known."""
 
     plan: Plan
 

@@ -158,16 +158,16 @@ class PlanState:
     # What a running step gets
 
     def files(self, step: Step) -> dict[str, File | Mapping[str, File]]:
-        found: dict[str, File | Mapping[str, File]] = {}
+        files: dict[str, File | Mapping[str, File]] = {}
         for port, source in step.inputs.items():
             if self.is_group(source):
-                found[port] = {name: self._locate(id_, output) for name, id_, output in self.group(source)}
+                files[port] = {name: self._locate(id_, output) for name, id_, output in self.group(source)}
             else:
-                found[port] = self._locate(source.step, self._output(source))
+                files[port] = self._locate(source.step, self._output(source))
         if step.watch:
             watch = self.identities[step.id].parts["watch"]
-            found["watch"] = {name: File(Path(path), "", watch[name][2]) for name, path in step.watch.items()}
-        return found
+            files["watch"] = {name: File(Path(path), "", watch[name][2]) for name, path in step.watch.items()}
+        return files
 
     def input_bytes(self, step: Step) -> int:
         """Bytes of all inputs that other steps made; files that a step watches are not counted."""
@@ -186,16 +186,16 @@ class PlanState:
 
     def watched(self, step: Step) -> list[tuple[str, str, list[int]]]:
         """(name, path, signature when it was examined) of each file outside the store that the step reads."""
-        wanted = {(step.id, name) for name in step.watch}
+        watched = {(step.id, name) for name in step.watch}
         for source in step.inputs.values():
             if not self.is_group(source):
                 pairs = [(source.step, self._output(source))]
             else:
                 pairs = [(id_, output) for _, id_, output in self.group(source)]
-            wanted |= {(id_, output.of[6:]) for id_, output in pairs if output.of.startswith("watch:")}
+            watched |= {(id_, output.of[6:]) for id_, output in pairs if output.of.startswith("watch:")}
         return [
             (name, self.steps[id_].watch[name], self.identities[id_].parts["watch"][name])
-            for id_, name in sorted(wanted)
+            for id_, name in sorted(watched)
         ]
 
     # Reasons

@@ -60,15 +60,15 @@ class FileStore:
 
     def check_version(self) -> None:
         try:
-            found = (self.root / "VERSION").read_text().strip()
+            layout = (self.root / "VERSION").read_text().strip()
         except (FileNotFoundError, NotADirectoryError):
             self._check_empty()
             return
         except OSError as error:
             raise UserError(f"store.path={self.root} cannot be read ({error.strerror})") from error
-        if found != VERSION:
+        if layout != VERSION:
             raise UserError(
-                f"the store at {self.root} has layout {found!r}, this version reads layout {VERSION!r}",
+                f"the store at {self.root} has layout {layout!r}, this version reads layout {VERSION!r}",
                 "set store.path= to another folder, or remove that one",
             )
 
@@ -290,7 +290,7 @@ class FileStore:
         except OSError:
             pass
 
-    # Places and documents
+    # Last results and documents
 
     def last_results(self, goal: str) -> dict[str, LastResult]:
         document = self.load_document(f"places/{_file_name(goal)}")
@@ -301,12 +301,12 @@ class FileStore:
         except (KeyError, TypeError, AttributeError):  # damaged: reasons are poorer, nothing else
             return {}
 
-    def save_last_results(self, goal: str, places: Mapping[str, LastResult], whole: bool) -> None:
+    def save_last_results(self, goal: str, results: Mapping[str, LastResult], whole: bool) -> None:
         known = self.last_results(goal)
-        merged = dict(places) if whole else {**known, **places}
+        merged = dict(results) if whole else {**known, **results}
         if _same_results(known, merged):
             return
-        document = {"goal": goal, "steps": {name: place._asdict() for name, place in merged.items()}}
+        document = {"goal": goal, "steps": {name: last._asdict() for name, last in merged.items()}}
         self.save_document(f"places/{_file_name(goal)}", document)
 
     def load_document(self, name: str) -> Json:
@@ -318,7 +318,9 @@ class FileStore:
     def save_document(self, name: str, value: Json) -> None:
         if not (self.root / "VERSION").exists():
             return
-        with suppress(BuildError):  # caches and places make builds faster and reasons better, never right or wrong
+        with suppress(
+            BuildError
+        ):  # caches and last results make builds faster and reasons better, never right or wrong
             self._write(self.root / f"{name}.json", canonical(value), durable=False)
 
     # Locks
@@ -333,12 +335,11 @@ class FileStore:
         return lock.holder(self.root / "locks" / key)
 
 
-def _same_results(known: Mapping[str, LastResult], wanted: Mapping[str, LastResult]) -> bool:
-    if known.keys() != wanted.keys():
+def _same_results(known: Mapping[str, LastResult], now: Mapping[str, LastResult]) -> bool:
+    if known.keys() != now.keys():
         return False
     return all(
-        wanted[name].key == place.key and wanted[name].used - place.used < LAST_USE_REFRESH_S
-        for name, place in known.items()
+        now[name].key == last.key and now[name].used - last.used < LAST_USE_REFRESH_S for name, last in known.items()
     )
 
 

@@ -55,11 +55,11 @@ class FileSources:
         self._tools: dict[str, str] | None = None
 
     def code(self, function: str, more: tuple[str, ...]) -> tuple[str, dict[str, str]]:
-        wanted = (function, more)
-        if wanted not in self._fingerprints:
+        request = (function, more)
+        if request not in self._fingerprints:
             table = self._table([function.partition(":")[0], *more])
-            self._fingerprints[wanted] = (digest_of_names(table), table)
-        return self._fingerprints[wanted]
+            self._fingerprints[request] = (digest_of_names(table), table)
+        return self._fingerprints[request]
 
     def _table(self, names: list[str]) -> dict[str, str]:
         """{"builder/steps/lower.py": digest} of every module that ``names`` reach by import statements.
@@ -138,7 +138,7 @@ def _folder_on_path(top: str) -> str:
 def installed_versions() -> dict[str, str]:
     """{distribution: version} from the names of the ``.dist-info`` folders on sys.path: what importlib.metadata would
     say, without its 20 ms. The first folder on the path wins."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for folder in sys.path:
         try:
             names = os.listdir(folder or ".")
@@ -147,8 +147,8 @@ def installed_versions() -> dict[str, str]:
         for entry in names:
             if entry.endswith(".dist-info"):
                 name, _, version = entry.removesuffix(".dist-info").partition("-")
-                found.setdefault(_normal(name), version)
-    return found
+                versions.setdefault(_normal(name), version)
+    return versions
 
 
 def _normal(distribution: str) -> str:

@@ -28,7 +28,7 @@ class Freed(NamedTuple):
     kept_nbytes: int
 
 
-class _Held(NamedTuple):
+class _Candidate(NamedTuple):
     """A record that may go: when it was last used, by whom, and its blobs."""
 
     key: str
@@ -62,40 +62,40 @@ def gc(
 
 def _choose(
     store: FileStore, max_age_s: float | None, max_bytes: int | None, roots: Collection[str]
-) -> tuple[list[_Held], list[_Held]]:
+) -> tuple[list[_Candidate], list[_Candidate]]:
     """(records that go, records that stay)."""
-    held = sorted(_held(store), key=lambda each: each.used)
+    candidates = sorted(_candidates(store), key=lambda each: each.used)
     sizes = {path.name: path.stat().st_size for path in blob_files(store)}
     oldest = time.time() - max_age_s if max_age_s is not None else 0.0
-    goes = [each for each in held if each.used < oldest and each.key not in roots]
-    stays = [each for each in held if each.used >= oldest or each.key in roots]
+    dropped = [each for each in candidates if each.used < oldest and each.key not in roots]
+    kept = [each for each in candidates if each.used >= oldest or each.key in roots]
     if max_bytes is not None:
-        for each in list(stays):
-            if _nbytes(stays, sizes) <= max_bytes:
+        for each in list(kept):
+            if _nbytes(kept, sizes) <= max_bytes:
                 break
             if each.key not in roots:
-                stays.remove(each)
-                goes.append(each)
-    return goes, stays
+                kept.remove(each)
+                dropped.append(each)
+    return dropped, kept
 
 
-def _nbytes(held: list[_Held], sizes: dict[str, int]) -> int:
-    named: set[str] = set().union(*(each.digests for each in held))
+def _nbytes(candidates: list[_Candidate], sizes: dict[str, int]) -> int:
+    named: set[str] = set().union(*(each.digests for each in candidates))
     return sum(sizes.get(name, 0) for name in named)
 
 
-def _held(store: FileStore) -> Iterator[_Held]:
+def _candidates(store: FileStore) -> Iterator[_Candidate]:
     uses: dict[str, tuple[float, str]] = {}
-    for goal, name, key, used in places(store):
+    for goal, name, key, used in last_results(store):
         uses[key] = max(uses.get(key, (0.0, "")), (used, f"{goal}: {name}"))
     for path, record in records(store):
         used, name = uses.get(path.stem, (0.0, path.stem))
         outputs = record.outputs.values() if record else ()
         digests = {output.digest.rpartition(":")[2] for output in outputs if not output.of}
-        yield _Held(path.stem, max(used, path.stat().st_mtime) if record else 0.0, name, digests)
+        yield _Candidate(path.stem, max(used, path.stat().st_mtime) if record else 0.0, name, digests)
 
 
-def places(store: FileStore) -> Iterator[tuple[str, str, str, float]]:
+def last_results(store: FileStore) -> Iterator[tuple[str, str, str, float]]:
     """(goal, step name, key, last use in unix seconds) of every result that a goal remembers."""
     for path in sorted((store.root / "places").glob("*.json")):
         with suppress(ValueError, KeyError, TypeError):
@@ -114,25 +114,25 @@ def blob_files(store: FileStore) -> Iterator[Path]:
     yield from sorted((store.root / "blobs").glob("*/*"))
 
 
-def _collect(store: FileStore, chosen: tuple[list[_Held], list[_Held]], dry_run: bool) -> Freed:
-    goes, stays = chosen
-    named: set[str] = set().union(*(each.digests for each in stays))
-    blobs, nbytes, linked, kept = [], 0, 0, 0
+def _collect(store: FileStore, chosen: tuple[list[_Candidate], list[_Candidate]], dry_run: bool) -> Freed:
+    dropped, kept = chosen
+    named: set[str] = set().union(*(each.digests for each in kept))
+    blobs, nbytes, linked, kept_nbytes = [], 0, 0, 0
     for path in blob_files(store):
         status = path.stat()
         if path.name in named:
-            kept += status.st_size
+            kept_nbytes += status.st_size
             continue
         blobs.append(path)
         nbytes += status.st_size
         linked += status.st_size if status.st_nlink > 1 else 0
     if not dry_run:
-        for each in goes:  # a record goes before its blobs: there is never one without its bytes
+        for each in dropped:  # a record goes before its blobs: there is never one without its bytes
             (store.root / "records" / each.key[:2] / f"{each.key}.json").unlink(missing_ok=True)
         for path in blobs:
             path.unlink(missing_ok=True)
-        _tidy(store, {each.key for each in stays})
-    return Freed(tuple(each.name for each in goes), len(blobs), nbytes, linked, kept)
+        _tidy(store, {each.key for each in kept})
+    return Freed(tuple(each.name for each in dropped), len(blobs), nbytes, linked, kept_nbytes)
 
 
 def _tidy(store: FileStore, keys: set[str]) -> None:

@@ -69,8 +69,8 @@ def needed_by(step: Step, plan: Plan) -> dict[str, Step]:
 
 def goals_of_steps(goals: Iterable[Goal]) -> dict[str, list[str]]:
     """{step id: names of the goals that want it}."""
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for goal in goals:
         for id_ in goal.steps:
-            found.setdefault(id_, []).append(goal.name)
-    return found
+            names.setdefault(id_, []).append(goal.name)
+    return names

@@ -33,8 +33,8 @@ class KeyState(NamedTuple):
     code: Names | None
 
 
-def summarize_differences(found: list[Difference]) -> str:
-    texts = [difference.text for difference in found]
+def summarize_differences(differences: list[Difference]) -> str:
+    texts = [difference.text for difference in differences]
     more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
     return ", ".join(texts[:SHOWN]) + more
 
@@ -102,9 +102,9 @@ def _watch(last: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> Itera
 
 
 def _inputs(last: KeyState, now: KeyState, labels: Mapping[str, tuple[str, str]]) -> Iterator[Difference]:
-    olds, news = last.parts["inputs"], now.parts["inputs"]
-    for port in sorted(olds.keys() | news.keys()):
-        old, new = olds.get(port, ""), news.get(port, "")
+    old_inputs, new_inputs = last.parts["inputs"], now.parts["inputs"]
+    for port in sorted(old_inputs.keys() | new_inputs.keys()):
+        old, new = old_inputs.get(port, ""), new_inputs.get(port, "")
         if old == new:
             continue
         if port in now.groups and port in last.groups:

@@ -153,7 +153,7 @@ class _Build:
         self.ready.clear()
 
     def poll_store(self, wait_s: float) -> None:
-        """What the store found elsewhere, or has to tell."""
+        """Lookups in a shared store that are over, and what else it reports."""
         for event in self.store.poll_events(wait_s if self.requested else 0.0):
             if isinstance(event, RemoteLookup):
                 self.ready += self.requested.pop(event.key, ())
@@ -165,8 +165,8 @@ class _Build:
         items = tuple(id_ for _, id_ in self.state.items[template.id])
         self.listener(Expanded(template.id, items, tuple(self.state.steps[id_].name for id_ in items)))
         for id_ in items:
-            for lost in sorted(self.state.missing[id_] & self.done.keys()):
-                self.skip_readers(lost)
+            for failed in sorted(self.state.missing[id_] & self.done.keys()):
+                self.skip_readers(failed)
         return ready
 
     def seconds_to_end(self, id_: str) -> float:
@@ -186,11 +186,11 @@ class _Build:
         """Start what fits: the longest way to the end first, then the largest."""
         for id_ in sorted(self.stale, key=lambda id_: (self.seconds_to_end(id_), self.input_bytes(id_)), reverse=True):
             step = self.state.steps[id_]
-            wanted = clamp(step.resources, self.largest)
-            if not self.ledger.fits(wanted):
+            resources = clamp(step.resources, self.largest)
+            if not self.ledger.fits(resources):
                 continue
             try:
-                self.start(step, replace(step, resources=wanted))
+                self.start(step, replace(step, resources=resources))
             except BuildError as error:
                 self.waiting.discard(id_)
                 verdict = self.stale.pop(id_, None)
@@ -228,8 +228,8 @@ class _Build:
         self.running[step.id] = _Running(step, verdict, lock, task)
         self.ledger.take(task.resources)
         self.listener(Started(step.id, step.name, verdict.reason, verdict.key))
-        if said := memory_warning(step.resources, self.largest):
-            self.listener(Warned(step.id, step.name, said))
+        if warning := memory_warning(step.resources, self.largest):
+            self.listener(Warned(step.id, step.name, warning))
         self.executor.submit(task)
 
     def task_of(self, step: Step) -> StepTask:
@@ -332,13 +332,13 @@ class _Build:
 
     def skip_readers(self, id_: str) -> None:
         """Skip everything that needs ``id_``, directly or not."""
-        lost = [id_]
-        for producer in lost:  # grows while it is walked
+        failed = [id_]
+        for producer in failed:  # grows while it is walked
             name, status = self.state.steps[producer].name, self.done[producer].status
             for reader in self.state.readers.get(producer, ()):
                 if reader not in self.done:
                     self.finish(reader, "skipped", f"needs {name}, which {VERBS[status]}")
-                    lost.append(reader)
+                    failed.append(reader)
 
     def interrupt(self) -> None:
         self.handle(self.executor.wait(0))
@@ -365,9 +365,9 @@ class _Build:
         now = time.time()
         ids = [id_ for id_ in self.state.ids_of(goal) if id_ in self.state.records]
         records = {self.state.steps[id_].name: self.state.records[id_] for id_ in ids}
-        places = {name: LastResult(record.key, now, record.seconds) for name, record in records.items()}
+        results = {name: LastResult(record.key, now, record.seconds) for name, record in records.items()}
         whole = len(ids) == len(self.state.ids_of(goal)) and not goal.partial
-        self.store.save_last_results(goal.name, places, whole)
+        self.store.save_last_results(goal.name, results, whole)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ DONE: tuple[Status, ...] = ("fresh", "ran")  # it has its result
 
 def status_of_all(statuses: Iterable[Status]) -> Status:
     """The status of a goal whose steps have these, after a run: failed when one has no result."""
-    found = set(statuses)
-    if not found <= set(DONE):
+    known = set(statuses)
+    if not known <= set(DONE):
         return "failed"
-    return "ran" if "ran" in found else "fresh"
+    return "ran" if "ran" in known else "fresh"

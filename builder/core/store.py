@@ -22,7 +22,8 @@ class RemoteLookup(NamedTuple):
 
 
 class Store(Protocol):
-    """Records by key, bytes by digest, places by goal. Every write is atomic; a record is written after its bytes."""
+    """Records by key, bytes by digest, last results by goal. Every write is atomic; a record is written after its
+    bytes."""
 
     def load(self, key: str, repair: bool = False) -> Lookup:
         """The record of ``key``, its outputs checked by size and mtime. ``repair`` removes what is found damaged."""
@@ -33,12 +34,12 @@ class Store(Protocol):
         ...
 
     def request_remote(self, key: str) -> bool:
-        """Look elsewhere for a result that is not here; the answer is among the ``news``. False: there is no elsewhere,
+        """Look elsewhere for a result that is not here; ``poll_events`` has the answer. False: there is no elsewhere,
         or it was asked already."""
         ...
 
     def poll_events(self, wait_s: float) -> list[Event | RemoteLookup]:
-        """Answers, and what else there is to tell, within ``wait_s`` seconds."""
+        """Answers, and what else has happened, within ``wait_s`` seconds."""
         ...
 
     def path(self, digest: str) -> Path:
@@ -51,8 +52,8 @@ class Store(Protocol):
         """{step name: its last result} of a goal, empty when never built."""
         ...
 
-    def save_last_results(self, goal: str, places: Mapping[str, LastResult], whole: bool) -> None:
-        """Merge ``places`` into the goal's, or replace them all (``whole``)."""
+    def save_last_results(self, goal: str, results: Mapping[str, LastResult], whole: bool) -> None:
+        """Merge ``results`` into the goal's, or replace them all (``whole``)."""
         ...
 
     def load_document(self, name: str) -> Json:

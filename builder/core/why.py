@@ -37,18 +37,18 @@ def explain(plan: Plan, store: Store, name: str, goal: str = "", sources: Source
     verdicts = examine_all(state)
     state.sources.save()
     step = find_step(state, name, goal)
-    verdict, identity, place = verdicts[step.id], state.identities.get(step.id), state.last_result_of(step)
-    last = store.load(place.key).record if place else None
-    found = state.differences(step, identity, last) if identity and last else []
+    verdict, identity, last_result = verdicts[step.id], state.identities.get(step.id), state.last_result_of(step)
+    last = store.load(last_result.key).record if last_result else None
+    differences = state.differences(step, identity, last) if identity and last else []
     return Explanation(
         step=step,
         status=verdict.status,
         reason=verdict.reason,
         key=verdict.key,
         parts=identity.parts if identity else {},
-        last_key=place.key if place else "",
+        last_key=last_result.key if last_result else "",
         last_parts=last.parts if last else None,
-        differences=tuple(found),
+        differences=tuple(differences),
         files=state.sources.code(step.function, step.code)[1],
     )
 

@@ -43,12 +43,12 @@ class BlobTransfer:
     def send(self, blobs: Mapping[str, int]) -> None:
         new = {digest: Output(digest, nbytes) for digest, nbytes in blobs.items() if digest not in self._sent}
         if new:
-            self._shared().send(new)
+            self._shared().upload(new)
             self._sent |= new.keys()
 
     def fetch(self, result: StepResult) -> StepResult:
         """The result of a node with its blobs in this store."""
-        outputs = self._shared().bring(result.outputs)
+        outputs = self._shared().download(result.outputs)
         self._sent |= {output.digest for output in outputs.values()}
         return result._replace(outputs=outputs)
 

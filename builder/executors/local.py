@@ -67,8 +67,8 @@ class _Worker:
         self.reports = process.stdout.fileno()
         self.threads = threads
         self.gpus = gpus  # the ones that it sees; a step that takes none sees all
-        self.job: StepTask | None = None
-        self.warm: set[str] = set()  # functions whose modules it has loaded
+        self.task: StepTask | None = None
+        self.loaded: set[str] = set()  # functions whose modules it has loaded
         self.frames = Frames()
 
 
@@ -80,7 +80,7 @@ class LocalExecutor:
         self._capacity = limits or capacity()
         self._workers: list[_Worker] = []
         self._gpus = _gpus() or [str(index) for index in range(self._capacity.gpu)]
-        self._retried: set[Path] = set()  # scratch folders of the jobs that were started a second time
+        self._retried: set[Path] = set()  # scratch folders of the tasks that were started a second time
 
     @property
     def capacity(self) -> Resources:
@@ -99,38 +99,38 @@ class LocalExecutor:
         for worker in list(self._workers):
             self._end(worker)
 
-    def submit(self, job: StepTask) -> None:
-        worker = self._pick(job)
-        worker.job = job
-        worker.warm.add(job.function)
+    def submit(self, task: StepTask) -> None:
+        worker = self._pick(task)
+        worker.task = task
+        worker.loaded.add(task.function)
         with suppress(BrokenPipeError):  # it died: its other pipe says so too, and there the failure is reported
-            send(worker.commands, task_to_json(job))
+            send(worker.commands, task_to_json(task))
 
-    def _pick(self, job: StepTask) -> _Worker:
+    def _pick(self, task: StepTask) -> _Worker:
         """An idle worker with this many threads and GPUs, best one that has loaded the step's modules; or a new one."""
-        idle = [worker for worker in self._workers if worker.job is None]
+        idle = [worker for worker in self._workers if worker.task is None]
         free = self._free_gpus()
-        wanted = (job.resources.cpu, job.resources.gpu)
-        fitting = [each for each in idle if (each.threads, len(each.gpus)) == wanted and each.gpus <= free]
+        size = (task.resources.cpu, task.resources.gpu)
+        fitting = [each for each in idle if (each.threads, len(each.gpus)) == size and each.gpus <= free]
         for worker in fitting:
-            if job.function in worker.warm:
+            if task.function in worker.loaded:
                 return worker
         if fitting and len(self._workers) >= self._capacity.cpu:
             return fitting[0]
         if idle and len(self._workers) >= self._capacity.cpu:
             self._end(idle[0])
-        return self._spawn(job)
+        return self._spawn(task)
 
     def _free_gpus(self) -> set[str]:
-        return set(self._gpus).difference(*(worker.gpus for worker in self._workers if worker.job))
+        return set(self._gpus).difference(*(worker.gpus for worker in self._workers if worker.task))
 
-    def _spawn(self, job: StepTask) -> _Worker:
+    def _spawn(self, task: StepTask) -> _Worker:
         import subprocess
 
-        threads = job.resources.cpu
-        gpus = frozenset(sorted(self._free_gpus(), key=self._gpus.index)[: job.resources.gpu])
+        threads = task.resources.cpu
+        gpus = frozenset(sorted(self._free_gpus(), key=self._gpus.index)[: task.resources.gpu])
         command = [sys.executable, "-c", BOOT, str(self._root), str(os.getpid()), *(p or os.getcwd() for p in sys.path)]
-        with open(job.scratch / "log", "ab") as log:
+        with open(task.scratch / "log", "ab") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -154,35 +154,35 @@ class LocalExecutor:
         reports: list[TaskReport] = []
         for handle, _ in poll.poll(timeout_s * 1000):
             if by_handle[handle] in self._workers:  # it may have had to make room for a step that begins again
-                reports += self._hear(by_handle[handle])
+                reports += self._read_reports(by_handle[handle])
         return reports
 
-    def _hear(self, worker: _Worker) -> list[TaskReport]:
+    def _read_reports(self, worker: _Worker) -> list[TaskReport]:
         data = os.read(worker.reports, 1 << 16)
         if not data:
-            return self._bury(worker)
+            return self._handle_death(worker)
         reports = [report_from_json(message) for message in worker.frames.feed(data)]
         if any(isinstance(report, TaskDone) for report in reports):
-            worker.job = None
+            worker.task = None
         return reports
 
-    def _bury(self, worker: _Worker) -> list[TaskReport]:
+    def _handle_death(self, worker: _Worker) -> list[TaskReport]:
         """A worker died. What it was doing has failed, or begins again when it was killed from outside, once."""
         import subprocess
 
         with suppress(subprocess.TimeoutExpired):
             worker.process.wait(1.0)  # its pipe closes a moment before its status is known
-        code, job = self._end(worker), worker.job
-        if job is None:
+        code, task = self._end(worker), worker.task
+        if task is None:
             return []
-        if -code in FROM_OUTSIDE and job.scratch not in self._retried and _renew(job.scratch):
-            self._retried.add(job.scratch)
-            self.submit(job)
-            return [TaskWarned(job.id, f"its process {_said(code)} from outside: started once more")]
+        if -code in FROM_OUTSIDE and task.scratch not in self._retried and _renew(task.scratch):
+            self._retried.add(task.scratch)
+            self.submit(task)
+            return [TaskWarned(task.id, f"its process {_describe_exit(code)} from outside: started once more")]
         from builder.executors.worker import log_tail
 
-        error = StepError(f"the process {_said(code)}{log_tail(job.scratch)}", _advice(code))
-        return [TaskDone(job.id, None, error)]
+        error = StepError(f"the process {_describe_exit(code)}{log_tail(task.scratch)}", _advice(code))
+        return [TaskDone(task.id, None, error)]
 
     def _end(self, worker: _Worker) -> int:
         """Kill a worker with all it started; its exit status."""
@@ -197,7 +197,7 @@ class LocalExecutor:
         return code
 
     def stop(self) -> None:
-        for worker in [worker for worker in self._workers if worker.job]:
+        for worker in [worker for worker in self._workers if worker.task]:
             self._end(worker)
 
 
@@ -220,7 +220,7 @@ def _environment(threads: int, gpus: frozenset[str]) -> Mapping[str, str]:
     return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), **seen, "PYTHONHASHSEED": "0"}
 
 
-def _said(code: int) -> str:
+def _describe_exit(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 

@@ -53,10 +53,10 @@ def check_same_installation(request: NodeRequest) -> None:
             f"the code of llm-build at {PACKAGE} is not that of the machine which plans ({request.package})",
             "install the same version on every node, and restart its Ray workers",
         )
-    for tool, wanted in request.tools.items():
-        if (found := tool_versions()[tool]) != wanted:
+    for tool, expected in request.tools.items():
+        if (version := tool_versions()[tool]) != expected:
             raise UserError(
-                f"{tool} is {found} here and {wanted} on the machine which plans", f"pip install {tool}=={wanted}"
+                f"{tool} is {version} here and {expected} on the machine which plans", f"pip install {tool}=={expected}"
             )
     for path, seen in request.outside.items():
         _check_visible(path, _local_path(path, request, request.root), seen)
@@ -77,7 +77,7 @@ def _check_visible(path: str, here: str, seen: tuple[int, int]) -> None:
 
 
 def _is_here(request: NodeRequest) -> bool:
-    """Whether this node's own store is the coordinator's: then there is nothing to bring."""
+    """Whether this node's own store is the coordinator's: then there is nothing to download."""
     with suppress(OSError):
         return request.task.scratch.is_dir() and os.path.samefile(request.root, request.node_store())
     return False
@@ -122,12 +122,12 @@ def _with_own_store(request: NodeRequest, remote: Location, post: PostMessage) -
     store = open_shared(request.node_store(), remote)
     store.start()
     try:
-        store.bring({digest: Output(digest, nbytes) for digest, nbytes in request.blobs.items()})
+        store.download({digest: Output(digest, nbytes) for digest, nbytes in request.blobs.items()})
         scratch = store.scratch()
         done = _run(store, _localize_task(request, store.root, scratch), post, log=True)
         store.discard(scratch)
         if done.result:
-            store.send(done.result.outputs)
+            store.upload(done.result.outputs)
         return done
     finally:
         store.stop()

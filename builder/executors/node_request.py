@@ -1,4 +1,4 @@
-"""What a node of a cluster is told of a step: the task, where its bytes are, what must be the same there and here."""
+"""What a node of a cluster gets of a step: the task, where its bytes are, what must be the same there and here."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def request_for(
 
 def paths_of(task: StepTask) -> set[Path]:
     """Every file that the step reads: its inputs, and what its context names."""
-    found = {Path(value) for value in task.context.values() if isinstance(value, str) and os.path.isfile(value)}
+    paths = {Path(value) for value in task.context.values() if isinstance(value, str) and os.path.isfile(value)}
     for files in task.inputs.values():
-        found |= {files.path} if isinstance(files, File) else {file.path for file in files.values()}
-    return found
+        paths |= {files.path} if isinstance(files, File) else {file.path for file in files.values()}
+    return paths
 
 
 @cache
@@ -72,10 +72,10 @@ def code_digest() -> str:
 def tool_versions() -> Mapping[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    versions = {}
     for tool in TOOLS:
         try:
-            found[tool] = version(tool)
+            versions[tool] = version(tool)
         except PackageNotFoundError:
-            found[tool] = "absent"
-    return found
+            versions[tool] = "absent"
+    return versions

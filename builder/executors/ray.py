@@ -29,15 +29,15 @@ from builder.executors.node_request import NodeRequest, request_for
 if TYPE_CHECKING:
     pass
 
-LOST = {  # Ray's errors for a task that was killed from outside, in words; any other error is told as it is
+LOST = {  # Ray's errors for a task that was killed from outside, in words; any other error is reported as it is
     "NodeDiedError": "died",
     "WorkerCrashedError": "lost the process of this step",
     "OutOfMemoryError": "ran out of memory, and Ray killed the process of this step",
 }
 TRIES = 4  # how often a step is started whose node is lost each time
 OBJECT_STORE_BYTES = 80 << 20  # Ray's least is 75 MiB; no result goes through it
-LOOK_S = 5.0  # how often a task that has not begun is looked after
-KNOCK_S = 5.0
+POLL_S = 5.0  # how often a task that has not begun is checked
+PROBE_S = 5.0
 END_S = 3.0  # how long a cancelled task may take to end its step before its process is killed
 INSTALL = "pip install 'llm-build[ray]'"
 NOT_INSTALLED = "every node needs llm-build, in the Python that its Ray runs with: " + INSTALL
@@ -57,7 +57,7 @@ class RayExecutor:
         self._jobs = jobs
         self._cluster: _Cluster | None = None
         self._reports: queue.SimpleQueue[TaskReport] = queue.SimpleQueue()
-        self._tasks: dict[str, _Task] = {}
+        self._tasks: dict[str, _TaskThread] = {}
 
     @property
     def capacity(self) -> Resources:
@@ -86,13 +86,13 @@ class RayExecutor:
     ) -> None:
         self.stop()
         if self._cluster:
-            self._cluster.leave()
+            self._cluster.disconnect()
 
-    def submit(self, job: StepTask) -> None:
-        task = _Task(job, self._store, self._node_store, self._connected(), self._reports.put)
+    def submit(self, task: StepTask) -> None:
+        thread = _TaskThread(task, self._store, self._node_store, self._connected(), self._reports.put)
         self._tasks = {id_: each for id_, each in self._tasks.items() if each.is_alive()}
-        self._tasks[job.id] = task
-        task.start()
+        self._tasks[task.id] = thread
+        thread.start()
 
     def wait(self, timeout_s: float) -> list[TaskReport]:
         reports = []
@@ -153,9 +153,9 @@ class _Cluster:
             node["Resources"] for node in self.ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
         ]
 
-    def options(self, job: StepTask) -> dict[str, Any]:
-        """What Ray must find on one node for the job, and that it never starts a task again by itself."""
-        wanted = job.resources
+    def options(self, task: StepTask) -> dict[str, Any]:
+        """What Ray must find on one node for the task, and that it never starts a task again by itself."""
+        wanted = task.resources
         resources = {} if self.is_local else dict(wanted.custom)  # this machine alone: it has what it has
         return {
             "num_cpus": wanted.cpu,
@@ -163,10 +163,10 @@ class _Cluster:
             "num_gpus": wanted.gpu,
             "resources": resources,
             "max_retries": 0,
-            "name": job.name,
+            "name": task.name,
         }
 
-    def leave(self) -> None:
+    def disconnect(self) -> None:
         with suppress(Exception):  # whatever it was, the build is over
             self.ray.shutdown()
 
@@ -182,7 +182,7 @@ def _connect(ray: Any, address: str, jobs: int) -> None:
                 "local", num_cpus=mine.cpu, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
             )
         else:
-            _knock(address)
+            _probe(address)
             ray.init(address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, ImportError, OSError) as error:
         raise UserError(
@@ -191,7 +191,7 @@ def _connect(ray: Any, address: str, jobs: int) -> None:
         ) from error
 
 
-def _knock(address: str) -> None:
+def _probe(address: str) -> None:
     """OSError when nobody listens at host:port: Ray itself would try for minutes. ValueError for other words."""
     import socket
 
@@ -199,7 +199,7 @@ def _knock(address: str) -> None:
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if not (host and port.isdigit()):
             raise ValueError("expected local, auto, host:port or ray://host:port")
-        socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), PROBE_S).close()
 
 
 class Mailbox:
@@ -208,25 +208,27 @@ class Mailbox:
     def __init__(self) -> None:
         import asyncio
 
-        self._said: dict[str, list[Json]] = {}
-        self._news = asyncio.Condition()
+        self._frames: dict[str, list[Json]] = {}
+        self._changed = asyncio.Condition()
 
     async def put(self, key: str, frame: Json) -> None:
-        async with self._news:
-            self._said.setdefault(key, []).append(frame)
-            self._news.notify_all()
+        async with self._changed:
+            self._frames.setdefault(key, []).append(frame)
+            self._changed.notify_all()
 
     async def take(self, key: str, seen: int, least: int, timeout_s: float) -> list[Json]:
         """The frames after the first ``seen``, as soon as there are ``least`` in all or time is up."""
         import asyncio
 
-        async with self._news:
+        async with self._changed:
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._news.wait_for(lambda: len(self._said.get(key, ())) >= least), timeout_s)
-            return self._said.get(key, [])[seen:]
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: len(self._frames.get(key, ())) >= least), timeout_s
+                )
+            return self._frames.get(key, [])[seen:]
 
     async def forget(self, key: str) -> None:
-        self._said.pop(key, None)
+        self._frames.pop(key, None)
 
 
 def run_task(request: NodeRequest, mailbox: Any, key: str) -> tuple[Json, int]:
@@ -252,22 +254,22 @@ class _Cancelled(Exception):
     """We are stopping."""
 
 
-class _Task(threading.Thread):
-    """Sees one step through: its inputs are up, its task runs, again when it is lost, its outputs are here."""
+class _TaskThread(threading.Thread):
+    """Runs one step to its end: its inputs are up, its task runs, again when it is lost, its outputs are here."""
 
     def __init__(
-        self, job: StepTask, store: FileStore, node_store: Callable[[], Path], cluster: _Cluster,
+        self, task: StepTask, store: FileStore, node_store: Callable[[], Path], cluster: _Cluster,
         report: Callable[[TaskReport], None],
     ) -> None:  # fmt: skip
-        super().__init__(name=job.name, daemon=True)
-        self._job = job
+        super().__init__(name=task.name, daemon=True)
+        self._step_task = task
         self._store = store
         self._node_store = node_store
         self._cluster = cluster
         self._report = report
         self._stopping = threading.Event()
         self._handle: Any = None
-        self._where = "the node"
+        self._node = "the node"
 
     def cancel(self, force: bool = False) -> None:
         """``force`` kills the process of the task; otherwise the task ends its step and itself."""
@@ -278,18 +280,18 @@ class _Task(threading.Thread):
 
     def run(self) -> None:
         try:
-            done = self._see_through()
+            done = self._run_to_completion()
         except _Cancelled:
             return
         except BuildError as error:
-            done = TaskDone(self._job.id, None, error)
+            done = TaskDone(self._step_task.id, None, error)
         except Exception as error:  # of Ray's own: a build must not wait for a thread that died
-            done = TaskDone(self._job.id, None, StepError(f"Ray: {type(error).__name__}: {_first_line(error)}"))
+            done = TaskDone(self._step_task.id, None, StepError(f"Ray: {type(error).__name__}: {_first_line(error)}"))
         self._report(done)
 
-    def _see_through(self) -> TaskDone:
+    def _run_to_completion(self) -> TaskDone:
         remote = None if self._cluster.is_local else location_of(self._store)
-        request = request_for(self._job, self._store, remote, self._node_store)
+        request = request_for(self._step_task, self._store, remote, self._node_store)
         if request.remote:
             self._cluster.blobs.send(request.blobs)
         for attempt in range(2, TRIES + 2):
@@ -299,7 +301,9 @@ class _Task(threading.Thread):
             except _Lost as lost:
                 if attempt > TRIES:
                     raise StepError(f"was lost {TRIES} times; the last time: {lost}", "ray status") from lost
-                self._report(TaskWarned(self._job.id, f"{lost}; started again ({attempt} of at most {TRIES} times)"))
+                self._report(
+                    TaskWarned(self._step_task.id, f"{lost}; started again ({attempt} of at most {TRIES} times)")
+                )
         if done.result and request.remote:
             done = done._replace(result=self._cluster.blobs.fetch(done.result))
         return done
@@ -307,26 +311,26 @@ class _Task(threading.Thread):
     def _attempt(self, request: NodeRequest) -> TaskDone:
         """One task. Raises _Lost and _Cancelled."""
         ray, mailbox = self._cluster.ray, self._cluster.mailbox
-        wanted = self._cluster.options(self._job)
-        check_placeable(self._job, wanted, self._cluster.nodes())
-        key = f"{self._job.id} {os.urandom(4).hex()}"
+        wanted = self._cluster.options(self._step_task)
+        check_placeable(self._step_task, wanted, self._cluster.nodes())
+        key = f"{self._step_task.id} {os.urandom(4).hex()}"
         if self._stopping.is_set():
             raise _Cancelled
         self._handle = self._cluster.run.options(**wanted).remote(request, mailbox, key)
-        heard = 0
+        received = 0
         try:
             while True:
-                news = mailbox.take.remote(key, heard, heard + 1, LOOK_S)
-                ready, _ = ray.wait([self._handle, news], num_returns=1)
+                request_for_frames = mailbox.take.remote(key, received, received + 1, POLL_S)
+                ready, _ = ray.wait([self._handle, request_for_frames], num_returns=1)
                 if self._handle in ready:
                     break
-                frames = ray.get(news)
-                self._hear(frames)
-                heard += len(frames)
-                if not heard:
-                    check_placeable(self._job, wanted, self._cluster.nodes())
-            done, in_all = self._result()
-            self._hear(ray.get(mailbox.take.remote(key, heard, in_all, LOOK_S)))
+                frames = ray.get(request_for_frames)
+                self._handle_frames(frames)
+                received += len(frames)
+                if not received:
+                    check_placeable(self._step_task, wanted, self._cluster.nodes())
+            done, total = self._result()
+            self._handle_frames(ray.get(mailbox.take.remote(key, received, total, POLL_S)))
             return done
         except UserError:  # it waits for a node that is gone
             ray.cancel(self._handle)
@@ -337,41 +341,43 @@ class _Task(threading.Thread):
     def _result(self) -> tuple[TaskDone, int]:
         errors = self._cluster.ray.exceptions
         try:
-            done, in_all = self._cluster.ray.get(self._handle)
+            done, total = self._cluster.ray.get(self._handle)
         except errors.RayError as error:
             if self._stopping.is_set():
                 raise _Cancelled from error
             if isinstance(error, errors.RayTaskError):
                 raise StepError(f"the task failed: {_last_line(error)}", NOT_INSTALLED) from error
             what = LOST.get(type(error).__name__, f"was lost ({type(error).__name__}: {_first_line(error)})")
-            raise _Lost(f"{self._where} {what}") from error
+            raise _Lost(f"{self._node} {what}") from error
         report = report_from_json(done)
         assert isinstance(report, TaskDone)
-        return report, in_all
+        return report, total
 
-    def _hear(self, frames: list[Json]) -> None:
+    def _handle_frames(self, frames: list[Json]) -> None:
         for frame in frames:
             if "log" in frame:
-                write_log(self._job.scratch / "log", frame["log"], frame["at"])
+                write_log(self._step_task.scratch / "log", frame["log"], frame["at"])
             elif "began" in frame:
-                self._where = frame["began"]
+                self._node = frame["began"]
             else:
                 self._report(report_from_json(frame))
 
 
-def check_placeable(job: StepTask, wanted: Mapping[str, Any], nodes: list[Mapping[str, float]]) -> None:
-    """Raises UserError when no living node could ever run the job: Ray would wait for one without a word."""
+def check_placeable(task: StepTask, wanted: Mapping[str, Any], nodes: list[Mapping[str, float]]) -> None:
+    """Raises UserError when no living node could ever run the task: Ray would wait for one without a word."""
     needs = {"CPU": wanted["num_cpus"], "GPU": wanted["num_gpus"], "memory": wanted["memory"], **wanted["resources"]}
     if any(all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes):
         return
     absent = [name for name in wanted["resources"] if not any(name in node for node in nodes)]
     if absent:
         raise UserError(
-            f"{job.name} needs {' and '.join(absent)}, which no node of the Ray cluster declares",
+            f"{task.name} needs {' and '.join(absent)}, which no node of the Ray cluster declares",
             f"start the nodes that have it with: ray start --resources='{{\"{absent[0]}\": 1}}' ..., or executor=local",
         )
-    said = ", ".join(f"{name} {amount:g}" for name, amount in needs.items() if amount)
-    raise UserError(f"{job.name} needs {said} on one node, and no node of the Ray cluster has all of it", "ray status")
+    wanted_text = ", ".join(f"{name} {amount:g}" for name, amount in needs.items() if amount)
+    raise UserError(
+        f"{task.name} needs {wanted_text} on one node, and no node of the Ray cluster has all of it", "ray status"
+    )
 
 
 def _first_line(error: BaseException) -> str:

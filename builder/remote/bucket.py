@@ -77,39 +77,39 @@ class Bucket:
         return self._own.fs
 
     def read(self, name: str) -> bytes:
-        return _tried(lambda: bytes(self._fs.cat_file(self._at(name))))
+        return _retried(lambda: bytes(self._fs.cat_file(self._at(name))))
 
-    def get(self, name: str, target: Path, moved: OnBytes) -> None:
+    def get(self, name: str, target: Path, on_bytes: OnBytes) -> None:
         """Download to ``target``; its bytes are not to be trusted yet."""
-        _tried(lambda: self._get(self._at(name), target, moved))
+        _retried(lambda: self._get(self._at(name), target, on_bytes))
 
-    def _get(self, path: str, target: Path, moved: OnBytes) -> None:
+    def _get(self, path: str, target: Path, on_bytes: OnBytes) -> None:
         if self._is_objects:
-            self._fs.get_file(path, str(target), callback=_callback(moved))
+            self._fs.get_file(path, str(target), callback=_callback(on_bytes))
             return
         with self._fs.open(path, "rb") as source, open(target, "wb") as file:
             while chunk := source.read(CHUNK_BYTES):
                 file.write(chunk)
-                moved(len(chunk))
+                on_bytes(len(chunk))
 
-    def put(self, name: str, source: Path, moved: OnBytes) -> None:
-        _tried(lambda: self._put(self._at(name), source, moved))
+    def put(self, name: str, source: Path, on_bytes: OnBytes) -> None:
+        _retried(lambda: self._put(self._at(name), source, on_bytes))
 
-    def _put(self, path: str, source: Path, moved: OnBytes) -> None:
+    def _put(self, path: str, source: Path, on_bytes: OnBytes) -> None:
         if self._is_objects:
-            self._fs.put_file(str(source), path, callback=_callback(moved), **self._parts)
+            self._fs.put_file(str(source), path, callback=_callback(on_bytes), **self._parts)
             return
         with open(source, "rb") as file:
-            self._write(path, iter(lambda: file.read(CHUNK_BYTES), b""), moved)
+            self._write(path, iter(lambda: file.read(CHUNK_BYTES), b""), on_bytes)
 
     def write(self, name: str, data: bytes) -> None:
         path = self._at(name)
         if self._is_objects:
-            _tried(lambda: self._fs.pipe_file(path, data))
+            _retried(lambda: self._fs.pipe_file(path, data))
         else:
-            _tried(lambda: self._write(path, iter([data]), lambda _: None))
+            _retried(lambda: self._write(path, iter([data]), lambda _: None))
 
-    def _write(self, path: str, chunks: Iterator[bytes], moved: OnBytes) -> None:
+    def _write(self, path: str, chunks: Iterator[bytes], on_bytes: OnBytes) -> None:
         """Write beside ``path`` and rename: nobody sees half a file."""
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         partial = f"{path}.{os.urandom(6).hex()}{PARTIAL}"
@@ -117,7 +117,7 @@ class Bucket:
             with self._fs.open(partial, "wb") as file:
                 for chunk in chunks:
                     file.write(chunk)
-                    moved(len(chunk))
+                    on_bytes(len(chunk))
             self._fs.mv(partial, path)
         except BaseException:
             with suppress(Exception):
@@ -127,25 +127,25 @@ class Bucket:
     def nbytes(self, name: str) -> int | None:
         """The size of an object, None when there is none."""
         try:
-            return _tried(lambda: int(self._fs.info(self._at(name))["size"]))
+            return _retried(lambda: int(self._fs.info(self._at(name))["size"]))
         except Missing:
             return None
 
     def entries(self, folder: str) -> list[Entry]:
         """Everything below a folder ("" for all), read anew."""
-        return _tried(lambda: self._entries(folder))
+        return _retried(lambda: self._entries(folder))
 
     def _entries(self, folder: str) -> list[Entry]:
         self._fs.invalidate_cache()
         start = len(self._root) + 1
-        found = self._fs.find(self._at(folder) if folder else self._root, detail=True)
-        return [Entry(path[start:], int(info["size"]), _modified(info)) for path, info in found.items()]
+        infos = self._fs.find(self._at(folder) if folder else self._root, detail=True)
+        return [Entry(path[start:], int(info["size"]), _modified(info)) for path, info in infos.items()]
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove objects; those that are gone already are no error."""
         for name in names:
             with suppress(Missing):
-                _tried(partial(self._fs.rm_file, self._at(name)))
+                _retried(partial(self._fs.rm_file, self._at(name)))
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -179,22 +179,24 @@ def _connect(location: Location) -> tuple[Any, str]:
 
 def _options(location: Location) -> dict[str, Json]:
     """What the user gave; for S3 with limits, so that a dead server is noticed."""
-    given: dict[str, Json] = dict(with_environment(location.options))
+    options: dict[str, Json] = dict(with_environment(location.options))
     if location.protocol in S3:
         limits = {"connect_timeout": min(CONNECT_S, location.timeout_s), "read_timeout": location.timeout_s}
         once = {"retries": {"total_max_attempts": 1}}  # we try again ourselves
-        given["config_kwargs"] = {**limits, **once, **given.get("config_kwargs", {})}
-        given.setdefault("use_listings_cache", False)
-        given.setdefault("max_concurrency", 1)  # per object: many are moved at once, and a small one takes one request
-    return given
+        options["config_kwargs"] = {**limits, **once, **options.get("config_kwargs", {})}
+        options.setdefault("use_listings_cache", False)
+        options.setdefault(
+            "max_concurrency", 1
+        )  # per object: many are transferred at once, and a small one takes one request
+    return options
 
 
-def _callback(moved: OnBytes) -> Any:
+def _callback(on_bytes: OnBytes) -> Any:
     from fsspec.callbacks import Callback
 
     class Moving(Callback):  # type: ignore[misc]
         def relative_update(self, inc: int = 1) -> None:
-            moved(inc)
+            on_bytes(inc)
 
     return Moving()
 
@@ -208,7 +210,7 @@ def _modified(info: dict[str, Any]) -> float:
     )  # unknown: as young as can be, never removed
 
 
-def _tried(call: Callable[[], T]) -> T:
+def _retried(call: Callable[[], T]) -> T:
     for pause_s in PAUSES_S:
         try:
             return _translated(call)
@@ -230,10 +232,10 @@ def _as_ours(error: Exception) -> Exception:
     if isinstance(error, FileNotFoundError):
         return Missing(str(error))
     refused = isinstance(error, PermissionError) or type(error).__name__ in CREDENTIAL_ERRORS
-    return (AccessDenied if refused else Unreachable)(_said(error))
+    return (AccessDenied if refused else Unreachable)(_describe(error))
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """One line of what a backend raised."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines[0] else type(error).__name__

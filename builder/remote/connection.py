@@ -25,33 +25,33 @@ CREDENTIALS = {  # protocol: what to set
 
 
 class Connection:
-    """``news``: what the threads have to say, in order; a BuildError is to be raised by who reads it."""
+    """``events``: what the threads report, in order; a BuildError is to be raised by who reads it."""
 
     def __init__(self, location: Location) -> None:
         self.location = location
-        self.news: queue.SimpleQueue[Event | RemoteLookup | BuildError] = queue.SimpleQueue()
-        self.bad: set[str] = set()  # digests and keys whose object is not to be trusted, and is replaced
-        self.lost: Exception | None = None  # why it was given up
+        self.events: queue.SimpleQueue[Event | RemoteLookup | BuildError] = queue.SimpleQueue()
+        self.damaged: set[str] = set()  # digests and keys whose object is not to be trusted, and is replaced
+        self.given_up: Exception | None = None  # why it was given up
         self.unwritable: Exception | None = None
         self._bucket: Bucket | None = None
         self._reached = False
         self._has_version = False
-        self._guard = threading.Lock()  # held for a moment
-        self._reaching = threading.Lock()  # held while a request is out
+        self._lock = threading.Lock()  # held for a moment
+        self._request_lock = threading.Lock()  # held while a request is out
 
     def open(self) -> None:
         """Load what speaks the protocol. UserError when that cannot be; most send nothing yet."""
-        if self._bucket is None and not self.lost:
+        if self._bucket is None and not self.given_up:
             try:
                 self._bucket = Bucket(self.location)
             except (Unreachable, AccessDenied) as error:
-                self.lose(error)
+                self.give_up(error)
 
     def bucket(self) -> Bucket:
         """The objects. The first call, whoever makes it, finds out whether the store is there."""
-        with self._reaching:
-            if self.lost:
-                raise Unreachable("given up before") from self.lost
+        with self._request_lock:
+            if self.given_up:
+                raise Unreachable("given up before") from self.given_up
             assert self._bucket is not None, "open() comes first"
             if not self._reached:
                 self._check_layout(self._bucket)
@@ -60,17 +60,17 @@ class Connection:
 
     def _check_layout(self, bucket: Bucket) -> None:
         try:
-            found = bucket.read(VERSION).decode("utf-8", "replace").strip()
+            layout = bucket.read(VERSION).decode("utf-8", "replace").strip()
         except Missing:
             return
         self._has_version = True
-        if found != LAYOUT:
-            raise Unreachable(f"its layout is {found[:20]!r}, this version reads {LAYOUT!r}")
+        if layout != LAYOUT:
+            raise Unreachable(f"its layout is {layout[:20]!r}, this version reads {LAYOUT!r}")
 
     def writable(self) -> Bucket:
         """The objects, for whoever writes some."""
         bucket = self.bucket()
-        with self._reaching:
+        with self._request_lock:
             if not self._has_version:
                 bucket.write(VERSION, f"{LAYOUT}\n".encode())
                 self._has_version = True
@@ -79,36 +79,39 @@ class Connection:
     # Trouble
 
     def warn(self, message: str) -> None:
-        self.news.put(Warned("", "", message))
+        self.events.put(Warned("", "", message))
 
-    def lose(self, error: Exception) -> None:
+    def give_up(self, error: Exception) -> None:
         """Go on without the store, and say so once."""
-        with self._guard:
-            if self.lost:
+        with self._lock:
+            if self.given_up:
                 return
-            self.lost = error
-        self.warn(f"{self._said(error)}; going on without it{self._advice(error)}")
+            self.given_up = error
+        self.warn(f"{self._describe(error)}; going on without it{self._advice(error)}")
 
     def close_for_writing(self, error: Exception) -> None:
         """Go on without uploads, and say so once."""
-        with self._guard:
-            if self.unwritable or self.lost:
+        with self._lock:
+            if self.unwritable or self.given_up:
                 return
             self.unwritable = error
         why = "there is no such bucket or folder" if isinstance(error, Missing) else str(error)
-        said = f"the shared store {self.location.url} cannot be written ({why}); results stay here"
-        self.warn(f"{said}. store.mode=readonly does not try")
+        message = f"the shared store {self.location.url} cannot be written ({why}); results stay here"
+        self.warn(f"{message}. store.mode=readonly does not try")
 
-    def trouble(self) -> BuildError | None:
+    def failure(self) -> BuildError | None:
         """What a command that is about the shared store ends with."""
-        if self.lost:
-            kind = UserError if isinstance(self.lost, AccessDenied) else StepError
-            return kind(self._said(self.lost), self._advice(self.lost).removeprefix(". ") or "the same command again")
+        if self.given_up:
+            kind = UserError if isinstance(self.given_up, AccessDenied) else StepError
+            return kind(
+                self._describe(self.given_up),
+                self._advice(self.given_up).removeprefix(". ") or "the same command again",
+            )
         if self.unwritable:
             return UserError(f"the shared store {self.location.url} cannot be written ({self.unwritable})")
         return None
 
-    def _said(self, error: Exception) -> str:
+    def _describe(self, error: Exception) -> str:
         does = "refuses the credentials" if isinstance(error, AccessDenied) else "does not answer"
         return f"the shared store {self.location.url} {does} ({error})"
 

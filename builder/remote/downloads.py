@@ -33,13 +33,13 @@ class _PendingDownload:
 
 class Downloads:
     def __init__(self, connection: Connection, store: FileStore) -> None:
-        self.queue = TransferQueue("download", connection.location.transfers, self._bring)
+        self.queue = TransferQueue("download", connection.location.transfers, self._download)
         self.incoming: Path | None = None  # a folder of the local store, while that is started
         self._connection = connection
         self._store = store
-        self._guard = threading.Lock()
-        self._asked: set[str] = set()
-        self._seeking: set[str] = set()
+        self._lock = threading.Lock()
+        self._requested: set[str] = set()
+        self._pending: set[str] = set()
         self._answers: dict[str, Record | None] = {}
 
     # Results by key
@@ -47,61 +47,61 @@ class Downloads:
     def request(self, key: str) -> bool:
         """Begin to download the result of ``key``; RemoteLookup(key) follows. False when that was tried, or would be in
         vain."""
-        with self._guard:
-            if key in self._asked or self._answers.get(key, key) is None:
+        with self._lock:
+            if key in self._requested or self._answers.get(key, key) is None:
                 return False
-            self._asked.add(key)
-            self._seeking.add(key)
-        self.queue.call(partial(self._look, key))
+            self._requested.add(key)
+            self._pending.add(key)
+        self.queue.call(partial(self._request, key))
         return True
 
-    def _look(self, key: str) -> None:
+    def _request(self, key: str) -> None:
         record = self.record(key)
         if record is None:
-            self._over(key)
+            self._finish(key)
             return
-        pending, wanted = _PendingDownload(record), blobs_of(record.outputs)
-        for name, output in wanted.values():
-            self.queue.submit(name, output, partial(self._arrived, pending, name, output))
-        if not wanted:
-            self._keep(pending)
+        pending, blobs = _PendingDownload(record), blobs_of(record.outputs)
+        for name, output in blobs.values():
+            self.queue.submit(name, output, partial(self._blob_arrived, pending, name, output))
+        if not blobs:
+            self._commit(pending)
 
-    def _arrived(self, pending: _PendingDownload, name: str, output: Output, error: Exception | None) -> None:
+    def _blob_arrived(self, pending: _PendingDownload, name: str, output: Output, error: Exception | None) -> None:
         if error:
-            self._note(error, blob_name(output.digest), output.digest, f" ({name})")
-        with self._guard:
+            self._report_failure(error, blob_name(output.digest), output.digest, f" ({name})")
+        with self._lock:
             pending.whole = pending.whole and error is None
             pending.left.discard(output.digest)
             if pending.left:
                 return
-        self._keep(pending)
+        self._commit(pending)
 
-    def _keep(self, pending: _PendingDownload) -> None:
+    def _commit(self, pending: _PendingDownload) -> None:
         """All blobs are here: write the local manifest."""
         record = pending.record
-        if pending.whole and record.key in self._seeking:
+        if pending.whole and record.key in self._pending:
             try:
-                FileStore.commit(self._store, record._replace(outputs=self.stamped(record.outputs)))
+                FileStore.commit(self._store, record._replace(outputs=self.with_local_mtimes(record.outputs)))
             except BuildError as error:
-                self._connection.news.put(error)
+                self._connection.events.put(error)
             except FileNotFoundError:
                 pass  # a gc of this machine was quicker: the step finds nothing and runs
-        self._over(record.key)
+        self._finish(record.key)
 
-    def _over(self, key: str) -> None:
-        with self._guard:
-            if key not in self._seeking:
+    def _finish(self, key: str) -> None:
+        with self._lock:
+            if key not in self._pending:
                 return
-            self._seeking.discard(key)
-        self._connection.news.put(RemoteLookup(key))
+            self._pending.discard(key)
+        self._connection.events.put(RemoteLookup(key))
 
     def abandon(self) -> list[RemoteLookup]:
         """Answers that will not come any more."""
-        with self._guard:
-            keys, self._seeking = self._seeking, set()
+        with self._lock:
+            keys, self._pending = self._pending, set()
         return [RemoteLookup(key) for key in sorted(keys)]
 
-    def ask(self, keys: Iterable[str]) -> list[threading.Event]:
+    def request_records(self, keys: Iterable[str]) -> list[threading.Event]:
         """Ask for many records at once, without their blobs; ``record`` has the answers when the events are set."""
         events = []
         for key in keys:
@@ -125,24 +125,24 @@ class Downloads:
         except Missing:
             pass
         except Exception as error:
-            self._note(error, record_name(key), key)
+            self._report_failure(error, record_name(key), key)
         return None
 
-    def _note(self, error: Exception, name: str, mark: str, more: str = "") -> None:
+    def _report_failure(self, error: Exception, name: str, mark: str, more: str = "") -> None:
         """Say what is wrong with an object, or give the store up."""
         connection = self._connection
         if isinstance(error, (Damaged, Missing)):
-            connection.bad.add(mark)
+            connection.damaged.add(mark)
             what = f"is damaged: {error}" if isinstance(error, Damaged) else "is missing"
             connection.warn(f"the shared store {connection.location.url}: {name}{more} {what}; its step runs here")
         elif isinstance(error, OSError) and error.errno in FULL:
-            connection.news.put(explain_os_error(error, f"cannot bring {name}{more}", self._store.root))
+            connection.events.put(explain_os_error(error, f"cannot download {name}{more}", self._store.root))
         else:
-            connection.lose(error)
+            connection.give_up(error)
 
     # Blobs
 
-    def _bring(self, name: str, output: Output, moved: OnBytes) -> None:
+    def _download(self, name: str, output: Output, on_bytes: OnBytes) -> None:
         if self._is_here(output):
             return
         bucket, incoming = self._connection.bucket(), self.incoming
@@ -151,14 +151,14 @@ class Downloads:
         for _ in range(ATTEMPTS):
             target = incoming / os.urandom(8).hex()
             try:
-                bucket.get(blob_name(output.digest), target, moved)
-                nbytes, found = os.stat(target).st_size, digest_of_file(target, threads=1)
-                if found == output.digest:
+                bucket.get(blob_name(output.digest), target, on_bytes)
+                nbytes, digest = os.stat(target).st_size, digest_of_file(target, threads=1)
+                if digest == output.digest:
                     self._store.ingest({name: target}, threads=1)
                     return
             finally:
                 target.unlink(missing_ok=True)
-        raise Damaged(f"{nbytes} bytes of {found[:15]}..., expected {output.nbytes} of {output.digest[:15]}...")
+        raise Damaged(f"{nbytes} bytes of {digest[:15]}..., expected {output.nbytes} of {output.digest[:15]}...")
 
     def _is_here(self, output: Output) -> bool:
         path = self._store.path(output.digest)
@@ -167,7 +167,7 @@ class Downloads:
         except FileNotFoundError:
             return False
 
-    def stamped(self, outputs: Mapping[str, Output]) -> dict[str, Output]:
+    def with_local_mtimes(self, outputs: Mapping[str, Output]) -> dict[str, Output]:
         """Outputs with the mtimes of the blobs here. FileNotFoundError."""
         return {
             name: output

@@ -12,22 +12,22 @@ from builder.remote.store import SharedStore
 
 
 class _View(FileStore):
-    """The local store, with records that the shared one has. ``wanted``: keys that neither is known to have."""
+    """The local store, with records that the shared one has. ``unknown_keys``: keys that neither is known to have."""
 
     def __init__(self, store: SharedStore) -> None:
         super().__init__(store.root)
         self.shared = store
-        self.wanted: set[str] = set()
+        self.unknown_keys: set[str] = set()
         self.asked: set[str] = set()
-        self.far: dict[str, Record] = {}
+        self.remote_records: dict[str, Record] = {}
 
     def load(self, key: str, repair: bool = False) -> Lookup:
         lookup = super().load(key, repair)
         if lookup.record:
             return lookup
-        if key in self.far:
-            return Lookup(self.far[key])
-        self.wanted.add(key)
+        if key in self.remote_records:
+            return Lookup(self.remote_records[key])
+        self.unknown_keys.add(key)
         return lookup
 
     def read(self, digest: str) -> bytes:
@@ -35,9 +35,11 @@ class _View(FileStore):
         try:
             return super().read(digest)
         except FileNotFoundError:
-            output = next(o for record in self.far.values() for o in record.outputs.values() if o.digest == digest)
+            output = next(
+                o for record in self.remote_records.values() for o in record.outputs.values() if o.digest == digest
+            )
             try:
-                self.shared.bring({"items": output})
+                self.shared.download({"items": output})
             except StepError as error:
                 raise _Unreadable(digest) from error
             finally:
@@ -51,21 +53,25 @@ class _Unreadable(Exception):
         self.digest = digest
 
 
-def ahead(plan: Plan, store: SharedStore) -> dict[str, StepStatus]:
+def examine_with_remote(plan: Plan, store: SharedStore) -> dict[str, StepStatus]:
     """A verdict per step id, as examine(); one whose result the shared store has is fresh and says so. Warnings about
-    the shared store are among the store's ``news``; without an answer from there, the verdicts are those of here."""
+    the shared store are among the store's events; without an answer from there, the verdicts are those of here."""
     view = _View(store)
     while True:
         try:
             verdicts = examine(plan, view)
         except _Unreadable as error:
-            view.far = {key: r for key, r in view.far.items() if error.digest not in blobs_of(r.outputs)}
+            view.remote_records = {
+                key: r for key, r in view.remote_records.items() if error.digest not in blobs_of(r.outputs)
+            }
             continue
-        unknown = view.wanted - view.asked
+        unknown = view.unknown_keys - view.asked
         records = store.records(unknown) if unknown else {}
         if not records:
             break
         view.asked |= unknown
-        view.far |= records
-    far = {id_: v._replace(reason="in the shared store") for id_, v in verdicts.items() if v.key in view.far}
-    return verdicts | far
+        view.remote_records |= records
+    shared = {
+        id_: v._replace(reason="in the shared store") for id_, v in verdicts.items() if v.key in view.remote_records
+    }
+    return verdicts | shared

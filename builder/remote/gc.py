@@ -71,7 +71,7 @@ def gc(
 
 
 def is_running(bucket: Bucket) -> bool:
-    """Whether a gc is removing blobs. An upload that has said what it will refer to waits until it is not."""
+    """Whether a gc is removing blobs. An upload that has written what it will refer to waits until it is not."""
     try:
         return abs(time.time() - float(bucket.read(GC))) < LEASE_S
     except (Missing, ValueError):
@@ -118,11 +118,11 @@ def _remove_blobs(bucket: Bucket, loose: list[Entry], known: set[str], threads: 
         while loose:
             now = time.time()
             bucket.write(GC, str(now).encode())
-            wanted = _uploading(bucket, now, grace_s)  # before the manifests: an upload goes from the one to the other
+            named = _uploading(bucket, now, grace_s)  # before the manifests: an upload goes from the one to the other
             fresh = {e.name for e in bucket.entries(RECORDS)} - known
-            wanted |= _named(bucket, fresh, threads)
+            named |= _named(bucket, fresh, threads)
             known |= fresh
-            loose = [e for e in loose if e.name not in wanted]
+            loose = [e for e in loose if e.name not in named]
             while loose and time.time() - now < LEASE_S / 2:
                 batch, loose = loose[:BATCH], loose[BATCH:]
                 bucket.remove([e.name for e in batch])

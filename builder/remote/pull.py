@@ -43,12 +43,12 @@ class Reader:
         self._executor.stop()
 
 
-def hushed(listener: Listener) -> Listener:
+def without_steps(listener: Listener) -> Listener:
     """Passes on what is about transfers and about reading the checkpoint, not what a build would say of its steps."""
     sources: set[str] = set()  # ids of the steps that read files of this machine
     reading: set[str] = set()  # those of them that run
 
-    def hear(event: Event) -> None:
+    def forward(event: Event) -> None:
         match event:
             case Planned():
                 sources.update(step.id for step in event.plan.steps.values() if step.watch)
@@ -61,7 +61,7 @@ def hushed(listener: Listener) -> Listener:
             case Progress() | Finished() if event.id in reading:
                 listener(event)
 
-    return hear
+    return forward
 
 
 def pull_keys(store: SharedStore, keys: list[str], listener: Listener) -> dict[str, Record]:
@@ -70,11 +70,11 @@ def pull_keys(store: SharedStore, keys: list[str], listener: Listener) -> dict[s
     try:
         waiting = {key for key in keys if not store.load(key, repair=True).record and store.request_remote(key)}
         while waiting:
-            for news in store.poll_events(POLL_S):
-                if isinstance(news, RemoteLookup):
-                    waiting.discard(news.key)
+            for event in store.poll_events(POLL_S):
+                if isinstance(event, RemoteLookup):
+                    waiting.discard(event.key)
                 else:
-                    listener(news)
+                    listener(event)
         return {key: record for key in keys if (record := store.load(key).record)}
     finally:
         store.stop()

@@ -36,7 +36,7 @@ def open_shared(root: Path, location: Location) -> SharedStore:
 
 
 class SharedStore(FileStore):
-    """``load`` answers for the local store; ``seek`` and ``news`` are how a build hears of the shared one."""
+    """``load`` answers for the local store; ``request_remote`` and ``poll_events`` reach the shared one."""
 
     def __init__(self, root: Path, location: Location) -> None:
         super().__init__(root)
@@ -64,7 +64,7 @@ class SharedStore(FileStore):
     # What a build asks
 
     def request_remote(self, key: str) -> bool:
-        if self.connection.lost:
+        if self.connection.given_up:
             return False
         self._open()
         self.start()
@@ -74,34 +74,34 @@ class SharedStore(FileStore):
         """What happened, within ``wait_s`` seconds. BuildError when the local store failed (its disk is full)."""
         if not self._used:
             return []
-        found: list[Event | RemoteLookup] = []
+        events: list[Event | RemoteLookup] = []
         try:
             while True:
-                heard = self.connection.news.get(timeout=0 if found else wait_s)
-                if isinstance(heard, BuildError):
-                    raise heard
-                found.append(heard)
+                event = self.connection.events.get(timeout=0 if events else wait_s)
+                if isinstance(event, BuildError):
+                    raise event
+                events.append(event)
         except queue.Empty:
             pass
         self.watch()
-        if self.connection.lost:
-            found += self.downloads.abandon()
-        return found + [each for queue_ in self._queues if (each := queue_.progress())]
+        if self.connection.given_up:
+            events += self.downloads.abandon()
+        return events + [each for queue_ in self._queues if (each := queue_.progress())]
 
     def records(self, keys: Iterable[str]) -> dict[str, Record]:
         """What the shared store has of ``keys``: records alone. Blocks; empty when it is away."""
-        if self.connection.lost:
+        if self.connection.given_up:
             return {}
         self._open()
-        wanted = sorted(keys)
-        for event in self.downloads.ask(wanted):
+        missing = sorted(keys)
+        for event in self.downloads.request_records(missing):
             while not event.wait(POLL_S):
                 self.watch()
-                if self.connection.lost:
+                if self.connection.given_up:
                     return {}
-        return {key: record for key in wanted if (record := self.downloads.record(key))}
+        return {key: record for key in missing if (record := self.downloads.record(key))}
 
-    def left(self, key: str, file: str) -> str | None:
+    def read_provenance(self, key: str, file: str) -> str | None:
         """A small file beside the record of ``key``; None when there is none. Blocks."""
         self._open()
         try:
@@ -117,7 +117,7 @@ class SharedStore(FileStore):
         """Give the shared store up when it has been silent for too long."""
         silence_s = max(transfers.silence_s() for transfers in self._queues)
         if silence_s > self.location.timeout_s:
-            self.connection.lose(
+            self.connection.give_up(
                 Unreachable(f"no byte for {silence_s:.0f} s; store.timeout_s is {self.location.timeout_s:g}")
             )
 
@@ -132,52 +132,52 @@ class SharedStore(FileStore):
         self.uploads.offer(record)
 
     def drain(self, listener: Listener) -> None:
-        """Wait for the uploads, passing on what is heard; ends early when the shared store is lost."""
+        """Wait for the uploads, passing on events; ends early when the shared store is given up."""
         while self.uploads.pending:
-            self.tell(listener, POLL_S)
-        self.tell(listener, 0.0)
+            self.forward_events(listener, POLL_S)
+        self.forward_events(listener, 0.0)
 
     def close(self) -> None:
         """Drop what is under way; the shared store stays valid."""
-        self.connection.lost = self.connection.lost or Unreachable("closed")
+        self.connection.given_up = self.connection.given_up or Unreachable("closed")
 
-    def tell(self, listener: Listener, wait_s: float) -> None:
+    def forward_events(self, listener: Listener, wait_s: float) -> None:
         for each in self.poll_events(wait_s):
             if not isinstance(each, RemoteLookup):
                 listener(each)
 
     # What an executor asks
 
-    def bring(self, outputs: Mapping[str, Output]) -> dict[str, Output]:
+    def download(self, outputs: Mapping[str, Output]) -> dict[str, Output]:
         """Download the blobs that are not here, verified; the outputs with their mtimes here. Blocks. StepError."""
         self._open()
         self.start()
-        self._move(self.downloads.queue, outputs)
-        return self.downloads.stamped(outputs)
+        self._transfer_all(self.downloads.queue, outputs)
+        return self.downloads.with_local_mtimes(outputs)
 
-    def send(self, outputs: Mapping[str, Output]) -> None:
+    def upload(self, outputs: Mapping[str, Output]) -> None:
         """Upload the blobs that the shared store lacks. Blocks. StepError."""
         self._open()
-        self._move(self.uploads.queue, outputs)
+        self._transfer_all(self.uploads.queue, outputs)
 
-    def _move(self, transfers: TransferQueue, outputs: Mapping[str, Output]) -> None:
-        waits: list[tuple[str, Output, list[Exception | None], threading.Event]] = []
+    def _transfer_all(self, transfers: TransferQueue, outputs: Mapping[str, Output]) -> None:
+        waiting: list[tuple[str, Output, list[Exception | None], threading.Event]] = []
         for name, output in blobs_of(outputs).values():
-            waits.append((name, output, [], threading.Event()))
-            transfers.submit(name, output, partial(_heard, waits[-1][2], waits[-1][3]))
-        for name, output, errors, event in waits:
+            waiting.append((name, output, [], threading.Event()))
+            transfers.submit(name, output, partial(_note_end, waiting[-1][2], waiting[-1][3]))
+        for name, output, errors, event in waiting:
             while not event.wait(POLL_S):
                 self.watch()
-                if self.connection.lost:
-                    raise self._failed(name, output, self.connection.lost)
+                if self.connection.given_up:
+                    raise self._failed(name, output, self.connection.given_up)
             if errors[0]:
                 raise self._failed(name, output, errors[0])
 
     def _failed(self, name: str, output: Output, error: Exception) -> StepError:
-        said = {Missing: "is missing", Damaged: "is damaged"}.get(type(error), "cannot be moved")
-        return StepError(f"{name} ({blob_name(output.digest)}) {said} in {self.location.url}: {error}")
+        problem = {Missing: "is missing", Damaged: "is damaged"}.get(type(error), "cannot be moved")
+        return StepError(f"{name} ({blob_name(output.digest)}) {problem} in {self.location.url}: {error}")
 
 
-def _heard(errors: list[Exception | None], event: threading.Event, error: Exception | None) -> None:
+def _note_end(errors: list[Exception | None], event: threading.Event, error: Exception | None) -> None:
     errors.append(error)
     event.set()

@@ -32,39 +32,39 @@ class _PendingUpload:
 
 class Uploads:
     def __init__(self, connection: Connection, store: FileStore) -> None:
-        self.queue = TransferQueue("upload", connection.location.transfers, self._send, patient=True)
+        self.queue = TransferQueue("upload", connection.location.transfers, self._upload, patient=True)
         self._connection = connection
         self._store = store
-        self._guard = threading.Lock()
-        self._going: set[str] = set()  # keys of results, names of small files
-        self._sent: set[str] = set()  # digests that are there because of this command
+        self._lock = threading.Lock()
+        self._pending: set[str] = set()  # keys of results, names of small files
+        self._uploaded: set[str] = set()  # digests that are there because of this command
 
     @property
     def pending(self) -> bool:
         connection = self._connection
-        return bool(self._going) and not (connection.lost or connection.unwritable)
+        return bool(self._pending) and not (connection.given_up or connection.unwritable)
 
     def offer(self, record: Record) -> None:
         """Begin to upload a result. One that only this machine can find again, and is large, stays here."""
-        if _only_here(record) or self._connection.lost or self._connection.unwritable:
+        if _is_local_only(record) or self._connection.given_up or self._connection.unwritable:
             return
-        with self._guard:
-            self._going.add(record.key)
+        with self._lock:
+            self._pending.add(record.key)
         self.queue.call(partial(self._begin, record))
 
-    def leave(self, key: str, file: str, data: bytes) -> None:
+    def write_provenance(self, key: str, file: str, data: bytes) -> None:
         """Begin to write a small file beside the record of ``key``."""
         name = provenance_name(key, file)
-        with self._guard:
-            self._going.add(name)
-        self.queue.call(partial(self._leave, name, data))
+        with self._lock:
+            self._pending.add(name)
+        self.queue.call(partial(self._write_provenance, name, data))
 
-    def _leave(self, name: str, data: bytes) -> None:
+    def _write_provenance(self, name: str, data: bytes) -> None:
         try:
             self._connection.writable().write(name, data)
         except Exception as error:
             self._fail(error, name)
-        self._over(name)
+        self._finish(name)
 
     def _begin(self, record: Record) -> None:
         try:
@@ -77,25 +77,25 @@ class Uploads:
         except Exception as error:
             self._fail(error, record.key)
             return
-        going, wanted = _PendingUpload(record), blobs_of(record.outputs)
-        for name, output in wanted.values():
-            self.queue.submit(name, output, partial(self._went, going, output))
-        if not wanted:
-            self._keep(going)
+        pending, blobs = _PendingUpload(record), blobs_of(record.outputs)
+        for name, output in blobs.values():
+            self.queue.submit(name, output, partial(self._blob_uploaded, pending, output))
+        if not blobs:
+            self._write_manifest(pending)
 
-    def _went(self, going: _PendingUpload, output: Output, error: Exception | None) -> None:
+    def _blob_uploaded(self, pending: _PendingUpload, output: Output, error: Exception | None) -> None:
         if error:
-            self._fail(error, going.record.key)
-        with self._guard:
-            going.whole = going.whole and error is None
-            going.left.discard(output.digest)
-            if going.left:
+            self._fail(error, pending.record.key)
+        with self._lock:
+            pending.whole = pending.whole and error is None
+            pending.left.discard(output.digest)
+            if pending.left:
                 return
-        if going.whole:
-            self._keep(going)
+        if pending.whole:
+            self._write_manifest(pending)
 
-    def _keep(self, going: _PendingUpload) -> None:
-        record = going.record
+    def _write_manifest(self, pending: _PendingUpload) -> None:
+        record = pending.record
         try:
             bucket = self._connection.writable()
             bucket.write(record_name(record.key), manifest(record))
@@ -103,45 +103,45 @@ class Uploads:
         except Exception as error:
             self._fail(error, record.key)
             return
-        self._over(record.key)
+        self._finish(record.key)
 
-    def _over(self, what: str) -> None:
-        with self._guard:
-            self._going.discard(what)
+    def _finish(self, what: str) -> None:
+        with self._lock:
+            self._pending.discard(what)
 
     def _fail(self, error: Exception, what: str) -> None:
         connection = self._connection
-        if connection.unwritable or connection.lost:
-            pass  # that was said
+        if connection.unwritable or connection.given_up:
+            pass  # that was reported
         elif isinstance(error, Damaged):
             connection.warn(f"{error}; not uploaded. `build doctor --store` finds all such files")
         elif isinstance(error, (AccessDenied, Missing)):
             connection.close_for_writing(error)
         else:
-            connection.lose(error)
-        self._over(what)
+            connection.give_up(error)
+        self._finish(what)
 
     # Blobs
 
-    def _send(self, name: str, output: Output, moved: OnBytes) -> None:
-        if output.digest in self._sent:
+    def _upload(self, name: str, output: Output, on_bytes: OnBytes) -> None:
+        if output.digest in self._uploaded:
             return
         bucket = self._connection.writable()
         if self._connection.unwritable:
             raise Unreachable("uploads were given up") from self._connection.unwritable
-        is_good = output.digest not in self._connection.bad
+        is_good = output.digest not in self._connection.damaged
         if is_good and bucket.nbytes(blob_name(output.digest)) == output.nbytes:
             return
-        self._put(name, output, moved)
+        self._put(name, output, on_bytes)
 
-    def _put(self, name: str, output: Output, moved: OnBytes) -> None:
+    def _put(self, name: str, output: Output, on_bytes: OnBytes) -> None:
         path = self._store.path(output.digest)
         if not path.exists() or digest_of_file(path, threads=1) != output.digest:
             raise Damaged(f"{name} ({path}) is gone from the local store or damaged there")
-        self._connection.writable().put(blob_name(output.digest), path, moved)
-        self._sent.add(output.digest)
+        self._connection.writable().put(blob_name(output.digest), path, on_bytes)
+        self._uploaded.add(output.digest)
 
 
-def _only_here(record: Record) -> bool:
+def _is_local_only(record: Record) -> bool:
     """A checkpoint turned into another format: its key holds inode numbers, and its bytes may be many."""
     return bool(record.parts["watch"]) and any(output.of.startswith("output:") for output in record.outputs.values())

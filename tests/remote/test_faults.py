@@ -137,7 +137,7 @@ def test_an_executor_hears_what_is_wrong(folder: Folder, neighbours: Machines):
         if name.startswith("blobs/"):
             folder.put(name, flip(data))
     with pytest.raises(StepError, match=r"is damaged in file://"):
-        neighbours("second").open().bring(record.outputs)
+        neighbours("second").open().download(record.outputs)
 
 
 CHILD = """
@@ -180,7 +180,7 @@ def test_no_room_for_a_download(neighbours: Machines):
     second = neighbours("second")
     resource.setrlimit(resource.RLIMIT_FSIZE, (2500, most))  # a shard has 3,000 bytes
     try:
-        with pytest.raises(StepError, match=r"cannot bring blobs/\S+ \(shard_\d.bin\): the disk is full"):
+        with pytest.raises(StepError, match=r"cannot download blobs/\S+ \(shard_\d.bin\): the disk is full"):
             second.build()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from builder.core.events import Progress
-from builder.remote.examine import ahead
+from builder.remote.examine import examine_with_remote
 from tests.conftest import ROOT
 from tests.core import toy
 from tests.remote.conftest import Bucket, Folder, Machines
@@ -73,7 +73,7 @@ def test_a_plan_counts_what_is_there_and_brings_no_results(folder: Folder, neigh
     first, second = neighbours("first"), neighbours("second")
     first.build()
     plan = toy.plan(first.source)
-    verdicts = ahead(plan, second.open())
+    verdicts = examine_with_remote(plan, second.open())
     assert {verdict.step.name: verdict.reason for verdict in verdicts.values()} == dict.fromkeys(
         ALL, "in the shared store"
     )
@@ -81,7 +81,7 @@ def test_a_plan_counts_what_is_there_and_brings_no_results(folder: Folder, neigh
     for name in folder.objects():
         if name.startswith("records/"):
             folder.remove(name)
-    assert {verdict.status for verdict in ahead(plan, second.open()).values()} == {"stale", "blocked"}
+    assert {verdict.status for verdict in examine_with_remote(plan, second.open()).values()} == {"stale", "blocked"}
 
 
 def test_a_folder_does_as_well_as_s3(folder: Folder, neighbours: Machines):
@@ -97,10 +97,10 @@ def test_blobs_go_and_come_for_an_executor(neighbours: Machines):
     first, second = neighbours("first"), neighbours("second")
     record = first.build().records["p"]
     other = second.open()
-    brought = other.bring(record.outputs)
+    brought = other.download(record.outputs)
     other.stop()
     assert {name: output.digest for name, output in brought.items()} == {
         name: output.digest for name, output in record.outputs.items()
     }
     assert all(other.path(output.digest).stat().st_mtime_ns == output.mtime_ns for output in brought.values())
-    other.send(brought)
+    other.upload(brought)

@@ -50,8 +50,8 @@ def _model_size(family: str, architecture: str) -> ModelSize:
 def reference_bytes(recipe: Recipe) -> int:
     """transformers in float32 (verification/source_model): one module's weights, as they are stored and widened, and
     the logits; of a mixture, whose experts transformers fuses, all weights."""
-    found = model_size(recipe)
-    weights = found.elements * FLOAT32 if found.mixture else 2 * found.largest * FLOAT32
+    size = model_size(recipe)
+    weights = size.elements * FLOAT32 if size.mixture else 2 * size.largest * FLOAT32
     return GIB + weights + 2 * recipe.verify.logits_bytes
 
 
