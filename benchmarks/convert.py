@@ -45,7 +45,7 @@ from builder.core.step import Resources, Step  # noqa: E402
 from builder.executors.local import LocalExecutor  # noqa: E402
 from builder.planner import resolve  # noqa: E402
 from builder.planner.graph import graph  # noqa: E402
-from builder.planner.schemes.schemes import quantizing  # noqa: E402
+from builder.planner.schemes.schemes import schemes_that_quantize  # noqa: E402
 
 SHAPES = {
     "1.1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_key_value_heads": 4},
@@ -290,7 +290,7 @@ def main() -> None:
     folder = make_checkpoint(arguments.work, arguments.shape)
     for path in folder.glob("*.safetensors"):
         read_part(path, 0, path.stat().st_size)
-    chosen = quantizing(find_folders()) if arguments.quant == "all" else arguments.quant
+    chosen = schemes_that_quantize(find_folders()) if arguments.quant == "all" else arguments.quant
     print(TITLES)
     for quant in chosen.split(",") if isinstance(chosen, str) else chosen:
         measure(folder, quant, arguments)

@@ -41,7 +41,7 @@ from builder.executors.local import LocalExecutor  # noqa: E402
 from builder.planner import resolve  # noqa: E402
 from builder.planner.graph import graph  # noqa: E402
 from builder.planner.schemes import budget  # noqa: E402
-from builder.planner.schemes.schemes import quantizing  # noqa: E402
+from builder.planner.schemes.schemes import schemes_that_quantize  # noqa: E402
 from builder.quant.methods import METHODS  # noqa: E402
 from builder.verification.measure import divergence, nll, perplexity  # noqa: E402
 
@@ -69,7 +69,7 @@ class Row:
 def recipes(schemes: list[str], words: list[str], methods: tuple[str, ...] = ("rtn", *METHODS)) -> Iterable[Recipe]:
     """Every scheme, with every method if it has groups to choose integers for."""
     folders = find_folders()
-    for scheme in schemes or quantizing(folders):
+    for scheme in schemes or schemes_that_quantize(folders):
         for method in methods:
             job = [f"quant={scheme}", *words, *ALL_TEXT]
             recipe = resolve.resolve(compose.compose(job, None), folders)
@@ -85,7 +85,7 @@ def decided(recipe: Recipe, store: FileStore, executor: LocalExecutor) -> Recipe
     if recipe.undecided:
         plan = graph.build_plan([recipe])
         run(plan, store, executor, fail)
-        (recipe,) = budget.decide([recipe], plan, store)
+        (recipe,) = budget.with_stored_rules([recipe], plan, store)
     return recipe
 
 

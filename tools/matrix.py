@@ -14,7 +14,7 @@ from pathlib import Path
 
 from builder import architectures
 from builder.config.choices import find_folders
-from builder.planner.schemes.schemes import quantizing
+from builder.planner.schemes.schemes import schemes_that_quantize
 from tests.conftest import ROOT, Shell
 from tests.matrix.checkpoints import FAMILIES, make
 
@@ -59,7 +59,7 @@ def write_readme(found: dict[str, dict[str, str]]) -> None:
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--families", default=",".join(f for f in FAMILIES if f in architectures.FAMILIES))
-    options.add_argument("--schemes", default=",".join(quantizing(find_folders())))
+    options.add_argument("--schemes", default=",".join(schemes_that_quantize(find_folders())))
     given = options.parse_args()
     found = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     with tempfile.TemporaryDirectory() as name:

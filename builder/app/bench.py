@@ -60,12 +60,12 @@ def bench_document(benched: BenchResult) -> dict[str, Any]:
     result, measured = benched
     request = result.request
     built = document.built(result.outcome, request.outputs)
-    whole = document.with_refused(built, request.refused, request.outputs)
+    rows = document.with_refused(built, request.refused, request.outputs)
     goals = {goal.name for goal in measured.plan.goals}
-    for row in whole["recipes"]:
+    for row in rows["recipes"]:
         if bench_goal(row["name"]) in goals:
             row.update(_measurement(request, row, measured))
-    return whole
+    return rows
 
 
 def _measurement(request: BuildRequest, row: Mapping[str, Any], measured: Outcome) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from builder.app.phases import run_phases, without_goals
 from builder.app.places import examine_stores
 from builder.app.request import BuildRequest
 from builder.app.session import Session
-from builder.config.schema import Checkpoint, Recipe, described
+from builder.config.schema import Checkpoint, Recipe, recipe_document
 from builder.core.errors import BuildError
 from builder.core.events import Listener
 from builder.core.filestore import FileStore
@@ -21,7 +21,7 @@ from builder.core.record import Record
 from builder.core.run import Outcome
 from builder.core.step import Step
 from builder.planner import sources
-from builder.planner.feasibility.preflight import check_checkpoint, check_folder, refused
+from builder.planner.feasibility.preflight import check_checkpoint, check_folder, refused_outcome
 from builder.planner.graph import graph
 from builder.planner.schemes import imported
 from builder.targets import android, link
@@ -62,7 +62,7 @@ def bring_up_to_date(options: BuildOptions, request: BuildRequest, session: Sess
     elif options.keep_going:
         outcome, request = without_goals(request, errors, lambda good: _run(options, good, session))
     else:
-        return BuildResult(refused(request.plan, errors), request)
+        return BuildResult(refused_outcome(request.plan, errors), request)
     if lock:
         lock.check_built(request)
     export_good(outcome, request, session.warn)
@@ -91,7 +91,7 @@ def export_good(outcome: Outcome, request: BuildRequest, warn: Listener) -> None
         if outcome.goal(goal.name) == "failed":
             continue
         folder = request.outputs[goal.name]
-        exported = export(outcome, goal.name, request.store, folder, described(recipe))
+        exported = export(outcome, goal.name, request.store, folder, recipe_document(recipe))
         if request.key or exported.changed:
             from builder.provenance.signing import keep_signed
 
@@ -144,8 +144,8 @@ def download_checkpoints(request: BuildRequest, keep_going: bool) -> tuple[Build
         fetch = next(id_ for id_ in goal.steps if request.plan.steps[id_].role == "source")
         try:
             if checkpoint.missing and fetch not in errors:
-                complete[checkpoint.uri] = complete.get(checkpoint.uri) or sources.complete(checkpoint)
-                resolved = imported.settled(replace(recipe, checkpoint=complete[checkpoint.uri]))
+                complete[checkpoint.uri] = complete.get(checkpoint.uri) or sources.download_missing(checkpoint)
+                resolved = imported.with_scheme_of_headers(replace(recipe, checkpoint=complete[checkpoint.uri]))
         except BuildError as error:
             if not keep_going:
                 raise

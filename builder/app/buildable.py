@@ -81,7 +81,7 @@ def with_decided_budgets(request: BuildRequest) -> BuildRequest:
         return request
     from builder.planner.schemes import budget
 
-    recipes = budget.decide(request.recipes, request.plan, request.store)
+    recipes = budget.with_stored_rules(request.recipes, request.plan, request.store)
     return replace(request, recipes=recipes, plan=graph.build_plan(recipes))
 
 

@@ -16,7 +16,7 @@ from builder.app.request import BuildRequest, folders_of, is_sweep
 from builder.app.sweep import sweep
 from builder.config.choices import Composed, choices_of
 from builder.config.paths import store_path
-from builder.config.strict import nearest
+from builder.config.strict import nearest_names
 from builder.core.digest import digest_of_names
 from builder.core.errors import BuildError, UserError
 from builder.core.filestore import open_store
@@ -55,7 +55,7 @@ def _recipe_name(options: BuildOptions, word: str) -> str:
     known = choices_of("recipe", folders_of(options))
     name = word.removeprefix("recipes/").removesuffix(".yaml")
     if name not in known:
-        near = nearest(name, list(known)) or list(known)
+        near = nearest_names(name, list(known)) or list(known)
         raise UserError(
             f"{word!r} is no folder, no lock file (NAME{ENDING}) and no recipe; recipes: {', '.join(near)}",
             "build diff dist/A dist/B, or build diff A.lock.yaml A",

@@ -49,15 +49,15 @@ def _linker() -> Row:
     """The linker that lower would use."""
     from builder.targets.link import DRIVERS, LINKERS, find_linker
 
-    found = find_linker()
-    if found is None:
+    command = find_linker()
+    if command is None:
         return _row(
             "linker",
             f"none of {', '.join(DRIVERS + LINKERS)}: apt-get install gcc, or pip install ziglang",
             "needed for libraries that are shared objects",
             "bad",
         )
-    return _row("linker", " ".join(found), "libraries that are shared objects")
+    return _row("linker", " ".join(command), "libraries that are shared objects")
 
 
 def _arm_linker() -> Row:
@@ -65,11 +65,11 @@ def _arm_linker() -> Row:
     from builder.targets.cpu import ARM, LINUX
     from builder.targets.link import find_linker
 
-    found = find_linker(LINUX[ARM])
+    command = find_linker(LINUX[ARM])
     without = "target.cpu=arm64 builds without it, its library as objects"
-    if found is None:
+    if command is None:
         return _row("linker for arm64", "none: apt-get install lld, or pip install ziglang", without, "missing")
-    return _row("linker for arm64", " ".join(found), "target.cpu=arm64")
+    return _row("linker for arm64", " ".join(command), "target.cpu=arm64")
 
 
 def _programs() -> list[Row]:
@@ -78,12 +78,12 @@ def _programs() -> list[Row]:
 
     rows = []
     for tool in (*REQUIRED, *OPTIONAL):
-        found = tool.find()
-        if found is None:
-            said = f"{tool.missing}; {tool.without}"
-            rows.append(_row(tool.name, f"none: {tool.install}", said, "missing"))
+        path = tool.find()
+        if path is None:
+            used_for = f"{tool.missing}; {tool.without}"
+            rows.append(_row(tool.name, f"none: {tool.install}", used_for, "missing"))
         else:
-            rows.append(_row(tool.name, f"{tool.version()} {found}".strip(), " ".join(tool.needed) or tool.without))
+            rows.append(_row(tool.name, f"{tool.version()} {path}".strip(), " ".join(tool.needed) or tool.without))
     return rows
 
 
@@ -104,11 +104,11 @@ def _memory() -> Row:
 
 def _disk(store: Path) -> Row:
     """Room where the store lies; a build of a model needs about its quantized size."""
-    there = next(p for p in (store, *store.parents) if p.exists())
-    free = shutil.disk_usage(there).free
-    writable = os.access(there, os.W_OK)
+    existing = next(p for p in (store, *store.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    writable = os.access(existing, os.W_OK)
     if not writable:
-        return _row("store", f"{there} is not writable", "store.path=... names another", "bad")
+        return _row("store", f"{existing} is not writable", "store.path=... names another", "bad")
     low = free < ROOM_BYTES
     return _row(
         "store", f"{store}: {format_bytes(free)} free", "little room: build gc" if low else "", "bad" if low else "ok"
@@ -136,36 +136,36 @@ def rows_of_several_gpus(links: str, nccl: tuple[Path, str] | None) -> list[Row]
     """What a model on several GPUs needs."""
     used_for = "running libraries of target.gpus=2 and more"
     if nccl is None:
-        said = _row("nccl", "none: pip install nvidia-nccl-cu13", f"needed for {used_for}", "missing")
+        row = _row("nccl", "none: pip install nvidia-nccl-cu13", f"needed for {used_for}", "missing")
     else:
-        said = _row("nccl", f"{nccl[0]} ({nccl[1]})", used_for)
-    return [_row("links of gpus", links or "unknown: nvidia-smi topo -m says nothing", used_for), said]
+        row = _row("nccl", f"{nccl[0]} ({nccl[1]})", used_for)
+    return [_row("links of gpus", links or "unknown: nvidia-smi topo -m says nothing", used_for), row]
 
 
 def check_store(store: FileStore, repair: bool, progress: Callable[[int, int], None] | None = None) -> list[Row]:
     """What is in the store, and every fault found: which steps it touches, and what to do about it."""
     from builder.core.check import check
 
-    found = check(store, progress, repair)
-    said = f"{found.records} results, {found.blobs} files, {format_bytes(found.nbytes)} read"
-    verdict = f"{len(found.faults)} fault{'s' * (len(found.faults) > 1)}" if found.faults else "whole"
-    rows = [_row("store content", f"{said}, {verdict}", "every step")]
-    for fault in found.faults:
+    result = check(store, progress, repair)
+    content = f"{result.records} results, {result.blobs} files, {format_bytes(result.nbytes)} read"
+    verdict = f"{len(result.faults)} fault{'s' * (len(result.faults) > 1)}" if result.faults else "whole"
+    rows = [_row("store content", f"{content}, {verdict}", "every step")]
+    for fault in result.faults:
         more = f" and {len(fault.steps) - 3} more" if len(fault.steps) > 3 else ""
         touched = f"{', '.join(fault.steps[:3])}{more}" if fault.steps else "no result"
         what = {"damaged": "file with other bytes", "missing": "file that is not there", "garbage": "damaged record"}
-        kept = "dropped; " if repair else ""
+        verb = "dropped; " if repair else ""
         status = "missing" if repair else "bad"
         rows.append(
-            _row("store: " + fault.kind, f"{what[fault.kind]}: {fault.name}", f"{kept}touches {touched}", status)
+            _row("store: " + fault.kind, f"{what[fault.kind]}: {fault.name}", f"{verb}touches {touched}", status)
         )
-    if not found.whole:
+    if not result.whole:
         following = "build: makes again what was dropped" if repair else "build doctor --store --repair"
         rows.append(_row("store: next", following, "drops what is damaged, the next build makes it again", "ok"))
-    if found.leftovers:
+    if result.leftovers:
         rows.append(
             _row(
-                "store: leftovers", f"{len(found.leftovers)} of killed builds", "the next build clears them", "missing"
+                "store: leftovers", f"{len(result.leftovers)} of killed builds", "the next build clears them", "missing"
             )
         )
     return rows

@@ -48,12 +48,12 @@ def export(outcome: Outcome, goal_name: str, store: FileStore, folder: Path, rec
     assert PROVENANCE not in outputs, f"{PROVENANCE} is written by export"
     made = [(outcome.plan.steps[id_], outcome.records[id_]) for id_ in goal.steps]
     sha256s = _sha256s(outputs, store)
-    said = statement(recipe, made, outputs, sha256s.__getitem__)
+    document_parts = statement(recipe, made, outputs, sha256s.__getitem__)
     before = _read(folder / PROVENANCE)
-    known = sha256_hex(canonical(said))  # writing it out takes ten times as long
+    known = sha256_hex(canonical(document_parts))  # writing it out takes ten times as long
     if store.statements.get(known) == sha256_hex(before.encode()):
         return put(goal_name, folder, outputs, before, store)
-    document = json.dumps(said, indent=1, sort_keys=True) + "\n"
+    document = json.dumps(document_parts, indent=1, sort_keys=True) + "\n"
     store.statements.put(known, sha256_hex(document.encode()))
     return put(goal_name, folder, outputs, document, store)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from builder.app.request import BuildRequest
-from builder.config.schema import Recipe, described
+from builder.config.schema import Recipe, recipe_document
 from builder.core.digest import digest_of_names
 from builder.core.examine import PlanState, StepStatus, examine_all
 from builder.core.fingerprint import FileSources
@@ -59,7 +59,7 @@ def _cell_of(
     return Cell(
         artifact=state.plan.steps[goal.artifact].name if goal.artifact else "",
         choices=dict(recipe.choices),
-        settings=settings_of(described(recipe), recipe.undecided),
+        settings=settings_of(recipe_document(recipe), recipe.undecided),
         checkpoint=_checkpoint_of(recipe, fetch),
         inputs=_inputs_of(steps),
         code={step.name: state.sources.code(step.function, step.code)[0] for step in steps},

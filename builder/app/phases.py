@@ -11,7 +11,7 @@ from builder.core.events import Finished, Listener, Planned
 from builder.core.plan import Goal, Plan
 from builder.core.run import Outcome, run
 from builder.core.task import Executor
-from builder.planner.feasibility.preflight import refused
+from builder.planner.feasibility.preflight import refused_outcome
 from builder.planner.graph import graph
 from builder.planner.schemes import budget
 
@@ -51,7 +51,9 @@ def without_goals(
     decided = {recipe.name: recipe for recipe in good.recipes}
     merged = replace(request, recipes=tuple(decided.get(recipe.name, recipe) for recipe in request.recipes))
     merged = replace(merged, plan=graph.build_plan(merged.recipes))
-    refusals = refused(Plan({id_: request.plan.steps[id_] for goal in bad for id_ in goal.steps}, tuple(bad)), errors)
+    refusals = refused_outcome(
+        Plan({id_: request.plan.steps[id_] for goal in bad for id_ in goal.steps}, tuple(bad)), errors
+    )
     steps = {id_: done for id_, done in refusals.steps.items() if id_ not in outcome.steps}
     return _join_outcomes(merged.plan, outcome, refusals._replace(steps=steps)), merged
 
@@ -59,7 +61,9 @@ def without_goals(
 def _with_picked_rules(request: BuildRequest, first: Outcome) -> BuildRequest:
     """The request with the rules that ``first`` picked."""
     recipes = [
-        budget.decided(recipe, first.records.get(goal.steps[-1]), request.store) if recipe.undecided else recipe
+        budget.with_picked_rules(recipe, first.records.get(goal.steps[-1]), request.store)
+        if recipe.undecided
+        else recipe
         for goal, recipe in zip(request.plan.goals, request.recipes, strict=True)
     ]
     return replace(request, recipes=tuple(recipes), plan=graph.build_plan(recipes))

@@ -45,13 +45,13 @@ def places_of(composed: Composed) -> Places:
 
 def _executor_of(composed: Composed) -> Executor:
     """UserError for an address that nothing would be asked at."""
-    found = parse(Executor, composed.values.get("executor"), "executor", origin_of(composed))
-    if found.kind == "local" and found.address != "local":
+    executor = parse(Executor, composed.values.get("executor"), "executor", origin_of(composed))
+    if executor.kind == "local" and executor.address != "local":
         raise UserError(
-            f"executor.address={found.address} with executor=local, which knows no other machine",
-            f"build executor=ray executor.address={found.address}",
+            f"executor.address={executor.address} with executor=local, which knows no other machine",
+            f"build executor=ray executor.address={executor.address}",
         )
-    return found
+    return executor
 
 
 def _remote_of(store: Store) -> Location | None:

@@ -36,9 +36,9 @@ def _lock(arguments: Arguments, request: BuildRequest) -> int:
     if path is None:
         return result.outcome.exit_code
     if options.json:
-        whole = document.built(result.outcome, result.request.outputs)
+        rows = document.built(result.outcome, result.request.outputs)
         moved = _rows(written.differences)
-        print_document({**whole, "lock": str(path), "changed": written.changed, "moved": moved})
+        print_document({**rows, "lock": str(path), "changed": written.changed, "moved": moved})
     else:
         verb = "written" if written.changed else "as it was"
         print(f"{_shown(path)}: {verb}{_listed(written.differences)}")

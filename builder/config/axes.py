@@ -20,9 +20,9 @@ def axes_of(jobs: Sequence[Composed], names: Sequence[str]) -> Axes:
     """The choices and the other overrides that are not the same in all jobs; ``names`` are those of the cells."""
     settings = [{**job.choices, **own_overrides(job)} for job in jobs]
     keys = dict.fromkeys((*GROUPS, *(key for setting in settings for key in setting)))
-    found = [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
-    at = {name: tuple(setting.get(key, "–") for key in found) for name, setting in zip(names, settings, strict=True)}
-    return Axes(tuple(found), at)
+    axes = [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
+    at = {name: tuple(setting.get(key, "–") for key in axes) for name, setting in zip(names, settings, strict=True)}
+    return Axes(tuple(axes), at)
 
 
 def own_overrides(job: Composed) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.config.strict import nearest
+from builder.config.strict import nearest_names
 from builder.core.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent.parent  # builder
@@ -61,13 +61,13 @@ def find_folders(extra: str | None = None) -> Folders:
 
 def choices_of(group: str, folders: Folders) -> dict[str, Path]:
     """Every choice of a group with its file, sorted by name; the user's own file wins."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     roots = folders.recipes if group == "recipe" else tuple(c / group for c in folders.conf)
     for root in roots:
         for file in root.rglob("*.yaml"):
             if not file.name.endswith(".lock.yaml"):
-                found.setdefault(file.relative_to(root).with_suffix("").as_posix(), file)
-    return dict(sorted(found.items()))
+                files.setdefault(file.relative_to(root).with_suffix("").as_posix(), file)
+    return dict(sorted(files.items()))
 
 
 def describe(file: Path) -> str:
@@ -94,15 +94,15 @@ def check_choices(overrides: Sequence[str], folders: Folders) -> None:
     groups = [text.partition("=")[0] for text in overrides if re.match(r"^[a-z_]+=", text)]
     for group in groups:
         if group not in (*GROUPS, "name"):
-            near = nearest(group, [*GROUPS, "name"])
-            said = f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join((*GROUPS, 'name'))}"
-            raise UserError(f"{group}=: no such choice group; {said}", "build list")
+            near = nearest_names(group, [*GROUPS, "name"])
+            suggestion = f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join((*GROUPS, 'name'))}"
+            raise UserError(f"{group}=: no such choice group; {suggestion}", "build list")
 
 
 def unknown_choice(group: str, choice: str, known: list[str]) -> UserError:
-    near = nearest(choice, known)
-    said = f"did you mean {' or '.join(near)}?" if near else ""
+    near = nearest_names(choice, known)
+    suggestion = f"did you mean {' or '.join(near)}?" if near else ""
     allowed = f"allowed: {', '.join(known)}"
     return UserError(
-        f"{group}={choice}: no such choice; {'; '.join(filter(None, (said, allowed)))}", f"build list {group}"
+        f"{group}={choice}: no such choice; {'; '.join(filter(None, (suggestion, allowed)))}", f"build list {group}"
     )

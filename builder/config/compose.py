@@ -63,7 +63,7 @@ def cache_key(overrides: Sequence[str], folders: Folders) -> str:
 
 
 def stat_tree(root: Path) -> list[Any]:
-    found: list[Any] = []
+    states: list[Any] = []
     folders = [str(root)]
     while folders:
         here = folders.pop()
@@ -76,8 +76,8 @@ def stat_tree(root: Path) -> list[Any]:
                 folders.append(entry.path)
             elif entry.name.endswith(".yaml"):
                 stat = entry.stat()
-                found.append([entry.path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino])
-    return found
+                states.append([entry.path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino])
+    return states
 
 
 def is_pure(overrides: Sequence[str], folders: Folders) -> bool:

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 
-def store_path(given: str | None = None) -> Path:
+def store_path(configured: str | None = None) -> Path:
     """The store: what the recipe says, else $LLM_BUILD_STORE, else the user's cache folder."""
-    chosen = given or os.environ.get("LLM_BUILD_STORE")
+    chosen = configured or os.environ.get("LLM_BUILD_STORE")
     if chosen:
         return Path(chosen).expanduser().absolute()
     from platformdirs import user_cache_path

@@ -64,7 +64,7 @@ def _composed(config: Any) -> Composed:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf, open_dict
 
-    whole = OmegaConf.create({"hydra": HydraConfig.get()})
+    merged = OmegaConf.create({"hydra": HydraConfig.get()})
     with open_dict(config):
-        whole = OmegaConf.merge(whole, config)
-    return to_plain(whole, list(HydraConfig.get().overrides.task))
+        merged = OmegaConf.merge(merged, config)
+    return to_plain(merged, list(HydraConfig.get().overrides.task))

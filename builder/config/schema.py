@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builder.config.strict import plain
+from builder.config.strict import as_plain_data
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,20 +255,20 @@ class Recipe:
     package: Package = Package()
 
 
-def described(recipe: Recipe) -> dict[str, Any]:
+def recipe_document(recipe: Recipe) -> dict[str, Any]:
     """What build.json says was asked for: no path of this machine, so that two folders give the same bytes."""
-    quant = plain(recipe.quant)
+    quant = as_plain_data(recipe.quant)
     if text := recipe.quant.calibration.text:
         quant["calibration"]["text"] = Path(text).name
     return {
         "name": recipe.name,
         "choices": dict(recipe.choices),
-        "model": {**plain(recipe.model), "source": recipe.checkpoint.uri or "folder"},
+        "model": {**as_plain_data(recipe.model), "source": recipe.checkpoint.uri or "folder"},
         "quant": quant,
-        "target": plain(recipe.target),
-        "package": plain(recipe.package),
-        "metadata": plain(recipe.metadata),
+        "target": as_plain_data(recipe.target),
+        "package": as_plain_data(recipe.package),
+        "metadata": as_plain_data(recipe.metadata),
         "architecture": dict(recipe.architecture),
-        "verify": {k: v for k, v in plain(recipe.verify).items() if k != "text"},
-        "pins": plain(recipe.pins),
+        "verify": {k: v for k, v in as_plain_data(recipe.verify).items() if k != "text"},
+        "pins": as_plain_data(recipe.pins),
     }

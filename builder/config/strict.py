@@ -25,14 +25,14 @@ class Range:
     words: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        said = ", or " + ", ".join(self.words) if self.words else ""
+        words = ", or " + ", ".join(self.words) if self.words else ""
         if self.high is None:
-            return f"{self.low:g} or more{said}"
+            return f"{self.low:g} or more{words}"
         if self.low is None:
-            return f"{self.high:g} or less{said}"
-        return f"{self.low:g} to {self.high:g}{said}"
+            return f"{self.high:g} or less{words}"
+        return f"{self.low:g} to {self.high:g}{words}"
 
-    def holds(self, value: float | str) -> bool:
+    def allows(self, value: float | str) -> bool:
         if isinstance(value, str):
             return value in self.words
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
@@ -90,7 +90,7 @@ def parse(cls: type[T], data: object, path: str, where: Where = nowhere, allowed
     Raises UserError for an unknown key (with the nearest valid ones), a missing one, a wrong type or range.
     """
     if not isinstance(data, Mapping):
-        raise UserError(f"{path}{where(path)}: expected a mapping, got {show(data)}")
+        raise UserError(f"{path}{where(path)}: expected a mapping, got {format_value(data)}")
     hints = hints_of(cls)  # type: ignore[arg-type]
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     for key in data:
@@ -114,12 +114,14 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 def unknown_key(path: str, known: Collection[str], where: Where = nowhere) -> UserError:
     """The error for a key that nothing reads, with the nearest names first."""
-    near = nearest(path.rpartition(".")[2], known)
-    said = f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(sorted(known))}"
-    return UserError(f"{path}{where(path)}: unknown key; {said}", "build --cfg job   shows every key with its value")
+    near = nearest_names(path.rpartition(".")[2], known)
+    suggestion = f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(sorted(known))}"
+    return UserError(
+        f"{path}{where(path)}: unknown key; {suggestion}", "build --cfg job   shows every key with its value"
+    )
 
 
-def nearest(word: str, known: Collection[str]) -> list[str]:
+def nearest_names(word: str, known: Collection[str]) -> list[str]:
     """Up to three names that somebody who typed ``word`` may have meant; a part of a long name counts too."""
 
     def likeness(name: str) -> float:
@@ -167,21 +169,21 @@ def check_allowed(value: Any, path: str, where: Where, allowed: Allowed) -> Any:
     rule = allowed.get(path)
     if rule is None:
         return value
-    if rule.holds(value) if isinstance(rule, Range) else value in rule:
+    if rule.allows(value) if isinstance(rule, Range) else value in rule:
         return value
     if isinstance(rule, Range):
-        said = f"allowed: {rule}"
+        expected = f"allowed: {rule}"
     else:
-        near = nearest(str(value), rule)[:1]
-        said = f"allowed: {', '.join(r for r in rule if r)}" + (f"; did you mean {near[0]}?" if near else "")
-    raise UserError(f"{path}{where(path)}: {show(value)} is not possible; {said}")
+        near = nearest_names(str(value), rule)[:1]
+        expected = f"allowed: {', '.join(r for r in rule if r)}" + (f"; did you mean {near[0]}?" if near else "")
+    raise UserError(f"{path}{where(path)}: {format_value(value)} is not possible; {expected}")
 
 
 def wrong_type(path: str, where: Where, value: object, expected: str) -> UserError:
-    return UserError(f"{path}{where(path)}: expected {expected}, got {show(value)}")
+    return UserError(f"{path}{where(path)}: expected {expected}, got {format_value(value)}")
 
 
-def show(value: object) -> str:
+def format_value(value: object) -> str:
     """A value as YAML would write it, short."""
     if value is None:
         return "null"
@@ -191,15 +193,15 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def plain(value: Any) -> Any:
+def as_plain_data(value: Any) -> Any:
     """What ``parse`` was given: dataclasses.asdict without its copies of every text and number, which take most of the
     time of a sweep that has nothing to do."""
     if isinstance(value, (str, int, float)) or value is None:
         return value
     if hasattr(value, "__dataclass_fields__"):
-        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+        return {name: as_plain_data(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, Mapping):
-        return {key: plain(each) for key, each in value.items()}
+        return {key: as_plain_data(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(map(plain, value))
+        return type(value)(map(as_plain_data, value))
     return value

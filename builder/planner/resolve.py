@@ -3,9 +3,9 @@ decided, every field checked against the others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from builder import architectures
 from builder.config.choices import GROUPS, Composed, Folders, choices_of
@@ -34,6 +34,7 @@ from builder.targets import apps, cuda, link
 from builder.targets.cpu import resolve as resolve_cpu
 from builder.targets.cpu import triple_of
 
+T = TypeVar("T")
 SECTIONS = ("name", *GROUPS[:-1], "store", "dist", "pins", "provenance", "sweep")
 
 
@@ -58,38 +59,31 @@ def origin_of(composed: Composed, folders: Folders | None = None) -> Where:
 def resolve(composed: Composed, folders: Folders, memo: CellMemo | None = None) -> Recipe:
     """One job's recipe. Raises UserError with the path of whatever cannot stand.
 
-    ``once``: shared by the cells of a sweep, whose equal sections are the same objects.
+    ``memo``: shared by the cells of a sweep, whose equal sections are the same objects.
     """
-    where, values, choice, memo = origin_of(composed, folders), composed.values, composed.choices, memo or CellMemo()
-    for key in values:
-        if key not in SECTIONS:
-            raise unknown_key(str(key), SECTIONS, where)
-    quant = memo("quant", (values.get("quant"),), lambda: read_quant(values.get("quant"), where))
-    target = memo("target", (values.get("target"),), lambda: read_target(values.get("target"), where))
-    package = memo("package", (values.get("package"),), lambda: parse(Package, values.get("package"), "package", where))
-    check_package(package, target)
-    verify = memo("verify", (values.get("verify"),), lambda: parse(Verify, values.get("verify"), "verify", where))
-    pins = memo("pins", (values.get("pins"),), lambda: parse(Pins, values.get("pins"), "pins", where))
-    memo("sweep", (values.get("sweep"),), lambda: parse(Sweep, values.get("sweep", {}), "sweep", where))
+    where, choice, memo = origin_of(composed, folders), composed.choices, memo or CellMemo()
+    parts = parse_sections(composed, where, memo)
+    source, own_keys, quant = parts.model, parts.own_keys, parts.quant
 
-    def capable() -> None:
-        check_capabilities(quant, target, choice["target"], folders)
+    def check_capable(quant: Quant, target: Target) -> None:
+        of = (quant, target, choice["target"])
+        memo("capable", of, lambda: check_capabilities(quant, target, choice["target"], folders))
 
-    memo("capable", (quant, target, choice["target"]), capable)
-    source, asked = memo("source", (values.get("model"),), lambda: parse_model(values.get("model"), where))
-    model, target = spread(source, target, choice["target"], where, memo)
+    check_capable(quant, parts.target)
+    model, target = decide_sharding(source, parts.target, choice["target"], where, memo)
     checkpoint = memo("checkpoint", (source, choice["model"]), lambda: sources.locate(source.source, choice["model"]))
     memo("imported", (quant, checkpoint), lambda: imported.check(quant, checkpoint))
     family, architecture = memo(
-        "architecture", (source, checkpoint, asked), lambda: built_as(source, checkpoint, asked, where)
-    )
+        "architecture", (source, checkpoint, own_keys),
+        lambda: recognise_architecture(source, checkpoint, own_keys, where),
+    )  # fmt: skip
     metadata = memo("sizes", (model, architecture), lambda: sizing.decide_metadata(model, architecture, where))
-    given = quant
     quant = memo(
-        "rules", (given, checkpoint, architecture), lambda: ruled(given, checkpoint, family, architecture, folders)
-    )
+        "rules", (parts.quant, checkpoint, architecture),
+        lambda: with_scheme_rules(parts.quant, checkpoint, family, architecture, folders),
+    )  # fmt: skip
     if quant.method == imported.METHOD:
-        memo("capable", (quant, target, choice["target"]), capable)
+        check_capable(quant, target)
     memo("fits", (quant, architecture), lambda: schemes.check_fits(family, architecture, quant, folders))
     shards = metadata.tensor_parallel_shards
     memo(
@@ -97,29 +91,63 @@ def resolve(composed: Composed, folders: Folders, memo: CellMemo | None = None) 
         lambda: sharding.check(family, architecture, quant, target, shards, folders),
     )  # fmt: skip
     metadata = sizing.fit(model, metadata, family, architecture, quant, target, choice["target"], folders, memo)
-    check_comparable(architecture, metadata, verify)
+    check_comparable(architecture, metadata, parts.verify)
     budget = decide_budget(quant, family, architecture, folders, where)
-    name = name_of(composed, where)
-    model = memo("model", (model, asked), lambda: replace(model, architecture=asked))
+    model = memo("model", (model, own_keys), lambda: replace(model, architecture=own_keys))
     return Recipe(
-        name, model, quant, target, verify, pins, family, architecture, metadata,
-        checkpoint, recorded(choice), composed.overrides, budget, budget is not None, package,
+        name_of(composed, where), model, quant, target, parts.verify, parts.pins, family, architecture, metadata,
+        checkpoint, recorded_choices(choice), composed.overrides, budget, budget is not None, parts.package,
     )  # fmt: skip
 
 
-def built_as(
-    model: Model, checkpoint: Checkpoint, asked: Mapping[str, Any], where: Where
+class Sections(NamedTuple):
+    """The sections of a job, each checked by itself. ``own_keys``: those of the model's architecture."""
+
+    model: Model
+    own_keys: dict[str, Any]
+    quant: Quant
+    target: Target
+    package: Package
+    verify: Verify
+    pins: Pins
+
+
+def parse_sections(composed: Composed, where: Where, memo: CellMemo) -> Sections:
+    """Raises UserError for an unknown section and for what cannot stand in one."""
+    values = composed.values
+    for key in values:
+        if key not in SECTIONS:
+            raise unknown_key(str(key), SECTIONS, where)
+
+    def section(name: str, read: Callable[[object, Where], T]) -> T:
+        return memo(f"section {name}", (values.get(name),), lambda: read(values.get(name), where))
+
+    quant, target = section("quant", read_quant), section("target", read_target)
+    package = section("package", lambda data, where: parse(Package, data, "package", where))
+    check_package(package, target)
+    verify = section("verify", lambda data, where: parse(Verify, data, "verify", where))
+    pins = section("pins", lambda data, where: parse(Pins, data, "pins", where))
+    if "sweep" in values:
+        section("sweep", lambda data, where: parse(Sweep, data, "sweep", where))
+    model, own_keys = section("model", parse_model)
+    return Sections(model, own_keys, quant, target, package, verify, pins)
+
+
+def recognise_architecture(
+    model: Model, checkpoint: Checkpoint, own_keys: Mapping[str, Any], where: Where
 ) -> tuple[str, dict[str, Any]]:
     """The family and its architecture."""
     family = family_of(model, checkpoint)
-    return family, architecture_of(family, imported.plain(checkpoint), asked, where)
+    return family, architecture_of(family, imported.without_quantization(checkpoint), own_keys, where)
 
 
-def spread(source: Model, target: Target, choice: str, where: Where, memo: CellMemo) -> tuple[Model, Target]:
+def decide_sharding(source: Model, target: Target, choice: str, where: Where, memo: CellMemo) -> tuple[Model, Target]:
     """sharding.decide, with one object for all cells that spread a model, or a target, alike."""
-    model, found = memo("sharding", (source, target, choice), lambda: sharding.decide(source, target, choice, where))
+    model, with_gpus = memo(
+        "sharding", (source, target, choice), lambda: sharding.decide(source, target, choice, where)
+    )
     return memo("shards", (source, model.tensor_parallel_shards), lambda: model), memo(
-        "gpus", (target, found.gpus), lambda: found
+        "gpus", (target, with_gpus.gpus), lambda: with_gpus
     )
 
 
@@ -136,16 +164,16 @@ def read_target(data: object, where: Where) -> Target:
     return resolve_target(target)
 
 
-def ruled(
+def with_scheme_rules(
     quant: Quant, checkpoint: Checkpoint, family: str, architecture: Mapping[str, Any], folders: Folders
 ) -> Quant:
     """The scheme as it is for this model: with its rules spelled out, or as the checkpoint was quantized."""
     if quant.method == imported.METHOD:
-        return imported.quant_of(quant, checkpoint, family, architecture)
-    return schemes.with_rules(quant, family, architecture, folders)
+        return imported.imported_quant(quant, checkpoint, family, architecture)
+    return schemes.resolve_rules(quant, family, architecture, folders)
 
 
-def recorded(choices: Mapping[str, str]) -> dict[str, str]:
+def recorded_choices(choices: Mapping[str, str]) -> dict[str, str]:
     """The choices that decide what is made; who makes it is none of them."""
     return {group: choice for group, choice in choices.items() if group != "executor"}
 
@@ -229,39 +257,39 @@ def architecture_keys(family: str) -> list[str]:
 
 def family_of(model: Model, checkpoint: Checkpoint) -> str:
     """The family of the checkpoint; the recipe may name it, not change it."""
-    found = architectures.recognise(dict(checkpoint.config))
+    family = architectures.recognise(dict(checkpoint.config))
     if model.family == "auto":
-        return found
+        return family
     check_allowed(
         model.family, "model.family", lambda _: "", {**ALLOWED, "model.family": tuple(architectures.FAMILIES)}
     )
-    if model.family != found:
+    if model.family != family:
         raise UserError(
             f"model.family is {model.family}, but {checkpoint.root / 'config.json'} says model_type "
-            f"{checkpoint.config.get('model_type')!r} (family {found})",
+            f"{checkpoint.config.get('model_type')!r} (family {family})",
             f"build model=auto model.source={checkpoint.root}",
         )
-    return found
+    return family
 
 
-def architecture_of(family: str, checkpoint: Checkpoint, asked: Mapping[str, Any], where: Where) -> dict[str, Any]:
+def architecture_of(family: str, checkpoint: Checkpoint, own_keys: Mapping[str, Any], where: Where) -> dict[str, Any]:
     """The family's Config as a dict: config.json, with what the recipe says laid over it."""
     module = architectures.load(family)
     config = module.from_hf(dict(checkpoint.config))
     types = {f.name: f.type for f in fields(module.Config)}
-    for key in asked:
+    for key in own_keys:
         if key not in types:
             raise unknown_key(f"model.{key}", types, where)
-    return asdict(module.apply_overrides(config, typed(module.Config, asked, where)))
+    return asdict(module.apply_overrides(config, parse_architecture_keys(module.Config, own_keys, where)))
 
 
-def typed(config: type, asked: Mapping[str, Any], where: Where) -> dict[str, Any]:
+def parse_architecture_keys(config: type, own_keys: Mapping[str, Any], where: Where) -> dict[str, Any]:
     from typing import get_type_hints
 
     from builder.config.strict import convert
 
     hints = get_type_hints(config)
-    return {k: convert(hints[k], v, f"model.{k}", where, ALLOWED) for k, v in asked.items()}
+    return {k: convert(hints[k], v, f"model.{k}", where, ALLOWED) for k, v in own_keys.items()}
 
 
 LIBRARIES = {  # target.kind: what its library can be
@@ -300,10 +328,10 @@ def name_of_choices(choices: Mapping[str, str]) -> str:
 
 def name_of(composed: Composed, where: Where = nowhere) -> str:
     """The name of the output folder and of everything in it that carries a name."""
-    given = composed.values.get("name")
-    if given is None:
+    name = composed.values.get("name")
+    if name is None:
         return name_of_choices(composed.choices)
-    text = str(given)
+    text = str(name)
     if not text or text.startswith(".") or any(c in text for c in '/\\\0<>:"|?*') or len(text) > 200:
         raise UserError(f'name{where("name")}: {text!r} cannot name a folder; no / \\ : * ? " < > | or leading dot')
     return text

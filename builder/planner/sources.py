@@ -31,17 +31,17 @@ def locate(source: str | None, choice: str) -> Checkpoint:
             f"build model={choice} model.source=/path/to/checkpoint   (or hf://org/name, or model=demo)",
         )
     if source == "demo":
-        return found("demo", "demo", DEMO)
+        return checkpoint_at("demo", "demo", DEMO)
     if source.startswith("hf://"):
         return locate_hf(source)
     if "://" in source:
         raise UserError(
             f"model.source={source}: this kind of address is not known; allowed: a folder, hf://org/name@revision, demo"
         )
-    return found("folder", "", Path(source).expanduser().absolute())
+    return checkpoint_at("folder", "", Path(source).expanduser().absolute())
 
 
-def found(kind: str, uri: str, root: Path, missing: tuple[str, ...] = ()) -> Checkpoint:
+def checkpoint_at(kind: str, uri: str, root: Path, missing: tuple[str, ...] = ()) -> Checkpoint:
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "no such folder"
         raise UserError(f"model.source={root}: {what}", "model.source=/path/to/checkpoint, the folder with config.json")
@@ -84,7 +84,7 @@ def locate_hf(source: str) -> Checkpoint:
     root, uri = folder / "snapshots" / commit, f"hf://{repo}@{commit}"
     missing = missing_weights(root)
     if not missing:
-        return found("hf", uri, root)
+        return checkpoint_at("hf", uri, root)
     config = read_config(root)
     suffix = ".bin" if missing[0].endswith(".bin") else ".safetensors"
     return Checkpoint("hf", uri, root, suffix[1:], missing, config, missing)
@@ -115,7 +115,7 @@ def missing_weights(root: Path) -> tuple[str, ...]:
             try:
                 names = sorted(set(json.loads((root / index).read_bytes())["weight_map"].values()))
             except (ValueError, KeyError, AttributeError, TypeError):
-                return ()  # found() reads it strictly and says what is wrong
+                return ()  # checkpoint_at() reads it strictly and says what is wrong
             return tuple(n for n in names if not (root / n).exists())
     return ("model.safetensors",)
 
@@ -138,7 +138,7 @@ def download(repo: str, revision: str, patterns: tuple[str, ...]) -> str:
         ) from error
 
 
-def complete(checkpoint: Checkpoint) -> Checkpoint:
+def download_missing(checkpoint: Checkpoint) -> Checkpoint:
     """Downloads what is missing of an hf:// checkpoint; others are complete already."""
     if not checkpoint.missing:
         return checkpoint
@@ -147,4 +147,4 @@ def complete(checkpoint: Checkpoint) -> Checkpoint:
     download(repo, commit, patterns)
     if checkpoint.format == "safetensors" and missing_weights(checkpoint.root):
         download(repo, commit, WEIGHTS[1:])  # no index names its files: a single pickle, then
-    return found("hf", checkpoint.uri, checkpoint.root)
+    return checkpoint_at("hf", checkpoint.uri, checkpoint.root)

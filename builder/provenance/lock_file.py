@@ -58,12 +58,12 @@ def recipe_of(overrides: Sequence[str]) -> str | None:
     return names[-1] if names and names[-1] != "null" else None
 
 
-def destination(overrides: Sequence[str], names: Sequence[str], given: str | None) -> Path:
+def destination(overrides: Sequence[str], names: Sequence[str], file: str | None) -> Path:
     """Where `build lock` writes: --file, beside the user's recipes, or under the name of the one build here.
 
     Raises UserError for a sweep that has no recipe and no --file: it has no name."""
-    if given:
-        return Path(given).expanduser().absolute()
+    if file:
+        return Path(file).expanduser().absolute()
     if recipe := recipe_of(overrides):
         return Path.cwd() / "recipes" / f"{recipe}{ENDING}"
     if len(names) != 1:
@@ -74,14 +74,14 @@ def destination(overrides: Sequence[str], names: Sequence[str], given: str | Non
     return Path.cwd() / f"{names[0]}{ENDING}"
 
 
-def find_lock_file(overrides: Sequence[str], name: str, given: str | None) -> Path | None:
+def find_lock_file(overrides: Sequence[str], name: str, file: str | None) -> Path | None:
     """The lock file that holds for a command line, None when there is none: --file, the user's own, the shipped one.
 
     ``name``: of the build, for a command line without a recipe."""
-    own = destination(overrides, [name], given)
+    own = destination(overrides, [name], file)
     recipe = recipe_of(overrides)
     ours = shipped("recipes") / f"{recipe}{ENDING}"
-    candidates = [own, ours] if recipe and not given else [own]
+    candidates = [own, ours] if recipe and not file else [own]
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -90,13 +90,12 @@ def read(path: Path) -> Lock:
     import yaml
 
     try:
-        whole = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        version = whole.pop("lock")
+        document = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        version = document.pop("lock")
         if version == FORMAT:
-            lock = Lock(
-                whole.pop("recipe"), whole.pop("tools"), {k: _cell_of(v) for k, v in whole.pop("cells").items()}
-            )
-            return lock if not whole else _refuse(path, f"unknown: {', '.join(whole)}")
+            recipe, tools = document.pop("recipe"), document.pop("tools")
+            lock = Lock(recipe, tools, {name: _cell_of(cell) for name, cell in document.pop("cells").items()})
+            return lock if not document else _refuse(path, f"unknown: {', '.join(document)}")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}", "build lock") from error
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -125,14 +124,14 @@ def text_of(lock: Lock, command: str) -> str:
     """The file's content. ``command`` wrote it."""
     import yaml
 
-    whole = {
+    document = {
         "lock": FORMAT,
         "recipe": lock.recipe,
         "tools": dict(lock.tools),
         "cells": {name: _sections(cell) for name, cell in lock.cells.items()},
     }
     head = f"# Written by `{command}`, for review in a diff. `build --locked` refuses what does not match it.\n"
-    return head + str(yaml.safe_dump(whole, sort_keys=True, default_flow_style=False, width=1 << 20))
+    return head + str(yaml.safe_dump(document, sort_keys=True, default_flow_style=False, width=1 << 20))
 
 
 def _sections(cell: Cell) -> dict[str, Any]:

@@ -100,14 +100,14 @@ def check_files(folder: Path, document: Json) -> Checked:
     """Hashes every file of a folder and compares with a statement, which must have passed check_statement."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
     wanted = {subject["name"]: subject["digest"] for subject in document["subject"]}
-    there = {name: path for name, path in files.items() if name in wanted and path.is_file()}
-    same = [name for name, path in there.items() if _is(path, wanted[name])]
+    present = {name: path for name, path in files.items() if name in wanted and path.is_file()}
+    same = [name for name, path in present.items() if _is(path, wanted[name])]
     return Checked(
         same=tuple(sorted(same)),
-        changed=tuple(sorted(there.keys() - set(same))),
-        missing=tuple(sorted(wanted.keys() - there.keys())),
+        changed=tuple(sorted(present.keys() - set(same))),
+        missing=tuple(sorted(wanted.keys() - present.keys())),
         extra=tuple(sorted(files.keys() - wanted.keys() - {NAME, SIGNATURE})),
-        nbytes=sum(path.stat().st_size for path in there.values()),
+        nbytes=sum(path.stat().st_size for path in present.values()),
     )
 
 

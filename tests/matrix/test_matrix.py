@@ -10,13 +10,13 @@ import pytest
 
 from builder import architectures
 from builder.config.choices import find_folders
-from builder.planner.schemes.schemes import quantizing
+from builder.planner.schemes.schemes import schemes_that_quantize
 from tests.conftest import ROOT, Shell
 from tests.matrix.checkpoints import FAMILIES, make
 from tools.matrix import END, RECORD, START, row, table
 
 SUPPORTED = [family for family in FAMILIES if family in architectures.FAMILIES]
-SCHEMES = quantizing(find_folders())
+SCHEMES = schemes_that_quantize(find_folders())
 COUNT = max(len(SUPPORTED), len(SCHEMES))
 DIAGONAL = list(zip(islice(cycle(SUPPORTED), COUNT), islice(cycle(SCHEMES), COUNT), strict=True))
 

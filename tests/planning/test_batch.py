@@ -14,7 +14,7 @@ import pytest
 
 from builder.config.choices import GROUPS, Composed, choices_of, find_folders, shipped
 from builder.config.from_hydra import guard, to_plain
-from builder.config.sweeps.batch import asked, compose_jobs
+from builder.config.sweeps.batch import compose_jobs, parse_overrides
 from builder.core.errors import UserError
 
 SWEPT = GROUPS[:-1]  # all but recipe
@@ -177,7 +177,7 @@ def test_files_of_the_user(empty_folder, files, jobs):
      "quant/sub=x", "model={a: 1}"],
 )  # fmt: skip
 def test_what_is_left_to_hydra(override):
-    assert asked(["model=demo", override]) is None
+    assert parse_overrides(["model=demo", override]) is None
 
 
 def test_additions_and_interpolations_on_the_command_line():

@@ -47,7 +47,7 @@ def test_before_the_rules_are_picked_only_their_steps_can_be_planned(tmp_path: P
     assert names_of(plan) == FIRST
     (goal,) = plan.goals
     assert (goal.artifact, goal.partial) == ("", True)
-    assert budget.decide([recipe], plan, open_store(tmp_path)) == (recipe,)
+    assert budget.with_stored_rules([recipe], plan, open_store(tmp_path)) == (recipe,)
 
 
 def test_afterwards_the_plan_is_that_of_written_rules() -> None:

@@ -86,7 +86,7 @@ def test_a_target_that_can_is_not_refused():
 
 
 def test_nothing_is_offered_where_nothing_runs(monkeypatch):
-    monkeypatch.setattr(capabilities, "plain_choices", lambda _: {})
+    monkeypatch.setattr(capabilities, "choices_without_rules", lambda _: {})
     assert refusal(quant("q4f16_1"), **NO_F16).hint == "another target: build list target"
 
 
@@ -102,6 +102,6 @@ def test_targets_that_the_compiler_cannot_make_are_refused_by_name(target, reaso
 def test_shipped_targets_say_what_is_known():
     for name, file in choices_of("target", find_folders()).items():
         target = parse(Target, yaml.safe_load(file.read_text()), "target")
-        assert set(target.supports) <= set(capabilities.SAID), name
+        assert set(target.supports) <= set(capabilities.DESCRIPTIONS), name
         assert target.kind == "cpu" or target.refused or target.supports or name == "webgpu-f32", name
         assert target.memory_bytes is None or target.runtime_bytes, name

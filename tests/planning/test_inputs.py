@@ -31,12 +31,12 @@ def recipe(*words: str) -> Any:
 
 @pytest.mark.parametrize("name", ["w8a8", "e4m3_e4m3_f16", "e5m2_e5m2_f16"])
 def test_experts_are_refused_by_name(name: str):
-    found = parse_scheme(schemes.shipped(name, FOLDERS))
+    found = parse_scheme(schemes.table_of_choice(name, FOLDERS))
     with pytest.raises(UserError, match=rf"{name} rounds the inputs .*: model.layers.0.mlp.down_proj.weight; a rule"):
-        schemes.check_holds(found, MIXTURE)
-    schemes.check_holds(found, MIXTURE[:1])
-    rule = {"match": ["*.down_proj"], "layers": None, "use": schemes.shipped("q8f16_1", FOLDERS)}
-    schemes.check_holds(parse_scheme({**schemes.shipped(name, FOLDERS), "rules": [rule]}), MIXTURE)
+        schemes.check_can_pack(found, MIXTURE)
+    schemes.check_can_pack(found, MIXTURE[:1])
+    rule = {"match": ["*.down_proj"], "layers": None, "use": schemes.table_of_choice("q8f16_1", FOLDERS)}
+    schemes.check_can_pack(parse_scheme({**schemes.table_of_choice(name, FOLDERS), "rules": [rule]}), MIXTURE)
 
 
 def test_the_exact_limits_are_those_of_what_is_rounded():
@@ -47,7 +47,10 @@ def test_the_exact_limits_are_those_of_what_is_rounded():
     limits = made.verify.exact_rounded["int8"]
     found = limits_of_verify.limits_of(made, schemes.scheme_of(made.quant))
     assert (found["exact_max"], found["exact_rms"]) == (limits.max_error, limits.rms_error)
-    ruled = {**schemes.shipped("q4f16_1", FOLDERS), "rules": [{"use": schemes.shipped("w8a8", FOLDERS)}]}
+    ruled = {
+        **schemes.table_of_choice("q4f16_1", FOLDERS),
+        "rules": [{"use": schemes.table_of_choice("w8a8", FOLDERS)}],
+    }
     assert limits_of_verify.limits_of(made, ruled)["exact_max"] == limits.max_error
     loose = replace(made, verify=replace(made.verify, exact_max=7.0))
     assert limits_of_verify.limits_of(loose, ruled)["exact_max"] == 7.0
@@ -55,7 +58,7 @@ def test_the_exact_limits_are_those_of_what_is_rounded():
 
 def test_inputs_are_no_part_of_what_quantize_reads():
     """The weights of a scheme and of the same without an activation are one result."""
-    rounding = parse_scheme(schemes.shipped("w8a8", FOLDERS))
+    rounding = parse_scheme(schemes.table_of_choice("w8a8", FOLDERS))
     assert shard.packing_of(rounding) == shard.packing_of(replace(rounding, activation="", activation_scale=""))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from builder.config.schema import Model, Pins, Quant, Target
-from builder.config.strict import nearest, parse
+from builder.config.strict import nearest_names, parse
 from builder.core.errors import UserError
 
 
@@ -62,6 +62,6 @@ def test_good_values_arrive_typed_and_defaults_fill_the_rest():
 
 def test_nearest_knows_parts_of_long_names():
     known = ["context_window_size", "conv_template", "source", "max_batch_size"]
-    assert nearest("contxt", known)[0] == "context_window_size"
-    assert nearest("sorce", known) == ["source"]
-    assert nearest("zzzz", known) == []
+    assert nearest_names("contxt", known)[0] == "context_window_size"
+    assert nearest_names("sorce", known) == ["source"]
+    assert nearest_names("zzzz", known) == []

@@ -70,8 +70,8 @@ PLANNED_OF_TWO = {  # on each of two ranks, less what the last token's logits ta
 def shapes_of(config_json: dict, name: str = "q0f16", **target) -> memory.Shapes:
     family = architectures.load(config_json["model_type"])
     config = family.from_hf(config_json)
-    found = parse_scheme(schemes.shipped(name, find_folders()))
-    return memory.shapes(family.parameters(config), asdict(config), found, Target(**target))
+    found = parse_scheme(schemes.table_of_choice(name, find_folders()))
+    return memory.model_shapes(family.parameters(config), asdict(config), found, Target(**target))
 
 
 @cache
@@ -118,8 +118,8 @@ def shapes_of_rank(config_json: dict, shards: int, name: str, **target) -> memor
     family = config_json["model_type"]
     whole = asdict(architectures.load(family).from_hf(config_json))
     table, architecture = sharding.of_each_rank(family, whole, shards)
-    found = parse_scheme(schemes.shipped(name, find_folders()))
-    return memory.shapes(table, architecture, found, Target(**target), shards)
+    found = parse_scheme(schemes.table_of_choice(name, find_folders()))
+    return memory.model_shapes(table, architecture, found, Target(**target), shards)
 
 
 def test_llama_70b_fits_one_h100_in_4_bits_and_two_in_float16():
@@ -127,7 +127,7 @@ def test_llama_70b_fits_one_h100_in_4_bits_and_two_in_float16():
     model = LLAMA | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
                      "num_attention_heads": 64, "num_key_value_heads": 8}  # fmt: skip
     sizes = Metadata(4096, -1, 2048, 0, 4, 1)
-    one, two = (memory.need(shapes_of_rank(model, count, "q4f16_1"), sizes) for count in (1, 2))
+    one, two = (memory.memory_needed(shapes_of_rank(model, count, "q4f16_1"), sizes) for count in (1, 2))
     embedding = 32000 * 8192 * 4.5 / 8
     norms = (2 * 80 + 1) * 8192 * 2
     assert one.weights == pytest.approx(38.8e9, rel=0.01)
@@ -135,14 +135,14 @@ def test_llama_70b_fits_one_h100_in_4_bits_and_two_in_float16():
     pages = 4 * 4096 // 16 + 1
     assert one.cache == 80 * pages * 16 * 2 * 8 * 128 * 4 == 2 * two.cache
     assert two.activations < one.activations
-    plain = [memory.need(shapes_of_rank(model, count, "q0f16"), sizes).total for count in (1, 2, 4)]
+    plain = [memory.memory_needed(shapes_of_rank(model, count, "q0f16"), sizes).total for count in (1, 2, 4)]
     assert plain[0] > 130e9
     assert plain[1] < 85e9
     assert plain[2] < 45e9
 
 
 def test_llama_7b_by_hand():
-    found = memory.need(shapes_of(LLAMA, runtime_bytes=7), SIZES)
+    found = memory.memory_needed(shapes_of(LLAMA, runtime_bytes=7), SIZES)
     layer = 4 * 4096 * 4096 + 3 * 4096 * 11008 + 2 * 4096
     assert found.weights == 2 * (32 * layer + 2 * 32000 * 4096 + 4096)
     assert found.cache == 32 * (4 * 1024 // 16 + 1) * 2 * 16 * 4096 * 4
@@ -154,13 +154,13 @@ def test_llama_7b_by_hand():
 
 def test_a_runtime_of_one_sequence_has_one_context():
     one, four = shapes_of(LLAMA, max_sequences=1), shapes_of(LLAMA)
-    pages = [memory.need(found, SIZES).cache // (32 * 2 * 16 * 4096 * 4) for found in (one, four)]
+    pages = [memory.memory_needed(found, SIZES).cache // (32 * 2 * 16 * 4096 * 4) for found in (one, four)]
     assert pages == [65, 257]
 
 
 def test_plan_knows_the_demo():
     recipe = demo("target.memory_bytes=8000000000")
-    said = sizing.in_words(sizing.memory_of(recipe), recipe.metadata, recipe.target)
+    said = sizing.describe_memory(sizing.memory_of(recipe), recipe.metadata, recipe.target)
     assert said == (
         "119.4 MB of 8.0 GB: weights 2.5 MB, KV cache 8.4 MB (4 sequences of 1024 tokens), activations 16.5 MB, "
         "runtime 92.0 MB"

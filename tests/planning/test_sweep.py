@@ -129,7 +129,7 @@ def test_the_command_line_says_it_in_text_in_json_and_by_its_exit_code(tmp_path)
     lines = plan(tmp_path, "target=vulkan,cpu", "verify=off", "--steps").stdout.splitlines()
     assert lines[0].startswith("demo-q4f16_1-vulkan: unsupported: target=vulkan: apache-tvm's wheel has no Vulkan")
     assert "demo-q4f16_1-cpu: 6 of 6 steps to run" in lines
-    assert lines[-1].startswith("memory  119.4 MB: weights 2.5 MB, KV cache 8.4 MB (4 sequences of 1024 tokens)")
+    assert lines[-2].startswith("memory   119.4 MB: weights 2.5 MB, KV cache 8.4 MB (4 sequences of 1024 tokens)")
     done = plan(tmp_path, "target=vulkan,cpu", "verify=off", "--json", "--allow-unsupported")
     whole = json.loads(done.stdout)
     recipes = whole["recipes"]

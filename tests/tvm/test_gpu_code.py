@@ -246,7 +246,7 @@ def test_every_label_of_every_family_has_a_kernel(family: str):
 
     config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family]}).to_dict()
     for name in ("q4f16_1", "w8a8"):
-        scheme = shipped_scheme(name)
+        scheme = table_of_choice(name)
         described = architectures.load(family)
         model = Model(described.describe(described.from_hf(config)), scheme, METADATA)
         module, _ = model.export_tvm(spec=model.functions())
@@ -256,7 +256,7 @@ def test_every_label_of_every_family_has_a_kernel(family: str):
         assert not any(label_of(function) for function in after.functions.values())
 
 
-def shipped_scheme(name: str) -> layout.Scheme:
+def table_of_choice(name: str) -> layout.Scheme:
     """A choice of conf/quant."""
     table = yaml.safe_load((ROOT / "conf" / "quant" / f"{name}.yaml").read_text())
     return layout.parse_scheme(scheme_of(parse(Quant, table, "quant")))

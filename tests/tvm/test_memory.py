@@ -88,7 +88,7 @@ def make_artifact(folder: Path, config_json: dict[str, Any], sizes: Metadata) ->
     with (folder / "params_shard_0.bin").open("wb") as file:
         file.truncate(offset)
     (folder / "tensor-cache.json").write_text(json.dumps({"metadata": {}, "records": [shard]}))
-    return memory.shapes(family.parameters(config), asdict(config), found, Target())
+    return memory.model_shapes(family.parameters(config), asdict(config), found, Target())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -103,7 +103,7 @@ def test_the_estimate_is_what_a_run_takes(name: str, tmp_path: Path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     before, peak = json.loads(done.stdout)
-    found = memory.need(shapes, sizes)
+    found = memory.memory_needed(shapes, sizes)
     share = (found.total + OWN_BYTES) / (peak - before)
     print(f"{name}: {found}, really {peak - before}, estimated {share:.3f} of it, before {before}")
     largest = max(("cache", "weights", "activations"), key=lambda part: getattr(found, part))

@@ -30,7 +30,7 @@ SCHEMES = [  # one of each way to store
 def scheme_named(name: str, family: str, architecture: dict[str, Any]) -> dict[str, Any]:
     folders = find_folders()
     quant = Quant(**yaml.safe_load(choices_of("quant", folders)[name].read_text()))
-    return schemes.scheme_of(schemes.with_rules(quant, family, architecture, folders))
+    return schemes.scheme_of(schemes.resolve_rules(quant, family, architecture, folders))
 
 
 @pytest.mark.parametrize("name", SCHEMES)

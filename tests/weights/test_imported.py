@@ -29,9 +29,9 @@ ZERO_POINTS = {"awq", "gptq_asym", "gptq_v2", "packed_zeros", "packed_channel"}
 
 
 def build(folder: Path, work: Path, **options: Any) -> tuple[Quant, Built]:
-    checkpoint = sources.found("folder", "", folder)
+    checkpoint = sources.checkpoint_at("folder", "", folder)
     imported.check(QUANT, checkpoint)
-    quant = imported.quant_of(QUANT, checkpoint, "llama", TINY)
+    quant = imported.imported_quant(QUANT, checkpoint, "llama", TINY)
     table = schemes.scheme_of(quant)
     return quant, run_weights(folder, work, TINY, table, packing=quant.packing, method="imported", **options)
 
@@ -134,7 +134,7 @@ def test_what_is_not_quantized_stays(tmp_path: Path) -> None:
 
 def test_quantizing_twice_and_importing_nothing_are_refused(tmp_path: Path) -> None:
     made.write(tmp_path / "awq", "awq")
-    found = sources.found("folder", "", tmp_path / "awq")
+    found = sources.checkpoint_at("folder", "", tmp_path / "awq")
     with pytest.raises(UserError, match=r"quantized already \(awq\).*second rounding error") as caught:
         imported.check(Quant(name="q4f16_1", kind="group"), found)
     assert "quant=imported" in str(caught.value.hint)
@@ -145,18 +145,18 @@ def test_quantizing_twice_and_importing_nothing_are_refused(tmp_path: Path) -> N
     with pytest.raises(UserError, match="choose schemes to round to"):
         imported.check(replace(QUANT, rules=({"match": "*", "use": "q0f16"},)), found)
     with pytest.raises(UserError, match="has no quantization_config"):
-        imported.check(QUANT, sources.found("folder", "", plain))
+        imported.check(QUANT, sources.checkpoint_at("folder", "", plain))
 
 
 def test_a_checkpoint_that_is_not_downloaded_yet_is_planned_from_its_config(tmp_path: Path) -> None:
     down = "model.layers.1.mlp.down_proj"
     parts: dict[str, Any] = {f"{down}.{part}": None for part in ("qweight", "qzeros", "scales")}
     folder = changed(tmp_path, "awq", {**parts, f"{down}.weight": ("F16", np.zeros((64, 96), np.float16))})
-    whole = sources.found("folder", "", folder)
-    early = imported.quant_of(QUANT, replace(whole, missing=("model.safetensors",)), "llama", TINY)
+    whole = sources.checkpoint_at("folder", "", folder)
+    early = imported.imported_quant(QUANT, replace(whole, missing=("model.safetensors",)), "llama", TINY)
     assert (early.name, early.zero_point, early.rules) == ("q4f16_zp32", True, ())
-    late = imported.quant_of(early, whole, "llama", TINY)
-    assert late == imported.quant_of(QUANT, whole, "llama", TINY)
+    late = imported.imported_quant(early, whole, "llama", TINY)
+    assert late == imported.imported_quant(QUANT, whole, "llama", TINY)
     assert late.rules
 
 

@@ -19,7 +19,7 @@ FLOAT8 = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
 
 def shipped() -> dict[str, Scheme]:
     """Every scheme that packs something; the schemes that rules name are choices themselves."""
-    found = {name: schemes.shipped(name, FOLDERS) for name in choices_of("quant", FOLDERS)}
+    found = {name: schemes.table_of_choice(name, FOLDERS) for name in choices_of("quant", FOLDERS)}
     parsed = {name: parse_scheme({k: v for k, v in table.items() if k != "rules"}) for name, table in found.items()}
     return {name: replace(each, rules=()) for name, each in parsed.items() if each.kind != "none"}
 

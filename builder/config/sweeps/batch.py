@@ -21,22 +21,22 @@ SETTING = re.compile(rf"^(?:\+\+?|~)?(?P<section>{'|'.join(SECTIONS)})\.[\w.-]+(
 ABSENT = object()
 
 Load = Callable[[Sequence[str]], Any]  # a job's overrides -> its DictConfig, by Hydra
-Decided = tuple[str, ...]  # what a section follows from
+SectionKey = tuple[str, ...]  # what a section follows from
 
 
-class Asked(NamedTuple):
+class JobOverrides(NamedTuple):
     """A job whose overrides are choices of our groups and settings of single keys, and nothing else."""
 
     choices: Mapping[str, str]  # as "quant=q4f16_1", by group
     settings: Mapping[str, tuple[str, ...]]  # as "++quant.method=mse", by section
 
-    def decides(self, section: str) -> Decided:
+    def section_key(self, section: str) -> SectionKey:
         """A recipe may write anywhere, so it decides every section."""
         made = (self.choices.get("recipe", ""), self.choices.get(section, "") if section in GROUPS else "")
         return (section, *made, *self.settings.get(section, ()))
 
 
-def asked(overrides: Iterable[str]) -> Asked | None:
+def parse_overrides(overrides: Iterable[str]) -> JobOverrides | None:
     """None for a job with other overrides: packages, additions, deletions of groups, interpolations."""
     choices: dict[str, str] = {}
     settings: dict[str, tuple[str, ...]] = {}
@@ -51,54 +51,54 @@ def asked(overrides: Iterable[str]) -> Asked | None:
             return None
         section = setting["section"] or "name"
         settings[section] = (*settings.get(section, ()), text)
-    return Asked(choices, settings)
+    return JobOverrides(choices, settings)
 
 
 def compose_jobs(jobs: Sequence[Sequence[str]], load: Load, repository: Any, primary: str = "build") -> list[Composed]:
     """``repository``: Hydra's, which holds the files that ``load`` reads. Raises what Hydra and ``to_plain`` raise."""
-    parts = Parts(Separable(repository, primary))
+    sections = SectionCache(Separable(repository, primary))
     composed = []
     for overrides in jobs:
-        wanted = asked(overrides)
-        found = parts.assemble(wanted) if wanted else None
-        if found is None:
+        parsed = parse_overrides(overrides)
+        job = sections.assemble(parsed) if parsed else None
+        if job is None:
             config = load(overrides)
-            pure = wanted is not None and not interpolates(config)
-            found = to_plain(config, overrides)
-            if wanted and pure:
-                parts.take(wanted, found)
-        composed.append(replace(found, overrides=tuple(overrides)))
+            pure = parsed is not None and not interpolates(config)
+            job = to_plain(config, overrides)
+            if parsed and pure:
+                sections.keep(parsed, job)
+        composed.append(replace(job, overrides=tuple(overrides)))
     return composed
 
 
-class Parts:
+class SectionCache:
     """Sections of composed jobs, by what decided each."""
 
     def __init__(self, separable: Separable) -> None:
         self._separable = separable
-        self._values: dict[Decided, Any] = {}
-        self._choices: dict[Decided, str] = {}
+        self._values: dict[SectionKey, Any] = {}
+        self._choices: dict[SectionKey, str] = {}
         self._names: tuple[str, ...] = ()
         self._sweeps = False
 
-    def take(self, wanted: Asked, found: Composed) -> None:
+    def keep(self, parsed: JobOverrides, job: Composed) -> None:
         """Keep the sections of a job, if they are independent of each other."""
-        if not self._separable.holds(found.choices):
+        if not self._separable.allows(job.choices):
             return
-        self._names = tuple(dict.fromkeys((*self._names, *found.values, *SECTIONS, "name")))
+        self._names = tuple(dict.fromkeys((*self._names, *job.values, *SECTIONS, "name")))
         for name in self._names:
-            self._values.setdefault(wanted.decides(name), found.values.get(name, ABSENT))
+            self._values.setdefault(parsed.section_key(name), job.values.get(name, ABSENT))
         for group in GROUPS:
-            self._choices.setdefault(wanted.decides(group)[:3], found.choices.get(group, ""))
-        self._sweeps = found.sweeps
+            self._choices.setdefault(parsed.section_key(group)[:3], job.choices.get(group, ""))
+        self._sweeps = job.sweeps
 
-    def assemble(self, wanted: Asked) -> Composed | None:
+    def assemble(self, parsed: JobOverrides) -> Composed | None:
         """The job, when every section of it is known."""
-        keys = {name: wanted.decides(name) for name in self._names}
+        keys = {name: parsed.section_key(name) for name in self._names}
         if not keys or not all(key in self._values for key in keys.values()):
             return None
         values = {name: self._values[key] for name, key in keys.items() if self._values[key] is not ABSENT}
-        chosen = {group: self._choices[wanted.decides(group)[:3]] for group in GROUPS}
+        chosen = {group: self._choices[parsed.section_key(group)[:3]] for group in GROUPS}
         return Composed(values, {g: c for g, c in chosen.items() if c}, (), self._sweeps)
 
 
@@ -111,7 +111,7 @@ class Separable:
         self._known: dict[str, bool] = {}
         self._primary = self._is_plain(primary)
 
-    def holds(self, choices: Mapping[str, str]) -> bool:
+    def allows(self, choices: Mapping[str, str]) -> bool:
         recipe = choices.get("recipe")
         return (
             self._primary

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from builder.config.choices import GROUPS, SECTIONS, Composed
 from builder.config.schema import Sweep
-from builder.config.strict import Where, nearest, nowhere, parse, show
+from builder.config.strict import Where, format_value, nearest_names, nowhere, parse
 from builder.core.errors import UserError
 
 Rule = Mapping[str, Any]
@@ -61,9 +61,11 @@ def check(rule: object, text: str, jobs: Sequence[Composed], where: Where) -> No
     for key in rule:
         if all(value_of(str(key), job) is ABSENT for job in jobs):
             known = [*GROUPS, *keys_of(jobs[0].values, str(key).partition(".")[0])]
-            near = nearest(str(key), known)
-            said = f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(GROUPS)}, or a dotted key"
-            raise UserError(f"{at}: {key} in {text} is neither a choice group nor a key; {said}", EXAMPLE)
+            near = nearest_names(str(key), known)
+            suggestion = (
+                f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(GROUPS)}, or a dotted key"
+            )
+            raise UserError(f"{at}: {key} in {text} is neither a choice group nor a key; {suggestion}", EXAMPLE)
 
 
 def matches(rule: Rule, job: Composed) -> bool:
@@ -81,12 +83,12 @@ def value_of(key: str, job: Composed) -> Any:
     """The choice made in a group ("" for none), or the value of a dotted key."""
     if key in GROUPS:
         return job.choices.get(key, "")
-    found: Any = job.values
+    value: Any = job.values
     for part in key.split("."):
-        if not isinstance(found, Mapping) or part not in found:
+        if not isinstance(value, Mapping) or part not in value:
             return ABSENT
-        found = found[part]
-    return found
+        value = value[part]
+    return value
 
 
 def keys_of(values: Mapping[str, Any], section: str) -> Collection[str]:
@@ -101,4 +103,4 @@ def written(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {written(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(written, value)) + "]"
-    return value if isinstance(value, str) else show(value)
+    return value if isinstance(value, str) else format_value(value)

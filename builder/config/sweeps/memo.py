@@ -28,11 +28,11 @@ def repeats(overrides: Sequence[str], folders: Folders) -> bool:
 
 def recall(slot: Path) -> list[Composed] | None:
     try:
-        found = json.loads(slot.read_bytes())
-        sections, choices = found["sections"], found["choices"]
+        stored = json.loads(slot.read_bytes())
+        sections, choices = stored["sections"], stored["choices"]
         return [
             Composed({name: sections[at] for name, at in values.items()}, choices[chosen], tuple(overrides), sweeps)
-            for values, chosen, overrides, sweeps in found["jobs"]
+            for values, chosen, overrides, sweeps in stored["jobs"]
         ]
     except (OSError, ValueError, KeyError, TypeError):
         return None

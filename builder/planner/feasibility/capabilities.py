@@ -14,13 +14,12 @@ from typing import Any
 from builder.config.choices import Folders, shipped
 from builder.config.schema import Quant, Target
 from builder.core.errors import Unsupported
-from builder.planner.schemes.schemes import most_alike, plain_choices, scheme_of
-from builder.planner.schemes.schemes import shipped as shipped_scheme
+from builder.planner.schemes.schemes import choices_without_rules, nearest_scheme, scheme_of, table_of_choice
 from builder.quant.layout import Scheme, parse_scheme
 
 DTYPE_ASKS = {"float16": "float16", "bfloat16": "bfloat16"}
 ACTIVATION_ASKS = {"int8": "int8_dot", "e4m3": "float8", "e5m2": "float8"}
-SAID = {
+DESCRIPTIONS = {
     "float16": "float16 arithmetic", "bfloat16": "bfloat16 arithmetic", "float8": "8-bit float matrix instructions",
     "int8_dot": "int8 dot products", "subgroups": "subgroups",
 }  # fmt: skip
@@ -37,47 +36,49 @@ def check(quant: Quant, target: Target, choice: str, folders: Folders) -> None:
 
     Needs no checkpoint.
     """
-    found = with_rules(quant, folders)
-    lacking = [(ask, why) for ask, why in asks(found) if ask not in has(target)]
+    used = _schemes_used(quant, folders)
+    lacking = [(ask, why) for ask, why in required_capabilities(used) if ask not in capabilities_of(target)]
     if not lacking:
         return
     ask, why = lacking[0]
-    ways = [f"quant={name}" for name in ways_out(found[0], target, folders)]
-    newer = [arch for arch in target.arch if arch not in too_old(ask, target)]
-    offered = " or ".join([*ways, f"target.arch=[{','.join(newer)}]"] if newer and too_old(ask, target) else ways)
+    choices = [f"quant={name}" for name in _suggest_schemes(used[0], target, folders)]
+    newer = [arch for arch in target.arch if arch not in _too_old(ask, target)]
+    offered = " or ".join(
+        [*choices, f"target.arch=[{','.join(newer)}]"] if newer and _too_old(ask, target) else choices
+    )
     raise Unsupported(
-        f"quant={quant.name}: {why}, and target={choice} has no {SAID[ask]}{because(ask, target)}",
+        f"quant={quant.name}: {why}, and target={choice} has no {DESCRIPTIONS[ask]}{_explain_missing(ask, target)}",
         f"build {offered}" if offered else "another target: build list target",
     )
 
 
-def with_rules(quant: Quant, folders: Folders) -> list[Scheme]:
+def _schemes_used(quant: Quant, folders: Folders) -> list[Scheme]:
     """The scheme of a recipe without its rules, and those that its rules name."""
     table: dict[str, Any] = {k: v for k, v in scheme_of(quant).items() if k != "rules"}
     named = [rule["use"] for rule in quant.rules if isinstance(rule.get("use"), str)]
-    return [parse_scheme(table), *(parse_scheme(shipped_scheme(name, folders)) for name in named)]
+    return [parse_scheme(table), *(parse_scheme(table_of_choice(name, folders)) for name in named)]
 
 
-def asks(schemes: Iterable[Scheme]) -> list[tuple[str, str]]:
+def required_capabilities(schemes: Iterable[Scheme]) -> list[tuple[str, str]]:
     """(capability, who asks for it) of some schemes."""
-    found = []
+    required = []
     for index, scheme in enumerate(schemes):
         who = f"a rule's {scheme.name}" if index else "the scheme"
         if scheme.activation:
-            found.append((ACTIVATION_ASKS[scheme.activation], f"{who} multiplies inputs as {scheme.activation}"))
+            required.append((ACTIVATION_ASKS[scheme.activation], f"{who} multiplies inputs as {scheme.activation}"))
         if scheme.dtype in DTYPE_ASKS:
-            found.append((DTYPE_ASKS[scheme.dtype], f"{who} has tensors of {scheme.dtype}"))
-    return found
+            required.append((DTYPE_ASKS[scheme.dtype], f"{who} has tensors of {scheme.dtype}"))
+    return required
 
 
-def has(target: Target) -> frozenset[str]:
+def capabilities_of(target: Target) -> frozenset[str]:
     """What every device of a target can do."""
     if target.kind == "cpu":
-        return frozenset(SAID)
-    return frozenset(ask for ask in target.supports if not too_old(ask, target))
+        return frozenset(DESCRIPTIONS)
+    return frozenset(ask for ask in target.supports if not _too_old(ask, target))
 
 
-def too_old(ask: str, target: Target) -> list[str]:
+def _too_old(ask: str, target: Target) -> list[str]:
     """The architectures, or the system, of a target that are older than a capability."""
     if target.kind == "cuda":
         return [arch for arch in target.arch if capability(arch) < CUDA_SINCE.get(ask, 0)]
@@ -94,9 +95,9 @@ def capability(arch: str) -> int:
     return int(match[1]) if match else 0
 
 
-def because(ask: str, target: Target) -> str:
+def _explain_missing(ask: str, target: Target) -> str:
     """What of the target is too old, and since when there is the capability."""
-    old = too_old(ask, target)
+    old = _too_old(ask, target)
     if target.kind == "cuda" and (old or target.arch):
         return f": {', '.join(old or target.arch)}; sm_{CUDA_SINCE[ask]} or later has them"
     if old:
@@ -105,20 +106,24 @@ def because(ask: str, target: Target) -> str:
     return ""
 
 
-def ways_out(wanted: Scheme, target: Target, folders: Folders) -> list[str]:
+def _suggest_schemes(wanted: Scheme, target: Target, folders: Folders) -> list[str]:
     """Up to three choices of conf/quant that the target computes: the one most like what was wanted, the most alike
     without quantization, and the most alike to the default."""
 
-    choices = plain_choices(folders)
+    choices = choices_without_rules(folders)
     plain = Scheme("", "none", 0, 0, "", wanted.dtype, "", True, True)
-    offered = runs(target, choices)
-    found = [most_alike(start, offered) for start in (wanted, plain, choices.get(default_scheme(), plain))]
-    return list(dict.fromkeys(name for name in found if name))
+    offered = computable_schemes(target, choices)
+    nearest = [nearest_scheme(start, offered) for start in (wanted, plain, choices.get(default_scheme(), plain))]
+    return list(dict.fromkeys(name for name in nearest if name))
 
 
-def runs(target: Target, choices: Mapping[str, Scheme]) -> dict[str, Scheme]:
+def computable_schemes(target: Target, choices: Mapping[str, Scheme]) -> dict[str, Scheme]:
     """Those of some schemes that the target computes."""
-    return {name: found for name, found in choices.items() if all(ask in has(target) for ask, _ in asks([found]))}
+    return {
+        name: scheme
+        for name, scheme in choices.items()
+        if all(ask in capabilities_of(target) for ask, _ in required_capabilities([scheme]))
+    }
 
 
 def default_scheme() -> str:

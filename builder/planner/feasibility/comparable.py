@@ -33,12 +33,13 @@ def check_same_factors(architecture: Mapping[str, Any], context: int, window: in
 
 def check_same_window(architecture: Mapping[str, Any], metadata: Metadata, window: int) -> None:
     """A recipe may look through another window than the checkpoint: they agree for as long as both see everything."""
-    context, asked = metadata.context_window_size, metadata.sliding_window_size
+    context, configured = metadata.context_window_size, metadata.sliding_window_size
     own = min(architecture.get("sliding_window") or context, context)
-    asked = asked if asked > 0 else context
-    if (own != asked or metadata.attention_sink_size) and window > min(own, asked):
+    configured = configured if configured > 0 else context
+    equal, sink = min(own, configured), metadata.attention_sink_size
+    if (own != configured or sink) and window > equal:
         raise UserError(
-            f"model.sliding_window_size is {asked} with model.attention_sink_size {metadata.attention_sink_size}, the "
-            f"checkpoint's window is {own}: beyond {min(own, asked)} tokens they differ, and verify compares {window}",
-            f"build verify.window={min(own, asked)}, or verify=off",
+            f"model.sliding_window_size is {configured} with model.attention_sink_size {sink}, the checkpoint's window "
+            f"is {own}: beyond {equal} tokens they differ, and verify compares {window}",
+            f"build verify.window={equal}, or verify=off",
         )

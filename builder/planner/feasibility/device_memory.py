@@ -78,7 +78,7 @@ class Shapes:
     spare: int = 0  # bytes that the rules of a budget, not picked yet, may give to weights beyond the scheme's
 
 
-def shapes(
+def model_shapes(
     table: Sequence[Parameter], architecture: Mapping[str, Any], scheme: Scheme, target: Target, shards: int = 1
 ) -> Shapes:
     """``table``: the family's parameters; ``architecture``: its Config as a dict; both as one of ``shards`` ranks has
@@ -92,32 +92,32 @@ def shapes(
     return Shapes(layer, layers, vocab, parts, FLOAT32, widths, weights, runtime, target.max_sequences)
 
 
-def need(found: Shapes, sizes: Metadata) -> Memory:
+def memory_needed(model: Shapes, sizes: Metadata) -> Memory:
     """What a run of these sizes takes."""
-    cache = found.layers * page_tensor(found, sizes)
-    weights = sum(found.weights.values()) + found.spare
-    return Memory(weights, cache, activations(found, sizes), found.runtime)
+    cache = model.layers * page_tensor(model, sizes)
+    weights = sum(model.weights.values()) + model.spare
+    return Memory(weights, cache, activations(model, sizes), model.runtime)
 
 
-def largest_tensor(found: Shapes, sizes: Metadata) -> tuple[str, int]:
+def largest_tensor(model: Shapes, sizes: Metadata) -> tuple[str, int]:
     """(what it is, bytes) of the largest tensor that a kernel gets."""
     tensors = {
-        **found.weights,
-        "the KV cache of a layer": page_tensor(found, sizes),
-        "a chunk's activations": max(found.widths) * sizes.prefill_chunk_size,
-        "the logits": found.vocab * FLOAT32 * sequences(found, sizes),
+        **model.weights,
+        "the KV cache of a layer": page_tensor(model, sizes),
+        "a chunk's activations": max(model.widths) * sizes.prefill_chunk_size,
+        "the logits": model.vocab * FLOAT32 * sequences(model, sizes),
     }
     return max(tensors.items(), key=lambda item: item[1])
 
 
-def sequences(found: Shapes, sizes: Metadata) -> int:
-    return min(sizes.max_batch_size, found.sequences or sizes.max_batch_size)
+def sequences(model: Shapes, sizes: Metadata) -> int:
+    return min(sizes.max_batch_size, model.sequences or sizes.max_batch_size)
 
 
-def page_tensor(found: Shapes, sizes: Metadata) -> int:
+def page_tensor(model: Shapes, sizes: Metadata) -> int:
     """One layer's part of the KV cache, in bytes."""
-    pages = -(-sequences(found, sizes) * sizes.context_window_size // PAGE_TOKENS) + 1
-    return pages * PAGE_TOKENS * 2 * found.layer.keys * found.element_bytes
+    pages = -(-sequences(model, sizes) * sizes.context_window_size // PAGE_TOKENS) + 1
+    return pages * PAGE_TOKENS * 2 * model.layer.keys * model.element_bytes
 
 
 def layer_of_model(table: Sequence[Parameter], architecture: Mapping[str, Any], scheme: Scheme, shards: int) -> Layer:
@@ -136,33 +136,33 @@ def layer_of_model(table: Sequence[Parameter], architecture: Mapping[str, Any], 
     )  # fmt: skip
 
 
-def activations(found: Shapes, sizes: Metadata) -> int:
+def activations(model: Shapes, sizes: Metadata) -> int:
     """Bytes that all functions of a library keep beside weights and pages; of logits also those of the call before."""
-    chunk, batch = sizes.prefill_chunk_size, sequences(found, sizes)
+    chunk, batch = sizes.prefill_chunk_size, sequences(model, sizes)
     rows = {chunk, batch, 1}
-    planned = sum(whole_pages(width * count) for count in rows for width in found.widths)
-    embedded = sum(whole_pages(count * found.layer.hidden * found.element_bytes) for count in powers(chunk))
-    if found.layer.norms_before and found.layer.norms_after:  # Gemma, whose embeddings are scaled: one buffer more
-        embedded += whole_pages(chunk * found.layer.hidden * found.element_bytes)
-    logits = sum(2 * whole_pages(count * found.vocab * FLOAT32) for count in {batch, 1})
-    if found.vocab_parts > 1:  # a rank's part, and all parts before they are put in order
-        widths = (found.vocab, found.vocab // found.vocab_parts)
-        logits += sum(whole_pages(count * width * FLOAT32) for count in {batch, 1} for width in widths)
-    return planned + embedded + logits + cache_buffers(found, chunk)
+    planned = sum(round_up_to_pages(width * count) for count in rows for width in model.widths)
+    embedded = sum(round_up_to_pages(count * model.layer.hidden * model.element_bytes) for count in input_rows(chunk))
+    if model.layer.norms_before and model.layer.norms_after:  # Gemma, whose embeddings are scaled: one buffer more
+        embedded += round_up_to_pages(chunk * model.layer.hidden * model.element_bytes)
+    logits = sum(2 * round_up_to_pages(count * model.vocab * FLOAT32) for count in {batch, 1})
+    if model.vocab_parts > 1:  # a rank's part, and all parts before they are put in order
+        widths = (model.vocab, model.vocab // model.vocab_parts)
+        logits += sum(round_up_to_pages(count * width * FLOAT32) for count in {batch, 1} for width in widths)
+    return planned + embedded + logits + cache_buffers(model, chunk)
 
 
-def powers(chunk: int) -> set[int]:
+def input_rows(chunk: int) -> set[int]:
     """How many rows of inputs there are at once: the engine fills prompts up to a power of two, or the whole chunk."""
     return {min(1 << bits, chunk) for bits in range(chunk.bit_length() + 1)}
 
 
-def cache_buffers(found: Shapes, chunk: int) -> int:
+def cache_buffers(model: Shapes, chunk: int) -> int:
     """The cache's copies of one chunk's queries, keys, values and results, and two sums of every head (float32)."""
-    layer = found.layer
-    return chunk * ((2 * layer.queries + 2 * layer.keys) * found.element_bytes + 2 * layer.heads * FLOAT32)
+    layer = model.layer
+    return chunk * ((2 * layer.queries + 2 * layer.keys) * model.element_bytes + 2 * layer.heads * FLOAT32)
 
 
-def whole_pages(nbytes: int) -> int:
+def round_up_to_pages(nbytes: int) -> int:
     return -(-nbytes // POOL_BYTES) * POOL_BYTES
 
 
@@ -219,10 +219,10 @@ class Planner:
         larger = [i for i in unused if nbytes <= self.sizes[i] <= nbytes * REUSE_RANGE]
         smaller = [i for i in unused if nbytes // REUSE_RANGE <= self.sizes[i] < nbytes]
         if larger or smaller:
-            found = min(larger, key=self.sizes.__getitem__) if larger else max(smaller, key=self.sizes.__getitem__)
-            self.unused.remove(found)
-            self.sizes[found] = max(self.sizes[found], nbytes)
-            return found
+            index = min(larger, key=self.sizes.__getitem__) if larger else max(smaller, key=self.sizes.__getitem__)
+            self.unused.remove(index)
+            self.sizes[index] = max(self.sizes[index], nbytes)
+            return index
         self.sizes.append(nbytes)
         if words:
             self.words.add(len(self.sizes) - 1)

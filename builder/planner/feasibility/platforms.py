@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from builder.config.schema import Recipe, Target
-from builder.config.strict import plain
+from builder.config.strict import as_plain_data
 from builder.targets import android, cpu, cuda, gpus, link
 
 MEMORY = ("memory_bytes", "runtime_bytes", "max_sequences", "gpus", "refused")  # of a target, and not in its code
@@ -13,13 +13,13 @@ MEMORY = ("memory_bytes", "runtime_bytes", "max_sequences", "gpus", "refused")  
 
 def target_of(target: Target) -> dict[str, Any]:
     """What code is generated from: not how much memory there is."""
-    whole = plain(target)
+    fields = as_plain_data(target)
     if target.kind == "cpu":
-        kept = ("kind", "triple", "cpu", "features")
-        whole = {k: whole[k] for k in (kept if target.library == "so" else (*kept, "library"))}
+        names = ("kind", "triple", "cpu", "features")
+        fields = {k: fields[k] for k in (names if target.library == "so" else (*names, "library"))}
     else:
-        whole = {k: v for k, v in whole.items() if k not in MEMORY}
-    return {**whole, "features": list(whole["features"] or ())}
+        fields = {k: v for k, v in fields.items() if k not in MEMORY}
+    return {**fields, "features": list(fields["features"] or ())}
 
 
 def linker_of(target: Target, native: str) -> str:

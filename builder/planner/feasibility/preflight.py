@@ -18,11 +18,11 @@ from builder.planner.schemes import imported
 
 def check_folder(folder: Path) -> None:
     """Raises UserError when nothing can be written at ``folder`` (which need not exist yet)."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"dist.path: {there} is a file, not a folder", "dist.path=/another/folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"dist.path: no permission to write to {there}", "dist.path=/another/folder")
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"dist.path: {existing} is a file, not a folder", "dist.path=/another/folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"dist.path: no permission to write to {existing}", "dist.path=/another/folder")
 
 
 def check_checkpoint(recipe: Recipe) -> None:
@@ -31,14 +31,14 @@ def check_checkpoint(recipe: Recipe) -> None:
     Raises UserError for a file that is truncated or lies about itself, and for a tensor that is missing, extra or of
     the wrong shape. A .bin checkpoint has no header to look at: it is checked when it is read.
     """
-    found = recipe.checkpoint
-    if found.format != "safetensors":
+    checkpoint = recipe.checkpoint
+    if checkpoint.format != "safetensors":
         return
     packing = Packing(**recipe.quant.packing) if recipe.quant.packing else None
-    imported.weight_map(recipe.family, recipe.architecture, packing, imported.layout_of(found))
+    imported.weight_map(recipe.family, recipe.architecture, packing, imported.layout_of(checkpoint))
 
 
-def refused(plan: Plan, errors: Mapping[str, BuildError]) -> Outcome:
+def refused_outcome(plan: Plan, errors: Mapping[str, BuildError]) -> Outcome:
     """The outcome of a build that was not started: ``errors`` by step id, everything else is skipped."""
     steps = {}
     for step in plan.steps.values():

@@ -33,10 +33,10 @@ def decide(model: Model, target: Target, choice: str, where: Where) -> tuple[Mod
         UserError: auto finds no GPU, or there are fewer GPUs than shards.
         Unsupported: a target of this kind runs a model on one device.
     """
-    gpus = counted(target, where) if target.gpus == AUTO else target.gpus
+    gpus = _count_gpus(target, where) if target.gpus == AUTO else target.gpus
     assert gpus is None or isinstance(gpus, int)
     shards = model.tensor_parallel_shards or gpus or 1
-    key = asked(gpus, shards)
+    key = _count_key(gpus, shards)
     if shards > 1 and target.kind not in KINDS:
         raise Unsupported(
             f"{key}={shards}: target={choice} runs a model on one device; targets of kind {' and '.join(KINDS)} spread "
@@ -51,12 +51,12 @@ def decide(model: Model, target: Target, choice: str, where: Where) -> tuple[Mod
     return replace(model, tensor_parallel_shards=shards), replace(target, gpus=gpus)
 
 
-def asked(gpus: int | str | None, shards: int) -> str:
+def _count_key(gpus: int | str | None, shards: int) -> str:
     """The key that says how many."""
     return GPUS if gpus == shards else SHARDS
 
 
-def counted(target: Target, where: Where) -> int:
+def _count_gpus(target: Target, where: Where) -> int:
     """The GPUs of this machine."""
     from builder.targets import gpus
 
@@ -66,13 +66,13 @@ def counted(target: Target, where: Where) -> int:
             "number",
             f"build {GPUS}=1",
         )
-    found = gpus.count()
-    if not found:
+    count = gpus.count()
+    if not count:
         raise UserError(
             f"{GPUS}{where(GPUS)}: {AUTO}, but nvidia-smi finds no GPU here; say how many there are where it is to run",
             f"build target=cuda {GPUS}=2",
         )
-    return found
+    return count
 
 
 def check(
@@ -82,22 +82,22 @@ def check(
     ``shards`` ranks: what does not divide, the counts that work, and the scheme most like this one that does."""
     if shards == 1:
         return
-    wanted, key = parse_scheme(scheme_of(quant)), asked(target.gpus, shards)
-    problem = problems(family, architecture)
-    said = problem(wanted, shards)
-    if not said:
+    own, key = parse_scheme(scheme_of(quant)), _count_key(target.gpus, shards)
+    problem = cut_problems(family, architecture)
+    misfit = problem(own, shards)
+    if not misfit:
         check_candidates(quant, key, shards, problem, folders)
         return
-    from builder.planner.feasibility.capabilities import runs
+    from builder.planner.feasibility.capabilities import computable_schemes
 
-    counts = [count for count in range(1, MOST + 1) if not problem(wanted, count)]
+    counts = [count for count in range(1, MOST + 1) if not problem(own, count)]
     table = schemes.parameters(family, architecture)
-    choices = {name: it for name, it in schemes.plain_choices(folders).items() if schemes.holds(it, table)}
-    fitting = {name: it for name, it in runs(target, choices).items() if not problem(it, shards)}
-    best = schemes.most_alike(wanted, fitting)
+    choices = {name: it for name, it in schemes.choices_without_rules(folders).items() if schemes.can_pack(it, table)}
+    fitting = {name: it for name, it in computable_schemes(target, choices).items() if not problem(it, shards)}
+    best = schemes.nearest_scheme(own, fitting)
     fewer = max(count for count in counts if count < shards)
     raise Unsupported(
-        f"{key}={shards}: {said}; with quant={quant.name} this model can be cut for: {', '.join(map(str, counts))}",
+        f"{key}={shards}: {misfit}; with quant={quant.name} this model can be cut for: {', '.join(map(str, counts))}",
         f"build {key}={fewer}" + (f" or quant={best}" if best else ""),
     )
 
@@ -108,14 +108,14 @@ def check_candidates(
     """Raises Unsupported when a budget could pick a scheme that cannot be cut; ``key``: what says ``shards``."""
     if quant.budget is None:
         return
-    said = {name: problem(parse_scheme(schemes.shipped(name, folders)), shards) for name in quant.candidates}
-    good, bad = ([name for name in said if bool(said[name]) == wrong] for wrong in (False, True))
+    misfits = {name: problem(parse_scheme(schemes.table_of_choice(name, folders)), shards) for name in quant.candidates}
+    good, bad = ([name for name in misfits if bool(misfits[name]) == wrong] for wrong in (False, True))
     if bad:
         offered = f"quant.candidates=[{','.join(good)}]" if len(good) > 1 else f"{key}=1"
-        raise Unsupported(f"{key}={shards}: {said[bad[0]]} in {bad[0]}, one of quant.candidates", f"build {offered}")
+        raise Unsupported(f"{key}={shards}: {misfits[bad[0]]} in {bad[0]}, one of quant.candidates", f"build {offered}")
 
 
-def problems(family: str, architecture: Mapping[str, Any]) -> Callable[[Scheme, int], str]:
+def cut_problems(family: str, architecture: Mapping[str, Any]) -> Callable[[Scheme, int], str]:
     """What says why the model in a scheme cannot be cut for a number of ranks; "": it can."""
     table, cut = schemes.parameters(family, architecture), cuts_of(family, architecture)
     return lambda scheme, count: next(

@@ -17,7 +17,14 @@ from builder.core.errors import Unsupported, UserError
 from builder.core.units import format_bytes
 from builder.planner.cell_memo import CellMemo
 from builder.planner.feasibility import sharding
-from builder.planner.feasibility.device_memory import PAGE_TOKENS, Memory, Shapes, largest_tensor, need, shapes
+from builder.planner.feasibility.device_memory import (
+    PAGE_TOKENS,
+    Memory,
+    Shapes,
+    largest_tensor,
+    memory_needed,
+    model_shapes,
+)
 from builder.planner.schemes import schemes
 from builder.planner.schemes.schemes import scheme_of
 from builder.quant.layout import Scheme, parse_scheme
@@ -55,21 +62,21 @@ def decide_metadata(model: Model, architecture: Mapping[str, Any], where: Where)
     )
 
 
-def number(given: int | str | None) -> int | None:
+def number(value: int | str | None) -> int | None:
     """What a recipe says, if that is a number."""
-    return given if isinstance(given, int) else None
+    return value if isinstance(value, int) else None
 
 
 def decide_window(model: Model, architecture: Mapping[str, Any], context: int) -> tuple[int, tuple[int, int, str]]:
     """The window of all layers in tokens (-1: off) and (lowest, highest, why). A family that has one says so with the
     key sliding_window; null and auto in the recipe mean: as the checkpoint says, and off where no context outgrows it
     (a window takes no less memory: every token stays in the cache)."""
-    given = number(model.sliding_window_size)
+    configured = number(model.sliding_window_size)
     if "sliding_window" not in architecture:
-        window = -1 if given is None else given
+        window = -1 if configured is None else configured
         return window, (-1, -1, "-1 is off; this family has no window that a recipe may set")
     own = architecture["sliding_window"] or context
-    window = (own if own < context else -1) if given is None else given
+    window = (own if own < context else -1) if configured is None else configured
     return window, (-1, -1, "off") if window == -1 else (1, context, "the context window; -1 is off")
 
 
@@ -77,22 +84,22 @@ def memory_of(recipe: Recipe) -> Memory:
     """What running the recipe's library takes, on each of its GPUs."""
     shards = recipe.metadata.tensor_parallel_shards
     table, architecture = sharding.of_each_rank(recipe.family, recipe.architecture, shards)
-    found = shapes(table, architecture, parse_scheme(scheme_of(recipe.quant)), recipe.target, shards)
-    return need(found, recipe.metadata)
+    model = model_shapes(table, architecture, parse_scheme(scheme_of(recipe.quant)), recipe.target, shards)
+    return memory_needed(model, recipe.metadata)
 
 
-class Room(NamedTuple):
+class TargetBudget(NamedTuple):
     """A target's memory, and the model that it shall hold."""
 
     name: str  # of the target
     target: Target
     shapes: Shapes
 
-    def holds(self, sizes: Metadata) -> bool:
+    def fits(self, sizes: Metadata) -> bool:
         """Whether everything fits, and every tensor can be given to a kernel."""
         memory, binding = self.target.memory_bytes, self.target.limits.max_binding_bytes
-        fits = memory is None or need(self.shapes, sizes).total <= memory
-        return fits and (not binding or largest_tensor(self.shapes, sizes)[1] <= binding)
+        enough = memory is None or memory_needed(self.shapes, sizes).total <= memory
+        return enough and (not binding or largest_tensor(self.shapes, sizes)[1] <= binding)
 
 
 def fit(
@@ -111,46 +118,49 @@ def fit(
         "rank", (architecture, shards), lambda: sharding.of_each_rank(family, architecture, shards)
     )
 
-    def in_scheme(found: Scheme) -> Shapes:
-        return shapes(table, own_architecture, found, target, shards)
+    def in_scheme(candidate: Scheme) -> Shapes:
+        return model_shapes(table, own_architecture, candidate, target, shards)
 
-    def others() -> Others:
-        from builder.planner.feasibility.capabilities import runs
+    def others() -> Alternatives:
+        from builder.planner.feasibility.capabilities import computable_schemes
 
-        choices, problem = runs(target, schemes.plain_choices(folders)), sharding.problems(family, architecture)
-        fitting = {k: it for k, it in choices.items() if schemes.holds(it, table) and not problem(it, shards)}
+        choices, problem = (
+            computable_schemes(target, schemes.choices_without_rules(folders)),
+            sharding.cut_problems(family, architecture),
+        )
+        fitting = {k: it for k, it in choices.items() if schemes.can_pack(it, table) and not problem(it, shards)}
         counts = [n for n in MORE_GPUS if n > shards and target.kind == "cuda" and not problem(wanted, n)]
-        spread = {n: shapes(*sharding.of_each_rank(family, architecture, n), wanted, target, n) for n in counts}
-        return Others({name: in_scheme(found) for name, found in fitting.items()}, spread)
+        spread = {n: model_shapes(*sharding.of_each_rank(family, architecture, n), wanted, target, n) for n in counts}
+        return Alternatives({name: in_scheme(candidate) for name, candidate in fitting.items()}, spread)
 
     bounds = (target.runtime_bytes, target.max_sequences)  # all of the target that shapes reads
     own = memo("shapes", (quant, architecture, shards, *bounds), lambda: in_scheme(wanted))
     if quant.budget is not None:
         allowed = int(quant.budget * sum(prod(parameter.shape) for parameter in table) / 8)
         own = replace(own, spare=max(0, allowed - sum(own.weights.values())))
-    return fitted(model, largest, Room(name, target, own), others)
+    return decide_autos(model, largest, TargetBudget(name, target, own), others)
 
 
-class Others(NamedTuple):
-    """The model in the schemes that can hold it, and on more GPUs, for the way out."""
+class Alternatives(NamedTuple):
+    """The model in the schemes that can hold it, and on more GPUs, for the suggestion."""
 
     schemes: Mapping[str, Shapes]
     gpus: Mapping[int, Shapes]
 
 
-def fitted(model: Model, largest: Metadata, room: Room, others: Callable[[], Others]) -> Metadata:
+def decide_autos(model: Model, largest: Metadata, budget: TargetBudget, others: Callable[[], Alternatives]) -> Metadata:
     autos = [key for key in FLOORS if getattr(model, key) == AUTO]
     for chunk in (GOOD_CHUNK_TOKENS, FLOORS[CHUNK]):  # the context is long, but not at the price of a crawling prefill
         sizes = largest
         for key, value in ((CHUNK, chunk), ("max_batch_size", 1)):
             sizes = resized(sizes, key, min(value, getattr(largest, key))) if key in autos else sizes
         least = resized(sizes, CONTEXT, floor(CONTEXT, model, largest)) if CONTEXT in autos else sizes
-        if room.holds(least):
+        if budget.fits(least):
             break
     else:
-        raise Unsupported(refusal(least, room), way_out(model, least, room, others))
+        raise Unsupported(refusal(least, budget), suggest_fix(model, least, budget, others))
     for key in autos:
-        sizes = resized(sizes, key, largest_number(key, sizes, upper(key, largest, sizes, room), room) or 1)
+        sizes = resized(sizes, key, largest_number(key, sizes, upper(key, largest, sizes, budget), budget) or 1)
     return sizes
 
 
@@ -161,11 +171,11 @@ def floor(key: str, model: Model, largest: Metadata) -> int:
     return min(least, int(getattr(largest, key)))
 
 
-def upper(key: str, largest: Metadata, sizes: Metadata, room: Room) -> int:
+def upper(key: str, largest: Metadata, sizes: Metadata, budget: TargetBudget) -> int:
     """How large an auto may become: as the model allows, and of use."""
     if key == "max_batch_size":
-        unknown = room.target.memory_bytes is None
-        return room.target.max_sequences or (largest.max_batch_size if unknown else LARGEST_BATCH)
+        unknown = budget.target.memory_bytes is None
+        return budget.target.max_sequences or (largest.max_batch_size if unknown else LARGEST_BATCH)
     if key == CHUNK:
         return min(sizes.context_window_size, LARGEST_CHUNK_TOKENS)
     return largest.context_window_size
@@ -183,64 +193,64 @@ def resized(sizes: Metadata, key: str, value: int) -> Metadata:
     )
 
 
-def largest_number(key: str, sizes: Metadata, high: int, room: Room) -> int | None:
+def largest_number(key: str, sizes: Metadata, high: int, budget: TargetBudget) -> int | None:
     """The largest number from 1 to ``high`` that fits, a context in whole pages; None when none does."""
     step = PAGE_TOKENS if key == CONTEXT else 1
-    if room.holds(resized(sizes, key, high)):
+    if budget.fits(resized(sizes, key, high)):
         return high
     low, high = 0, -(-high // step)  # steps: low fits, or is none; high does not fit
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if room.holds(resized(sizes, key, middle * step)) else (low, middle)
+        low, high = (middle, high) if budget.fits(resized(sizes, key, middle * step)) else (low, middle)
     return low * step or None
 
 
-def refusal(sizes: Metadata, room: Room) -> str:
+def refusal(sizes: Metadata, budget: TargetBudget) -> str:
     """What does not fit."""
-    memory, found = room.target.memory_bytes, need(room.shapes, sizes)
-    if memory is not None and found.total > memory:
-        return f"target={room.name}: too little memory: {describe_memory(found, sizes, room.target)}"
-    what, nbytes = largest_tensor(room.shapes, sizes)
-    limit = format_bytes(room.target.limits.max_binding_bytes)
-    return f"target={room.name} takes tensors of up to {limit} (target.limits); {what} has {format_bytes(nbytes)}"
+    memory, needed = budget.target.memory_bytes, memory_needed(budget.shapes, sizes)
+    if memory is not None and needed.total > memory:
+        return f"target={budget.name}: too little memory: {describe_memory(needed, sizes, budget.target)}"
+    what, nbytes = largest_tensor(budget.shapes, sizes)
+    limit = format_bytes(budget.target.limits.max_binding_bytes)
+    return f"target={budget.name} takes tensors of up to {limit} (target.limits); {what} has {format_bytes(nbytes)}"
 
 
-def describe_memory(found: Memory, sizes: Metadata, target: Target) -> str:
+def describe_memory(memory: Memory, sizes: Metadata, target: Target) -> str:
     """9.1 GB of 8.0 GB: weights 3.8 GB, KV cache 4.3 GB (4 sequences of 4096 tokens), ..."""
     count = min(sizes.max_batch_size, target.max_sequences or sizes.max_batch_size)
-    held = f"{count} sequence{'s' if count > 1 else ''} of {sizes.context_window_size} tokens"
-    parts = [f"weights {format_bytes(found.weights)}", f"KV cache {format_bytes(found.cache)} ({held})"]
-    parts += [f"activations {format_bytes(found.activations)}", f"runtime {format_bytes(found.runtime)}"]
-    there = f" of {format_bytes(target.memory_bytes)}" if target.memory_bytes else ""
+    tokens = f"{count} sequence{'s' if count > 1 else ''} of {sizes.context_window_size} tokens"
+    parts = [f"weights {format_bytes(memory.weights)}", f"KV cache {format_bytes(memory.cache)} ({tokens})"]
+    parts += [f"activations {format_bytes(memory.activations)}", f"runtime {format_bytes(memory.runtime)}"]
+    limit = f" of {format_bytes(target.memory_bytes)}" if target.memory_bytes else ""
     if sizes.tensor_parallel_shards > 1:
-        there += f" on each of {sizes.tensor_parallel_shards} {'processes' if target.kind == 'cpu' else 'GPUs'}"
-    return f"{format_bytes(found.total)}{there}: {', '.join(parts)}"
+        limit += f" on each of {sizes.tensor_parallel_shards} {'processes' if target.kind == 'cpu' else 'GPUs'}"
+    return f"{format_bytes(memory.total)}{limit}: {', '.join(parts)}"
 
 
-def way_out(model: Model, sizes: Metadata, room: Room, others: Callable[[], Others]) -> str:
+def suggest_fix(model: Model, sizes: Metadata, budget: TargetBudget, others: Callable[[], Alternatives]) -> str:
     """The next command: the largest of each number that would fit with the others as they are, else all at once, else
     more GPUs or another scheme."""
-    single = list(alternatives(model, sizes, room))
+    single = list(alternatives(model, sizes, budget))
     if single:
         return f"build {' or '.join(single)}   (the largest that fit; auto finds them)"
     least = sizes
     for key, smallest in FLOORS.items():
         least = resized(least, key, min(smallest, getattr(least, key)))
-    if room.holds(least):
+    if budget.fits(least):
         return "build " + " ".join(f"model.{key}={AUTO}" for key in FLOORS)
     known = others()
-    fitting = {name: found for name, found in known.schemes.items() if room._replace(shapes=found).holds(least)}
+    fitting = {name: model for name, model in known.schemes.items() if budget._replace(shapes=model).fits(least)}
     best = sorted(fitting, key=lambda name: -sum(fitting[name].weights.values()))[:3]
-    enough = [count for count, found in known.gpus.items() if room._replace(shapes=found).holds(least)][:1]
-    ways = [*(f"{sharding.GPUS}={count}" for count in enough), *(f"quant={name}" for name in best)]
-    if ways:
-        return f"build {' or '.join(ways)}, with model.{CONTEXT}={AUTO}"
+    enough = [count for count, model in known.gpus.items() if budget._replace(shapes=model).fits(least)][:1]
+    suggestions = [*(f"{sharding.GPUS}={count}" for count in enough), *(f"quant={name}" for name in best)]
+    if suggestions:
+        return f"build {' or '.join(suggestions)}, with model.{CONTEXT}={AUTO}"
     return "a smaller model, or a larger target: build list target"
 
 
-def alternatives(model: Model, sizes: Metadata, room: Room) -> Iterator[str]:
+def alternatives(model: Model, sizes: Metadata, budget: TargetBudget) -> Iterator[str]:
     """The numbers of which a smaller one alone would do, with the largest such."""
     for key in (CONTEXT, "max_batch_size", CHUNK):
-        found = largest_number(key, sizes, getattr(sizes, key), room)
-        if found is not None and found >= floor(key, model, sizes):
-            yield f"model.{key}={found}"
+        value = largest_number(key, sizes, getattr(sizes, key), budget)
+        if value is not None and value >= floor(key, model, sizes):
+            yield f"model.{key}={value}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from builder import architectures
 from builder.config.schema import Recipe
-from builder.config.strict import plain
+from builder.config.strict import as_plain_data
 from builder.core.step import Input, Resources, Step
 from builder.lowering.kernel_modules import modules_of
 from builder.planner.feasibility.platforms import linker_of, target_of
@@ -31,7 +31,7 @@ def lower_step(recipe: Recipe, linker: str) -> Step:
             "architecture": dict(recipe.architecture),
             "scheme": scheme,
             "target": target_of(target),
-            "metadata": plain(recipe.metadata),
+            "metadata": as_plain_data(recipe.metadata),
             **tools,
         },
         tools=("apache-tvm",),

@@ -8,7 +8,7 @@ from pathlib import Path
 import builder
 from builder import architectures
 from builder.config.schema import Recipe
-from builder.config.strict import plain
+from builder.config.strict import as_plain_data
 from builder.core.digest import digest_of_tree
 from builder.core.step import Input, Step
 from builder.planner.feasibility.sizing import memory_of
@@ -21,7 +21,7 @@ WEB_PAGE = Path(builder.__file__).resolve().parent / "web_page"
 
 def package_step(recipe: Recipe, fetch: Step, shard: Step, weights: Step, library: Step) -> Step:
     """``weights``, ``library``: the steps that made them."""
-    ending, metadata = recipe.target.library, plain(recipe.metadata)
+    ending, metadata = recipe.target.library, as_plain_data(recipe.metadata)
     if recipe.target.kind == "webgpu":  # WebLLM takes no window beside a context; the kernels have it, whatever it says
         metadata |= {"sliding_window_size": -1, "attention_sink_size": 0}
     return Step(

@@ -36,13 +36,13 @@ def budget_of(quant: Quant, family: str, architecture: Mapping[str, Any], folder
     assert quant.budget is not None
     model = schemes.parameters(family, architecture)
     check_own(quant, model, where)
-    tables = {name: schemes.shipped(name, folders) for name in quant.candidates}
+    tables = {name: schemes.table_of_choice(name, folders) for name in quant.candidates}
     for name, table in tables.items():
         check_candidate(name, parse_scheme(table), quant, model, where)
     if len(tables) < 2:
-        found = ", ".join(quant.candidates) or "none"
+        names = ", ".join(quant.candidates) or "none"
         raise UserError(
-            f"quant.candidates{where('quant.candidates')}: found {found}; allowed: two schemes or more",
+            f"quant.candidates{where('quant.candidates')}: found {names}; allowed: two schemes or more",
             "build list quant",
         )
     return Budget(quant.budget, tables, check_range(quant, model, tables, where))
@@ -71,7 +71,7 @@ def check_candidate(name: str, candidate: Scheme, quant: Quant, model: Sequence[
         wrong = f"has dtype {candidate.dtype}; {quant.name} has {quant.dtype}, and a model has one"
     elif candidate.rules or candidate.activation or candidate.zero_point or candidate.kind == "none":
         wrong = "is none of: integers in groups without zero points, 8-bit floats; no rules, float inputs"
-    elif not schemes.holds(candidate, tuple(model)):
+    elif not schemes.can_pack(candidate, tuple(model)):
         wrong = "cannot hold this model: its groups are wider than a matrix"
     if wrong:
         raise UserError(f"{at} {wrong}", f"quant.candidates=[...] of dtype {quant.dtype}: build list quant")
@@ -82,10 +82,10 @@ def check_range(quant: Quant, model: Sequence[Parameter], tables: Mapping[str, M
     has to be at least as good as. Raises UserError when the budget is out of the candidates' range."""
     own, weights = parse_scheme(schemes.scheme_of(quant)), sum(prod(parameter.shape) for parameter in model)
     free = [parameter for parameter in model if is_quantized(parameter, own)]
-    kept = sum(stored_nbytes(parameter, own) for parameter in model if not is_quantized(parameter, own))
+    kept_nbytes = sum(stored_nbytes(parameter, own) for parameter in model if not is_quantized(parameter, own))
     packers = {name: parse_scheme(table) for name, table in tables.items()}
     sizes = {name: [stored_nbytes(parameter, packer) for parameter in free] for name, packer in packers.items()}
-    low, high = (8 * (kept + sum(map(pick, zip(*sizes.values(), strict=True)))) / weights for pick in (min, max))
+    low, high = (8 * (kept_nbytes + sum(map(pick, zip(*sizes.values(), strict=True)))) / weights for pick in (min, max))
     assert quant.budget is not None
     if not low <= quant.budget <= high:
         least, most = ceil(low * 100) / 100, floor(high * 100) / 100
@@ -94,11 +94,13 @@ def check_range(quant: Quant, model: Sequence[Parameter], tables: Mapping[str, M
             f"{', '.join(tables)}; allowed: {least:.2f} to {most:.2f}, scales and what is not quantized included",
             f"build quant.budget={min(max(quant.budget, least), most):.2f}",
         )
-    whole = {name: 8 * (kept + sum(found)) / weights for name, found in sizes.items()}
-    return max((bits <= quant.budget, bits if bits <= quant.budget else -bits, name) for name, bits in whole.items())[2]
+    bits_of = {name: 8 * (kept_nbytes + sum(nbytes)) / weights for name, nbytes in sizes.items()}
+    return max((bits <= quant.budget, bits if bits <= quant.budget else -bits, name) for name, bits in bits_of.items())[
+        2
+    ]
 
 
-def decide(recipes: Sequence[Recipe], plan: Plan, store: Store) -> tuple[Recipe, ...]:
+def with_stored_rules(recipes: Sequence[Recipe], plan: Plan, store: Store) -> tuple[Recipe, ...]:
     """The recipes, with the rules of those whose `allocate` the store has the result of. ``plan`` is of all of them."""
     goals = [goal for goal, recipe in zip(plan.goals, recipes, strict=True) if recipe.undecided]
     if not goals:
@@ -106,15 +108,15 @@ def decide(recipes: Sequence[Recipe], plan: Plan, store: Store) -> tuple[Recipe,
     steps = {id_: plan.steps[id_] for goal in goals for id_ in goal.steps}
     verdicts = examine(Plan(steps, tuple(goals)), store)
     results = {goal.name: verdicts[goal.steps[-1]].record for goal in goals}
-    return tuple(decided(recipe, results.get(recipe.name), store) for recipe in recipes)
+    return tuple(with_picked_rules(recipe, results.get(recipe.name), store) for recipe in recipes)
 
 
-def decided(recipe: Recipe, result: Record | None, store: Store) -> Recipe:
+def with_picked_rules(recipe: Recipe, result: Record | None, store: Store) -> Recipe:
     """The recipe with the rules that ``result`` of allocate holds."""
     if result is None or recipe.budget is None:
         return recipe
     tables = recipe.budget.candidates
-    found = json.loads(store.read(result.outputs["rules.json"].digest))["rules"]
+    picked = json.loads(store.read(result.outputs["rules.json"].digest))["rules"]
     names = [parameter.name for parameter in schemes.parameters(recipe.family, recipe.architecture)]
-    whole = rules.resolve(found, names, recipe.quant.dtype, lambda name: dict(tables[name]))
-    return replace(recipe, quant=replace(recipe.quant, rules=whole), undecided=False)
+    resolved = rules.resolve(picked, names, recipe.quant.dtype, lambda name: dict(tables[name]))
+    return replace(recipe, quant=replace(recipe.quant, rules=resolved), undecided=False)

@@ -25,40 +25,40 @@ SHORT = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
 
 def check(quant: Quant, checkpoint: Checkpoint) -> None:
     """Raises UserError when a quantized checkpoint is to be quantized again, or another one to be imported."""
-    there, wanted = checkpoint.config.get(KEY) is not None, quant.method == METHOD
+    is_quantized, is_imported = checkpoint.config.get(KEY) is not None, quant.method == METHOD
     if quant.packing:
         raise UserError("quant.packing is what the checkpoint says; it cannot be set", "build quant=imported")
-    if there and not wanted:
-        said = checkpoint.config[KEY]
-        how = said.get("quant_method") if isinstance(said, Mapping) else said
+    if is_quantized and not is_imported:
+        quantization = checkpoint.config[KEY]
+        how = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
         raise UserError(
             f"the checkpoint is quantized already ({how}); quantizing its weights again (quant={quant.name}, method "
             f"{quant.method}) would add a second rounding error to the first",
             f"build quant=imported, which takes them over exactly; or {USE_THE_SOURCE}",
         )
-    if wanted and not there:
+    if is_imported and not is_quantized:
         raise UserError(
             f"quant=imported: {checkpoint.root / 'config.json'} has no {KEY}: the checkpoint is not quantized",
             "build list quant   shows the schemes that quantize it",
         )
-    if wanted and (quant.rules or quant.budget is not None):
+    if is_imported and (quant.rules or quant.budget is not None):
         raise UserError(
             "quant=imported: quant.rules and quant.budget choose schemes to round to; the checkpoint has its own",
             "build quant=imported",
         )
-    if wanted and checkpoint.format != "safetensors":
+    if is_imported and checkpoint.format != "safetensors":
         raise UserError(
             "quant=imported: the checkpoint is in .bin files; allowed: safetensors, whose headers say what is packed",
             "convert it with safetensors.torch.save_file",
         )
 
 
-def plain(checkpoint: Checkpoint) -> Checkpoint:
+def without_quantization(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint as a family reads it: how its weights are stored changes no maths."""
     return replace(checkpoint, config={key: value for key, value in checkpoint.config.items() if key != KEY})
 
 
-def quant_of(quant: Quant, checkpoint: Checkpoint, family: str, architecture: Mapping[str, Any]) -> Quant:
+def imported_quant(quant: Quant, checkpoint: Checkpoint, family: str, architecture: Mapping[str, Any]) -> Quant:
     """The scheme that holds a quantized checkpoint exactly.
 
     Of an hf:// checkpoint that is still to be downloaded only config.json is known: then all linear layers are taken to
@@ -83,15 +83,15 @@ def quant_of(quant: Quant, checkpoint: Checkpoint, family: str, architecture: Ma
     left = [entry["name"] for entry in entries if entry["kind"] == "linear" and entry["name"] not in taken]
     return replace(
         quant, name=name_of(quant), quantize_embedding="embedding" in kinds, quantize_head="head" in kinds,
-        rules=(rule(left, quant.dtype),) if left else (),
+        rules=(_rule_to_keep(left, quant.dtype),) if left else (),
     )  # fmt: skip
 
 
-def settled(recipe: Recipe) -> Recipe:
+def with_scheme_of_headers(recipe: Recipe) -> Recipe:
     """The recipe with its scheme as the headers tell it, now that the checkpoint is whole."""
     if not recipe.quant.packing:
         return recipe
-    return replace(recipe, quant=quant_of(recipe.quant, recipe.checkpoint, recipe.family, recipe.architecture))
+    return replace(recipe, quant=imported_quant(recipe.quant, recipe.checkpoint, recipe.family, recipe.architecture))
 
 
 def is_stored(entry: Mapping[str, Any]) -> bool:
@@ -100,8 +100,8 @@ def is_stored(entry: Mapping[str, Any]) -> bool:
 
 def dtype_of(entries: list[dict[str, Any]]) -> str:
     """Of the scales, so that they are taken over exactly; float32 where they differ."""
-    found = {source["dtype"] for entry in entries for source in entry["sources"] if "stored" in source} or {"F16"}
-    return DTYPES[found.pop()] if len(found) == 1 else "float32"
+    dtypes = {source["dtype"] for entry in entries for source in entry["sources"] if "stored" in source} or {"F16"}
+    return DTYPES[dtypes.pop()] if len(dtypes) == 1 else "float32"
 
 
 def name_of(quant: Quant) -> str:
@@ -112,7 +112,7 @@ def name_of(quant: Quant) -> str:
     return f"q{quant.bits}{dtype}_{'zp' if quant.zero_point else 'g'}{quant.group_size or 'ch'}"
 
 
-def rule(names: list[str], dtype: str) -> dict[str, Any]:
+def _rule_to_keep(names: list[str], dtype: str) -> dict[str, Any]:
     """Keeps these parameters as they are, in the form of quant/rules.py's results."""
     use = {
         "name": f"q0{SHORT[dtype]}", "kind": "none", "bits": 0, "group_size": 0, "layout": "", "dtype": dtype,
@@ -134,5 +134,5 @@ def weight_map(
     """The weight map of a model over a checkpoint, which may be quantized."""
     module = architectures.load(family)
     find = partial(module.weight_map, module.from_architecture(architecture))
-    found: dict[str, Any] = find(layout) if packing is None else quantized.packed_weight_map(find, packing, layout)
-    return found
+    table: dict[str, Any] = find(layout) if packing is None else quantized.packed_weight_map(find, packing, layout)
+    return table

@@ -10,7 +10,7 @@ from builder import architectures
 from builder.architectures.weights import Parameter
 from builder.config.choices import Folders, choices_of, unknown_choice
 from builder.config.schema import Quant
-from builder.config.strict import parse, plain
+from builder.config.strict import as_plain_data, parse
 from builder.core.errors import Unsupported, UserError
 from builder.quant import rules
 from builder.quant.layout import OPTIONAL, Scheme, parse_scheme, stored_tensors
@@ -31,7 +31,7 @@ NOT_SCHEME = (
 
 def scheme_of(quant: Quant) -> dict[str, Any]:
     """The scheme itself: the packed format. Not the size of the files, nor how the integers are chosen."""
-    table = {k: v for k, v in plain(quant).items() if k not in NOT_SCHEME}
+    table = {k: v for k, v in as_plain_data(quant).items() if k not in NOT_SCHEME}
     for key, value in OPTIONAL.items():
         if table.get(key) == value:
             del table[key]
@@ -44,7 +44,7 @@ def activations_of(table: Mapping[str, Any]) -> list[str]:
     return sorted({one["activation"] for one in used if one.get("activation")})
 
 
-def shipped(name: str, folders: Folders) -> dict[str, Any]:
+def table_of_choice(name: str, folders: Folders) -> dict[str, Any]:
     """A choice of conf/quant by name, as ``scheme_of`` gives it."""
     import yaml
 
@@ -54,57 +54,61 @@ def shipped(name: str, folders: Folders) -> dict[str, Any]:
     return scheme_of(parse(Quant, yaml.safe_load(known[name].read_text("utf-8")), f"quant={name}"))
 
 
-def with_rules(quant: Quant, family: str, architecture: Mapping[str, Any], folders: Folders) -> Quant:
+def resolve_rules(quant: Quant, family: str, architecture: Mapping[str, Any], folders: Folders) -> Quant:
     """The rules with their layers counted and their schemes spelled out, so that keys hold content, not names."""
     if not quant.rules:
         return quant
     names = [parameter.name for parameter in parameters(family, architecture)]
-    return replace(quant, rules=rules.resolve(quant.rules, names, quant.dtype, lambda name: shipped(name, folders)))
+    return replace(
+        quant, rules=rules.resolve(quant.rules, names, quant.dtype, lambda name: table_of_choice(name, folders))
+    )
 
 
 def parameters(family: str, architecture: Mapping[str, Any]) -> tuple[Parameter, ...]:
     module = architectures.load(family)
-    found: tuple[Parameter, ...] = module.parameters(module.from_architecture(architecture))
-    return found
+    table: tuple[Parameter, ...] = module.parameters(module.from_architecture(architecture))
+    return table
 
 
 def check_fits(family: str, architecture: Mapping[str, Any], quant: Quant, folders: Folders) -> None:
     """Raises UserError when the scheme cannot hold one of the model's parameters, with the nearest that can."""
     wanted, model = parse_scheme(scheme_of(quant)), parameters(family, architecture)
     try:
-        check_holds(wanted, model)
+        check_can_pack(wanted, model)
     except UserError as error:
-        best = most_alike(wanted, {name: it for name, it in plain_choices(folders).items() if holds(it, model)})
+        best = nearest_scheme(
+            wanted, {name: it for name, it in choices_without_rules(folders).items() if can_pack(it, model)}
+        )
         raise Unsupported(error.message, f"build quant={best}   the nearest scheme that can") from error
 
 
-def quantizing(folders: Folders) -> list[str]:
+def schemes_that_quantize(folders: Folders) -> list[str]:
     """Every choice of conf/quant that quantizes a checkpoint, or keeps its weights."""
     return [name for name in choices_of("quant", folders) if name != IMPORTED]
 
 
-def plain_choices(folders: Folders) -> dict[str, Scheme]:
+def choices_without_rules(folders: Folders) -> dict[str, Scheme]:
     """Every choice of conf/quant that has no rules, which ask for a model to be resolved."""
-    tables = {name: shipped(name, folders) for name in quantizing(folders)}
+    tables = {name: table_of_choice(name, folders) for name in schemes_that_quantize(folders)}
     return {name: parse_scheme(table) for name, table in tables.items() if not table.get("rules")}
 
 
-def most_alike(wanted: Scheme, candidates: Mapping[str, Scheme]) -> str:
+def nearest_scheme(wanted: Scheme, candidates: Mapping[str, Scheme]) -> str:
     """The name of the candidate that is most like ``wanted``, "" without candidates.
 
     Integers or floats counts first, then activations, dtype, bits, kind, layout, group size.
     """
 
     def distance(name: str) -> tuple[Any, ...]:
-        found = candidates[name]
-        kind = (KINDS[found.kind] != KINDS[wanted.kind], found.activation != wanted.activation)
-        size = (found.dtype != wanted.dtype, abs(found.bits - wanted.bits), found.kind != wanted.kind)
-        return *kind, *size, found.layout != wanted.layout, abs(found.group_size - wanted.group_size), name
+        candidate = candidates[name]
+        kind = (KINDS[candidate.kind] != KINDS[wanted.kind], candidate.activation != wanted.activation)
+        size = (candidate.dtype != wanted.dtype, abs(candidate.bits - wanted.bits), candidate.kind != wanted.kind)
+        return *kind, *size, candidate.layout != wanted.layout, abs(candidate.group_size - wanted.group_size), name
 
     return min(candidates, key=distance, default="")
 
 
-def check_holds(candidate: Scheme, model: tuple[Parameter, ...]) -> None:
+def check_can_pack(candidate: Scheme, model: tuple[Parameter, ...]) -> None:
     """Raises UserError for the first parameter that the scheme cannot pack, or whose inputs it cannot round."""
     mixtures = {parameter.name.split(".gate.")[0] for parameter in model if parameter.kind == "router"}
     for parameter in model:
@@ -117,9 +121,9 @@ def check_holds(candidate: Scheme, model: tuple[Parameter, ...]) -> None:
             )
 
 
-def holds(candidate: Scheme, model: tuple[Parameter, ...]) -> bool:
+def can_pack(candidate: Scheme, model: tuple[Parameter, ...]) -> bool:
     try:
-        check_holds(candidate, model)
+        check_can_pack(candidate, model)
     except UserError:
         return False
     return True

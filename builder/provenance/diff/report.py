@@ -71,20 +71,20 @@ def _rates(bench: Mapping[str, Any] | None) -> dict[str, float]:
     return {f"prefill {bench['prefill']['tokens']}": bench["prefill"]["tokens_per_s"]["median"], **decode}
 
 
-def format_comparison(whole: Json) -> Iterator[str]:
+def format_comparison(comparison: Json) -> Iterator[str]:
     """The document as text."""
-    a, b = whole["a"], whole["b"]
-    yield f"{a['name']} ({a['kind']}) → {b['name']} ({b['kind']})" + (": no difference" if whole["same"] else "")
+    a, b = comparison["a"], comparison["b"]
+    yield f"{a['name']} ({a['kind']}) → {b['name']} ({b['kind']})" + (": no difference" if comparison["same"] else "")
     by_heading: dict[str, list[str]] = {}
-    for row in whole["differences"]:
+    for row in comparison["differences"]:
         difference = Difference(row["what"], row["last"], row["now"], row["text"])
         by_heading.setdefault(_heading_of(row), []).append(
             format_lock_difference(LockDifference(tuple(row["cells"]), difference))
         )
     for title, texts in by_heading.items():
         yield from _section(title, texts)
-    for name, cell in whole["cells"].items():
-        suffix = f" of {name}" if len(whole["cells"]) > 1 else ""
+    for name, cell in comparison["cells"].items():
+        suffix = f" of {name}" if len(comparison["cells"]) > 1 else ""
         for title, texts in _sections_of_cell(cell).items():
             yield from _section(title + suffix, texts)
 
