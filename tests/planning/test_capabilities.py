@@ -55,7 +55,7 @@ def test_float8_maths_on_an_a6000_is_refused_before_the_checkpoint_is_looked_for
         ("q4bf16_1", APPLE | {"triple": "arm64-apple-ios16"}, "on ios16; ios 17 or later", ["q4f16_1", "q0f16"]),
     ],
 )  # fmt: skip
-def test_refusal_says_what_is_lacking_and_offers_the_most_alike(name, fields, lacks, offered):
+def test_refusal_says_what_is_lacking_and_offers_the_nearest(name, fields, lacks, offered):
     error = refusal(quant(name), **fields)
     assert lacks in error.message
     assert error.hint == "build " + " or ".join(f"quant={each}" for each in offered)
