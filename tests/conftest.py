@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,25 @@ from typing import Any
 
 import pytest
 
+from tests.slow import seconds_of
+
 ROOT = Path(__file__).resolve().parent.parent
 SENT_BY_TESTS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 def pytest_configure() -> None:
     stop_ignoring_signals()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what tests/slow.py lists. Files that take long come first, so that no core is left with one at the end."""
+    costs: Counter[str] = Counter()
+    for item in items:
+        if seconds := seconds_of(item.nodeid):
+            item.add_marker(pytest.mark.slow)
+            file = item.nodeid.partition("::")[0]
+            costs[file] = max(costs[file], seconds)
+    items.sort(key=lambda item: -costs[item.nodeid.partition("::")[0]])
 
 
 def stop_ignoring_signals() -> None:

@@ -1,0 +1,53 @@
+"""Tests that `pytest -m "not slow"` leaves out, with the CPU seconds that they take (a test runs on one core or two).
+
+Numbers of ranks, bad_input, bench, gpu_code and families were measured on 2026-12-01, on a machine with other work; the
+others follow from how many builds of the demo a file runs (20 CPU seconds each) or from earlier runs of CI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SLOW: Mapping[str, int] = {  # start of a test's id -> CPU seconds of all tests that it stands for
+    "tests/browser/": 300,  # Chromium compiles shaders for most of that time
+    "tests/cluster/test_ray.py": 60,
+    "tests/e2e/test_bad_input.py::test_bad_checkpoint_is_refused_and_nothing_is_damaged[missing shard]": 23,
+    "tests/e2e/test_bad_input.py::test_damaged_blob_is_found_named_and_rebuilt": 19,
+    "tests/e2e/test_bad_input.py::test_full_disk_fails_clearly_and_goes_on_with_room": 23,
+    "tests/e2e/test_bench.py": 25,
+    "tests/e2e/test_budget.py": 60,
+    "tests/e2e/test_families.py": 60,
+    "tests/e2e/test_hub.py": 40,
+    "tests/e2e/test_imported.py": 80,
+    "tests/e2e/test_kill.py": 40,
+    "tests/e2e/test_lock.py": 60,
+    "tests/e2e/test_main_job.py::test_another_launcher_builds_a_job_for_each_cell_and_hands_on_its_failure": 30,
+    "tests/e2e/test_main_job.py::test_changing_one_tensor_reruns_its_shard_and_package": 40,
+    "tests/e2e/test_main_job.py::test_changing_the_scheme_keeps_fetch_and_convert": 40,
+    "tests/e2e/test_main_job.py::test_sweep_builds_every_combination": 20,
+    "tests/e2e/test_main_job.py::test_touching_or_moving_the_checkpoint_reruns_only_the_hashing": 30,
+    "tests/e2e/test_main_job.py::test_two_folders_and_two_stores_give_the_same_bytes": 20,
+    "tests/e2e/test_methods.py": 60,
+    "tests/e2e/test_own_scheme.py": 40,
+    "tests/e2e/test_processes.py": 80,
+    "tests/e2e/test_quality.py": 60,
+    "tests/e2e/test_shared_store.py": 80,
+    "tests/e2e/test_sweep.py": 80,
+    "tests/e2e/test_verify.py": 60,
+    "tests/matrix/": 300,
+    "tests/ranks/test_cells.py": 344,
+    "tests/ranks/test_ranks.py::test_two_ranks_agree_with_transformers": 32,
+    "tests/targets/test_opencl.py": 120,
+    "tests/tvm/test_families.py::test_every_path_agrees_with_transformers": 105,
+    "tests/tvm/test_gpu_code.py::test_a_cuda_library_holds_machine_code_for_each_architecture_and_no_source": 16,
+    "tests/tvm/test_gpu_code.py::test_from_sm_90_on_each_kernel_starts_early_and_waits": 10,
+    "tests/tvm/test_gpu_code.py::test_products_of_two_gpus_send_what_they_make": 11,
+    "tests/tvm/test_gpu_code.py::test_products_that_cannot_send_leave_the_sum_to_a_call": 11,
+    "tests/tvm/test_window_kernels.py::test_attention_through_a_window": 130,
+    "tests/tvm/test_windows.py": 80,
+}
+
+
+def seconds_of(test: str) -> int:
+    """CPU seconds of the entry that a test's id belongs to; 0: it is not slow."""
+    return next((seconds for start, seconds in SLOW.items() if test.startswith(start)), 0)
