@@ -104,7 +104,7 @@ def test_product(run: Run, n: int, k: int, kind: str):
     weight = reference.dequantize(*stored, k, scheme).astype(np.float64)
     label = inputs.RoundedLinearLabel(relax.Linear(n, k, scheme).storage, True, True, activation=kind)
     bias = random.standard_normal(n).astype(np.float16)
-    for rows in (1, integers.FEW + 1, 23):
+    for rows in (1, integers.GEMV_MAX_ROWS + 1, 23):
         x, residual = random.standard_normal((rows, k)), random.standard_normal((rows, n)).astype(np.float32)
         codes, scales = reference.rounded_input(x.astype(np.float32), kind)
         given = [words_of(codes), scales, residual]

@@ -91,7 +91,7 @@ def test_linear(isa: Isa, n: int, k: int, stored: Any):
     bias = normal(n).astype(storage.dtype)
     kernel = linear.linear(LinearLabel(storage, bias=True, residual=True), isa)
     assert kernel is not None
-    for rows in (1, linear.FEW, linear.FEW + 1, 13):
+    for rows in (1, linear.GEMV_MAX_ROWS, linear.GEMV_MAX_ROWS + 1, 13):
         x, residual = normal(rows, k), normal(rows, n)
         *_, found = run(kernel, isa, x, residual, *arrays, bias, empty(rows, n))
         close(found, x @ weight.T + bias + residual)

@@ -9,17 +9,17 @@ from tvm import tirx
 
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.cpu.weights import OUTPUTS, Transposed, weight_of
+from builder.lowering.schedules.cpu.weights import OUTPUTS_PER_DOT, Transposed, weight_of
 from builder.lowering.schedules.ir import T
 from builder.ops.experts import ExpertLinearLabel
 
-MANY = 16  # pairs; from here on each thread takes pairs, below they share the outputs of one
+PARALLEL_PAIRS = 16  # pairs; from here on each thread takes pairs, below they share the outputs of one
 
 
 def expert_linear(label: ExpertLinearLabel, isa: Isa) -> tirx.PrimFunc | None:
     """The kernel of an "expert_linear" (see builder/ops/experts.py)."""
     weight, top, outputs = weight_of(label.weight, isa), label.top, label.outputs
-    if weight is None or isinstance(weight, Transposed) or outputs < OUTPUTS:
+    if weight is None or isinstance(weight, Transposed) or outputs < OUTPUTS_PER_DOT:
         return None
     rows, tokens = v.size("rows"), v.size("tokens")
     pairs = rows * top if label.shared else rows
@@ -30,15 +30,15 @@ def expert_linear(label: ExpertLinearLabel, isa: Isa) -> tirx.PrimFunc | None:
         def pair(p: Expr, parallel: bool) -> None:
             number = v.load(routes, p // top * (2 * top) + p % top)
             first = T.Bind(tirx.Cast("int64", number) * outputs)
-            ready = weight.prepare(x, T.Bind(p // top if label.shared else p))
-            with v.loop(-(-outputs // OUTPUTS), parallel=parallel) as block:
-                n = T.Bind(T.min(block * OUTPUTS, outputs - OUTPUTS))
-                acc = v.scratch(OUTPUTS * weight.lanes)
-                for r in range(OUTPUTS):
+            prepared = weight.prepare(x, T.Bind(p // top if label.shared else p))
+            with v.loop(-(-outputs // OUTPUTS_PER_DOT), parallel=parallel) as block:
+                n = T.Bind(T.min(block * OUTPUTS_PER_DOT, outputs - OUTPUTS_PER_DOT))
+                acc = v.scratch(OUTPUTS_PER_DOT * weight.lanes)
+                for r in range(OUTPUTS_PER_DOT):
                     v.store(acc, r * weight.lanes, v.splat(0.0, weight.lanes), weight.lanes)
                 with v.loop(weight.vectors) as step:
-                    weight.dot(stored, ready, first + n, step, acc)
-                for r in range(OUTPUTS):
+                    weight.dot(stored, prepared, first + n, step, acc)
+                for r in range(OUTPUTS_PER_DOT):
                     dot = v.lane_sum(v.load(acc, r * weight.lanes, weight.lanes), weight.lanes)
                     v.store(y, p * outputs + n + r, dot)
 
@@ -50,7 +50,7 @@ def expert_linear(label: ExpertLinearLabel, isa: Isa) -> tirx.PrimFunc | None:
             with v.loop(pairs) as p:
                 pair(p, outputs * weight.k >= v.PARALLEL_MACS)
 
-        v.if_else(pairs >= tirx.const(MANY, "int64"), spread, alone)
+        v.if_else(pairs >= tirx.const(PARALLEL_PAIRS, "int64"), spread, alone)
 
     shape = (rows, 2 * top) if label.shared else (tokens, 2 * top)
     args = [Arg("x", (rows, weight.k)), Arg("routes", shape), *weight.args, Arg("y", (pairs, outputs))]

@@ -16,21 +16,21 @@ from tvm import tirx
 from builder.lowering.choices import choose
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Buffer, Expr, Isa
-from builder.lowering.schedules.cpu.weights import OUTPUTS
+from builder.lowering.schedules.cpu.weights import OUTPUTS_PER_DOT
 from builder.lowering.schedules.ir import T
 from builder.ops.rounded_inputs import RoundedLinearLabel
 
-FEW = 3  # rows that are multiplied one by one
-ROWS = 10  # rows of sums in registers
+GEMV_MAX_ROWS = 3  # rows that are multiplied one by one
+TILE_ROWS = 10  # rows of sums in registers
 ROW_BLOCK = 480  # rows that one panel of the weight is kept for
-PANELS = 8  # of one task, at most
-BALANCE = 16  # tasks of a product, at least, if there are so many panels
+MAX_PANELS_PER_TASK = 8  # of one task, at most
+MIN_TASKS = 16  # tasks of a product, at least, if there are so many panels
 TOP_BITS = 0x80808080
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A product of codes (M, W) and a weight (N, W), their scales beside them. ``start`` is what it is added to."""
+    """A product of codes (M, W) and a weight (N, W), their scales beside them. ``epilogue``: what is added to it."""
 
     n: int
     words: int
@@ -39,16 +39,16 @@ class Product:
     scales: Buffer
     weight: Buffer
     weight_scales: Buffer
-    start: Any  # linear.Start
+    epilogue: Any  # linear.Epilogue
     y: Buffer
     rows: Expr
 
 
-def linear(p: Product) -> None:
+def multiply_codes(p: Product) -> None:
     """Few rows (see linear.py) one by one, many by panels."""
-    choose("GEMV", f"up to {FEW} rows", outputs=OUTPUTS, lanes=p.lanes)
-    choose("panels", f"more than {FEW} rows", rows=ROWS, lanes=p.lanes)
-    v.if_else(p.rows <= tirx.const(FEW, "int64"), lambda: few_rows(p), lambda: many_rows(p))
+    choose("GEMV", f"up to {GEMV_MAX_ROWS} rows", outputs=OUTPUTS_PER_DOT, lanes=p.lanes)
+    choose("panels", f"more than {GEMV_MAX_ROWS} rows", rows=TILE_ROWS, lanes=p.lanes)
+    v.if_else(p.rows <= tirx.const(GEMV_MAX_ROWS, "int64"), lambda: gemv(p), lambda: gemm(p))
 
 
 def lanes_of(label: RoundedLinearLabel, isa: Isa) -> int:
@@ -65,7 +65,7 @@ def multiply_add(acc: Expr, unsigned: Expr, signed: Expr, lanes: int) -> Expr:
     return T.call_llvm_pure_intrin(f"int32x{lanes}", f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", acc, *pair)
 
 
-def shifted(words: Expr, lanes: int) -> Expr:
+def unsigned_bytes(words: Expr, lanes: int) -> Expr:
     """Signed bytes plus 128."""
     turned = words ^ v.splat(TOP_BITS, lanes, "uint32")
     return v.bits(turned, "int32", lanes)
@@ -86,28 +86,28 @@ def row_sums(p: Product) -> Buffer:
             words = signed(v.load(p.codes, row * p.words + step * lanes, lanes), lanes)
             v.store(acc, 0, multiply_add(v.load(acc, 0, lanes), ones, words, lanes), lanes)
         if p.words % lanes:
-            ready = tail(p, row)
-            v.store(acc, 0, multiply_add(v.load(acc, 0, lanes), ones, v.load(ready, 0, lanes), lanes), lanes)
+            prepared = tail(p, row)
+            v.store(acc, 0, multiply_add(v.load(acc, 0, lanes), ones, v.load(prepared, 0, lanes), lanes), lanes)
         v.store(sums, row, v.lane_sum(v.load(acc, 0, lanes), lanes) * tirx.const(-128, "int32"))
     return sums
 
 
 def tail(p: Product, row: Expr) -> Buffer:
     """The last vector of a row of codes, which starts early: 0 where the vectors before it have been."""
-    ready, first = v.scratch(p.lanes, "int32"), p.words - p.lanes
+    prepared, first = v.scratch(p.lanes, "int32"), p.words - p.lanes
     with v.loop(p.lanes) as lane:
         word = v.bits(v.load(p.codes, row * p.words + first + lane), "int32", 1)
         fresh = lane >= p.lanes - p.words % p.lanes
-        v.store(ready, lane, tirx.Select(fresh, word, tirx.const(0, "int32")))
-    return ready
+        v.store(prepared, lane, tirx.Select(fresh, word, tirx.const(0, "int32")))
+    return prepared
 
 
-def few_rows(p: Product) -> None:
+def gemv(p: Product) -> None:
     """Dot products, OUTPUTS at a time; the last ones overlap the ones before, writing the same values."""
-    lanes, outputs = p.lanes, OUTPUTS
+    lanes, outputs = p.lanes, OUTPUTS_PER_DOT
     sums = row_sums(p)
     with v.loop(p.rows) as row:
-        ready = tail(p, row) if p.words % lanes else None
+        prepared = tail(p, row) if p.words % lanes else None
         with v.loop(-(-p.n // outputs), parallel=p.n * p.words >= v.PARALLEL_MACS) as block:
             n = T.Bind(T.min(block * outputs, p.n - outputs))
             accs = [v.scratch(lanes, "int32") for _ in range(outputs)]
@@ -116,25 +116,25 @@ def few_rows(p: Product) -> None:
 
             def add(x: Expr, start: Expr, n: Expr = n, accs: list[Buffer] = accs) -> None:
                 for r, acc in enumerate(accs):
-                    words = shifted(v.load(p.weight, (n + r) * p.words + start, lanes), lanes)
+                    words = unsigned_bytes(v.load(p.weight, (n + r) * p.words + start, lanes), lanes)
                     v.store(acc, 0, multiply_add(v.load(acc, 0, lanes), words, x, lanes), lanes)
 
             with v.loop(p.words // lanes) as step:
                 start = T.Bind(step * lanes)
                 add(T.Bind(signed(v.load(p.codes, row * p.words + start, lanes), lanes)), start)
-            if ready is not None:
-                add(T.Bind(v.load(ready, 0, lanes)), p.words - lanes)
+            if prepared is not None:
+                add(T.Bind(v.load(prepared, 0, lanes)), p.words - lanes)
             for r, acc in enumerate(accs):
                 dot = v.lane_sum(v.load(acc, 0, lanes), lanes) + v.load(sums, row)
                 scaled = tirx.Cast("float32", dot) * v.load(p.scales, row) * v.load(p.weight_scales, n + r)
-                v.store(p.y, row * p.n + n + r, p.start.at(row, n + r, 1) + scaled)
+                v.store(p.y, row * p.n + n + r, p.epilogue.at(row, n + r, 1) + scaled)
 
 
-def many_rows(p: Product) -> None:
+def gemm(p: Product) -> None:
     """Panels of 2 vectors of outputs, all inputs deep, for ROW_BLOCK rows at a time."""
     width = 2 * p.lanes
     panels = -(-p.n // width)
-    together = max(1, min(PANELS, panels // BALANCE))
+    together = max(1, min(MAX_PANELS_PER_TASK, panels // MIN_TASKS))
     sums = row_sums(p)
     blocks = tirx.floordiv(p.rows + (ROW_BLOCK - 1), ROW_BLOCK)
     with v.loop(blocks) as block, v.loop(-(-panels // together), parallel=True) as task:
@@ -142,43 +142,43 @@ def many_rows(p: Product) -> None:
         data = v.scratch(p.words * width, "int32")
         with v.loop(T.min(together, panels - task * together)) as place:
             n = T.Bind(T.min((task * together + place) * width, p.n - width))
-            turn(p, n, data)
-            with v.loop(tirx.floordiv(high - low + (ROWS - 1), ROWS)) as tile:
-                multiply(p, n, data, sums, T.Bind(low + tile * ROWS), high)
+            transpose_panel(p, n, data)
+            with v.loop(tirx.floordiv(high - low + (TILE_ROWS - 1), TILE_ROWS)) as tile:
+                multiply_tile(p, n, data, sums, T.Bind(low + tile * TILE_ROWS), high)
 
 
-def turn(p: Product, n: Expr, data: Buffer) -> None:
+def transpose_panel(p: Product, n: Expr, data: Buffer) -> None:
     """data[w, 0 .. 2 L] = word w of outputs n .. n + 2 L: squares are turned in registers, the rest is gathered."""
     lanes = p.lanes
     width, whole = 2 * lanes, p.words // lanes
     for part in (0, lanes):
         with v.loop(whole) as step:
             sources = [(n + part + r) * p.words + step * lanes for r in range(lanes)]
-            rows = [T.Bind(shifted(v.load(p.weight, source, lanes), lanes)) for source in sources]
+            rows = [T.Bind(unsigned_bytes(v.load(p.weight, source, lanes), lanes)) for source in sources]
             for w, column in enumerate(v.transposed(rows)):
                 v.store(data, (step * lanes + w) * width + part, column, lanes)
         for w in range(whole * lanes, p.words):
             column = v.gather(p.weight, (n + part) * p.words + w, p.words, lanes)
-            v.store(data, w * width + part, shifted(column, lanes), lanes)
+            v.store(data, w * width + part, unsigned_bytes(column, lanes), lanes)
 
 
-def multiply(p: Product, n: Expr, data: Buffer, sums: Buffer, row: Expr, end: Expr) -> None:
+def multiply_tile(p: Product, n: Expr, data: Buffer, sums: Buffer, row: Expr, end: Expr) -> None:
     """ROWS rows of x times the panel; rows past the end repeat the last one and are not stored."""
     lanes = p.lanes
     width = 2 * lanes
-    real = [T.Bind(T.min(row + r, end - 1)) for r in range(ROWS)]
-    accs = {(r, part): v.scratch(lanes, "int32") for r in range(ROWS) for part in (0, lanes)}
+    real = [T.Bind(T.min(row + r, end - 1)) for r in range(TILE_ROWS)]
+    accs = {(r, part): v.scratch(lanes, "int32") for r in range(TILE_ROWS) for part in (0, lanes)}
     for (r, _), acc in accs.items():
         v.store(acc, 0, v.splat(v.load(sums, real[r]), lanes), lanes)
     with v.loop(p.words) as w:
         columns = {part: T.Bind(v.load(data, w * width + part, lanes)) for part in (0, lanes)}
-        values = [T.Bind(v.bits(v.load(p.codes, real[r] * p.words + w), "int32", 1)) for r in range(ROWS)]
+        values = [T.Bind(v.bits(v.load(p.codes, real[r] * p.words + w), "int32", 1)) for r in range(TILE_ROWS)]
         for (r, part), acc in accs.items():
             x = v.splat(values[r], lanes)
             v.store(acc, 0, multiply_add(v.load(acc, 0, lanes), columns[part], x, lanes), lanes)
-    for r in range(ROWS):
+    for r in range(TILE_ROWS):
         with v.when(row + r < end):
             for part in (0, lanes):
                 dot = v.cast(v.load(accs[r, part], 0, lanes), "float32", lanes)
                 scaled = dot * v.splat(v.load(p.scales, real[r]), lanes) * v.load(p.weight_scales, n + part, lanes)
-                v.store(p.y, real[r] * p.n + n + part, p.start.at(real[r], n + part, lanes) + scaled, lanes)
+                v.store(p.y, real[r] * p.n + n + part, p.epilogue.at(real[r], n + part, lanes) + scaled, lanes)

@@ -16,28 +16,36 @@ from tvm import tirx
 from builder.lowering.choices import choose
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.cpu.weights import OUTPUTS, STRIPS, Grouped, Plain, Transposed, Weight, weight_of
+from builder.lowering.schedules.cpu.weights import (
+    OUTPUTS_PER_DOT,
+    VECTORS_PER_DOT,
+    Grouped,
+    Plain,
+    Transposed,
+    Weight,
+    weight_of,
+)
 from builder.lowering.schedules.ir import T
 from builder.ops.linear import LinearLabel
 
-FEW = 3  # rows that are multiplied one by one
-ROWS = 6  # rows of sums in registers
+GEMV_MAX_ROWS = 3  # rows that are multiplied one by one
+TILE_ROWS = 6  # rows of sums in registers
 ROW_BLOCK = 240  # rows whose slice of x, BLOCK wide, a core keeps close (120 KiB)
-PANELS = 8  # of one task, at most
-BALANCE = 16  # tasks of a product, at least, if there are so many panels: for several threads
+MAX_PANELS_PER_TASK = 8  # of one task, at most
+MIN_TASKS = 16  # tasks of a product, at least, if there are so many panels: for several threads
 
 
 def linear(label: LinearLabel, isa: Isa) -> tirx.PrimFunc | None:
     """The kernel of a "linear" operation (see builder/ops/linear.py for its arguments)."""
     weight = weight_of(label.weight, isa)
-    if weight is None or weight.n < OUTPUTS:
+    if weight is None or weight.n < OUTPUTS_PER_DOT:
         choose("plain loops", "a weight that no kernel here reads, or too few outputs", outputs=label.weight.n)
         return None
     rows = v.size("rows")
 
     def body(x: Buffer, *others: Buffer) -> None:
-        y, start, stored = split(label, isa, others)
-        multiply_rows(weight, stored, x, start, y, rows)
+        y, epilogue, stored = split(label, isa, others)
+        multiply_rows(weight, stored, x, epilogue, y, rows)
 
     return v.kernel([Arg("x", (rows, weight.k)), *args_of(label, weight, rows)], body)
 
@@ -49,24 +57,26 @@ def args_of(label: LinearLabel, weight: Weight, rows: Expr) -> list[Arg]:
     return [*residual, *weight.args, *bias, Arg("y", (rows, weight.n))]
 
 
-def split(label: LinearLabel, isa: Isa, buffers: tuple[Buffer, ...]) -> tuple[Buffer, Start, tuple[Buffer, ...]]:
+def split(label: LinearLabel, isa: Isa, buffers: tuple[Buffer, ...]) -> tuple[Buffer, Epilogue, tuple[Buffer, ...]]:
     """Buffers of ``args_of`` -> y, what an output starts from, and the weight."""
     rest = list(buffers)
     y, residual = rest.pop(), rest.pop(0) if label.residual else None
     bias = rest.pop() if label.bias else None
-    return y, Start(label.weight.n, label.weight.dtype, bias, residual, isa, 1 / label.ranks), tuple(rest)
+    return y, Epilogue(label.weight.n, label.weight.dtype, bias, residual, isa, 1 / label.ranks), tuple(rest)
 
 
-def multiply_rows(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, start: Start, y: Buffer, rows: Expr) -> None:
+def multiply_rows(
+    weight: Weight, stored: tuple[Buffer, ...], x: Buffer, epilogue: Epilogue, y: Buffer, rows: Expr
+) -> None:
     v.if_else(
-        rows <= tirx.const(FEW, "int64"),
-        lambda: few(weight, stored, x, start, y, rows),
-        lambda: many_rows(weight, stored, x, start, y, rows),
+        rows <= tirx.const(GEMV_MAX_ROWS, "int64"),
+        lambda: multiply_few_rows(weight, stored, x, epilogue, y, rows),
+        lambda: gemm(weight, stored, x, epilogue, y, rows),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class Epilogue:
     """What an output is before the products are added: bias and residual, or zero."""
 
     n: int
@@ -85,51 +95,53 @@ class Start:
         return value if self.share == 1 else value * v.splat(self.share, lanes)
 
 
-def few(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, start: Start, y: Buffer, rows: Expr) -> None:
+def multiply_few_rows(
+    weight: Weight, stored: tuple[Buffer, ...], x: Buffer, epilogue: Epilogue, y: Buffer, rows: Expr
+) -> None:
     if isinstance(weight, Transposed):
-        few_rows_transposed(weight, stored, x, start, y, rows)
+        gemv_transposed(weight, stored, x, epilogue, y, rows)
     else:
-        few_rows(weight, stored, x, start, y, rows)
+        gemv(weight, stored, x, epilogue, y, rows)
 
 
-def few_rows_transposed(
-    weight: Transposed, stored: tuple[Buffer, ...], x: Buffer, start: Start, y: Buffer, rows: Expr
+def gemv_transposed(
+    weight: Transposed, stored: tuple[Buffer, ...], x: Buffer, epilogue: Epilogue, y: Buffer, rows: Expr
 ) -> None:
     """STRIPS vectors of outputs at a time, down the groups; the last ones overlap the ones before."""
     lanes = weight.lanes
-    width = STRIPS * lanes
-    choose("GEMV", f"up to {FEW} rows; outputs lie beside each other", outputs=width, lanes=lanes)
+    width = VECTORS_PER_DOT * lanes
+    choose("GEMV", f"up to {GEMV_MAX_ROWS} rows; outputs lie beside each other", outputs=width, lanes=lanes)
     with v.loop(rows) as row:
-        ready = weight.prepare(x, row)
+        prepared = weight.prepare(x, row)
         with v.loop(-(-weight.n // width), parallel=weight.n * weight.k >= v.PARALLEL_MACS) as block:
             n = T.Bind(T.min(block * width, weight.n - width))
             acc = v.scratch(width)
             for part in range(0, width, lanes):
-                v.store(acc, part, start.at(row, n + part, lanes), lanes)
+                v.store(acc, part, epilogue.at(row, n + part, lanes), lanes)
             with v.loop(weight.groups) as group:
-                weight.dot(stored, ready, n, group, acc)
+                weight.dot(stored, prepared, n, group, acc)
             for part in range(0, width, lanes):
                 v.store(y, row * weight.n + n + part, v.load(acc, part, lanes), lanes)
 
 
-def few_rows(
-    weight: Plain | Grouped, stored: tuple[Buffer, ...], x: Buffer, start: Start, y: Buffer, rows: Expr
+def gemv(
+    weight: Plain | Grouped, stored: tuple[Buffer, ...], x: Buffer, epilogue: Epilogue, y: Buffer, rows: Expr
 ) -> None:
     """Dot products, OUTPUTS at a time; the last ones overlap the ones before, writing the same values."""
-    lanes, outputs = weight.lanes, OUTPUTS
-    choose("GEMV", f"up to {FEW} rows; inputs lie beside each other", outputs=outputs, lanes=lanes)
+    lanes, outputs = weight.lanes, OUTPUTS_PER_DOT
+    choose("GEMV", f"up to {GEMV_MAX_ROWS} rows; inputs lie beside each other", outputs=outputs, lanes=lanes)
     with v.loop(rows) as row:
-        ready = weight.prepare(x, row)
+        prepared = weight.prepare(x, row)
         with v.loop(-(-weight.n // outputs), parallel=weight.n * weight.k >= v.PARALLEL_MACS) as block:
             n = T.Bind(T.min(block * outputs, weight.n - outputs))
             acc = v.scratch(outputs * lanes)
             for r in range(outputs):
                 v.store(acc, r * lanes, v.splat(0.0, lanes), lanes)
             with v.loop(weight.vectors) as step:
-                weight.dot(stored, ready, n, step, acc)
+                weight.dot(stored, prepared, n, step, acc)
             for r in range(outputs):
                 dot = v.lane_sum(v.load(acc, r * lanes, lanes), lanes)
-                v.store(y, row * weight.n + n + r, start.at(row, n + r, 1) + dot)
+                v.store(y, row * weight.n + n + r, epilogue.at(row, n + r, 1) + dot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +156,7 @@ class Panel:
     depth: Expr
 
 
-def many_rows(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, start: Start, y: Buffer, rows: Expr) -> None:
+def gemm(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, epilogue: Epilogue, y: Buffer, rows: Expr) -> None:
     """Panels of 2 vectors of outputs, several of them in a task, for ROW_BLOCK rows at a time.
 
     Sums are collected in y, block of inputs by block, so that the slice of x in use stays in the cache. What is left of
@@ -153,27 +165,27 @@ def many_rows(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, start: Star
     lanes, count = panel_shape(weight)
     width = lanes * count
     panels, rest = divmod(weight.n, width)
-    together = max(1, min(PANELS, panels // BALANCE))
+    together = max(1, min(MAX_PANELS_PER_TASK, panels // MIN_TASKS))
     tasks = -(-panels // together)
-    tile = {"rows": ROWS, "outputs": width, "inputs": weight.block, "panels_per_task": together, "lanes": lanes}
-    choose("dequantized panels", f"more than {FEW} rows", **tile)
+    tile = {"rows": TILE_ROWS, "outputs": width, "inputs": weight.block, "panels_per_task": together, "lanes": lanes}
+    choose("dequantized panels", f"more than {GEMV_MAX_ROWS} rows", **tile)
     with v.loop(tirx.floordiv(rows + (ROW_BLOCK - 1), ROW_BLOCK)) as block, v.loop(tasks, parallel=True) as task:
         low, high = T.Bind(block * ROW_BLOCK), T.Bind(T.min((block + 1) * ROW_BLOCK, rows))
         data = v.scratch(weight.block * width)
-        with v.loop(1 + (task == tasks - 1).astype("int32") if rest else 1) as late:
+        with v.loop(1 + (task == tasks - 1).astype("int32") if rest else 1) as overlapping:
             here = T.min(together, panels - task * together)
             with (
                 v.loop(-(-weight.k // weight.block)) as step,
-                v.loop(tirx.if_then_else(late > 0, 1, here) if rest else here) as place,
+                v.loop(tirx.if_then_else(overlapping > 0, 1, here) if rest else here) as place,
             ):
                 regular = (task * together + place) * width
-                n = T.Bind(tirx.if_then_else(late > 0, weight.n - width, regular) if rest else regular)
+                n = T.Bind(tirx.if_then_else(overlapping > 0, weight.n - width, regular) if rest else regular)
                 first = T.Bind(step * weight.block)
                 depth = T.Bind(T.min(weight.k - first, weight.block))
                 weight.panel(stored, n, first, depth, data, lanes, count)
                 panel = Panel(data, lanes, count, n, first, depth)
-                with v.loop(tirx.floordiv(high - low + (ROWS - 1), ROWS)) as tile:
-                    multiply(weight, panel, x, start, y, T.Bind(low + tile * ROWS), high)
+                with v.loop(tirx.floordiv(high - low + (TILE_ROWS - 1), TILE_ROWS)) as tile:
+                    multiply(weight, panel, x, epilogue, y, T.Bind(low + tile * TILE_ROWS), high)
 
 
 def panel_shape(weight: Weight) -> tuple[int, int]:
@@ -184,29 +196,29 @@ def panel_shape(weight: Weight) -> tuple[int, int]:
     return lanes, 2
 
 
-def multiply(weight: Weight, panel: Panel, x: Buffer, start: Start, y: Buffer, row: Expr, end: Expr) -> None:
+def multiply(weight: Weight, panel: Panel, x: Buffer, epilogue: Epilogue, y: Buffer, row: Expr, end: Expr) -> None:
     """Add ROWS rows of x times the panel to y; rows past the end repeat the last one and are not stored."""
     lanes, n = panel.lanes, panel.n
     width = lanes * panel.count
-    acc = v.scratch(ROWS * width)
-    places = [(r, part, r * width + part) for r in range(ROWS) for part in range(0, width, lanes)]
-    real = [T.Bind(T.min(row + r, end - 1)) for r in range(ROWS)]
+    acc = v.scratch(TILE_ROWS * width)
+    places = [(r, part, r * width + part) for r in range(TILE_ROWS) for part in range(0, width, lanes)]
+    real = [T.Bind(T.min(row + r, end - 1)) for r in range(TILE_ROWS)]
 
-    def from_start() -> None:
+    def from_epilogue() -> None:
         for r, part, at in places:
-            v.store(acc, at, start.at(real[r], n + part, lanes), lanes)
+            v.store(acc, at, epilogue.at(real[r], n + part, lanes), lanes)
 
     def from_sums() -> None:
         for r, part, at in places:
             v.store(acc, at, v.load(y, real[r] * weight.n + n + part, lanes), lanes)
 
-    v.if_else(panel.first == 0, from_start, from_sums)
+    v.if_else(panel.first == 0, from_epilogue, from_sums)
     with v.loop(panel.depth) as k:
         columns = {part: T.Bind(v.load(panel.data, k * width + part, lanes)) for part in range(0, width, lanes)}
-        values = [T.Bind(v.load(x, real[r] * weight.k + panel.first + k)) for r in range(ROWS)]
+        values = [T.Bind(v.load(x, real[r] * weight.k + panel.first + k)) for r in range(TILE_ROWS)]
         for r, part, at in places:
             v.store(acc, at, v.load(acc, at, lanes) + v.splat(values[r], lanes) * columns[part], lanes)
-    for r in range(ROWS):
+    for r in range(TILE_ROWS):
         with v.when(row + r < end):
             for part in range(0, width, lanes):
                 v.store(y, real[r] * weight.n + n + part, v.load(acc, r * width + part, lanes), lanes)

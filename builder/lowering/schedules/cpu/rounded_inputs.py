@@ -11,7 +11,7 @@ from builder.lowering.choices import choose
 from builder.lowering.schedules.cpu import integers, linear
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.cpu.weights import OUTPUTS, weight_of
+from builder.lowering.schedules.cpu.weights import OUTPUTS_PER_DOT, weight_of
 from builder.lowering.schedules.ir import T
 from builder.ops.byte_codes import PER_WORD, byte_of, byte_value
 from builder.ops.rounded_inputs import RoundedLabel, RoundedLinearLabel, RowScaleLabel
@@ -92,21 +92,21 @@ def rounded_linear(label: RoundedLinearLabel, isa: Isa) -> tirx.PrimFunc | None:
     """The product of a "rounded_linear" (builder/ops/rounded_inputs.py): of the bytes as they are where integers.py has
     the instructions for it, else of float32 again."""
     weight = weight_of(label.weight, isa)
-    if weight is None or weight.n < OUTPUTS:
+    if weight is None or weight.n < OUTPUTS_PER_DOT:
         choose("plain loops", "a weight that no kernel here reads, or too few outputs", outputs=label.weight.n)
         return None
     rows, words, lanes = v.size("rows"), -(-weight.k // PER_WORD), integers.lanes_of(label, isa)
 
     def body(codes: Buffer, scales: Buffer, *others: Buffer) -> None:
-        y, start, stored = linear.split(label, isa, others)
+        y, epilogue, stored = linear.split(label, isa, others)
         if lanes:
             choose("integer products", "int8 inputs, and the CPU multiplies bytes by fours (VNNI)", lanes=lanes)
-            product = integers.Product(weight.n, words, lanes, codes, scales, stored[0], stored[1], start, y, rows)
-            integers.linear(product)
+            product = integers.Product(weight.n, words, lanes, codes, scales, stored[0], stored[1], epilogue, y, rows)
+            integers.multiply_codes(product)
             return
         choose("float32 products", "inputs that no integer instruction of this CPU takes (VNNI takes int8)")
         x = widened(codes, scales, rows, weight.k, label.activation, isa)
-        linear.multiply_rows(weight, stored, x, start, y, rows)
+        linear.multiply_rows(weight, stored, x, epilogue, y, rows)
 
     inputs = [Arg("codes", (rows, words), "uint32"), Arg("scales", (rows, 1))]
     return v.kernel([*inputs, *linear.args_of(label, weight, rows)], body)

@@ -14,9 +14,9 @@ from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
 from builder.lowering.schedules.ir import T
 from builder.ops.weights import StoredWeight
 
-OUTPUTS = 4  # outputs that share the loads of x in a dot product
-BLOCK = 128  # inputs of a panel, about
-STRIPS = 4  # vectors of outputs that share the loads of x where outputs lie beside each other
+OUTPUTS_PER_DOT = 4  # outputs that share the loads of x in a dot product
+PANEL_DEPTH = 128  # inputs of a panel, about
+VECTORS_PER_DOT = 4  # vectors of outputs that share the loads of x where outputs lie beside each other
 FLOAT8_SHIFT = {"e4m3": 4, "e5m2": 3}  # of the byte at the top of a word, to where a float32 has its exponent
 FLOAT8_MASK = {"e4m3": 0x87F00000, "e5m2": 0x8FE00000}
 FLOAT8_BIAS = {"e4m3": 120, "e5m2": 112}  # by how much the exponent is then too low
@@ -49,24 +49,24 @@ class Plain:
 
     @property
     def block(self) -> int:
-        return min(BLOCK, self.k)
+        return min(PANEL_DEPTH, self.k)
 
     def prepare(self, x: Buffer, row: Expr) -> tuple[Buffer, ...]:
         """x in the order that ``dot`` reads it: the last vector starts early, with zeros where it overlaps."""
         lanes = self.lanes
-        ready = v.scratch(self.vectors * lanes)
+        prepared = v.scratch(self.vectors * lanes)
         with v.loop(self.vectors) as step, v.loop(lanes) as lane:
             k = T.Bind(T.min(step * lanes, self.k - lanes) + lane)
             fresh = tirx.if_then_else(k >= step * lanes, v.load(x, row * self.k + k), tirx.const(0.0, "float32"))
-            v.store(ready, step * lanes + lane, fresh)
-        return (ready,)
+            v.store(prepared, step * lanes + lane, fresh)
+        return (prepared,)
 
-    def dot(self, stored: tuple[Buffer, ...], ready: tuple[Buffer, ...], n: Expr, step: Expr, acc: Buffer) -> None:
+    def dot(self, stored: tuple[Buffer, ...], prepared: tuple[Buffer, ...], n: Expr, step: Expr, acc: Buffer) -> None:
         """Add vector ``step`` of the products of outputs n .. n + OUTPUTS to ``acc``."""
         lanes = self.lanes
         start = T.Bind(T.min(step * lanes, self.k - lanes))
-        x = T.Bind(v.load(ready[0], step * lanes, lanes))
-        for r in range(min(OUTPUTS, self.n)):
+        x = T.Bind(v.load(prepared[0], step * lanes, lanes))
+        for r in range(min(OUTPUTS_PER_DOT, self.n)):
             raw = v.load(stored[0], (n + r) * self.k + start, lanes)
             weight = v.to_float32(raw, self.dtype, lanes, self.isa)
             v.store(acc, r * lanes, v.load(acc, r * lanes, lanes) + weight * x, lanes)
@@ -231,13 +231,13 @@ class Grouped(Packed):
     @property
     def whole_row(self) -> bool:
         """One group, longer than a panel is deep."""
-        return self.groups == 1 and self.group_size > BLOCK
+        return self.groups == 1 and self.group_size > PANEL_DEPTH
 
     @property
     def block(self) -> int:
         if self.whole_row:
-            return BLOCK // self.per_word * self.per_word
-        return max(1, BLOCK // self.group_size) * self.group_size
+            return PANEL_DEPTH // self.per_word * self.per_word
+        return max(1, PANEL_DEPTH // self.group_size) * self.group_size
 
     def prepare(self, x: Buffer, row: Expr) -> tuple[Buffer, ...]:
         """x turned so that value e of each word is a vector, and -max_int (-1 if there are zero points) times the sum
@@ -261,13 +261,13 @@ class Grouped(Packed):
             v.store(sums, step * lanes + lane, v.load(x_sum, 0) * tirx.const(middle, "float32"))
         return turned, sums
 
-    def dot(self, stored: tuple[Buffer, ...], ready: tuple[Buffer, ...], n: Expr, step: Expr, acc: Buffer) -> None:
+    def dot(self, stored: tuple[Buffer, ...], prepared: tuple[Buffer, ...], n: Expr, step: Expr, acc: Buffer) -> None:
         """Add vector ``step`` of the products of outputs n .. n + OUTPUTS to ``acc``:
         scale * (sum of stored * x - max_int * sum of x), which is the sum of weight * x."""
         lanes, per_word = self.lanes, self.per_word
-        turned, sums = ready
+        turned, sums = prepared
         start = T.Bind(T.min(step * lanes, self.words - lanes))
-        outputs = range(min(OUTPUTS, self.n))
+        outputs = range(min(OUTPUTS_PER_DOT, self.n))
         words = [T.Bind(v.load(stored[0], (n + r) * self.words + start, lanes)) for r in outputs]
         parts = [v.load(sums, step * lanes, lanes) for _ in outputs]
         if self.zero_point:
@@ -359,13 +359,13 @@ class Transposed(Packed):
     @property
     def lanes(self) -> int:
         lanes = self.isa.lanes
-        while lanes > 1 and STRIPS * lanes > self.n:
+        while lanes > 1 and VECTORS_PER_DOT * lanes > self.n:
             lanes //= 2
         return lanes
 
     @property
     def block(self) -> int:
-        return max(1, BLOCK // self.group_size) * self.group_size
+        return max(1, PANEL_DEPTH // self.group_size) * self.group_size
 
     def prepare(self, x: Buffer, row: Expr) -> tuple[Buffer, ...]:
         """x by words, with zeros where they are padding, and -max_int times its sum over each group."""
@@ -382,22 +382,22 @@ class Transposed(Packed):
                     v.store(sums, group, v.load(sums, group) - value * tirx.const(float(self.max_int), "float32"))
         return slots, sums
 
-    def dot(self, stored: tuple[Buffer, ...], ready: tuple[Buffer, ...], n: Expr, group: Expr, acc: Buffer) -> None:
+    def dot(self, stored: tuple[Buffer, ...], prepared: tuple[Buffer, ...], n: Expr, group: Expr, acc: Buffer) -> None:
         """Add the products of one group with outputs n .. n + STRIPS * lanes to ``acc``."""
-        lanes, strips = self.lanes, range(STRIPS)
-        part = v.scratch(STRIPS * lanes)
-        for strip in strips:
-            v.store(part, strip * lanes, v.splat(v.load(ready[1], group), lanes), lanes)
+        lanes, vectors_of_dot = self.lanes, range(VECTORS_PER_DOT)
+        part = v.scratch(VECTORS_PER_DOT * lanes)
+        for strip in vectors_of_dot:
+            v.store(part, strip * lanes, v.splat(v.load(prepared[1], group), lanes), lanes)
         with v.loop(self.group_words) as place:
             word = T.Bind(group * self.group_words + place)
-            words = [T.Bind(v.load(stored[0], word * self.n + n + strip * lanes, lanes)) for strip in strips]
-            sums = [v.load(part, strip * lanes, lanes) for strip in strips]
+            words = [T.Bind(v.load(stored[0], word * self.n + n + strip * lanes, lanes)) for strip in vectors_of_dot]
+            sums = [v.load(part, strip * lanes, lanes) for strip in vectors_of_dot]
             for e in range(self.per_word):
-                x = T.Bind(v.splat(T.Bind(v.load(ready[0], word * self.per_word + e)), lanes))
-                sums = [T.Bind(sums[strip] + self.value(words[strip], e, lanes) * x) for strip in strips]
-            for strip in strips:
+                x = T.Bind(v.splat(T.Bind(v.load(prepared[0], word * self.per_word + e)), lanes))
+                sums = [T.Bind(sums[strip] + self.value(words[strip], e, lanes) * x) for strip in vectors_of_dot]
+            for strip in vectors_of_dot:
                 v.store(part, strip * lanes, sums[strip], lanes)
-        for strip in strips:
+        for strip in vectors_of_dot:
             raw = v.load(stored[1], group * self.n + n + strip * lanes, lanes)
             product = self.scaled(
                 v.load(part, strip * lanes, lanes), v.to_float32(raw, self.dtype, lanes, self.isa), lanes

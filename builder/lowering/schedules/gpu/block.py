@@ -281,18 +281,18 @@ WARP, ALL_LANES = 32, 0xFFFFFFFF  # threads that shuffle with each other
 REDUCE_WIDTH = 16  # values that one thread combines
 
 
-def block_reduce(value: Expr, thread: Expr, threads: int, combine: Combine, room: Buffer) -> Expr:
-    """One value of all the threads of a block, in each of them; ``room``: 2 * threads values of shared memory.
+def block_reduce(value: Expr, thread: Expr, threads: int, combine: Combine, smem: Buffer) -> Expr:
+    """One value of all the threads of a block, in each of them; ``smem``: 2 * threads values of shared memory.
 
     Every 16th of the threads' values is combined by a thread, and their results by all.
     """
-    store(room, thread, value)
+    store(smem, thread, value)
     barrier()
     parts = threads // REDUCE_WIDTH
     with when(thread < parts):
-        store(room, threads + thread, reduce([load(room, thread + parts * i) for i in range(REDUCE_WIDTH)], combine))
+        store(smem, threads + thread, reduce([load(smem, thread + parts * i) for i in range(REDUCE_WIDTH)], combine))
     barrier()
-    result = T.Bind(reduce([load(room, threads + i) for i in range(parts)], combine))
+    result = T.Bind(reduce([load(smem, threads + i) for i in range(parts)], combine))
     barrier()
     return result
 
@@ -301,12 +301,12 @@ def block_sum(traits: GpuTraits, value: Expr, thread: Expr) -> Expr:
     """The sum over the threads of a block, in each of them."""
     if not traits.shuffles:
         return block_reduce(value, thread, traits.threads, add, shared(2 * traits.threads))
-    room = shared(traits.threads // WARP)
+    smem = shared(traits.threads // WARP)
     total = warp_sum(value, WARP)
     with when(tirx.EQ(mod(thread, WARP), 0)):
-        store(room, div(thread, WARP), total)
+        store(smem, div(thread, WARP), total)
     barrier()
-    return T.Bind(reduce([load(room, i) for i in range(traits.threads // WARP)], add))
+    return T.Bind(reduce([load(smem, i) for i in range(traits.threads // WARP)], add))
 
 
 def warp_sum(value: Expr, lanes: int) -> Expr:

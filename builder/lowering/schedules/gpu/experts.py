@@ -8,7 +8,7 @@ from tvm import tirx
 
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.gpu.gemv import Inputs, Results, products
+from builder.lowering.schedules.gpu.gemv import Inputs, Results, multiply_each_row
 from builder.lowering.schedules.gpu.weights import weight_of
 from builder.lowering.schedules.ir import T
 from builder.ops.experts import ExpertLinearLabel, ExpertSumLabel, RoutesLabel
@@ -31,10 +31,10 @@ def expert_linear(label: ExpertLinearLabel, traits: GpuTraits) -> tirx.PrimFunc:
             number = b.load(routes, token * (2 * top) + b.mod(pair, top))
             return read, token if label.shared else pair, T.Bind(tirx.Cast("int32", number) * outputs)
 
-        def put(_pair: Expr, _n: Expr) -> Callable[..., Expr]:
+        def epilogue(_pair: Expr, _n: Expr) -> Callable[..., Expr]:
             return lambda value: value
 
-        products(traits, weight, stored, pairs, row_of, Results(y, outputs, put))
+        multiply_each_row(traits, weight, stored, pairs, row_of, Results(y, outputs, epilogue))
 
     shape = (rows, 2 * top) if label.shared else (tokens, 2 * top)
     args = [Arg("x", (rows, weight.k)), Arg("routes", shape), *weight.args, Arg("y", (pairs, outputs))]

@@ -9,7 +9,7 @@ from tvm import tirx
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.gpu.gates import GATES
-from builder.lowering.schedules.gpu.gemv import Inputs, Results, products
+from builder.lowering.schedules.gpu.gemv import Inputs, Results, multiply_each_row
 from builder.lowering.schedules.gpu.weights import weight_of
 from builder.ops.gated_linear import GatedLinearLabel
 
@@ -25,9 +25,9 @@ def gated_linear(label: GatedLinearLabel, traits: GpuTraits) -> tirx.PrimFunc:
         def row_of(row: Expr) -> tuple[Inputs, Expr, Expr]:
             return Inputs(x, weight.k), row, b.i32(0)
 
-        def put(_row: Expr, _n: Expr) -> Callable[..., Expr]:
+        def epilogue(_row: Expr, _n: Expr) -> Callable[..., Expr]:
             return lambda gate, up: activated(gate) * up
 
-        products(traits, weight, stored, b.i32(1), row_of, Results(y, width, put, strands=2))
+        multiply_each_row(traits, weight, stored, b.i32(1), row_of, Results(y, width, epilogue, rows_per_output=2))
 
     return b.kernel([Arg("x", (1, weight.k)), *weight.args, Arg("y", (1, width))], body)

@@ -1,7 +1,7 @@
 """y = x @ weight.T (+ bias) (+ residual) on a GPU, the weight read as it is stored.
 
 Few rows: see gemv.py. Many rows: tiles of TILE rows (or more) x TILE outputs; slices of x and of the dequantized
-weight go through shared memory, each thread sums squares of SIDE x SIDE.
+weight go through shared memory, each thread sums squares of THREAD_TILE x THREAD_TILE.
 
 Axes: M rows, N outputs, K inputs, U units of a row, E values of a unit (see weights.py).
 """
@@ -17,19 +17,20 @@ from tvm import tirx
 from builder.lowering.choices import choose
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.gpu.gemv import Inputs, Results, Sender, is_regular, products
+from builder.lowering.schedules.gpu.gemv import Inputs, Results, Sender, is_regular, multiply_each_row
 from builder.lowering.schedules.gpu.weights import Weight, values, weight_of
 from builder.lowering.schedules.ir import T
 from builder.ops.linear import LinearLabel
 
-FEW = 4  # rows that are multiplied one by one
-TILE, SIDE = 64, 4
-LINE = TILE + SIDE  # of a tile in shared memory, for the banks' sake
-DEPTH = 32  # slots of a slice, about
+GEMV_MAX_ROWS = 4  # that are multiplied one by one: from there on reading the weight once for a tile pays
+TILE = 64  # rows and outputs of a block; 4 values of each in registers, and 16 x 16 threads
+THREAD_TILE = 4  # rows and outputs of a thread: one load of four
+TILE_STRIDE = TILE + THREAD_TILE  # of a tile in shared memory, for the banks' sake
+TILE_DEPTH = 32  # slots of a slice, about
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
+class Epilogue:
     """What is added to a product, and where it goes. ``share``: of bias and residual, where several ranks add them."""
 
     n: int
@@ -40,7 +41,7 @@ class Ends:
     y: Buffer
     share: float = 1.0
 
-    def put(self, row: Expr, n: Expr) -> Callable[..., Expr]:
+    def at(self, row: Expr, n: Expr) -> Callable[..., Expr]:
         """What makes a result of a product; everything else that it takes is read here."""
         at = T.Bind(row * self.n + n)
         scale = None if self.scale is None else T.Bind(b.load(self.scale, row))
@@ -73,12 +74,12 @@ def args_of(label: LinearLabel, weight: Weight, rows: Expr) -> list[Arg]:
     return [*residual, *weight.args, *bias, Arg("y", (rows, weight.n))]
 
 
-def split(label: LinearLabel, buffers: tuple[Buffer, ...], scale: Buffer | None) -> tuple[Ends, tuple[Buffer, ...]]:
+def split(label: LinearLabel, buffers: tuple[Buffer, ...], scale: Buffer | None) -> tuple[Epilogue, tuple[Buffer, ...]]:
     """Buffers of ``args_of`` -> what ends a product, and the weight. ``scale``: of the rows of x, if they have some."""
     rest = list(buffers)
     y, residual = rest.pop(), rest.pop(0) if label.residual else None
     bias = rest.pop() if label.bias else None
-    return Ends(label.weight.n, label.weight.dtype, bias, scale, residual, y, 1 / label.ranks), tuple(rest)
+    return Epilogue(label.weight.n, label.weight.dtype, bias, scale, residual, y, 1 / label.ranks), tuple(rest)
 
 
 def sender_of(label: LinearLabel) -> Sender | None:
@@ -94,65 +95,70 @@ def multiply_rows(
     weight: Weight,
     rows: Expr,
     x: Inputs,
-    ends: Ends,
+    epilogue: Epilogue,
     stored: tuple[Buffer, ...],
     sender: Sender | None,
 ) -> None:
-    results = Results(ends.y, weight.n, ends.put, sender=sender)
+    results = Results(epilogue.y, weight.n, epilogue.at, sender=sender)
 
-    def few() -> None:
-        products(traits, weight, stored, rows, lambda row: (x, row, b.i32(0)), results)
+    def gemv() -> None:
+        multiply_each_row(traits, weight, stored, rows, lambda row: (x, row, b.i32(0)), results)
 
-    def many(strips: int) -> None:
-        many_rows(traits, weight, stored, x, ends, rows, strips)
+    def gemm(strips: int) -> None:
+        tiled_gemm(traits, weight, stored, x, epilogue, rows, strips)
 
-    def more() -> None:
-        b.if_else(rows <= TILE, lambda: many(1), lambda: many(traits.rows_per_thread // SIDE))
+    def gemm_by_rows() -> None:
+        b.if_else(rows <= TILE, lambda: gemm(1), lambda: gemm(traits.rows_per_thread // THREAD_TILE))
 
     if sender is not None:
         choose("GEMV, sent to peers", "one row, whose sum over GPUs follows")
-        few()
+        gemv()
         return
-    b.if_else(rows <= FEW, few, more if traits.rows_per_thread > SIDE else lambda: many(1))
+    b.if_else(rows <= GEMV_MAX_ROWS, gemv, gemm_by_rows if traits.rows_per_thread > THREAD_TILE else lambda: gemm(1))
 
 
-def many_rows(
-    traits: GpuTraits, weight: Weight, stored: Sequence[Buffer], x: Inputs, ends: Ends, rows: Expr, strips: int
+def tiled_gemm(
+    traits: GpuTraits, weight: Weight, stored: Sequence[Buffer], x: Inputs, epilogue: Epilogue, rows: Expr, strips: int
 ) -> None:
     """Tiles of ``strips`` * TILE rows and TILE outputs, by (TILE / SIDE)^2 threads with SIDE rows of each strip."""
-    side_threads, tile = TILE // SIDE, Tile(weight, strips * TILE)
+    side_threads, tile = TILE // THREAD_TILE, Tile(weight, strips * TILE)
     threads = side_threads * side_threads
-    most = traits.rows_per_thread // SIDE
-    reason = f"more than {FEW if most == 1 else TILE} rows" if strips == most else f"{FEW + 1} to {TILE} rows"
-    choose("tiles", reason, rows=tile.rows, outputs=TILE, inputs=tile.depth, threads=threads)
+    most = traits.rows_per_thread // THREAD_TILE
+    small = f"more than {GEMV_MAX_ROWS if most == 1 else TILE} rows"
+    choose(
+        "tiles", small if strips == most else f"{GEMV_MAX_ROWS + 1} to {TILE} rows", rows=tile.rows, outputs=TILE,
+        inputs=tile.depth, threads=threads,
+    )  # fmt: skip
     with b.launch(threads, b.ceil_div(weight.n, TILE), b.ceil_div(rows, tile.rows)) as (block, row_block, thread):
         traits.opt_out_of_pdl()
-        x_tile, w_tile = b.shared(tile.depth * tile.line), b.shared(tile.depth * LINE)
-        acc = b.local(strips * SIDE * SIDE)
-        for place in range(strips * SIDE * SIDE):
+        x_tile, w_tile = b.shared(tile.depth * tile.stride), b.shared(tile.depth * TILE_STRIDE)
+        acc = b.local(strips * THREAD_TILE * THREAD_TILE)
+        for place in range(strips * THREAD_TILE * THREAD_TILE):
             b.store(acc, place, b.f32(0.0))
         column, line = T.Bind(b.mod(thread, side_threads)), T.Bind(b.div(thread, side_threads))
         first_n, first_row = T.Bind(block * TILE), T.Bind(row_block * tile.rows)
         with b.loop(b.ceil_div(weight.units, tile.units)) as step:
             first = T.Bind(step * tile.units)
-            fill_x(tile, x, first_row, rows, first, x_tile, thread, threads)
-            fill_weight(weight, stored, first_n, first, tile.units, w_tile, LINE, thread, threads)
+            load_x_tile(tile, x, first_row, rows, first, x_tile, thread, threads)
+            load_weight_tile(weight, stored, first_n, first, tile.units, w_tile, TILE_STRIDE, thread, threads)
             b.barrier()
             with b.loop(tile.depth) as slot:
-                right = b.fetch(w_tile, slot * LINE + column * SIDE, SIDE, "float32")
+                right = b.fetch(w_tile, slot * TILE_STRIDE + column * THREAD_TILE, THREAD_TILE, "float32")
                 for strip in range(strips):
-                    left = b.fetch(x_tile, slot * tile.line + strip * TILE + line * SIDE, SIDE, "float32")
-                    for i in range(SIDE):
-                        for j in range(SIDE):
-                            at = (strip * SIDE + i) * SIDE + j
+                    left = b.fetch(
+                        x_tile, slot * tile.stride + strip * TILE + line * THREAD_TILE, THREAD_TILE, "float32"
+                    )
+                    for i in range(THREAD_TILE):
+                        for j in range(THREAD_TILE):
+                            at = (strip * THREAD_TILE + i) * THREAD_TILE + j
                             b.store(acc, at, b.load(acc, at) + left[i] * right[j])
             b.barrier()
-        for i in range(strips * SIDE):
-            row = T.Bind(first_row + i // SIDE * TILE + line * SIDE + i % SIDE)
-            for j in range(SIDE):
-                n = T.Bind(first_n + column * SIDE + j)
+        for i in range(strips * THREAD_TILE):
+            row = T.Bind(first_row + i // THREAD_TILE * TILE + line * THREAD_TILE + i % THREAD_TILE)
+            for j in range(THREAD_TILE):
+                n = T.Bind(first_n + column * THREAD_TILE + j)
                 with b.when(tirx.And(row < rows, n < weight.n)):
-                    b.store(ends.y, row * weight.n + n, ends.put(row, n)(b.load(acc, i * SIDE + j)))
+                    b.store(epilogue.y, row * weight.n + n, epilogue.at(row, n)(b.load(acc, i * THREAD_TILE + j)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,19 +170,19 @@ class Tile:
 
     @property
     def units(self) -> int:
-        return max(1, min(DEPTH // self.weight.per_unit, self.weight.units))
+        return max(1, min(TILE_DEPTH // self.weight.per_unit, self.weight.units))
 
     @property
     def depth(self) -> int:
         return self.units * self.weight.per_unit
 
     @property
-    def line(self) -> int:
-        return self.rows + SIDE
+    def stride(self) -> int:
+        return self.rows + THREAD_TILE
 
 
-def fill_x(
-    tile: Tile, x: Inputs, first_row: Expr, rows: Expr, first: Expr, room: Buffer, thread: Expr, threads: int
+def load_x_tile(
+    tile: Tile, x: Inputs, first_row: Expr, rows: Expr, first: Expr, smem: Buffer, thread: Expr, threads: int
 ) -> None:
     """room[slot, m] = x[first_row + m] at the slot's input; zero where there is none."""
     weight = tile.weight
@@ -196,19 +202,19 @@ def fill_x(
         else:
             xs = [tirx.if_then_else(inside, x.at(first_row + m, k), b.f32(0.0))]
         for e, value in enumerate(xs):
-            b.store(room, (slot + e) * tile.line + m, value)
+            b.store(smem, (slot + e) * tile.stride + m, value)
 
     b.strided(thread, threads, across * tile.rows, some)
 
 
-def fill_weight(
+def load_weight_tile(
     weight: Weight, stored: Sequence[Buffer], first_n: Expr, first: Expr, units: int, tile: Buffer, width: int,
     thread: Expr, threads: int,
 ) -> None:  # fmt: skip
     """tile[slot, n] = the weight of output first_n + n; rows and units past the end repeat the last."""
 
     def one(index: Expr) -> None:
-        if weight.stacked:
+        if weight.transposed:
             n, place = T.Bind(b.mod(index, TILE)), T.Bind(b.div(index, TILE))
         else:
             n, place = T.Bind(b.div(index, units)), T.Bind(b.mod(index, units))

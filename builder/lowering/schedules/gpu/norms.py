@@ -14,7 +14,7 @@ from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.ir import T
 from builder.ops.norms import LayerNormLabel, QKNormLabel, RMSNormLabel
 
-OWN = 32  # features of a row that a thread keeps, at most
+MAX_OWN_FEATURES = 32  # features of a row that a thread keeps, at most
 
 
 def rms_norm(label: RMSNormLabel, traits: GpuTraits) -> tirx.PrimFunc:
@@ -29,9 +29,9 @@ def scaled_rows(label: RMSNormLabel, traits: GpuTraits, gain: Callable[[Expr], E
     def body(x: Buffer, *rest: Buffer) -> None:
         weight, y = rest[-2:]
         with b.launch(threads, rows) as (row, _, thread):
-            mine, start = Mine(traits, thread, width), T.Bind(row * width)
+            own, start = RowSlice(traits, thread, width), T.Bind(row * width)
             gains = partial(weight_at, weight, dtype)
-            scale_row(mine, x, y, start, label.eps, lambda h: gain(gains(h)), rest[0] if residual else None)
+            scale_row(own, x, y, start, label.eps, lambda h: gain(gains(h)), rest[0] if residual else None)
 
     args = [Arg("x", (rows, width)), *residual, Arg("weight", (width,), dtype), Arg("y", (rows, width))]
     return b.kernel(args, body)
@@ -41,7 +41,7 @@ Value = Callable[[Any], Expr]  # a feature, or which of the thread's it is -> it
 
 
 @dataclass(frozen=True, slots=True)
-class Mine:
+class RowSlice:
     """The features of a row of ``width`` that a thread of a block works on: every so many, from its own number on. Of
     rows up to OWN features a thread they are in its registers, each read once, all asked for at once."""
 
@@ -54,29 +54,29 @@ class Mine:
         return -(-self.width // self.traits.threads)
 
     @property
-    def kept(self) -> bool:
-        return self.count <= OWN
+    def in_registers(self) -> bool:
+        return self.count <= MAX_OWN_FEATURES
 
     def feature(self, i: int) -> Expr:
         return T.min(self.thread + i * self.traits.threads, self.width - 1)
 
-    def there(self, i: int) -> Expr | None:
+    def is_inside(self, i: int) -> Expr | None:
         whole = (i + 1) * self.traits.threads <= self.width
         return None if whole else self.thread + i * self.traits.threads < self.width
 
     def read(self, value: Value) -> Value:
         """``value`` of the features, read here if there is room for them, or else whenever it is asked for."""
-        if not self.kept:
+        if not self.in_registers:
             return value
         values = [T.Bind(value(T.Bind(self.feature(i)))) for i in range(self.count)]
         return lambda i: values[i]
 
     def total(self, value: Value) -> Expr:
         """The sum over the row, in all threads."""
-        if not self.kept:
+        if not self.in_registers:
             return summed(value, self.width, self.traits, self.thread)
         terms = [value(i) for i in range(self.count)]
-        masks = [self.there(i) for i in range(self.count)]
+        masks = [self.is_inside(i) for i in range(self.count)]
         terms = [
             term if mask is None else tirx.Select(mask, term, b.f32(0.0))
             for term, mask in zip(terms, masks, strict=True)
@@ -84,28 +84,29 @@ class Mine:
         return b.block_sum(self.traits, T.Bind(b.reduce(terms, b.add)), self.thread)
 
     def write(self, y: Buffer, start: Expr, value: Value) -> None:
-        if not self.kept:
+        if not self.in_registers:
             b.strided(self.thread, self.traits.threads, self.width, lambda h: b.store(y, start + h, value(h)))
             return
         for i in range(self.count):
-            b.guarded(self.there(i), lambda i=i: b.store(y, start + self.thread + i * self.traits.threads, value(i)))  # type: ignore[misc]
+            at = start + self.thread + i * self.traits.threads
+            b.guarded(self.is_inside(i), lambda i=i, at=at: b.store(y, at, value(i)))  # type: ignore[misc]
 
 
 def scale_row(
-    mine: Mine, x: Buffer, y: Buffer, start: Expr, eps: float, gain: Value, residual: Buffer | None = None
+    own: RowSlice, x: Buffer, y: Buffer, start: Expr, eps: float, gain: Value, residual: Buffer | None = None
 ) -> None:
     """The row of x from ``start``, over the root of its mean square, times its gains (+ residual), into y."""
-    gains = mine.read(gain)
-    mine.traits.wait()
-    values = mine.read(lambda h: b.load(x, start + h))
-    added = None if residual is None else mine.read(lambda h: b.load(residual, start + h))
-    scale = inverse_root(mine.total(lambda h: values(h) * values(h)), mine.width, eps)
+    gains = own.read(gain)
+    own.traits.wait()
+    values = own.read(lambda h: b.load(x, start + h))
+    added = None if residual is None else own.read(lambda h: b.load(residual, start + h))
+    scale = inverse_root(own.total(lambda h: values(h) * values(h)), own.width, eps)
 
     def one(h: Any) -> Expr:
         value = values(h) * scale * gains(h)
         return value if added is None else value + added(h)
 
-    mine.write(y, start, one)
+    own.write(y, start, one)
 
 
 def weight_at(weight: Buffer, dtype: str, h: Expr) -> Expr:
@@ -140,14 +141,14 @@ def layer_norm(label: LayerNormLabel, traits: GpuTraits) -> tirx.PrimFunc:
 
     def body(x: Buffer, weight: Buffer, bias: Buffer, y: Buffer) -> None:
         with b.launch(threads, rows) as (row, _, thread):
-            mine, start = Mine(traits, thread, width), T.Bind(row * width)
-            gains, shifts = (mine.read(partial(weight_at, of, dtype)) for of in (weight, bias))
+            own, start = RowSlice(traits, thread, width), T.Bind(row * width)
+            gains, shifts = (own.read(partial(weight_at, of, dtype)) for of in (weight, bias))
             traits.wait()
-            values = mine.read(lambda h: b.load(x, start + h))
-            mean = T.Bind(mine.total(values) / b.f32(float(width)))
-            squares = mine.total(lambda h: (values(h) - mean) * (values(h) - mean))
+            values = own.read(lambda h: b.load(x, start + h))
+            mean = T.Bind(own.total(values) / b.f32(float(width)))
+            squares = own.total(lambda h: (values(h) - mean) * (values(h) - mean))
             scale = inverse_root(squares, width, label.eps)
-            mine.write(y, start, lambda h: (values(h) - mean) * scale * gains(h) + shifts(h))
+            own.write(y, start, lambda h: (values(h) - mean) * scale * gains(h) + shifts(h))
 
     whole, vector = (rows, width), (width,)
     return b.kernel([Arg("x", whole), Arg("weight", vector, dtype), Arg("bias", vector, dtype), Arg("y", whole)], body)
@@ -173,7 +174,7 @@ def qk_norm(label: QKNormLabel, traits: GpuTraits) -> tirx.PrimFunc:
     def norm_runs(x: Buffer, weight: Buffer, y: Buffer, first: int, width: int, count: int) -> None:
         with b.launch(threads, rows, b.i32(count)) as (row, run, thread):
             start = T.Bind(row * features + first + run * width)
-            scale_row(Mine(traits, thread, width), x, y, start, label.eps, partial(weight_at, weight, dtype))
+            scale_row(RowSlice(traits, thread, width), x, y, start, label.eps, partial(weight_at, weight, dtype))
 
     whole = (rows, features)
     weights = [Arg(name, (width,), dtype) for name, width in zip(("q_weight", "k_weight"), widths, strict=True)]

@@ -32,11 +32,11 @@ def sent_norm(width: int, dtype: str, eps: float, traits: GpuTraits) -> tirx.Pri
 
     def body(_part: Buffer, weight: Buffer, total: Buffer, normed: Buffer) -> None:
         with b.launch(NORM_THREADS, b.i32(1)):
-            turn = T.Bind(tirx.call_extern("uint32", "take_turn"))
+            sum_index = T.Bind(tirx.call_extern("uint32", "take_turn"))
             traits.trigger_next()
             places = [tirx.address_of(b.load(each, 0)) for each in (weight, total, normed)]
             kind = b.i32(WEIGHT_TYPES.index(dtype))
-            values = (places[0], kind, b.f32(eps), *places[1:], b.i32(width // 2), turn)
+            values = (places[0], kind, b.f32(eps), *places[1:], b.i32(width // 2), sum_index)
             T.evaluate(tirx.call_extern("int32", "sent_norm", *values))
             traits.wait()
 
@@ -50,8 +50,8 @@ class PeerSender:
 
     ranks: int
 
-    def turn(self) -> Expr:
+    def next_sum(self) -> Expr:
         return T.Bind(tirx.call_extern("uint32", "peer_turn"))
 
-    def send(self, ahead: Expr, pair: Expr, values: Sequence[Expr], turn: Expr) -> None:
-        T.evaluate(tirx.call_extern("int32", "send_pair", ahead, pair, *values, turn))
+    def send(self, ahead: Expr, pair: Expr, values: Sequence[Expr], sum_index: Expr) -> None:
+        T.evaluate(tirx.call_extern("int32", "send_pair", ahead, pair, *values, sum_index))

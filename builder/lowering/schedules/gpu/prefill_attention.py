@@ -20,7 +20,7 @@ from builder.lowering.schedules.gpu.paged import ROTARY, Paged, Scores, table_ar
 from builder.lowering.schedules.ir import T
 from builder.ops.kv_cache import CacheLayout
 
-KEYS = 16  # of one step; a page
+KEYS_PER_STEP = 16  # of one step; a page
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,10 @@ class Keys:
 
 def rows_of(layout: CacheLayout, traits: GpuTraits) -> int:
     """Query tokens of a block: as many as its threads and its shared memory have room for."""
-    rows = traits.threads // KEYS
+    rows = traits.threads // KEYS_PER_STEP
     while (
-        4 * (rows * (layout.head_dim + 1) + (KEYS + 1) * layout.head_dim + 2 * rows * (KEYS + 1)) > traits.shared_bytes
+        4 * (rows * (layout.head_dim + 1) + (KEYS_PER_STEP + 1) * layout.head_dim + 2 * rows * (KEYS_PER_STEP + 1))
+        > traits.shared_bytes
     ):
         rows //= 2
     return rows
@@ -72,7 +73,7 @@ def prefill(
     heads, rows = layout.query_heads, rows_of(layout, traits)
     shared = heads // layout.key_heads
     total = b.div(q.shape[0], heads * layout.head_dim)
-    with b.launch(rows * KEYS, b.ceil_div(total, rows), batch * heads) as (block, pair, thread):
+    with b.launch(rows * KEYS_PER_STEP, b.ceil_div(total, rows), batch * heads) as (block, pair, thread):
         sequence, head = T.Bind(b.div(pair, heads)), T.Bind(b.mod(pair, heads))
         begin = T.Bind(b.load(q_indptr, sequence))
         count = T.Bind(b.load(q_indptr, sequence + 1) - begin)
@@ -83,7 +84,7 @@ def prefill(
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class TileState:
     """What a block of prefill has at hand: shared memory (lines of ``line`` values, for the banks' sake) and, for each
     thread, its row, its place among the KEYS keys of a step, sums of features, and [top, total] of the softmax."""
 
@@ -91,31 +92,31 @@ class Work:
     rows: int
     line: int
     queries: Buffer
-    room: Buffer  # keys, turned, and then values
+    kv_smem: Buffer  # keys, turned, and then values
     exponents: Buffer
     weights: Buffer
     thread: Expr
     row: Expr
     c: Expr
     sums: Buffer
-    state: Buffer
+    softmax: Buffer
 
     @property
     def threads(self) -> int:
-        return self.rows * KEYS
+        return self.rows * KEYS_PER_STEP
 
 
-def work_of(width: int, rows: int, thread: Expr) -> Work:
-    line, per = KEYS + 1, -(-width // KEYS)
-    queries, room = b.shared(rows * (width + 1)), b.shared(line * width)
+def state_of(width: int, rows: int, thread: Expr) -> TileState:
+    line, per = KEYS_PER_STEP + 1, -(-width // KEYS_PER_STEP)
+    queries, kv_smem = b.shared(rows * (width + 1)), b.shared(line * width)
     exponents, weights = b.shared(rows * line), b.shared(rows * line)
-    row, c = T.Bind(b.div(thread, KEYS)), T.Bind(b.mod(thread, KEYS))
-    sums, state = b.local(per), b.local(2)
+    row, c = T.Bind(b.div(thread, KEYS_PER_STEP)), T.Bind(b.mod(thread, KEYS_PER_STEP))
+    sums, softmax = b.local(per), b.local(2)
     for j in range(per):
         b.store(sums, j, b.f32(0.0))
-    b.store(state, 0, b.f32(b.MINUS_INFINITY))
-    b.store(state, 1, b.f32(0.0))
-    return Work(width, rows, line, queries, room, exponents, weights, thread, row, c, sums, state)
+    b.store(softmax, 0, b.f32(b.MINUS_INFINITY))
+    b.store(softmax, 1, b.f32(0.0))
+    return TileState(width, rows, line, queries, kv_smem, exponents, weights, thread, row, c, sums, softmax)
 
 
 def attend(
@@ -124,91 +125,93 @@ def attend(
 ) -> None:  # fmt: skip
     """out = softmax(q k * scale) v for the rows of a tile; lse = log2 of the sum of 2^exponents."""
     width, heads = layout.head_dim, layout.query_heads
-    work = work_of(width, tile.rows, thread)
-    token = T.Bind(tile.token(work.row))
+    state = state_of(width, tile.rows, thread)
+    token = T.Bind(tile.token(state.row))
 
-    def take(i: Expr) -> None:
+    def load_query(i: Expr) -> None:
         m, d = T.Bind(b.div(i, width)), T.Bind(b.mod(i, width))
         source = ((tile.begin + tile.token(m)) * heads + tile.head) * width + d
-        b.store(work.queries, m * (width + 1) + d, b.load(q, source))
+        b.store(state.queries, m * (width + 1) + d, b.load(q, source))
 
-    b.strided(thread, work.threads, tile.rows * width, take)
-    with b.loop(b.ceil_div(keys.end(tile), KEYS)) as step:
+    b.strided(thread, state.threads, tile.rows * width, load_query)
+    with b.loop(b.ceil_div(keys.end(tile), KEYS_PER_STEP)) as step:
         b.barrier()
-        b.strided(thread, work.threads, KEYS * width, lambda i: take_key(keys, step, i, work))
+        b.strided(thread, state.threads, KEYS_PER_STEP * width, lambda i: load_key(keys, step, i, state))
         b.barrier()
-        key = T.Bind(step * KEYS + work.c)
+        key = T.Bind(step * KEYS_PER_STEP + state.c)
         seen = scores.visible(b.load(position, tile.begin + token), key + keys.start, keys.seen(token, key))
-        score = T.Bind(tirx.Select(seen, scores.exponent(product(work)), b.f32(b.MINUS_INFINITY)))
-        b.store(work.exponents, work.row * work.line + work.c, score)
+        score = T.Bind(tirx.Select(seen, scores.exponent(dot(state)), b.f32(b.MINUS_INFINITY)))
+        b.store(state.exponents, state.row * state.line + state.c, score)
         b.barrier()
-        decay = weigh(work, score)
-        b.strided(thread, work.threads, KEYS * width, lambda i: take_value(keys, step, i, work))
+        decay = softmax_step(state, score)
+        b.strided(thread, state.threads, KEYS_PER_STEP * width, lambda i: load_value(keys, step, i, state))
         b.barrier()
-        gather(work, decay)
-    with b.when(tile.first + work.row < tile.count):
-        finish(work, T.Bind((tile.begin + token) * heads + tile.head), out, lse)
+        accumulate_values(state, decay)
+    with b.when(tile.first + state.row < tile.count):
+        store_row(state, T.Bind((tile.begin + token) * heads + tile.head), out, lse)
 
 
-def product(work: Work) -> Expr:
+def dot(state: TileState) -> Expr:
     """Of the thread's row and key."""
     total = b.local(1)
     b.store(total, 0, b.f32(0.0))
-    with b.loop(work.width) as d:
-        part = b.load(work.queries, work.row * (work.width + 1) + d) * b.load(work.room, d * work.line + work.c)
+    with b.loop(state.width) as d:
+        part = b.load(state.queries, state.row * (state.width + 1) + d) * b.load(
+            state.kv_smem, d * state.line + state.c
+        )
         b.store(total, 0, b.load(total, 0) + part)
     return b.load(total, 0)
 
 
-def weigh(work: Work, score: Expr) -> Expr:
+def softmax_step(state: TileState, score: Expr) -> Expr:
     """The thread's weight, by the new top of its row; returns what the sums so far are worth by it."""
-    others = [b.load(work.exponents, work.row * work.line + i) for i in range(KEYS)]
-    top = T.Bind(b.reduce([b.load(work.state, 0), *others], b.maximum))
+    others = [b.load(state.exponents, state.row * state.line + i) for i in range(KEYS_PER_STEP)]
+    top = T.Bind(b.reduce([b.load(state.softmax, 0), *others], b.maximum))
     power = tirx.Select(score > b.f32(b.MINUS_INFINITY / 2), tirx.exp2(score - top), b.f32(0.0))
-    b.store(work.weights, work.row * work.line + work.c, power)
-    decay = T.Bind(tirx.exp2(b.load(work.state, 0) - top))
-    b.store(work.state, 0, top)
+    b.store(state.weights, state.row * state.line + state.c, power)
+    decay = T.Bind(tirx.exp2(b.load(state.softmax, 0) - top))
+    b.store(state.softmax, 0, top)
     return decay
 
 
-def finish(work: Work, place: Expr, out: Buffer, lse: Buffer) -> None:
+def store_row(state: TileState, place: Expr, out: Buffer, lse: Buffer) -> None:
     """The row's result, at ``place`` of all tokens and heads."""
-    total = T.Bind(T.max(b.load(work.state, 1), b.f32(1e-37)))
-    for j in range(-(-work.width // KEYS)):
-        d = work.c + j * KEYS
-        result = b.load(work.sums, j) / total
+    total = T.Bind(T.max(b.load(state.softmax, 1), b.f32(1e-37)))
+    for j in range(-(-state.width // KEYS_PER_STEP)):
+        d = state.c + j * KEYS_PER_STEP
+        result = b.load(state.sums, j) / total
         b.guarded(
-            None if (j + 1) * KEYS <= work.width else d < work.width,
-            lambda d=d, result=result: b.store(out, place * work.width + d, result),  # type: ignore[misc]
+            None if (j + 1) * KEYS_PER_STEP <= state.width else d < state.width,
+            lambda d=d, result=result: b.store(out, place * state.width + d, result),  # type: ignore[misc]
         )
-    with b.when(tirx.EQ(work.c, 0)):
-        b.store(lse, place, b.load(work.state, 0) + tirx.log2(total))
+    with b.when(tirx.EQ(state.c, 0)):
+        b.store(lse, place, b.load(state.softmax, 0) + tirx.log2(total))
 
 
-def take_key(keys: Keys, step: Expr, i: Expr, work: Work) -> None:
+def load_key(keys: Keys, step: Expr, i: Expr, state: TileState) -> None:
     """room[d, c] = feature d of key c, read in the order in which they lie."""
     if keys.turned:
-        d, c = T.Bind(b.div(i, KEYS)), T.Bind(b.mod(i, KEYS))
+        d, c = T.Bind(b.div(i, KEYS_PER_STEP)), T.Bind(b.mod(i, KEYS_PER_STEP))
     else:
-        c, d = T.Bind(b.div(i, work.width)), T.Bind(b.mod(i, work.width))
-    b.store(work.room, d * work.line + c, keys.key(step, c, d))
+        c, d = T.Bind(b.div(i, state.width)), T.Bind(b.mod(i, state.width))
+    b.store(state.kv_smem, d * state.line + c, keys.key(step, c, d))
 
 
-def take_value(keys: Keys, step: Expr, i: Expr, work: Work) -> None:
+def load_value(keys: Keys, step: Expr, i: Expr, state: TileState) -> None:
     """room[c, d] = feature d of value c; zero past the last token."""
-    c, d = T.Bind(b.div(i, work.width)), T.Bind(b.mod(i, work.width))
-    inside = step * KEYS + c < keys.tokens
-    b.store(work.room, i, tirx.if_then_else(inside, keys.value(step, c, d), b.f32(0.0)))
+    c, d = T.Bind(b.div(i, state.width)), T.Bind(b.mod(i, state.width))
+    inside = step * KEYS_PER_STEP + c < keys.tokens
+    b.store(state.kv_smem, i, tirx.if_then_else(inside, keys.value(step, c, d), b.f32(0.0)))
 
 
-def gather(work: Work, decay: Expr) -> None:
+def accumulate_values(state: TileState, decay: Expr) -> None:
     """Add the values of a step's keys to the sums of the row's features c, c + KEYS, ..."""
-    shares = [T.Bind(b.load(work.weights, work.row * work.line + i)) for i in range(KEYS)]
-    b.store(work.state, 1, b.load(work.state, 1) * decay + b.reduce(shares, b.add))
-    for j in range(-(-work.width // KEYS)):
-        d = T.min(work.c + j * KEYS, work.width - 1)
-        values = [shares[i] * b.load(work.room, i * work.width + d) for i in range(KEYS)]
-        b.store(work.sums, j, b.load(work.sums, j) * decay + b.reduce(values, b.add))
+    shares = [T.Bind(b.load(state.weights, state.row * state.line + i)) for i in range(KEYS_PER_STEP)]
+    b.store(state.softmax, 1, b.load(state.softmax, 1) * decay + b.reduce(shares, b.add))
+    for j in range(-(-state.width // KEYS_PER_STEP)):
+        d = T.min(state.c + j * KEYS_PER_STEP, state.width - 1)
+        values = [shares[i] * b.load(state.kv_smem, i * state.width + d) for i in range(KEYS_PER_STEP)]
+        b.store(state.sums, j, b.load(state.sums, j) * decay + b.reduce(values, b.add))
 
 
 def prefill_paged(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
@@ -224,11 +227,11 @@ def prefill_paged(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
             tokens = paged.tokens(sequence)
 
             def key(step: Expr, c: Expr, d: Expr) -> Expr:
-                page = paged.page(sequence, step * KEYS)
+                page = paged.page(sequence, step * KEYS_PER_STEP)
                 return b.load(pages, key_base(layout, page, head) + d * PAGE + c)
 
             def value(step: Expr, c: Expr, d: Expr) -> Expr:
-                page = paged.page(sequence, step * KEYS)
+                page = paged.page(sequence, step * KEYS_PER_STEP)
                 return b.load(pages, value_base(layout, page, head) + c * width + d)
 
             start = T.Bind(b.load(k_start, sequence))
@@ -268,7 +271,7 @@ def prefill_ragged(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
             tokens = T.Bind(b.load(k_indptr, sequence + 1) - begin)
 
             def at(step: Expr, c: Expr, d: Expr) -> Expr:
-                token = begin + T.min(step * KEYS + c, tokens - 1)
+                token = begin + T.min(step * KEYS_PER_STEP + c, tokens - 1)
                 return (token * layout.key_heads + head) * width + d
 
             def seen(token: Expr, key: Expr) -> Expr:

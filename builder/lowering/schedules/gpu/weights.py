@@ -22,8 +22,8 @@ ONE_UNIT = 0x4B000000  # 2^23 as a float32: its last bit is worth 1, so an integ
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """What a thread has of one row at a time: ``together`` units, with their scale and their zero point."""
+class Fragment:
+    """What a thread has of one row at a time: ``units_per_load`` units, with their scale and their zero point."""
 
     values: Buffer
     scale: Buffer | None = None
@@ -58,35 +58,38 @@ class Plain:
         return self.k // self.per_unit
 
     @property
-    def stacked(self) -> bool:
+    def transposed(self) -> bool:
         """Whether outputs lie beside each other."""
         return False
 
     @property
-    def together(self) -> int:
+    def units_per_load(self) -> int:
         """Units that a thread takes at a time."""
         return 2 if not self.units % 2 and self.dtype != "float32" else 1
 
     @property
-    def turn_bytes(self) -> int:
-        """Of ``together`` units."""
-        return self.together * self.per_unit * (4 if self.dtype == "float32" else 2)
+    def bytes_per_load(self) -> int:
+        """Of ``units_per_load`` units."""
+        return self.units_per_load * self.per_unit * (4 if self.dtype == "float32" else 2)
 
-    def held(self) -> Held:
-        return Held(b.local(self.together * self.per_unit, self.loaded))
+    def fragment(self) -> Fragment:
+        return Fragment(b.local(self.units_per_load * self.per_unit, self.loaded))
 
-    def fill(self, held: Held, stored: Sequence[Buffer], n: Expr, u: Expr, load_bytes: int) -> None:
-        """``together`` units from u, a multiple of that, in loads of at most ``load_bytes`` (or a unit)."""
+    def load_fragment(self, fragment: Fragment, stored: Sequence[Buffer], n: Expr, u: Expr, load_bytes: int) -> None:
+        """``units_per_load`` units from u, a multiple of that, in loads of at most ``load_bytes`` (or a unit)."""
         step = max(
             self.per_unit,
-            min(self.together * self.per_unit, load_bytes * self.together * self.per_unit // self.turn_bytes),
+            min(
+                self.units_per_load * self.per_unit,
+                load_bytes * self.units_per_load * self.per_unit // self.bytes_per_load,
+            ),
         )
-        for first in range(0, self.together * self.per_unit, step):
-            b.copy(stored[0], n * self.k + u * self.per_unit + first, held.values, first, step)
+        for first in range(0, self.units_per_load * self.per_unit, step):
+            b.copy(stored[0], n * self.k + u * self.per_unit + first, fragment.values, first, step)
 
-    def units_of(self, held: Held) -> list[list[Expr]]:
+    def units_of(self, fragment: Fragment) -> list[list[Expr]]:
         each = self.per_unit
-        return [[b.load(held.values, i * each + e) for e in range(each)] for i in range(self.together)]
+        return [[b.load(fragment.values, i * each + e) for e in range(each)] for i in range(self.units_per_load)]
 
     def unit(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> list[Expr]:
         return b.fetch(stored[0], n * self.k + u * self.per_unit, self.per_unit, self.loaded)
@@ -111,7 +114,7 @@ class Packed:
     n: int
     k: int
     kind: str  # group | int8 | e4m3 | e5m2
-    stacked: bool  # layout KN
+    transposed: bool  # layout KN
     bits: int
     group_size: int
     per_unit: int
@@ -133,7 +136,7 @@ class Packed:
     @property
     def args(self) -> list[Arg]:
         words, scales = (self.n, self.units), (1 if self.one_scale else self.n, self.groups)
-        if self.stacked:
+        if self.transposed:
             words, scales = words[::-1], scales[::-1]
         zeros = [Arg("q_zero", (self.n, self.zeros), "uint32")] if self.zero_point else []
         return [Arg("q_weight", words, "uint32"), Arg("q_scale", scales, self.scale_dtype), *zeros]
@@ -144,33 +147,33 @@ class Packed:
         return -(-self.groups // self.per_unit)
 
     @property
-    def together(self) -> int:
+    def units_per_load(self) -> int:
         """Units that a thread takes at a time: of one group, with one load."""
-        return 4 if not (self.stacked or self.units % 4 or self.group_units % 4) else 1
+        return 4 if not (self.transposed or self.units % 4 or self.group_units % 4) else 1
 
     @property
-    def turn_bytes(self) -> int:
-        """Of ``together`` units, without their scale."""
-        return self.together * 4
+    def bytes_per_load(self) -> int:
+        """Of ``units_per_load`` units, without their scale."""
+        return self.units_per_load * 4
 
-    def held(self) -> Held:
+    def fragment(self) -> Fragment:
         zero = b.local(1) if self.zero_point else None
-        return Held(b.local(self.together, "uint32"), b.local(1), zero)
+        return Fragment(b.local(self.units_per_load, "uint32"), b.local(1), zero)
 
-    def fill(self, held: Held, stored: Sequence[Buffer], n: Expr, u: Expr, _load_bytes: int) -> None:
-        """``together`` units from u, a multiple of that, of one group."""
-        at = u * self.n + n if self.stacked else n * self.units + u
-        b.copy(stored[0], at, held.values, 0, self.together)
-        b.store(held.scale, 0, self.scale(stored, n, u))
-        if held.zero is not None:
-            b.store(held.zero, 0, self.zero(stored, n, u))
+    def load_fragment(self, fragment: Fragment, stored: Sequence[Buffer], n: Expr, u: Expr, _load_bytes: int) -> None:
+        """``units_per_load`` units from u, a multiple of that, of one group."""
+        at = u * self.n + n if self.transposed else n * self.units + u
+        b.copy(stored[0], at, fragment.values, 0, self.units_per_load)
+        b.store(fragment.scale, 0, self.scale(stored, n, u))
+        if fragment.zero is not None:
+            b.store(fragment.zero, 0, self.zero(stored, n, u))
 
-    def units_of(self, held: Held) -> list[list[Expr]]:
-        zero = [b.load(held.zero, 0)] if held.zero is not None else []
-        return [[b.load(held.values, i), *zero] for i in range(self.together)]
+    def units_of(self, fragment: Fragment) -> list[list[Expr]]:
+        zero = [b.load(fragment.zero, 0)] if fragment.zero is not None else []
+        return [[b.load(fragment.values, i), *zero] for i in range(self.units_per_load)]
 
     def unit(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> list[Expr]:
-        unit = [T.Bind(b.load(stored[0], u * self.n + n if self.stacked else n * self.units + u))]
+        unit = [T.Bind(b.load(stored[0], u * self.n + n if self.transposed else n * self.units + u))]
         return [*unit, self.zero(stored, n, u)] if self.zero_point else unit
 
     def zero(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> Expr:
@@ -182,13 +185,13 @@ class Packed:
 
     def scale(self, stored: Sequence[Buffer], n: Expr, u: Expr) -> Expr | None:
         group, row = b.div(u, self.group_units), b.i32(0) if self.one_scale else n
-        at = group * self.n + row if self.stacked else row * self.groups + group
+        at = group * self.n + row if self.transposed else row * self.groups + group
         return T.Bind(b.to_float32(b.load(stored[1], at), self.scale_dtype))
 
     def place(self, e: int) -> tuple[int, int]:
         """(where the segment of the word that value e is taken from begins, the value's first bit in it)."""
-        together = MANTISSA_BITS // self.bits
-        return e // together * together * self.bits, e % together * self.bits
+        units_per_load = MANTISSA_BITS // self.bits
+        return e // units_per_load * units_per_load * self.bits, e % units_per_load * self.bits
 
     def raw(self, unit: list[Expr], e: int) -> Expr:
         """Value e of a unit, without scale, over ``factor``: the bits go into a mantissa where they stand."""
