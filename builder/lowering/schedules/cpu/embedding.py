@@ -5,8 +5,9 @@ from __future__ import annotations
 from tvm import tirx
 
 from builder.lowering.schedules.cpu import vector as v
+from builder.lowering.schedules.cpu.packed_weights import Grouped
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.cpu.weights import Grouped, Plain, weight_of
+from builder.lowering.schedules.cpu.weights import Plain, weight_of
 from builder.lowering.schedules.ir import T
 from builder.ops.embedding import EmbeddingLabel
 

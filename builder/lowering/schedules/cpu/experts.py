@@ -8,8 +8,9 @@ from __future__ import annotations
 from tvm import tirx
 
 from builder.lowering.schedules.cpu import vector as v
+from builder.lowering.schedules.cpu.packed_weights import OUTPUTS_PER_DOT, Transposed
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.cpu.weights import OUTPUTS_PER_DOT, Transposed, weight_of
+from builder.lowering.schedules.cpu.weights import weight_of
 from builder.lowering.schedules.ir import T
 from builder.ops.experts import ExpertLinearLabel
 

@@ -15,8 +15,8 @@ from tvm import tirx
 
 from builder.lowering.choices import choose
 from builder.lowering.schedules.cpu import vector as v
+from builder.lowering.schedules.cpu.packed_weights import OUTPUTS_PER_DOT
 from builder.lowering.schedules.cpu.vector import Buffer, Expr, Isa
-from builder.lowering.schedules.cpu.weights import OUTPUTS_PER_DOT
 from builder.lowering.schedules.ir import T
 from builder.ops.rounded_inputs import RoundedLinearLabel
 

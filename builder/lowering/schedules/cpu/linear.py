@@ -15,16 +15,9 @@ from tvm import tirx
 
 from builder.lowering.choices import choose
 from builder.lowering.schedules.cpu import vector as v
+from builder.lowering.schedules.cpu.packed_weights import OUTPUTS_PER_DOT, VECTORS_PER_DOT, Grouped, Transposed
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.cpu.weights import (
-    OUTPUTS_PER_DOT,
-    VECTORS_PER_DOT,
-    Grouped,
-    Plain,
-    Transposed,
-    Weight,
-    weight_of,
-)
+from builder.lowering.schedules.cpu.weights import Plain, Weight, weight_of
 from builder.lowering.schedules.ir import T
 from builder.ops.linear import LinearLabel
 

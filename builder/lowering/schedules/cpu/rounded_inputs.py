@@ -10,8 +10,9 @@ from tvm import tirx
 from builder.lowering.choices import choose
 from builder.lowering.schedules.cpu import integers, linear
 from builder.lowering.schedules.cpu import vector as v
+from builder.lowering.schedules.cpu.packed_weights import OUTPUTS_PER_DOT
 from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.cpu.weights import OUTPUTS_PER_DOT, weight_of
+from builder.lowering.schedules.cpu.weights import weight_of
 from builder.lowering.schedules.ir import T
 from builder.ops.byte_codes import PER_WORD, byte_of, byte_value
 from builder.ops.rounded_inputs import RoundedLabel, RoundedLinearLabel, RowScaleLabel
