@@ -8,7 +8,7 @@ from builder.core.plan import Plan, order, producers_of
 from builder.core.record import LastResult
 from builder.core.step import Step
 
-UNKNOWN_S = 1.0  # what a step that never ran is taken to last
+_UNKNOWN_S = 1.0  # what a step that never ran is taken to last
 
 
 def critical_path_seconds(plan: Plan, last_result_of: Callable[[Step], LastResult | None]) -> dict[str, float]:
@@ -17,7 +17,7 @@ def critical_path_seconds(plan: Plan, last_result_of: Callable[[Step], LastResul
     for id_ in reversed(order(plan)):
         step = plan.steps[id_]
         last = last_result_of(step)
-        seconds[id_] = seconds.get(id_, 0.0) + (last.seconds if last else UNKNOWN_S)
+        seconds[id_] = seconds.get(id_, 0.0) + (last.seconds if last else _UNKNOWN_S)
         for producer in producers_of(step):
             seconds[producer] = max(seconds.get(producer, 0.0), seconds[id_])
     return seconds

@@ -10,7 +10,7 @@ from pathlib import Path
 from builder.core.errors import BuildError, StepError, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def read_whole(path: str | Path) -> bytes:
@@ -82,10 +82,10 @@ def explain_os_error(error: OSError, what: str, where: Path, setting: str = "sto
     """``what`` failed at ``where``: disk full, no permission, or the system's own words."""
     if error.errno in FULL:
         return StepError(
-            f"{what}: the disk is full ({free_bytes(where) / 1e6:.0f} MB free at {where})",
+            f"{what}: the disk is full ({_free_bytes(where) / 1e6:.0f} MB free at {where})",
             f"free some space (`build gc`), or set {setting}= to a larger disk; finished results are kept",
         )
-    if error.errno in FORBIDDEN:
+    if error.errno in _FORBIDDEN:
         return UserError(
             f"{what}: no permission to write to {error.filename or where} ({error.strerror})",
             f"set {setting}= to a folder that you may write to",
@@ -93,7 +93,7 @@ def explain_os_error(error: OSError, what: str, where: Path, setting: str = "sto
     return StepError(f"{what}: {error.strerror or error} ({error.filename or where})")
 
 
-def free_bytes(path: Path) -> int:
+def _free_bytes(path: Path) -> int:
     """Bytes left for this user on the file system of ``path`` or of its nearest existing parent."""
     for folder in (path, *path.parents):
         if folder.exists():

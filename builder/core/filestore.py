@@ -30,8 +30,8 @@ from builder.core.step import Json
 from builder.core.store import RemoteLookup
 
 VERSION = "1"
-NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
-LAST_USE_REFRESH_S = (
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
+_LAST_USE_REFRESH_S = (
     24 * 3600.0
 )  # how old the "last used" of a result may get before a build that ran nothing writes it
 
@@ -251,7 +251,7 @@ class FileStore:
             if digest_of_file(target, threads) != digest:  # damaged without a trace in its mtime
                 os.replace(file, target)
         except OSError as error:
-            if error.errno not in NO_HARD_LINKS:
+            if error.errno not in _NO_HARD_LINKS:
                 raise
             os.replace(file, target)
         status = os.stat(target)
@@ -339,7 +339,7 @@ def _same_results(known: Mapping[str, LastResult], now: Mapping[str, LastResult]
     if known.keys() != now.keys():
         return False
     return all(
-        now[name].key == last.key and now[name].used - last.used < LAST_USE_REFRESH_S for name, last in known.items()
+        now[name].key == last.key and now[name].used - last.used < _LAST_USE_REFRESH_S for name, last in known.items()
     )
 
 

@@ -17,9 +17,9 @@ from builder.core.memo import is_settled
 from builder.core.step import Json
 from builder.core.store import Store
 
-OWN = "builder"
-FOLLOWS = " > "  # "a.b.* > c.d.*"
-CACHE = "cache/meanings"  # another name whenever core/meaning writes a tree out in another way
+_OWN = "builder"
+_FOLLOWS = " > "  # "a.b.* > c.d.*"
+_CACHE = "cache/meanings"  # another name whenever core/meaning writes a tree out in another way
 # Modules that compute no byte of any result: what they hold is words. What they import counts all the same.
 WORDS_ONLY = frozenset(("builder.core.errors",))
 
@@ -45,7 +45,7 @@ class FileSources:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        known = store.load_document(CACHE)
+        known = store.load_document(_CACHE)
         self._known: dict[str, list[Json]] = known if isinstance(known, dict) else {}
         self._changed = False
         self._files: dict[str, str | None] = {}  # module -> its file, None when there is none
@@ -65,9 +65,9 @@ class FileSources:
         """{"builder/steps/lower.py": digest} of every module that ``names`` reach by import statements.
 
         A name "a.b.* > c.d.*" stands for the module c.d.X beside each a.b.X that is reached, where there is one."""
-        roots = [name for name in names if FOLLOWS not in name]
-        beside = [tuple(part.removesuffix("*") for part in name.split(FOLLOWS)) for name in names if FOLLOWS in name]
-        ours = {OWN, *(root.partition(".")[0] for root in roots)}
+        roots = [name for name in names if _FOLLOWS not in name]
+        beside = [tuple(part.removesuffix("*") for part in name.split(_FOLLOWS)) for name in names if _FOLLOWS in name]
+        ours = {_OWN, *(root.partition(".")[0] for root in roots)}
         for root in roots:
             assert self._file(root), f"no module {root} to fingerprint"
         table: dict[str, str] = {}
@@ -97,7 +97,7 @@ class FileSources:
         """The folder that holds the module's top-level package."""
         top = module.partition(".")[0]
         if top not in self._bases:
-            self._bases[top] = str(Path(__file__).parents[2]) if top == OWN else _folder_on_path(top)
+            self._bases[top] = str(Path(__file__).parents[2]) if top == _OWN else _folder_on_path(top)
         return self._bases[top]
 
     def _scan(self, file: str, module: str) -> tuple[str, list[str]]:
@@ -123,7 +123,7 @@ class FileSources:
 
     def save(self) -> None:
         if self._changed:
-            self._store.save_document(CACHE, self._known)
+            self._store.save_document(_CACHE, self._known)
             self._changed = False
 
 

@@ -15,7 +15,7 @@ from builder.core.errors import UserError
 from builder.core.filestore import FileStore
 from builder.core.record import Record, decode_record
 
-DAY_S = 24 * 3600.0
+_DAY_S = 24 * 3600.0
 
 
 class Freed(NamedTuple):
@@ -138,7 +138,7 @@ def _collect(store: FileStore, chosen: tuple[list[_Candidate], list[_Candidate]]
 def _tidy(store: FileStore, keys: set[str]) -> None:
     """Logs of dropped records, and lock files of dead builds (nothing runs now)."""
     for path in (store.root / "logs").glob("*.log"):
-        if path.stem not in keys and time.time() - path.stat().st_mtime > DAY_S:
+        if path.stem not in keys and time.time() - path.stat().st_mtime > _DAY_S:
             path.unlink(missing_ok=True)
     for path in (store.root / "locks").glob("*"):
         if path.name != "builds":

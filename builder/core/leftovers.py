@@ -10,7 +10,7 @@ from pathlib import Path
 
 from builder.core import disk, lock
 
-HALF_MADE_S = 60.0  # a hidden entry of tmp/ is being made right now, unless it is older than this
+_HALF_MADE_S = 60.0  # a hidden entry of tmp/ is being made right now, unless it is older than this
 
 
 def leftovers(root: Path) -> list[str]:
@@ -40,7 +40,7 @@ def _remove(path: Path) -> None:
 def _scratches(root: Path) -> Iterator[Path]:
     for path in sorted((root / "tmp").iterdir()):
         try:
-            if path.name.startswith(".") and time.time() - path.stat().st_mtime < HALF_MADE_S:
+            if path.name.startswith(".") and time.time() - path.stat().st_mtime < _HALF_MADE_S:
                 continue
         except OSError:
             continue

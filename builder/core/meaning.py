@@ -25,7 +25,7 @@ def read_module(source: bytes, module: str, is_package: bool) -> tuple[str, list
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return "sha256:" + sha256_hex(source), []
-    return meaning_of(tree), imports_of(tree, module, is_package)
+    return meaning_of(tree), _imports_of(tree, module, is_package)
 
 
 def meaning_of(tree: ast.AST) -> str:
@@ -34,7 +34,7 @@ def meaning_of(tree: ast.AST) -> str:
     return "sha256:" + sha256_hex("".join(text).encode("ascii"))
 
 
-def imports_of(tree: ast.AST, module: str, is_package: bool) -> list[str]:
+def _imports_of(tree: ast.AST, module: str, is_package: bool) -> list[str]:
     """Names that the import statements of a module may load, anywhere in it but under ``if TYPE_CHECKING``.
 
     ``from a import b`` gives "a" and "a.b", whichever of them is a module."""

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from builder.core.step import Json
 
 SHOWN = 3  # differences that a summary names
-VALUE_CHARS = 40
-SIZE = 2  # index of the size in a stat signature
+_VALUE_CHARS = 40
+_SIZE = 2  # index of the size in a stat signature
 
 Names = Mapping[str, str]
 
@@ -94,8 +94,8 @@ def _watch(last: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> Itera
             continue
         if old is None or new is None:
             text = f"{name} {'added' if old is None else 'removed'}"
-        elif old[SIZE] != new[SIZE]:
-            text = f"{name} changed ({old[SIZE]} → {new[SIZE]} bytes)"
+        elif old[_SIZE] != new[_SIZE]:
+            text = f"{name} changed ({old[_SIZE]} → {new[_SIZE]} bytes)"
         else:
             text = f"{name} touched"
         yield Difference(f"watch.{name}", _show(old), _show(new), text)
@@ -132,4 +132,4 @@ def _entry(name: str, template: str) -> str:
 
 def _show(value: Json) -> str:
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return text if len(text) <= VALUE_CHARS else text[: VALUE_CHARS - 1] + "…"
+    return text if len(text) <= _VALUE_CHARS else text[: _VALUE_CHARS - 1] + "…"

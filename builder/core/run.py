@@ -24,9 +24,9 @@ from builder.core.step import Resources, Step
 from builder.core.store import Lock, RemoteLookup, Store, nbytes_of
 from builder.core.task import Executor, StepResult, StepTask, TaskDone, TaskProgress, TaskReport, TaskWarned
 
-WAIT_S = 0.2  # how long Ctrl-C may go unseen
-LOCK_POLL_S = 0.05
-VERBS: Mapping[Status, str] = {"failed": "failed", "skipped": "was skipped"}
+_WAIT_S = 0.2  # how long Ctrl-C may go unseen
+_LOCK_POLL_S = 0.05
+_VERBS: Mapping[Status, str] = {"failed": "failed", "skipped": "was skipped"}
 
 
 class Outcome(NamedTuple):
@@ -117,11 +117,11 @@ class _Build:
                 self.start_ready()
             if not self.running and (self.halted or not self.waiting) and not self.ready and not self.requested:
                 break
-            timeout = LOCK_POLL_S if self.waiting or self.requested else WAIT_S
+            timeout = _LOCK_POLL_S if self.waiting or self.requested else _WAIT_S
             if self.running:
                 self.handle(self.executor.wait(timeout))
             elif self.waiting and not self.ready and not self.requested:
-                time.sleep(LOCK_POLL_S)
+                time.sleep(_LOCK_POLL_S)
             self.poll_store(0.0 if self.running or self.ready else timeout)
             if interrupted:
                 self.interrupt()
@@ -337,7 +337,7 @@ class _Build:
             name, status = self.state.steps[producer].name, self.done[producer].status
             for reader in self.state.readers.get(producer, ()):
                 if reader not in self.done:
-                    self.finish(reader, "skipped", f"needs {name}, which {VERBS[status]}")
+                    self.finish(reader, "skipped", f"needs {name}, which {_VERBS[status]}")
                     failed.append(reader)
 
     def interrupt(self) -> None:

@@ -36,7 +36,7 @@ def explain(plan: Plan, store: Store, name: str, goal: str = "", sources: Source
     state = PlanState(plan, store, sources or FileSources(store))
     verdicts = examine_all(state)
     state.sources.save()
-    step = find_step(state, name, goal)
+    step = _find_step(state, name, goal)
     verdict, identity, last_result = verdicts[step.id], state.identities.get(step.id), state.last_result_of(step)
     last = store.load(last_result.key).record if last_result else None
     differences = state.differences(step, identity, last) if identity and last else []
@@ -53,7 +53,7 @@ def explain(plan: Plan, store: Store, name: str, goal: str = "", sources: Source
     )
 
 
-def find_step(state: PlanState, name: str, goal: str = "") -> Step:
+def _find_step(state: PlanState, name: str, goal: str = "") -> Step:
     known: list[str] = []
     for candidate in state.plan.goals:
         if goal in ("", candidate.name):

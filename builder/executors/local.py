@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     import subprocess
 
 # The worker gets the coordinator's sys.path before it imports anything: a file in the current folder shadows nothing.
-BOOT = (
+_BOOT = (
     "import sys; sys.path[:] = sys.argv[3:]; "
     "from builder.executors.worker import main; main(sys.argv[1], int(sys.argv[2]))"
 )
 # Signals that come from someone else (a person, the system short of memory, a session that ends). A step's own crash is
 # SIGSEGV, SIGABRT, SIGBUS, SIGILL, SIGFPE or an exit: it would crash again.
-FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "TVM_NUM_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "TVM_NUM_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def capacity(jobs: int = 0) -> Resources:
@@ -129,7 +129,14 @@ class LocalExecutor:
 
         threads = task.resources.cpu
         gpus = frozenset(sorted(self._free_gpus(), key=self._gpus.index)[: task.resources.gpu])
-        command = [sys.executable, "-c", BOOT, str(self._root), str(os.getpid()), *(p or os.getcwd() for p in sys.path)]
+        command = [
+            sys.executable,
+            "-c",
+            _BOOT,
+            str(self._root),
+            str(os.getpid()),
+            *(p or os.getcwd() for p in sys.path),
+        ]
         with open(task.scratch / "log", "ab") as log:
             process = subprocess.Popen(
                 command,
@@ -175,7 +182,7 @@ class LocalExecutor:
         code, task = self._end(worker), worker.task
         if task is None:
             return []
-        if -code in FROM_OUTSIDE and task.scratch not in self._retried and _renew(task.scratch):
+        if -code in _FROM_OUTSIDE and task.scratch not in self._retried and _renew(task.scratch):
             self._retried.add(task.scratch)
             self.submit(task)
             return [TaskWarned(task.id, f"its process {_describe_exit(code)} from outside: started once more")]
@@ -217,7 +224,7 @@ def _environment(threads: int, gpus: frozenset[str]) -> Mapping[str, str]:
     """The coordinator's own, with the threads and GPUs that the step was given and hashes that do not differ between
     runs."""
     seen = {"CUDA_VISIBLE_DEVICES": ",".join(sorted(gpus))} if gpus else {}
-    return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), **seen, "PYTHONHASHSEED": "0"}
+    return {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads)), **seen, "PYTHONHASHSEED": "0"}
 
 
 def _describe_exit(code: int) -> str:

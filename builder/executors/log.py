@@ -8,7 +8,7 @@ from pathlib import Path
 
 from builder.core.step import Json
 
-LOG_CHUNK = 1 << 18
+_LOG_CHUNK = 1 << 18
 
 
 def write_log(path: Path, text: str, at: int) -> None:
@@ -33,7 +33,7 @@ class Tail:
             if os.fstat(file.fileno()).st_size < self._at:
                 self._at = 0  # the step was started once more, with a new log
             file.seek(self._at)
-            while data := file.read(LOG_CHUNK):
+            while data := file.read(_LOG_CHUNK):
                 frames.append({"log": data.decode("utf-8", "surrogateescape"), "at": self._at})
                 self._at += len(data)
         return frames

@@ -13,14 +13,14 @@ from builder.core.record import Output
 from builder.core.step import File, InputFiles, Json, Resources
 from builder.core.task import StepResult, StepTask, TaskDone, TaskProgress, TaskReport, TaskWarned
 
-HEADER = struct.Struct(">I")
-ERRORS: Mapping[str, type[BuildError]] = {"UserError": UserError, "StepError": StepError}
+_HEADER = struct.Struct(">I")
+_ERRORS: Mapping[str, type[BuildError]] = {"UserError": UserError, "StepError": StepError}
 
 
 def send(handle: int, message: Json) -> None:
     """Write one frame; BrokenPipeError when the other side is gone."""
     body = json.dumps(message).encode()
-    view = memoryview(HEADER.pack(len(body)) + body)
+    view = memoryview(_HEADER.pack(len(body)) + body)
     while view:
         view = view[os.write(handle, view) :]
 
@@ -34,11 +34,11 @@ class Frames:
     def feed(self, data: bytes) -> list[Json]:
         self._buffer += data
         messages = []
-        while len(self._buffer) >= HEADER.size:
-            end = HEADER.size + HEADER.unpack_from(self._buffer)[0]
+        while len(self._buffer) >= _HEADER.size:
+            end = _HEADER.size + _HEADER.unpack_from(self._buffer)[0]
             if len(self._buffer) < end:
                 break
-            messages.append(json.loads(self._buffer[HEADER.size : end]))
+            messages.append(json.loads(self._buffer[_HEADER.size : end]))
             del self._buffer[:end]
         return messages
 
@@ -117,7 +117,7 @@ def report_from_json(fields: Json) -> TaskReport:
         return TaskProgress(*fields["progress"])
     if "warned" in fields:
         return TaskWarned(*fields["warned"])
-    error = fields["error"] and ERRORS[fields["error"]["kind"]](fields["error"]["message"], fields["error"]["hint"])
+    error = fields["error"] and _ERRORS[fields["error"]["kind"]](fields["error"]["message"], fields["error"]["hint"])
     return TaskDone(fields["done"], fields["result"] and _result_from_json(fields["result"]), error)
 
 

@@ -35,7 +35,7 @@ def run_request(request: NodeRequest, post: PostMessage) -> Json:
     """Run the step and return its ``TaskDone`` as JSON. ``post`` hears what it says meanwhile: reports as messages.py
     writes them, and {"log": text, "at": bytes before it}."""
     try:
-        check_same_installation(request)
+        _check_same_installation(request)
         if request.remote is None or _is_here(request):
             done = _with_coordinators_store(request, post)
         else:
@@ -46,7 +46,7 @@ def run_request(request: NodeRequest, post: PostMessage) -> Json:
     return report_to_json(done)
 
 
-def check_same_installation(request: NodeRequest) -> None:
+def _check_same_installation(request: NodeRequest) -> None:
     """Raises UserError where this node would make something else of the step than the coordinator."""
     if request.code != code_digest():
         raise UserError(

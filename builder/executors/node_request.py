@@ -17,7 +17,7 @@ from builder.remote.location import Location
 
 PACKAGE = Path(builder.__file__).parent
 # What a step's result depends on besides our own code (the tools that graph.py names).
-TOOLS = ("apache-tvm", "apache-tvm-ffi", "torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2")
+_TOOLS = ("apache-tvm", "apache-tvm-ffi", "torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2")
 
 
 class NodeRequest(NamedTuple):
@@ -40,7 +40,7 @@ def request_for(
     """The task with all that a node must know of this machine. ``node_store``: a function of a module, which is sent by
     its name."""
     blobs, outside = {}, {}
-    for path in paths_of(task):
+    for path in _paths_of(task):
         status = os.stat(path)
         if path.is_relative_to(store.root / "blobs"):
             blobs[f"blake3:{path.name}"] = status.st_size
@@ -49,7 +49,7 @@ def request_for(
     return NodeRequest(task, store.root, PACKAGE, remote, node_store, blobs, outside, code_digest(), tool_versions())
 
 
-def paths_of(task: StepTask) -> set[Path]:
+def _paths_of(task: StepTask) -> set[Path]:
     """Every file that the step reads: its inputs, and what its context names."""
     paths = {Path(value) for value in task.context.values() if isinstance(value, str) and os.path.isfile(value)}
     for files in task.inputs.values():
@@ -73,7 +73,7 @@ def tool_versions() -> Mapping[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {}
-    for tool in TOOLS:
+    for tool in _TOOLS:
         try:
             versions[tool] = version(tool)
         except PackageNotFoundError:

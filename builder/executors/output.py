@@ -12,7 +12,7 @@ from builder.core.record import Output
 from builder.core.step import File, Json
 from builder.core.task import StepTask, TaskProgress, TaskReport, TaskWarned
 
-PROGRESS_EVERY_S = 0.05
+_PROGRESS_EVERY_S = 0.05
 
 
 class StoreOut:
@@ -60,7 +60,7 @@ class StoreOut:
 
     def progress(self, done: int, total: int, unit: str = "", label: str = "") -> None:
         now = time.monotonic()
-        if now - self._reported >= PROGRESS_EVERY_S or done == total:
+        if now - self._reported >= _PROGRESS_EVERY_S or done == total:
             self._reported = now
             self._report(TaskProgress(self._task.id, done, total, unit, label))
 

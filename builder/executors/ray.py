@@ -29,18 +29,18 @@ from builder.executors.node_request import NodeRequest, request_for
 if TYPE_CHECKING:
     pass
 
-LOST = {  # Ray's errors for a task that was killed from outside, in words; any other error is reported as it is
+_LOST = {  # Ray's errors for a task that was killed from outside, in words; any other error is reported as it is
     "NodeDiedError": "died",
     "WorkerCrashedError": "lost the process of this step",
     "OutOfMemoryError": "ran out of memory, and Ray killed the process of this step",
 }
-TRIES = 4  # how often a step is started whose node is lost each time
-OBJECT_STORE_BYTES = 80 << 20  # Ray's least is 75 MiB; no result goes through it
-POLL_S = 5.0  # how often a task that has not begun is checked
-PROBE_S = 5.0
-END_S = 3.0  # how long a cancelled task may take to end its step before its process is killed
-INSTALL = "pip install 'llm-build[ray]'"
-NOT_INSTALLED = "every node needs llm-build, in the Python that its Ray runs with: " + INSTALL
+_TRIES = 4  # how often a step is started whose node is lost each time
+_OBJECT_STORE_BYTES = 80 << 20  # Ray's least is 75 MiB; no result goes through it
+_POLL_S = 5.0  # how often a task that has not begun is checked
+_PROBE_S = 5.0
+_END_S = 3.0  # how long a cancelled task may take to end its step before its process is killed
+_INSTALL = "pip install 'llm-build[ray]'"
+_NOT_INSTALLED = "every node needs llm-build, in the Python that its Ray runs with: " + _INSTALL
 
 
 class RayExecutor:
@@ -107,10 +107,10 @@ class RayExecutor:
         for task in running:
             task.cancel()
         for task in running:
-            task.join(END_S)
+            task.join(_END_S)
             if task.is_alive():
                 task.cancel(force=True)
-                task.join(END_S)
+                task.join(_END_S)
         self.wait(0)
         self._tasks.clear()
 
@@ -123,7 +123,7 @@ class _Cluster:
         try:
             import ray
         except ImportError as error:
-            raise UserError("executor=ray needs the package ray, which is not installed", INSTALL) from error
+            raise UserError("executor=ray needs the package ray, which is not installed", _INSTALL) from error
         self.ray: Any = ray
         self.is_local = address == "local"
         self.blobs = BlobTransfer(store)
@@ -138,13 +138,13 @@ class _Cluster:
             )
         beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=beside).remote()
-        self.run = ray.remote(run_task)
+        self.run = ray.remote(_run_task)
         try:
             ray.get(self.mailbox.take.remote("", 0, 0, 0.0))
         except ray.exceptions.RayError as error:
             ray.shutdown()
             raise UserError(
-                f"executor.address={address}: llm-build does not start there: {_last_line(error)}", NOT_INSTALLED
+                f"executor.address={address}: llm-build does not start there: {_last_line(error)}", _NOT_INSTALLED
             ) from error
 
     def nodes(self) -> list[Mapping[str, float]]:
@@ -179,7 +179,7 @@ def _connect(ray: Any, address: str, jobs: int) -> None:
 
             mine = capacity(jobs)
             ray.init(
-                "local", num_cpus=mine.cpu, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
+                "local", num_cpus=mine.cpu, include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet
             )
         else:
             _probe(address)
@@ -199,7 +199,7 @@ def _probe(address: str) -> None:
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if not (host and port.isdigit()):
             raise ValueError("expected local, auto, host:port or ray://host:port")
-        socket.create_connection((host.strip("[]"), int(port)), PROBE_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), _PROBE_S).close()
 
 
 class Mailbox:
@@ -231,7 +231,7 @@ class Mailbox:
         self._frames.pop(key, None)
 
 
-def run_task(request: NodeRequest, mailbox: Any, key: str) -> tuple[Json, int]:
+def _run_task(request: NodeRequest, mailbox: Any, key: str) -> tuple[Json, int]:
     """The Ray task: the step's TaskDone, and how many frames it has put into the mailbox."""
     from builder.executors.node import node_name, run_request
 
@@ -294,15 +294,15 @@ class _TaskThread(threading.Thread):
         request = request_for(self._step_task, self._store, remote, self._node_store)
         if request.remote:
             self._cluster.blobs.send(request.blobs)
-        for attempt in range(2, TRIES + 2):
+        for attempt in range(2, _TRIES + 2):
             try:
                 done = self._attempt(request)
                 break
             except _Lost as lost:
-                if attempt > TRIES:
-                    raise StepError(f"was lost {TRIES} times; the last time: {lost}", "ray status") from lost
+                if attempt > _TRIES:
+                    raise StepError(f"was lost {_TRIES} times; the last time: {lost}", "ray status") from lost
                 self._report(
-                    TaskWarned(self._step_task.id, f"{lost}; started again ({attempt} of at most {TRIES} times)")
+                    TaskWarned(self._step_task.id, f"{lost}; started again ({attempt} of at most {_TRIES} times)")
                 )
         if done.result and request.remote:
             done = done._replace(result=self._cluster.blobs.fetch(done.result))
@@ -312,7 +312,7 @@ class _TaskThread(threading.Thread):
         """One task. Raises _Lost and _Cancelled."""
         ray, mailbox = self._cluster.ray, self._cluster.mailbox
         wanted = self._cluster.options(self._step_task)
-        check_placeable(self._step_task, wanted, self._cluster.nodes())
+        _check_placeable(self._step_task, wanted, self._cluster.nodes())
         key = f"{self._step_task.id} {os.urandom(4).hex()}"
         if self._stopping.is_set():
             raise _Cancelled
@@ -320,7 +320,7 @@ class _TaskThread(threading.Thread):
         received = 0
         try:
             while True:
-                request_for_frames = mailbox.take.remote(key, received, received + 1, POLL_S)
+                request_for_frames = mailbox.take.remote(key, received, received + 1, _POLL_S)
                 ready, _ = ray.wait([self._handle, request_for_frames], num_returns=1)
                 if self._handle in ready:
                     break
@@ -328,9 +328,9 @@ class _TaskThread(threading.Thread):
                 self._handle_frames(frames)
                 received += len(frames)
                 if not received:
-                    check_placeable(self._step_task, wanted, self._cluster.nodes())
+                    _check_placeable(self._step_task, wanted, self._cluster.nodes())
             done, total = self._result()
-            self._handle_frames(ray.get(mailbox.take.remote(key, received, total, POLL_S)))
+            self._handle_frames(ray.get(mailbox.take.remote(key, received, total, _POLL_S)))
             return done
         except UserError:  # it waits for a node that is gone
             ray.cancel(self._handle)
@@ -346,8 +346,8 @@ class _TaskThread(threading.Thread):
             if self._stopping.is_set():
                 raise _Cancelled from error
             if isinstance(error, errors.RayTaskError):
-                raise StepError(f"the task failed: {_last_line(error)}", NOT_INSTALLED) from error
-            what = LOST.get(type(error).__name__, f"was lost ({type(error).__name__}: {_first_line(error)})")
+                raise StepError(f"the task failed: {_last_line(error)}", _NOT_INSTALLED) from error
+            what = _LOST.get(type(error).__name__, f"was lost ({type(error).__name__}: {_first_line(error)})")
             raise _Lost(f"{self._node} {what}") from error
         report = report_from_json(done)
         assert isinstance(report, TaskDone)
@@ -363,7 +363,7 @@ class _TaskThread(threading.Thread):
                 self._report(report_from_json(frame))
 
 
-def check_placeable(task: StepTask, wanted: Mapping[str, Any], nodes: list[Mapping[str, float]]) -> None:
+def _check_placeable(task: StepTask, wanted: Mapping[str, Any], nodes: list[Mapping[str, float]]) -> None:
     """Raises UserError when no living node could ever run the task: Ray would wait for one without a word."""
     needs = {"CPU": wanted["num_cpus"], "GPU": wanted["num_gpus"], "memory": wanted["memory"], **wanted["resources"]}
     if any(all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes):

@@ -23,16 +23,16 @@ from builder.core.task import StepResult, StepTask, TaskDone, TaskReport
 from builder.executors.messages import Frames, report_to_json, send, task_from_json
 from builder.executors.output import StoreOut
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-TAIL_LINES = 15
-TAIL_BYTES = 4000
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_TAIL_LINES = 15
+_TAIL_BYTES = 4000
 
 
 def main(store_root: str, coordinator: int) -> None:
     """Serve jobs until stdin closes. ``coordinator`` is the process id to die with."""
     libc = ctypes.CDLL(None)
     if sys.platform == "linux":  # elsewhere the closed pipe alone tells that the coordinator is gone
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != coordinator:
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # an end like any other signal's, not an exception inside the step
@@ -106,11 +106,11 @@ def log_tail(scratch: Path) -> str:
     """The last lines of a step's log, indented, on lines of their own; empty when it said nothing."""
     try:
         with open(scratch / "log", "rb") as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - TAIL_BYTES))
+            log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL_BYTES))
             lines = log.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
-    return "".join(f"\n    {line}" for line in lines[-TAIL_LINES:])
+    return "".join(f"\n    {line}" for line in lines[-_TAIL_LINES:])
 
 
 def _reset_peak() -> None:

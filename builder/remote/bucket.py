@@ -19,17 +19,17 @@ from builder.core.errors import UserError
 from builder.core.step import Json
 from builder.remote.location import Location, with_environment
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 OnBytes = Callable[[int], None]  # called with the bytes moved since the last call
 
-CHUNK_BYTES = 1 << 20
-PART_BYTES = 16 << 20
-PAUSES_S = (0.2, 0.8)  # before the second and the third attempt
-CONNECT_S = 10.0
+_CHUNK_BYTES = 1 << 20
+_PART_BYTES = 16 << 20
+_PAUSES_S = (0.2, 0.8)  # before the second and the third attempt
+_CONNECT_S = 10.0
 S3 = ("s3", "s3a")
 PARTIAL = ".part"  # a file on its way into a store without atomic writes
-MODIFIED = ("LastModified", "last_modified", "mtime", "updated", "created")  # as the backends call it
-CREDENTIAL_ERRORS = {  # of botocore, google.auth and paramiko, which need not be installed
+_MODIFIED = ("LastModified", "last_modified", "mtime", "updated", "created")  # as the backends call it
+_CREDENTIAL_ERRORS = {  # of botocore, google.auth and paramiko, which need not be installed
     "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound",
     "TokenRetrievalError", "UnauthorizedSSOTokenError", "DefaultCredentialsError", "RefreshError",
     "ClientAuthenticationError", "AuthenticationException",
@@ -64,7 +64,7 @@ class Bucket:
         self._own = threading.local()
         self._own.fs = fs
         self._is_objects = bool(fs.async_impl)  # an object store: a put is seen whole or not at all
-        self._parts = {"chunksize": PART_BYTES} if location.protocol in S3 else {}  # bounds the memory of an upload
+        self._parts = {"chunksize": _PART_BYTES} if location.protocol in S3 else {}  # bounds the memory of an upload
 
     @property
     def _fs(self) -> Any:
@@ -88,7 +88,7 @@ class Bucket:
             self._fs.get_file(path, str(target), callback=_callback(on_bytes))
             return
         with self._fs.open(path, "rb") as source, open(target, "wb") as file:
-            while chunk := source.read(CHUNK_BYTES):
+            while chunk := source.read(_CHUNK_BYTES):
                 file.write(chunk)
                 on_bytes(len(chunk))
 
@@ -100,7 +100,7 @@ class Bucket:
             self._fs.put_file(str(source), path, callback=_callback(on_bytes), **self._parts)
             return
         with open(source, "rb") as file:
-            self._write(path, iter(lambda: file.read(CHUNK_BYTES), b""), on_bytes)
+            self._write(path, iter(lambda: file.read(_CHUNK_BYTES), b""), on_bytes)
 
     def write(self, name: str, data: bytes) -> None:
         path = self._at(name)
@@ -181,7 +181,7 @@ def _options(location: Location) -> dict[str, Json]:
     """What the user gave; for S3 with limits, so that a dead server is noticed."""
     options: dict[str, Json] = dict(with_environment(location.options))
     if location.protocol in S3:
-        limits = {"connect_timeout": min(CONNECT_S, location.timeout_s), "read_timeout": location.timeout_s}
+        limits = {"connect_timeout": min(_CONNECT_S, location.timeout_s), "read_timeout": location.timeout_s}
         once = {"retries": {"total_max_attempts": 1}}  # we try again ourselves
         options["config_kwargs"] = {**limits, **once, **options.get("config_kwargs", {})}
         options.setdefault("use_listings_cache", False)
@@ -202,7 +202,7 @@ def _callback(on_bytes: OnBytes) -> Any:
 
 
 def _modified(info: dict[str, Any]) -> float:
-    value = next((info[key] for key in MODIFIED if key in info), None)
+    value = next((info[key] for key in _MODIFIED if key in info), None)
     if isinstance(value, datetime):
         return value.timestamp()
     return (
@@ -210,8 +210,8 @@ def _modified(info: dict[str, Any]) -> float:
     )  # unknown: as young as can be, never removed
 
 
-def _retried(call: Callable[[], T]) -> T:
-    for pause_s in PAUSES_S:
+def _retried(call: Callable[[], _T]) -> _T:
+    for pause_s in _PAUSES_S:
         try:
             return _translated(call)
         except Unreachable:
@@ -219,7 +219,7 @@ def _retried(call: Callable[[], T]) -> T:
     return _translated(call)
 
 
-def _translated(call: Callable[[], T]) -> T:
+def _translated(call: Callable[[], _T]) -> _T:
     try:
         return call()
     except Exception as error:
@@ -231,7 +231,7 @@ def _translated(call: Callable[[], T]) -> T:
 def _as_ours(error: Exception) -> Exception:
     if isinstance(error, FileNotFoundError):
         return Missing(str(error))
-    refused = isinstance(error, PermissionError) or type(error).__name__ in CREDENTIAL_ERRORS
+    refused = isinstance(error, PermissionError) or type(error).__name__ in _CREDENTIAL_ERRORS
     return (AccessDenied if refused else Unreachable)(_describe(error))
 
 

@@ -13,7 +13,7 @@ from builder.remote.bucket import AccessDenied, Bucket, Missing, Unreachable
 from builder.remote.layout import VERSION
 from builder.remote.location import Location
 
-CREDENTIALS = {  # protocol: what to set
+_CREDENTIALS = {  # protocol: what to set
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "gcs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -118,4 +118,4 @@ class Connection:
     def _advice(self, error: Exception) -> str:
         if not isinstance(error, AccessDenied):
             return ""
-        return f". Set {CREDENTIALS.get(self.location.protocol, 'store.remote_options')}"
+        return f". Set {_CREDENTIALS.get(self.location.protocol, 'store.remote_options')}"

@@ -19,7 +19,7 @@ from builder.remote.connection import Connection
 from builder.remote.layout import Damaged, blob_name, blobs_of, read_manifest, record_name
 from builder.remote.transfer_queue import TransferQueue
 
-ATTEMPTS = 2  # at a blob that arrives with other bytes: the line may be to blame
+_ATTEMPTS = 2  # at a blob that arrives with other bytes: the line may be to blame
 
 
 class _PendingDownload:
@@ -148,7 +148,7 @@ class Downloads:
         bucket, incoming = self._connection.bucket(), self.incoming
         if incoming is None:
             raise Unreachable("the build has ended")
-        for _ in range(ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             target = incoming / os.urandom(8).hex()
             try:
                 bucket.get(blob_name(output.digest), target, on_bytes)

@@ -28,8 +28,8 @@ from builder.remote.layout import (  # fmt: skip
 )
 
 GRACE_S = 24 * 3600.0  # an upload takes less
-LEASE_S = 600.0  # a gc that wrote GC so long ago is dead; one that lives removes for half of that, and writes it again
-BATCH = 200
+_LEASE_S = 600.0  # a gc that wrote GC so long ago is dead; one that lives removes for half of that, and writes it again
+_BATCH = 200
 
 
 class Freed(NamedTuple):
@@ -73,7 +73,7 @@ def gc(
 def is_running(bucket: Bucket) -> bool:
     """Whether a gc is removing blobs. An upload that has written what it will refer to waits until it is not."""
     try:
-        return abs(time.time() - float(bucket.read(GC))) < LEASE_S
+        return abs(time.time() - float(bucket.read(GC))) < _LEASE_S
     except (Missing, ValueError):
         return False
 
@@ -123,8 +123,8 @@ def _remove_blobs(bucket: Bucket, loose: list[Entry], known: set[str], threads: 
             named |= _named(bucket, fresh, threads)
             known |= fresh
             loose = [e for e in loose if e.name not in named]
-            while loose and time.time() - now < LEASE_S / 2:
-                batch, loose = loose[:BATCH], loose[BATCH:]
+            while loose and time.time() - now < _LEASE_S / 2:
+                batch, loose = loose[:_BATCH], loose[_BATCH:]
                 bucket.remove([e.name for e in batch])
                 removed += batch
     finally:

@@ -11,8 +11,8 @@ from builder.core.errors import UserError
 from builder.core.step import Json
 
 URL = re.compile(r"[a-z][a-z0-9+.-]*://")
-FROM_ENVIRONMENT = "env:"
-SECRETS = re.compile(r"secret|password|passphrase|account_key|sas_token|connection_string|credential|access_token")
+_FROM_ENVIRONMENT = "env:"
+_SECRETS = re.compile(r"secret|password|passphrase|account_key|sas_token|connection_string|credential|access_token")
 
 
 class Location(NamedTuple):
@@ -43,7 +43,7 @@ def check_location(location: Location) -> None:
             "build store.remote_options.password=env:NAME, with the password in the environment variable NAME",
         )
     for path, value in _texts(location.options, "store.remote_options"):
-        if SECRETS.search(path.lower()) and not value.startswith(FROM_ENVIRONMENT):
+        if _SECRETS.search(path.lower()) and not value.startswith(_FROM_ENVIRONMENT):
             raise UserError(
                 f"{path}: found a secret in clear; allowed: env:NAME, for the environment variable NAME",
                 f"build {path}=env:NAME, or leave it out and let the store's own client find its credentials",
@@ -62,8 +62,8 @@ def with_environment(value: Json, path: str = "store.remote_options") -> Json:
     """Options with every "env:NAME" replaced. UserError when the variable is not set."""
     if isinstance(value, Mapping):
         return {name: with_environment(each, f"{path}.{name}") for name, each in value.items()}
-    if isinstance(value, str) and value.startswith(FROM_ENVIRONMENT):
-        name = value.removeprefix(FROM_ENVIRONMENT)
+    if isinstance(value, str) and value.startswith(_FROM_ENVIRONMENT):
+        name = value.removeprefix(_FROM_ENVIRONMENT)
         if name not in os.environ:
             raise UserError(f"{path} is {value}, and there is no environment variable {name}", f"export {name}=...")
         return os.environ[name]

@@ -11,8 +11,8 @@ from builder.core.events import Progress
 from builder.core.record import Output
 from builder.remote.bucket import OnBytes
 
-SLOWEST_BYTES_S = 100_000.0  # an upload in one piece says nothing before its end: slower than this it counts as stuck
-REPORT_S = 0.1
+_SLOWEST_BYTES_S = 100_000.0  # an upload in one piece says nothing before its end: slower than this it counts as stuck
+_REPORT_S = 0.1
 
 OnEnd = Callable[["Exception | None"], None]
 Work = Callable[[str, Output, OnBytes], None]
@@ -80,7 +80,7 @@ class TransferQueue:
     def _transfer(self, name: str, output: Output) -> None:
         moved = 0
         clock = self._clocks[threading.get_ident()]
-        clock.extra_s = output.nbytes / SLOWEST_BYTES_S if self._patient else 0.0
+        clock.extra_s = output.nbytes / _SLOWEST_BYTES_S if self._patient else 0.0
 
         def on_bytes(nbytes: int) -> None:  # called by a thread of the backend
             nonlocal moved
@@ -120,6 +120,6 @@ class TransferQueue:
             over = self._files_done == self._files
             if state == self._reported or (now < self._report_at and not over):
                 return None
-            self._reported, self._report_at = state, now + REPORT_S
+            self._reported, self._report_at = state, now + _REPORT_S
             label = f"{self._files_done} of {self._files} files"
             return Progress("", self.name, self._done, self._total, "B", label)

@@ -18,7 +18,7 @@ from builder.remote.gc import is_running
 from builder.remote.layout import Damaged, blob_name, blobs_of, manifest, provenance_name, record_name, upload_name
 from builder.remote.transfer_queue import TransferQueue
 
-GC_POLL_S = 0.5
+_GC_POLL_S = 0.5
 
 
 class _PendingUpload:
@@ -71,7 +71,7 @@ class Uploads:
             bucket = self._connection.writable()
             bucket.write(upload_name(record.key), manifest(record))
             if is_running(bucket):
-                time.sleep(GC_POLL_S)
+                time.sleep(_GC_POLL_S)
                 self.queue.call(partial(self._begin, record))
                 return
         except Exception as error:

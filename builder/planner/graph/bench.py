@@ -13,7 +13,7 @@ from builder.planner.graph.step_resources import running_bytes
 
 NAME = "bench"
 ALL_CORES = 1 << 10  # cut to what there is
-LENGTHS = {"prompt": 256, "contexts": [8, 512]}  # tokens; decoding is measured near the end of the context too
+_LENGTHS = {"prompt": 256, "contexts": [8, 512]}  # tokens; decoding is measured near the end of the context too
 
 
 def bench_plan(recipes: Sequence[tuple[Recipe, Mapping[str, Any]]], plan: Plan) -> Plan:
@@ -29,7 +29,7 @@ def bench_plan(recipes: Sequence[tuple[Recipe, Mapping[str, Any]]], plan: Plan) 
         bench = Step(
             name=NAME,
             function="builder.steps.bench:run",
-            params={"machine": machine, **LENGTHS},
+            params={"machine": machine, **_LENGTHS},
             inputs={"package": Input(package, "*")},
             tools=("apache-tvm", "numpy"),
             validation=True,

@@ -35,7 +35,7 @@ def build_plan(recipes: Sequence[Recipe]) -> Plan:
                 f"two builds write to {recipe.name}: {_overrides_of(other)} and {_overrides_of(recipe)}",
                 "give each a name of its own: name=...",
             )
-        chain, artifact = chain_of(recipe, linker, once)
+        chain, artifact = _chain_of(recipe, linker, once)
         steps |= {step.id: step for step in chain}
         goals.append(Goal(recipe.name, tuple(s.id for s in chain), artifact, recipe.undecided))
     return Plan(steps, tuple(goals))
@@ -46,7 +46,7 @@ def _overrides_of(recipe: Recipe) -> str:
     return " ".join(text.removeprefix("++") for text in recipe.overrides) or "no overrides"
 
 
-def chain_of(recipe: Recipe, linker: str, once: CellMemo) -> tuple[list[Step], str]:
+def _chain_of(recipe: Recipe, linker: str, once: CellMemo) -> tuple[list[Step], str]:
     """The steps of one recipe, in the order they are shown, and the id of the one whose outputs are the artifact.
 
     While the rules of a recipe are not decided, its steps end with the one that decides them, and the id is empty."""

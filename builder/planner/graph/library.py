@@ -12,7 +12,7 @@ from builder.planner.graph.step_resources import lowering_bytes
 from builder.planner.schemes.schemes import activations_of, scheme_of
 from builder.targets import apple, cuda, webgpu
 
-GIB = 1 << 30
+_GIB = 1 << 30
 
 
 def lower_step(recipe: Recipe, linker: str) -> Step:
@@ -71,7 +71,7 @@ def link_steps(lower: Step) -> list[Step]:
         function="builder.steps.runtime:run",
         params=identity,
         tools=("apache-tvm", "apache-tvm-ffi"),
-        resources=Resources(cpu=1, memory_bytes=2 * GIB),
+        resources=Resources(cpu=1, memory_bytes=2 * _GIB),
         programs=("emcc",),
         locked_params=("emscripten", "headers"),
     )

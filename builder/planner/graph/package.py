@@ -16,7 +16,7 @@ from builder.planner.schemes.schemes import scheme_of
 from builder.targets import npm
 from builder.targets.apps import library_name
 
-WEB_PAGE = Path(builder.__file__).resolve().parent / "web_page"
+_WEB_PAGE = Path(builder.__file__).resolve().parent / "web_page"
 
 
 def package_step(recipe: Recipe, fetch: Step, shard: Step, weights: Step, library: Step) -> Step:
@@ -65,7 +65,7 @@ def web_page_steps(recipe: Recipe, package: Step) -> list[Step]:
             "library": f"{recipe.name}.{recipe.target.library}",
             "family": recipe.family,
             "scheme": recipe.quant.name,
-            "template": digest_of_tree(WEB_PAGE),
+            "template": digest_of_tree(_WEB_PAGE),
         },
         inputs={"package": Input(package.id, "*"), "engine": Input(engine.id, "*")},
         locked_params=("template",),

@@ -7,7 +7,7 @@ from builder.config.schema import Recipe
 from builder.core.step import Input, Resources, Step
 from builder.planner.schemes.schemes import scheme_of
 
-MEMORY_BYTES = 1 << 28
+_MEMORY_BYTES = 1 << 28
 
 
 def rank_steps(recipe: Recipe, shard: Step, quantize: Step) -> list[Step]:
@@ -34,6 +34,6 @@ def rank_steps(recipe: Recipe, shard: Step, quantize: Step) -> list[Step]:
         inputs={"ranks": Input(ranks.id, "ranks.json"), "quantized": Input(quantize.id, "*")},
         expand="ranks",
         tools=("numpy",),
-        resources=Resources(cpu=1, memory_bytes=MEMORY_BYTES),
+        resources=Resources(cpu=1, memory_bytes=_MEMORY_BYTES),
     )
     return [ranks, cut]

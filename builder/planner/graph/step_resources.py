@@ -18,7 +18,7 @@ from builder.planner.feasibility.sizing import memory_of
 from builder.planner.schemes.schemes import scheme_of
 
 GIB = 1 << 30
-FLOAT32 = 4  # bytes
+_FLOAT32 = 4  # bytes
 _running: dict[tuple[Any, ...], int] = {}  # a sweep asks again and again
 
 
@@ -51,13 +51,13 @@ def reference_bytes(recipe: Recipe) -> int:
     """transformers in float32 (verification/source_model): one module's weights, as they are stored and widened, and
     the logits; of a mixture, whose experts transformers fuses, all weights."""
     size = model_size(recipe)
-    weights = size.elements * FLOAT32 if size.mixture else 2 * size.largest * FLOAT32
+    weights = size.elements * _FLOAT32 if size.mixture else 2 * size.largest * _FLOAT32
     return GIB + weights + 2 * recipe.verify.logits_bytes
 
 
 def moments_bytes(recipe: Recipe) -> int:
     """The moments of one layer's inputs, float32 (in, in), of the widest and of another."""
-    return 2 * FLOAT32 * model_size(recipe).widest ** 2
+    return 2 * _FLOAT32 * model_size(recipe).widest ** 2
 
 
 def lowering_bytes(recipe: Recipe) -> int:

@@ -16,7 +16,7 @@ from builder.planner.graph.step_resources import reference_bytes, running_bytes
 from builder.planner.schemes.schemes import scheme_of
 from builder.planner.schemes.verify_limits import limits_of, trained_of
 
-HELDOUT = Path(builder.__file__).resolve().parent / "demo" / "heldout.txt"
+_HELDOUT = Path(builder.__file__).resolve().parent / "demo" / "heldout.txt"
 TORCH_TOOLS = ("torch", "transformers", "tokenizers", "numpy")
 GIB = 1 << 30
 
@@ -24,7 +24,7 @@ GIB = 1 << 30
 def reference_steps(recipe: Recipe, weights: Mapping[str, Step]) -> list[Step]:
     """transformers in float32, over the original weights and over the dequantized ones. Nothing of the library reaches
     them. ``weights``: the steps that make the stored weights."""
-    text = Path(recipe.verify.text).expanduser().absolute() if recipe.verify.text else HELDOUT
+    text = Path(recipe.verify.text).expanduser().absolute() if recipe.verify.text else _HELDOUT
     sample = {
         "text": {"name": text.name, "digest": text_digest(text, "verify.text")},
         "tokens": recipe.verify.tokens,

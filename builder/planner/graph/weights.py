@@ -17,25 +17,25 @@ from builder.planner.graph.verify import TORCH_TOOLS, source_inputs, text_digest
 from builder.planner.schemes.schemes import scheme_of
 from builder.quant.methods import CALIBRATED, METHODS
 
-CALIBRATION = Path(builder.__file__).resolve().parent / "demo" / "calibration.txt"
-GIB = 1 << 30
-ALL_CORES = 1 << 10  # cut to what there is
+_CALIBRATION = Path(builder.__file__).resolve().parent / "demo" / "calibration.txt"
+_GIB = 1 << 30
+_ALL_CORES = 1 << 10  # cut to what there is
 
 
 def weight_steps(recipe: Recipe) -> dict[str, Step]:
     """What makes the stored weights, by name."""
-    fetch = fetch_step(recipe)
-    convert = convert_step(recipe, fetch)
-    steps = [fetch, convert, *(budget_steps(recipe, recipe.budget, fetch, convert) if recipe.budget else ())]
+    fetch = _fetch_step(recipe)
+    convert = _convert_step(recipe, fetch)
+    steps = [fetch, convert, *(_budget_steps(recipe, recipe.budget, fetch, convert) if recipe.budget else ())]
     if not recipe.undecided:
-        calibrate = [calibrate_step(recipe, fetch, convert)] if recipe.quant.method in CALIBRATED else []
-        scales = [scales_step(recipe, fetch, convert, step) for step in calibrate if recipe.quant.method == "awq"]
-        shard = shard_step(recipe, convert)
-        steps += [*calibrate, *scales, shard, quantize_step(recipe, fetch, shard, scales or calibrate)]
+        calibrate = [_calibrate_step(recipe, fetch, convert)] if recipe.quant.method in CALIBRATED else []
+        scales = [_scales_step(recipe, fetch, convert, step) for step in calibrate if recipe.quant.method == "awq"]
+        shard = _shard_step(recipe, convert)
+        steps += [*calibrate, *scales, shard, _quantize_step(recipe, fetch, shard, scales or calibrate)]
     return {step.name: step for step in steps}
 
 
-def fetch_step(recipe: Recipe) -> Step:
+def _fetch_step(recipe: Recipe) -> Step:
     checkpoint = recipe.checkpoint
     here = [name for name in checkpoint.files if name not in checkpoint.missing]
     params: dict[str, Any] = {"format": checkpoint.format, "pin": recipe.pins.checkpoint}
@@ -51,23 +51,23 @@ def fetch_step(recipe: Recipe) -> Step:
     )
 
 
-def convert_step(recipe: Recipe, fetch: Step) -> Step:
+def _convert_step(recipe: Recipe, fetch: Step) -> Step:
     packing = {"packing": dict(recipe.quant.packing)} if recipe.quant.packing else {}
     return Step(
         name="convert",
         function="builder.steps.convert:run",
         params={"family": recipe.family, "architecture": dict(recipe.architecture), **packing},
         inputs={"layout": Input(fetch.id, "layout.json")},
-        code=(architectures.FAMILIES[recipe.family], *format_of(recipe)),
+        code=(architectures.FAMILIES[recipe.family], *_format_of(recipe)),
     )
 
 
-def format_of(recipe: Recipe) -> tuple[str, ...]:
+def _format_of(recipe: Recipe) -> tuple[str, ...]:
     """The module that reads a quantized checkpoint."""
     return (quantized.METHODS[recipe.quant.packing["method"]],) if recipe.quant.packing else ()
 
 
-def shard_step(recipe: Recipe, convert: Step) -> Step:
+def _shard_step(recipe: Recipe, convert: Step) -> Step:
     return Step(
         name="shard",
         function="builder.steps.shard:run",
@@ -81,9 +81,9 @@ def shard_step(recipe: Recipe, convert: Step) -> Step:
     )
 
 
-def budget_steps(recipe: Recipe, budget: Budget, fetch: Step, convert: Step) -> list[Step]:
+def _budget_steps(recipe: Recipe, budget: Budget, fetch: Step, convert: Step) -> list[Step]:
     """What measures the candidates, once for all budgets of a model, and what picks the rules."""
-    context, text = calibration_text(recipe)
+    context, text = _calibration_text(recipe)
     weight_map = Input(convert.id, "weight_map.json")
     tables = {name: dict(table) for name, table in budget.candidates.items()}
     sensitivity = Step(
@@ -98,7 +98,7 @@ def budget_steps(recipe: Recipe, budget: Budget, fetch: Step, convert: Step) -> 
         inputs={**source_inputs(recipe, fetch), "weight_map": weight_map},
         context=context,
         tools=TORCH_TOOLS,
-        resources=Resources(cpu=ALL_CORES, memory_bytes=GIB + reference_bytes(recipe)),
+        resources=Resources(cpu=_ALL_CORES, memory_bytes=_GIB + reference_bytes(recipe)),
         locked_params=("text",),
     )
     own = scheme_of(replace(recipe.quant, rules=()))
@@ -113,17 +113,17 @@ def budget_steps(recipe: Recipe, budget: Budget, fetch: Step, convert: Step) -> 
     return [sensitivity, allocate]
 
 
-def calibration_text(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+def _calibration_text(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
     """Where the calibration text is, which is no identity, and what is: its name and content."""
     own = recipe.quant.calibration.text
-    text = Path(own).expanduser().absolute() if own else CALIBRATION
+    text = Path(own).expanduser().absolute() if own else _CALIBRATION
     return {"text": str(text)}, {"name": text.name, "digest": text_digest(text, "quant.calibration.text")}
 
 
-def calibrate_step(recipe: Recipe, fetch: Step, convert: Step) -> Step:
+def _calibrate_step(recipe: Recipe, fetch: Step, convert: Step) -> Step:
     """Reads no scheme: one calibration serves all schemes of a model."""
     calibration = recipe.quant.calibration
-    context, text = calibration_text(recipe)
+    context, text = _calibration_text(recipe)
     return Step(
         name="calibrate",
         function="builder.steps.calibrate:run",
@@ -136,7 +136,7 @@ def calibrate_step(recipe: Recipe, fetch: Step, convert: Step) -> Step:
     )
 
 
-def scales_step(recipe: Recipe, fetch: Step, convert: Step, calibrate: Step) -> Step:
+def _scales_step(recipe: Recipe, fetch: Step, convert: Step, calibrate: Step) -> Step:
     return Step(
         name="scales",
         function="builder.steps.scales:run",
@@ -147,15 +147,15 @@ def scales_step(recipe: Recipe, fetch: Step, convert: Step, calibrate: Step) -> 
             "moments": Input(calibrate.id, "moments/*"),
         },
         tools=("numpy",),
-        resources=Resources(cpu=1, memory_bytes=GIB // 2 + moments_bytes(recipe)),
+        resources=Resources(cpu=1, memory_bytes=_GIB // 2 + moments_bytes(recipe)),
     )
 
 
-def quantize_step(recipe: Recipe, fetch: Step, shard: Step, measured: Sequence[Step]) -> Step:
+def _quantize_step(recipe: Recipe, fetch: Step, shard: Step, measured: Sequence[Step]) -> Step:
     """``measured``: scales or calibrate, where the method reads one of them."""
     inputs = {"shards": Input(shard.id, "shards.json"), "tensors": Input(fetch.id, "tensor/*")}
     method: dict[str, Any] = {"name": recipe.quant.method}
-    memory_bytes = GIB // 4
+    memory_bytes = _GIB // 4
     for step in measured:  # none or one
         if recipe.quant.method == "awq":
             inputs["scales"] = Input(step.id, "*")
@@ -173,6 +173,6 @@ def quantize_step(recipe: Recipe, fetch: Step, shard: Step, measured: Sequence[S
         inputs=inputs,
         expand="shards",
         tools=("numpy",),
-        code=(*((code,) if code else ()), *format_of(recipe)),
+        code=(*((code,) if code else ()), *_format_of(recipe)),
         resources=Resources(cpu=1, memory_bytes=memory_bytes),
     )
