@@ -31,7 +31,7 @@ from builder.quant import storage
 from builder.runtime import speed
 from builder.runtime.engine import Engine
 from builder.runtime.measured import active_experts
-from builder.targets import cpu, machine
+from builder.targets import cpu, host_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = {
@@ -149,7 +149,7 @@ def report(folder: Path, runs: int, shape: str, peer: bool) -> None:
     engine, threads = Engine(files, 1), len(os.sched_getaffinity(0))
     read = speed.weights_read(files, engine.metadata, active_experts(files))
     bandwidth, big = speed.read_bandwidth(read, threads), speed.read_bandwidth(1 << 28, threads)
-    print(f"{threads} threads of {machine.instructions()}")
+    print(f"{threads} threads of {host_machine.instructions()}")
     print(f"weights read per token: {read:,} bytes, at {bandwidth / 1e9:.1f} GB/s (256 MiB: {big / 1e9:.1f} GB/s)")
     for context in (8, 128, 512, engine.context - speed.MAX_TOKENS):
         if 0 < context <= engine.context - speed.MAX_TOKENS:

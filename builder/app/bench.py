@@ -49,9 +49,9 @@ def bench(options: BuildOptions, request: BuildRequest, session: Session, again:
 
 def bench_plan_of(recipes: Sequence[Recipe], request: BuildRequest) -> Plan:
     """The plan of the measurements of some recipes of a request, on this machine."""
-    from builder.targets import machine
+    from builder.targets import host_machine
 
-    by_kind = {gpu: machine.describe(gpu) for gpu in {recipe.target.kind != "cpu" for recipe in recipes}}
+    by_kind = {gpu: host_machine.describe(gpu) for gpu in {recipe.target.kind != "cpu" for recipe in recipes}}
     return bench_plan([(recipe, by_kind[recipe.target.kind != "cpu"]) for recipe in recipes], request.plan)
 
 

@@ -121,7 +121,7 @@ def _gpus() -> list[Row]:
     if not driver.exists():
         return [_row("nvidia driver", "none", "needed to run libraries of target=cuda, not to build them", "missing")]
     rows = [_row("nvidia driver", driver.read_text().splitlines()[0], "running libraries of target=cuda")]
-    from builder.targets import gpus as machine
+    from builder.targets import nvidia_gpus as machine
 
     names = machine.names()
     kinds = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]

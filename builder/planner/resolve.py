@@ -30,7 +30,7 @@ from builder.planner.feasibility.comparable import check_comparable
 from builder.planner.schemes import imported, schemes
 from builder.planner.schemes.schemes import scheme_of
 from builder.quant.layout import parse_scheme
-from builder.targets import apps, cuda, link
+from builder.targets import cuda, link, mlc_apps
 from builder.targets.cpu import resolve as resolve_cpu
 from builder.targets.cpu import triple_of
 
@@ -196,8 +196,8 @@ def check_package(package: Package, target: Target) -> None:
             f"package=web_page needs a library for browsers; the target is of kind {target.kind}",
             "build target=webgpu package=web_page, or target=webgpu-f32 for browsers without shader-f16",
         )
-    if package.kind in apps.APPS and not apps.fits(package.kind, target.kind, target.triple, target.library):
-        system = apps.APPS[package.kind][1]
+    if package.kind in mlc_apps.APPS and not mlc_apps.fits(package.kind, target.kind, target.triple, target.library):
+        system = mlc_apps.APPS[package.kind][1]
         raise Unsupported(
             f"package={package.kind} needs objects for {system}; the target is of kind {target.kind}, for "
             f"{target.triple}, its library of kind {target.library}",

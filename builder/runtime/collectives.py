@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from builder.core.errors import UserError
 from builder.runtime.device import Device
-from builder.targets.peer_sum import SUM_NORM
+from builder.targets.peer_allreduce import SUM_NORM
 from builder.targets.tvm_import import import_tvm
 
 MEET_S = 100.0

@@ -18,8 +18,8 @@ from builder.core.errors import StepError, UserError
 from builder.runtime.peers import PeerKernels, Peers
 from builder.targets.cuda import starts_early
 from builder.targets.cuda_runtime import RUNTIME, linked
-from builder.targets.gpus import find_nccl
-from builder.targets.peer_sum import MOST, NAME, NORM_ROWS, SET_PEERS
+from builder.targets.nvidia_gpus import find_nccl
+from builder.targets.peer_allreduce import MOST, NAME, NORM_ROWS, SET_PEERS
 from builder.targets.tvm_import import import_tvm
 
 MEET_S = 100.0

@@ -1,5 +1,5 @@
 """Small sums over GPUs that can write to each other's memory, by the kernels that the library brings (``peer_sum`` in
-its metadata; builder/targets/peer_sum.py says how they work). NCCL takes 10 us for them, or 17 in a CUDA graph.
+its metadata; builder/targets/peer_allreduce.py says how they work). NCCL takes 10 us for them, or 17 in a CUDA graph.
 
 Functions are those of CUDA's runtime and driver: https://docs.nvidia.com/cuda/cuda-runtime-api, cuda-driver-api.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from builder.core.errors import StepError
 from builder.targets.cuda_runtime import DRIVER, RUNTIME, did, linked
-from builder.targets.peer_sum import (
+from builder.targets.peer_allreduce import (
     GATHER,
     LINE_BYTES,
     MOST,

@@ -18,7 +18,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """Write bench.json: {"machine", and what runtime.measured finds}.
 
     Args:
-        params: "machine" (targets.machine.describe, of this machine), "prompt" (tokens), "contexts" (tokens).
+        params: "machine" (targets.host_machine.describe, of this machine), "prompt" (tokens), "contexts" (tokens).
         inputs: "package" (the artifact's files).
 
     Raises:

@@ -11,7 +11,7 @@ from builder import architectures
 from builder.core.errors import StepError
 from builder.core.step import InputFiles, Json, Out
 from builder.quant import layout
-from builder.targets.apps import library_name, symbol_prefix
+from builder.targets.mlc_apps import library_name, symbol_prefix
 from builder.targets.planned_tools import check_planned_tools
 from builder.targets.tvm_import import import_tvm
 

@@ -90,7 +90,7 @@ ONLY: dict[str, tuple[str, ...]] = {  # files of lower -> the recipes that have 
     "quant/cuts.py": ("h100 ranks",),
     "formats/*": ("h100 ranks",),
     "targets/cuda*": _CUDA,
-    "targets/peer_sum.py": _CUDA,
+    "targets/peer_allreduce.py": _CUDA,
     "targets/apple.py": ("ios",),
     "targets/webgpu.py": (),
     "targets/link.py": (*_CPU, *_CUDA),

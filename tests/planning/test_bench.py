@@ -17,7 +17,7 @@ from builder.core.errors import Unsupported
 from builder.core.plan import check_plan
 from builder.planner.graph.bench import ALL_CORES, bench_plan
 from builder.report.bench import print_bench
-from builder.targets import machine
+from builder.targets import host_machine
 
 RATE = {"median": 120.0, "low": 114.0, "high": 126.0, "runs": 7}
 BENCH = {
@@ -93,12 +93,12 @@ def test_a_sweep_has_a_row_per_cell_and_says_whose_each_note_is():
 
 
 def test_the_machine(monkeypatch: pytest.MonkeyPatch):
-    found = machine.describe(gpu=False)
+    found = host_machine.describe(gpu=False)
     assert set(found) == {"cpu", "cores", "instructions", "memory_gib", "system"}
     assert all(found.values())
-    assert found == machine.describe(gpu=False)
-    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
-    assert machine.describe(gpu=True)["gpu"] == "none that nvidia-smi finds"
+    assert found == host_machine.describe(gpu=False)
+    monkeypatch.setattr(host_machine.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
+    assert host_machine.describe(gpu=True)["gpu"] == "none that nvidia-smi finds"
 
 
 def test_the_command_line():

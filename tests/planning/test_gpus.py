@@ -17,7 +17,7 @@ from builder.core.step import Step
 from builder.planner import resolve
 from builder.planner.feasibility import platforms, sizing
 from builder.planner.graph import graph
-from builder.targets import gpus, link
+from builder.targets import link, nvidia_gpus
 from tests.planning.test_sizing import LLAMA, demo
 
 TOPOLOGY = """
@@ -147,7 +147,7 @@ def test_auto_counts_the_gpus_of_this_machine(two_gpus: None):
 
 
 def test_auto_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gpus, "said", lambda _: "")
+    monkeypatch.setattr(nvidia_gpus, "said", lambda _: "")
     with pytest.raises(UserError, match="auto, but nvidia-smi finds no GPU here"):
         resolved("target=h100", "target.gpus=auto")
 
@@ -183,21 +183,21 @@ def test_more_gpus_are_offered_where_one_is_too_small(tmp_path: Path):
 
 
 def test_links_between_gpus_are_read():
-    found = gpus.read_links(TOPOLOGY)
+    found = nvidia_gpus.read_links(TOPOLOGY)
     assert found == [(0, 1, "NV18"), (0, 2, "NV18"), (0, 3, "SYS"), (1, 2, "NV18"), (1, 3, "SYS"), (2, 3, "SYS")]
-    assert gpus.in_words(found) == "NVLink (NV18) 0-1 0-2 1-2, the link between NUMA nodes (SYS) 0-3 1-3 2-3"
-    assert gpus.in_words(found[:2]) == "NVLink (NV18) between all"
-    assert gpus.read_links("\tGPU0\tCPU Affinity\nGPU0\t X \t0-31\n") == []
+    assert nvidia_gpus.in_words(found) == "NVLink (NV18) 0-1 0-2 1-2, the link between NUMA nodes (SYS) 0-3 1-3 2-3"
+    assert nvidia_gpus.in_words(found[:2]) == "NVLink (NV18) between all"
+    assert nvidia_gpus.read_links("\tGPU0\tCPU Affinity\nGPU0\t X \t0-31\n") == []
 
 
 def test_nccl_is_found_in_the_package_that_brings_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gpus, "FOLDERS", ())
-    monkeypatch.setattr(gpus.sys, "path", [str(tmp_path)])
-    assert gpus.find_nccl() is None
+    monkeypatch.setattr(nvidia_gpus, "FOLDERS", ())
+    monkeypatch.setattr(nvidia_gpus.sys, "path", [str(tmp_path)])
+    assert nvidia_gpus.find_nccl() is None
     library = tmp_path / "nvidia" / "nccl" / "lib" / "libnccl.so.2"
     library.parent.mkdir(parents=True)
     library.touch()
-    assert gpus.find_nccl() == (library, "the Python package nvidia-nccl")
+    assert nvidia_gpus.find_nccl() == (library, "the Python package nvidia-nccl")
 
 
 def test_doctor_shows_what_several_gpus_need():

@@ -16,7 +16,7 @@ from builder import architectures  # noqa: E402
 from builder.lowering.machine import machine_of  # noqa: E402
 from builder.lowering.passes import fuse_allreduce_rmsnorm, fuse_gate_up  # noqa: E402
 from builder.models.decoder import Model  # noqa: E402
-from builder.targets.peer_sum import SUM_NORM  # noqa: E402
+from builder.targets.peer_allreduce import SUM_NORM  # noqa: E402
 from tests.tvm import tiny  # noqa: E402
 
 COLLECTIVES = ("allreduce", "allgather", "broadcast_from_worker0")

@@ -14,7 +14,7 @@ from builder.lowering.backends.gpu import elementwise, passes
 from builder.lowering.machine import Machine
 from builder.lowering.passes import cuda_graphs
 from builder.lowering.progress import StageProgress
-from builder.targets import cuda, cuda_runtime, peer_sum
+from builder.targets import cuda, cuda_runtime, peer_allreduce
 
 __all__ = ["elementwise", "generate", "machine_of", "metadata", "passes"]
 
@@ -52,7 +52,7 @@ def device_code(functions: Any, machine: Machine, progress: StageProgress) -> An
     dependent = dependent_launch.is_possible(machine.description)
 
     def compiled(source: str) -> bytes:
-        declared = peer_sum.LINES + peer_sum.SENDER if "keep_peers(" in source else ""
+        declared = peer_allreduce.LINES + peer_allreduce.SENDER if "keep_peers(" in source else ""
         whole = declared + (dependent_launch.insert_waits(source) if dependent else source)
         code = cuda.compile_kernels(whole, arch)
         if progress.observer:
@@ -66,11 +66,11 @@ def device_code(functions: Any, machine: Machine, progress: StageProgress) -> An
 
 def metadata(model: Any, target: Mapping[str, Any]) -> dict[str, Any]:
     """Whether the library captures graphs itself, and for several ranks the code of the kernels that sum over GPUs."""
-    peers = {peer_sum.NAME: peer_sum_code(target["arch"])} if model.ranks > 1 else {}
+    peers = {peer_allreduce.NAME: peer_sum_code(target["arch"])} if model.ranks > 1 else {}
     return {"cuda_graphs": cuda_graphs.pay(model, target), **peers}
 
 
 def peer_sum_code(arch: Sequence[str]) -> str:
     """The machine code of the kernels that sum over GPUs, for these architectures, in base64 for ``_metadata``."""
-    source = cuda.EARLY_START + peer_sum.LINES + peer_sum.SOURCE
+    source = cuda.EARLY_START + peer_allreduce.LINES + peer_allreduce.SOURCE
     return base64.b64encode(cuda.compile_kernels(source, arch)).decode()

@@ -1,4 +1,4 @@
-"""A sum over GPUs and the RMS norm that follows as one call (builder/targets/peer_sum.py), where there are few rows.
+"""A sum over GPUs and the RMS norm that follows as one call (targets/peer_allreduce.py), where there are few rows.
 
 A decoded token has two such pairs a layer, and each of their kernels takes longer to start than to run. Where there is
 one row, the product before the sum sends its results to the other GPUs itself. The runtime that has these calls tells
@@ -20,7 +20,7 @@ from builder.lowering.schedules.gpu.weights import weight_of
 from builder.ops import emit as op
 from builder.ops.linear import LinearLabel
 from builder.ops.norms import RMSNormLabel
-from builder.targets.peer_sum import NORM_PAIRS, SET_PEERS, SUM_NORM
+from builder.targets.peer_allreduce import NORM_PAIRS, SET_PEERS, SUM_NORM
 
 ONE_ROW, SOME_ROWS, TOKENS = "decode", "batch_decode", "embed"
 BROADCAST = "runtime.disco.broadcast_from_worker0"

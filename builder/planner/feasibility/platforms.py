@@ -6,7 +6,7 @@ from typing import Any
 
 from builder.config.schema import Recipe, Target
 from builder.config.strict import as_plain_data
-from builder.targets import android, cpu, cuda, gpus, link
+from builder.targets import android, cpu, cuda, link, nvidia_gpus
 
 MEMORY = ("memory_bytes", "runtime_bytes", "max_sequences", "gpus", "refused")  # of a target, and not in its code
 
@@ -38,7 +38,7 @@ def runs_here(target: Target, shards: int = 1) -> bool:
     """Whether a library for the target can be run on this machine, as far as can be seen without loading anything."""
     if target.kind == "cpu":
         return target.library == "so" and cpu.runs_here(target.cpu, target.features or ())
-    return target.kind == "cuda" and cuda.runs_here() and (shards == 1 or gpus.count() >= shards)
+    return target.kind == "cuda" and cuda.runs_here() and (shards == 1 or nvidia_gpus.count() >= shards)
 
 
 def gpus_of(recipe: Recipe) -> int:

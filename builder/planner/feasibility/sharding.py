@@ -58,7 +58,7 @@ def _count_key(gpus: int | str | None, shards: int) -> str:
 
 def _count_gpus(target: Target, where: Where) -> int:
     """The GPUs of this machine."""
-    from builder.targets import gpus
+    from builder.targets import nvidia_gpus
 
     if target.kind != "cuda":
         raise UserError(
@@ -66,7 +66,7 @@ def _count_gpus(target: Target, where: Where) -> int:
             "number",
             f"build {GPUS}=1",
         )
-    count = gpus.count()
+    count = nvidia_gpus.count()
     if not count:
         raise UserError(
             f"{GPUS}{where(GPUS)}: {AUTO}, but nvidia-smi finds no GPU here; say how many there are where it is to run",

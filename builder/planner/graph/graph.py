@@ -17,7 +17,7 @@ from builder.planner.graph.ranks import rank_steps
 from builder.planner.graph.verify import reference_steps, verify_step
 from builder.planner.graph.weights import weight_steps
 from builder.targets import link
-from builder.targets.apps import APPS
+from builder.targets.mlc_apps import APPS
 
 
 def build_plan(recipes: Sequence[Recipe]) -> Plan:

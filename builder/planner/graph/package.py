@@ -14,7 +14,7 @@ from builder.core.step import Input, Step
 from builder.planner.feasibility.sizing import memory_of
 from builder.planner.schemes.schemes import scheme_of
 from builder.targets import npm
-from builder.targets.apps import library_name
+from builder.targets.mlc_apps import library_name
 
 _WEB_PAGE = Path(builder.__file__).resolve().parent / "web_page"
 

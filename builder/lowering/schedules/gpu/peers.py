@@ -1,4 +1,4 @@
-"""What kernels of CUDA libraries for several GPUs have to do with the others (targets/peer_sum.py has their code)."""
+"""What kernels of CUDA libraries for several GPUs do with the others (targets/peer_allreduce.py has their code)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tvm import tirx
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.ir import T
-from builder.targets.peer_sum import NORM_THREADS, TABLE_WORDS, WEIGHT_TYPES
+from builder.targets.peer_allreduce import NORM_THREADS, TABLE_WORDS, WEIGHT_TYPES
 
 
 def set_peers(traits: GpuTraits) -> tirx.PrimFunc:
@@ -46,7 +46,7 @@ def sent_norm(width: int, dtype: str, eps: float, traits: GpuTraits) -> tirx.Pri
 
 @dataclass(frozen=True, slots=True)
 class PeerSender:
-    """gemv.Sender, by the functions of targets/peer_sum.py."""
+    """gemv.Sender, by the functions of targets/peer_allreduce.py."""
 
     ranks: int
 
