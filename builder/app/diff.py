@@ -21,6 +21,7 @@ from builder.core.digest import digest_of_names
 from builder.core.errors import BuildError, UserError
 from builder.core.filestore import open_store
 from builder.core.store import Store
+from builder.planner.graph.recipe_keys import RECIPE_KEYS
 from builder.provenance.diff.locks import differences_between, format_lock_difference
 from builder.provenance.diff.report import compare
 from builder.provenance.diff.sides import DiffSide, lock_of_folder, modules_of, read_statement
@@ -31,7 +32,7 @@ def diff(options: BuildOptions, last: str, now: str) -> dict[str, Any]:
     """The comparison of two words as provenance/diff/report.py makes it. Overrides are of both recipes."""
     sides = load_side(options, last), load_side(options, now)
     store = sides[0].store or sides[1].store or open_store(store_path())
-    return compare(*sides, store, partial(_bench_of, store))
+    return compare(*sides, store, partial(_bench_of, store), RECIPE_KEYS)
 
 
 def folder_differences(options: BuildOptions, folder: Path, other: str) -> list[str]:

@@ -233,9 +233,8 @@ class PlanState:
         labels = {port: self._label(source) for port, source in step.inputs.items()}
         last_code = self.store.load_document(code_document(last.parts["code"]))
         now_code = self.sources.code(step.function, step.code)[1]
-        return differences(
-            KeyState(last.parts, last.groups, last_code), KeyState(identity.parts, identity.groups, now_code), labels
-        )
+        old, new = KeyState(last.parts, last.groups, last_code), KeyState(identity.parts, identity.groups, now_code)
+        return differences(old, new, labels, step.recipe_keys)
 
     def _label(self, source: Input) -> tuple[str, str]:
         """How a reason calls one output, and in a group the template that the entries' item names belong to."""

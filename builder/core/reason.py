@@ -39,12 +39,15 @@ def summarize_differences(differences: list[Difference]) -> str:
     return ", ".join(texts[:SHOWN]) + more
 
 
-def differences(last: KeyState, now: KeyState, labels: Mapping[str, tuple[str, str]]) -> list[Difference]:
-    """Everything that differs. ``labels`` is {port: (output in words, template of a group's items)}."""
+def differences(
+    last: KeyState, now: KeyState, labels: Mapping[str, tuple[str, str]], recipe_keys: Names
+) -> list[Difference]:
+    """Everything that differs. ``labels`` is {port: (output in words, template of a group's items)}; ``recipe_keys`` is
+    {path below the parameters: how a user types it}."""
     old, new = last.parts, now.parts
     return [
         *_params("function", old["function"], new["function"]),
-        *_params("", old["params"], new["params"]),
+        *(_as_typed(each, recipe_keys) for each in _params("", old["params"], new["params"])),
         *_tools(old["tools"], new["tools"]),
         *_code(last, now),
         *_watch(old["watch"], new["watch"]),
@@ -68,6 +71,19 @@ def _params(path: str, last: Json, now: Json) -> Iterator[Difference]:
             yield from _params(f"{path}.{index}", old, new)
     elif last != now or type(last) is not type(now):
         yield Difference(path, _show(last), _show(now), f"{path} {_show(last)} → {_show(now)}")
+
+
+def _as_typed(difference: Difference, recipe_keys: Names) -> Difference:
+    """With the key of the recipe that decides the parameter, the longest path first."""
+    what, below = difference.what, ""
+    path = what
+    while path and path not in recipe_keys:
+        path, dot, name = path.rpartition(".")
+        below = f"{dot}{name}{below}"
+    if not path:
+        return difference
+    key = recipe_keys[path] + below
+    return difference._replace(what=key, text=key + difference.text.removeprefix(what))
 
 
 def _tools(last: Names, now: Names) -> Iterator[Difference]:

@@ -65,6 +65,7 @@ class Step:
     role: Role = ""
     programs: tuple[str, ...] = ()  # that it runs and that a machine may not have: "nvcc", "linker"
     locked_params: tuple[str, ...] = ()  # those of ``params`` that come from this machine or a file, not from a recipe
+    recipe_keys: Mapping[str, str] = field(default_factory=dict)  # {path below ``params``: how a user types it}
     id: str = field(default="", kw_only=True)  # unique in the plan; made from the content, unless it is given
 
     def __post_init__(self) -> None:

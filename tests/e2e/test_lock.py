@@ -72,7 +72,7 @@ def test_locked_says_what_moved_before_any_work(own: Shell):
     assert [row["what"] for row in checked["moved"]] == ["tools.apache-tvm", "architecture.vocab_size"]
     accepted = own.run("lock", "recipe=demo", "--quiet").stdout
     assert "written" in accepted
-    assert "architecture.vocab_size 99 → 3072" in accepted
+    assert "model.vocab_size 99 → 3072" in accepted
 
 
 def test_another_checkpoint_is_refused_when_it_was_read(own: Shell):

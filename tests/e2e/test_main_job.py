@@ -188,7 +188,7 @@ def test_edited_or_deleted_output_is_put_right(demo: Shell):
 def test_why_and_graph_tell_of_the_plan(demo: Shell):
     assert "differs" in demo.run("why", "lower", "model.context_window_size=512").stdout
     told = demo.run("why", "lower", "model.context_window_size=512").stdout
-    assert "  differs   metadata.context_window_size: 1024 → 512\n" in told
+    assert "  differs   model.context_window_size: 1024 → 512\n" in told
     done = demo.run("graph")
     assert "package" in done.stdout
     assert (demo.folder / "dist" / "demo-q4f16_1-cpu.svg").read_text().startswith("<svg")

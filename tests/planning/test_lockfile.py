@@ -134,6 +134,15 @@ def test_code_is_named_by_module_where_it_is_known():
     assert differences(LOCK, now) == ["code of lower changed", "code of quantize changed"]
 
 
+def test_settings_have_the_names_that_a_user_types():
+    before = {"model.family": "auto", "metadata.context_window_size": 1024, "architecture.vocab_size": 99}
+    after = {"model.context_window_size": 512, "model.family": "auto", "metadata.context_window_size": 512}
+    last, now = cells(settings=before), cells(settings={**after, "architecture.vocab_size": 98})
+    assert differences(last, now) == ["model.vocab_size 99 → 98", "model.context_window_size 1024 → 512"]
+    asked_for = cells(settings={**before, "model.context_window_size": 1024})
+    assert differences(last, asked_for) == ["model.context_window_size added (1024)"]
+
+
 def test_a_key_is_told_only_where_nothing_explains_it():
     steps = {"lower": "k1", "quantize[*]": "k3"}
     assert differences(LOCK, cells(steps=steps)) == ["quantize[*] is made from other inputs"]

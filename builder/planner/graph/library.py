@@ -8,6 +8,7 @@ from builder.config.strict import as_plain_data
 from builder.core.step import Input, Resources, Step
 from builder.lowering.kernel_modules import modules_of
 from builder.planner.feasibility.platforms import linker_of, target_of
+from builder.planner.graph.recipe_keys import RECIPE_KEYS
 from builder.planner.graph.step_resources import lowering_bytes
 from builder.planner.schemes.schemes import activations_of, scheme_of
 from builder.targets import apple, cuda, webgpu
@@ -34,6 +35,7 @@ def lower_step(recipe: Recipe, linker: str) -> Step:
             "metadata": as_plain_data(recipe.metadata),
             **tools,
         },
+        recipe_keys=RECIPE_KEYS,
         tools=("apache-tvm",),
         code=(
             architectures.FAMILIES[recipe.family],

@@ -12,6 +12,7 @@ from builder.config.strict import as_plain_data
 from builder.core.digest import digest_of_tree
 from builder.core.step import Input, Step
 from builder.planner.feasibility.sizing import memory_of
+from builder.planner.graph.recipe_keys import RECIPE_KEYS
 from builder.planner.schemes.schemes import scheme_of
 from builder.targets import npm
 from builder.targets.mlc_apps import library_name
@@ -36,6 +37,7 @@ def package_step(recipe: Recipe, fetch: Step, shard: Step, weights: Step, librar
             "metadata": metadata,
             "conv_template": recipe.model.conv_template,
         },
+        recipe_keys=RECIPE_KEYS,
         inputs={
             "shards": Input(weights.id, "*"),
             "library": Input(library.id, f"library.{ending}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from builder import architectures
 from builder.config.schema import Recipe
 from builder.core.step import Input, Resources, Step
+from builder.planner.graph.recipe_keys import RECIPE_KEYS
 from builder.planner.schemes.schemes import scheme_of
 
 _MEMORY_BYTES = 1 << 28
@@ -24,6 +25,7 @@ def rank_steps(recipe: Recipe, shard: Step, quantize: Step) -> list[Step]:
             "scheme": scheme_of(recipe.quant),
             "shards": shards,
         },
+        recipe_keys=RECIPE_KEYS,
         inputs={"parameters": Input(shard.id, "parameters.json")},
         code=(architectures.FAMILIES[recipe.family],),
     )
@@ -31,6 +33,7 @@ def rank_steps(recipe: Recipe, shard: Step, quantize: Step) -> list[Step]:
         name="cut",
         function="builder.steps.cut:run",
         params={"shards": shards},
+        recipe_keys=RECIPE_KEYS,
         inputs={"ranks": Input(ranks.id, "ranks.json"), "quantized": Input(quantize.id, "*")},
         expand="ranks",
         tools=("numpy",),

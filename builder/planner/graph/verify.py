@@ -12,6 +12,7 @@ from builder.config.schema import Recipe
 from builder.core.errors import UserError
 from builder.core.step import Input, Resources, Step
 from builder.planner.feasibility.platforms import platform_of, runs_here
+from builder.planner.graph.recipe_keys import VERIFY_KEYS
 from builder.planner.graph.step_resources import reference_bytes, running_bytes
 from builder.planner.schemes.schemes import scheme_of
 from builder.planner.schemes.verify_limits import limits_of, trained_of
@@ -37,6 +38,7 @@ def reference_steps(recipe: Recipe, weights: Mapping[str, Step]) -> list[Step]:
         name="verify.reference",
         function="builder.steps.reference:run",
         params=sample,
+        recipe_keys=VERIFY_KEYS,
         inputs=source,
         context={"text": str(text)},
         tools=TORCH_TOOLS,
@@ -46,6 +48,7 @@ def reference_steps(recipe: Recipe, weights: Mapping[str, Step]) -> list[Step]:
         name="verify.dequantized",
         function="builder.steps.dequantized:run",
         params={**sample, "scheme": scheme_of(recipe.quant), "method": recipe.quant.method},
+        recipe_keys=VERIFY_KEYS,
         inputs={
             **source,
             "shards": Input(weights["quantize"].id, "*"),
@@ -75,6 +78,7 @@ def verify_step(recipe: Recipe, references: Sequence[Step], package: Step) -> St
             name="verify",
             function="builder.steps.verify:run",
             params=params,
+            recipe_keys=VERIFY_KEYS,
             inputs={"package": Input(package.id, "*"), **inputs},
             tools=("apache-tvm", "numpy"),
             validation=True,
@@ -84,6 +88,7 @@ def verify_step(recipe: Recipe, references: Sequence[Step], package: Step) -> St
         name="verify.weights",
         function="builder.steps.verify_weights:run",
         params={**params, "kind": platform_of(recipe.target)},
+        recipe_keys=VERIFY_KEYS,
         inputs=inputs,
         tools=("numpy",),
         validation=True,

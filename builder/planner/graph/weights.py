@@ -12,6 +12,7 @@ from builder import architectures
 from builder.config.schema import Budget, Recipe
 from builder.core.step import Input, Resources, Step
 from builder.formats import quantized
+from builder.planner.graph.recipe_keys import CALIBRATION_KEYS, RECIPE_KEYS, SENSITIVITY_KEYS
 from builder.planner.graph.step_resources import model_size, moments_bytes, reference_bytes
 from builder.planner.graph.verify import TORCH_TOOLS, source_inputs, text_digest
 from builder.planner.schemes.schemes import scheme_of
@@ -45,6 +46,7 @@ def _fetch_step(recipe: Recipe) -> Step:
         name="fetch",
         function="builder.steps.fetch:run",
         params=params,
+        recipe_keys=RECIPE_KEYS,
         watch={name: str(checkpoint.root / name) for name in here},
         tools=("torch",) if checkpoint.format == "bin" else (),
         role="source",
@@ -57,6 +59,7 @@ def _convert_step(recipe: Recipe, fetch: Step) -> Step:
         name="convert",
         function="builder.steps.convert:run",
         params={"family": recipe.family, "architecture": dict(recipe.architecture), **packing},
+        recipe_keys=RECIPE_KEYS,
         inputs={"layout": Input(fetch.id, "layout.json")},
         code=(architectures.FAMILIES[recipe.family], *_format_of(recipe)),
     )
@@ -77,6 +80,7 @@ def _shard_step(recipe: Recipe, convert: Step) -> Step:
             "moments": recipe.quant.method == "gptq",
             "scales": recipe.quant.method == "awq",
         },
+        recipe_keys=RECIPE_KEYS,
         inputs={"weight_map": Input(convert.id, "weight_map.json")},
     )
 
@@ -95,6 +99,7 @@ def _budget_steps(recipe: Recipe, budget: Budget, fetch: Step, convert: Step) ->
             "tokens": recipe.quant.sensitivity_tokens,
             "window": recipe.quant.calibration.window,
         },
+        recipe_keys=SENSITIVITY_KEYS,
         inputs={**source_inputs(recipe, fetch), "weight_map": weight_map},
         context=context,
         tools=TORCH_TOOLS,
@@ -106,6 +111,7 @@ def _budget_steps(recipe: Recipe, budget: Budget, fetch: Step, convert: Step) ->
         name="allocate",
         function="builder.steps.allocate:run",
         params={"budget": budget.bits, "scheme": own, "candidates": tables},
+        recipe_keys=RECIPE_KEYS,
         inputs={"weight_map": weight_map, "sensitivity": Input(sensitivity.id, "sensitivity.json")},
         tools=("numpy",),
         role="decision",
@@ -128,6 +134,7 @@ def _calibrate_step(recipe: Recipe, fetch: Step, convert: Step) -> Step:
         name="calibrate",
         function="builder.steps.calibrate:run",
         params={"text": text, "tokens": calibration.tokens, "window": calibration.window},
+        recipe_keys=CALIBRATION_KEYS,
         inputs={**source_inputs(recipe, fetch), "weight_map": Input(convert.id, "weight_map.json")},
         context=context,
         tools=TORCH_TOOLS,
@@ -141,6 +148,7 @@ def _scales_step(recipe: Recipe, fetch: Step, convert: Step, calibrate: Step) ->
         name="scales",
         function="builder.steps.scales:run",
         params={"scheme": scheme_of(recipe.quant)},
+        recipe_keys=RECIPE_KEYS,
         inputs={
             "weight_map": Input(convert.id, "weight_map.json"),
             "tensors": Input(fetch.id, "tensor/*"),
@@ -170,6 +178,7 @@ def _quantize_step(recipe: Recipe, fetch: Step, shard: Step, measured: Sequence[
         name="quantize",
         function="builder.steps.quantize:run",
         params={"allow_nonfinite": recipe.model.allow_nonfinite, "method": method},
+        recipe_keys=RECIPE_KEYS,
         inputs=inputs,
         expand="shards",
         tools=("numpy",),

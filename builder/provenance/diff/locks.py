@@ -12,6 +12,7 @@ from builder.provenance.lock_file import Cell, Facts, Lock, Names
 
 SHORT = 19  # characters of a digest that are shown: "blake3:" and twelve digits
 NAMED = 3  # cells
+MADE_OF_MODEL = ("architecture", "metadata")  # sections of the settings whose keys a recipe has under model
 Modules = Callable[[str], "Names | None"]  # code fingerprint -> {module file: digest}, where that is known
 
 
@@ -75,7 +76,7 @@ def _differences_of_cell(last: Cell, now: Cell, modules: Modules) -> list[Differ
     why = [
         *_facts_that_differ("", last.choices, now.choices),
         *_checkpoint_differences(last.checkpoint, now.checkpoint),
-        *_facts_that_differ("", last.settings, now.settings),
+        *_setting_differences(last.settings, now.settings),
         *_facts_that_differ("", last.inputs, now.inputs),
         *_code_differences(last.code, now.code, modules),
     ]
@@ -91,6 +92,18 @@ def _facts_that_differ(section: str, last: Facts, now: Facts) -> Iterator[Differ
         what = f"{section}.{name}" if section else name
         if old != new:
             yield Difference(what, _shorten(old), _shorten(new), f"{name} {_format_change(old, new)}")
+
+
+def _setting_differences(last: Facts, now: Facts) -> Iterator[Difference]:
+    """Settings by the key that a user types. One that was asked for is not repeated where what was made of it differs:
+    both have the key of the recipe."""
+    differing = {each.what: each for each in _facts_that_differ("", last, now)}
+    for what, difference in differing.items():
+        section, dot, name = what.partition(".")
+        if section == "model" and any(f"{made}.{name}" in differing for made in MADE_OF_MODEL):
+            continue
+        key = f"model{dot}{name}" if section in MADE_OF_MODEL else what
+        yield difference._replace(what=key, text=key + difference.text.removeprefix(what))
 
 
 def _without_rules(settings: Facts) -> Facts:

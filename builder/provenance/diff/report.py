@@ -12,7 +12,7 @@ from builder.provenance.diff import folders
 from builder.provenance.diff.locks import LockDifference, differences_between, format_lock_difference, pairs_of
 from builder.provenance.diff.sides import DiffSide, modules_of
 from builder.provenance.diff.steps import reruns
-from builder.provenance.lock_file import Cell
+from builder.provenance.lock_file import Cell, Names
 
 SHOWN = 20  # lines of one kind
 KINDS = {  # heading: what its differences start with
@@ -25,15 +25,16 @@ Json = dict[str, Any]
 BenchOf = Callable[[str, Cell], "Mapping[str, Any] | None"]  # what `build bench` measured of a cell, by name
 
 
-def compare(last: DiffSide, now: DiffSide, store: Store, bench_of: BenchOf) -> Json:
+def compare(last: DiffSide, now: DiffSide, store: Store, bench_of: BenchOf, recipe_keys: Names) -> Json:
     """{"same", "a", "b", "differences", "cells": {name: {"steps", "tensors", "bytes", "quality", "bench"}}}. Sections
-    of a cell are left out where they are equal, or one side does not know them. Cells are those of both sides."""
+    of a cell are left out where they are equal, or one side does not know them. Cells are those of both sides.
+    ``recipe_keys``: how a user types what steps have as parameters."""
     mixed = "folder" in (last.kind, now.kind)
     differences = differences_between(last.lock, now.lock, modules_of(last, now), common=mixed)
     cells = {}
     for was, name in pairs_of(last.lock, now.lock):
         old, new = last.lock.cells[was], now.lock.cells[name]
-        steps = [each._asdict() for each in reruns(old, new, store)]
+        steps = [each._asdict() for each in reruns(old, new, store, recipe_keys)]
         cells[name] = {
             **({"steps": steps} if steps else {}),
             **_tensor_differences(last, now, old, new),

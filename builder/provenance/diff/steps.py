@@ -8,7 +8,7 @@ from builder.core.examine import code_document
 from builder.core.reason import KeyState, differences, summarize_differences
 from builder.core.record import Record
 from builder.core.store import Store
-from builder.provenance.lock_file import Cell
+from builder.provenance.lock_file import Cell, Names
 
 
 class Rerun(NamedTuple):
@@ -20,23 +20,24 @@ class Rerun(NamedTuple):
     why: str
 
 
-def reruns(last: Cell, now: Cell, store: Store) -> list[Rerun]:
-    """In the order of ``now``. Keys that one side does not know are left out."""
+def reruns(last: Cell, now: Cell, store: Store, recipe_keys: Names) -> list[Rerun]:
+    """In the order of ``now``. Keys that one side does not know are left out. ``recipe_keys``: how a user types what
+    steps have as parameters."""
     differing = []
     for step, key in now.steps.items():
         before = last.steps.get(step, key)
         if before != key:
             records = store.load(before).record, store.load(key).record
-            why = _reason(records[0], records[1], store) if records[0] and records[1] else ""
+            why = _reason(records[0], records[1], store, recipe_keys) if records[0] and records[1] else ""
             differing.append(Rerun(step, before, key, why))
     return differing
 
 
-def _reason(last: Record, now: Record, store: Store) -> str:
+def _reason(last: Record, now: Record, store: Store, recipe_keys: Names) -> str:
     """In the words of `build plan`."""
     ports = {*last.parts["inputs"], *now.parts["inputs"]}
     labels = {port: (f"input {port}", "") for port in ports}
-    return summarize_differences(differences(_side(last, store), _side(now, store), labels))
+    return summarize_differences(differences(_side(last, store), _side(now, store), labels, recipe_keys))
 
 
 def _side(record: Record, store: Store) -> KeyState:
