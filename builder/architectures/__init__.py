@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, str] = {  # model_type in config.json -> module
     "gpt_neox": "builder.architectures.gpt_neox",
     "llama": "builder.architectures.llama",
+    "smollm3": "builder.architectures.smollm3",
     "qwen2": "builder.architectures.qwen2",
     "qwen3": "builder.architectures.qwen3",
     "olmo2": "builder.architectures.olmo2",

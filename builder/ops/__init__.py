@@ -4,7 +4,7 @@ Operators and kernels line up file by file: the kernel of an operator that ``ops
 operator's name in ``lowering/schedules/cpu/NAME.py`` and ``lowering/schedules/gpu/NAME.py``. So what a family's graph
 imports of this folder says which kernels its library has.
 
-    operators   embedding, linear, norms, gates, rows, experts, gemma
+    operators   embedding, linear, norms, gates, rows, experts, gemma, rotary
                 gated_linear    emitted by the pass fuse_gate_up
     on demand   rounded_inputs  of schemes that round the inputs of layers
                 collectives     of graphs on several ranks

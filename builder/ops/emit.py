@@ -23,7 +23,7 @@ Compute = Callable[..., Any]  # (label, *te.Tensor) -> te.Tensor
 
 class Label:
     """What a kernel is chosen and made by: a frozen dataclass of each operator, in the file that emits it, with the
-    operator's name in ``op``. Fields are plain values, or frozen dataclasses of such."""
+    operator's name in ``op``. Fields are plain values, tuples of them, or frozen dataclasses of such."""
 
     op: ClassVar[str]
     types: ClassVar[dict[str, type[Label]]] = {}  # operator -> its label
@@ -96,7 +96,13 @@ def label_of(function: Any) -> Label | None:
 
 def _from_table(kind: Any, table: Mapping[str, Any]) -> Any:
     types = get_type_hints(kind)
-    return kind(**{k: _from_table(types[k], v) if isinstance(v, dict) else v for k, v in table.items()})
+
+    def value(name: str, plain: Any) -> Any:
+        if isinstance(plain, dict):
+            return _from_table(types[name], plain)
+        return tuple(plain) if isinstance(plain, list) else plain
+
+    return kind(**{name: value(name, plain) for name, plain in table.items()})
 
 
 def label_called(module: ir.IRModule, value: Any) -> Label | None:

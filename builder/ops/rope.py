@@ -10,7 +10,7 @@ from builder.ops.kv_cache import rope_frequencies
 
 
 def frequencies(
-    theta: float, rotary_dim: int, scaling: Mapping[str, Any] | None, context_tokens: int
+    theta: float, rotary_dim: int, scaling: Mapping[str, Any] | None, context_tokens: int = 0
 ) -> tuple[float, ...]:
     """theta^(-2i / rotary_dim), stretched as ``scaling`` says (builder/architectures/rope.py gives its fields) for the
     context that a library is built for."""

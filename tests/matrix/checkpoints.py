@@ -17,6 +17,7 @@ SIZES: dict[str, Any] = {
 WINDOW = {"sliding_window": 64}
 FAMILIES: dict[str, dict[str, Any]] = {  # model_type -> what it has besides the sizes
     "llama": {},
+    "smollm3": {"no_rope_layer_interval": 2},
     "gpt_neox": {},
     "mistral": WINDOW,
     "qwen2": {},

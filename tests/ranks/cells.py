@@ -16,6 +16,7 @@ from builder.quant.layout import Scheme
 from builder.runtime.engine import Engine
 from builder.runtime.ranks import RankedModel, start_ranks
 from builder.steps import lower
+from tests.matrix import checkpoints
 from tests.tvm import family_line, tiny
 
 SIZES: dict[str, Any] = {
@@ -23,23 +24,13 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2, "vocab_size": 204, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1,
     "pad_token_id": None,
 }  # fmt: skip
-WINDOW = {"sliding_window": 64}
-FAMILIES: dict[str, dict[str, Any]] = {  # model_type -> what it has besides the sizes
+MORE: dict[str, dict[str, Any]] = {  # model_type -> what it has besides the sizes and what the matrix gives it
     "llama": {"attention_bias": True, "mlp_bias": True},
-    "gpt_neox": {},
-    "mistral": WINDOW,
-    "qwen2": {},
-    "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
-    "phi3": {},
-    "gemma2": {**WINDOW, "head_dim": 32},
-    "gemma3_text": {**WINDOW, "head_dim": 32},
-    "olmo2": {},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "qwen3_moe": {
-        "head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128,
-        "decoder_sparse_step": 1,
-    },
-}  # fmt: skip
+    "qwen3": {"tie_word_embeddings": True},
+    "gemma3_text": {"num_hidden_layers": 2},
+    "qwen3_moe": {"moe_intermediate_size": 128},
+}
+FAMILIES = {name: {**fields, **MORE.get(name, {})} for name, fields in checkpoints.FAMILIES.items()}
 WHOLE = {"quantize_embedding": True, "quantize_head": True}
 SCHEMES: dict[str, Scheme] = {
     **{name: tiny.SCHEMES[name] for name in ("q0f32", "q4f16_1")},

@@ -30,6 +30,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {  # family, scheme, fields 
         "llama", "q0f32", {"rope_parameters": LLAMA3, "num_key_value_heads": 2, "tie_word_embeddings": True},
     ),
     "llama, linear rope": ("llama", "q0f16", {"rope_parameters": LINEAR, **ODD, "attention_bias": True}),
+    "smollm3": ("smollm3", "q0f32", {"num_key_value_heads": 2, "num_hidden_layers": 4, "no_rope_layer_interval": 3}),
+    "smollm3, llama3 rope, odd, biases": ("smollm3", "q4f16_1", {
+        **ODD, "rope_parameters": LLAMA3, "attention_bias": True, "no_rope_layers": [1, 0],
+    }),
     "gpt_neox, parallel": ("gpt_neox", "q0f32", {"rope_parameters": {"partial_rotary_factor": 0.25}}),
     "gpt_neox, sequential, tied, no attention bias": ("gpt_neox", "q4f32_1", {
         "use_parallel_residual": False, "hidden_act": "gelu_new", "hidden_size": 90, "num_attention_heads": 5,

@@ -11,9 +11,9 @@ import pytest
 from builder.lowering.kernel_modules import Schedules
 from builder.lowering.schedules.cpu import attention, cache
 from builder.lowering.schedules.cpu.vector import Isa
-from builder.ops import experts, gemma
+from builder.ops import experts, gemma, rotary
 from builder.ops.emit import LABEL, Label, prim_func
-from builder.ops.kv_cache import CacheLayout
+from builder.ops.kv_cache import CacheLayout, LayerAttention, encode
 from tests.tvm.test_kernels import ISAS, LAYOUT, close, empty, filled_pages, isa, linear_case, normal, run
 
 __all__ = ["isa"]  # a fixture
@@ -48,7 +48,7 @@ def check_attention(layout: CacheLayout, isa: Isa, kernels: list[Any], windowed:
     q, fresh = normal(total, 6, 20), [normal(total, 2, 20) for _ in range(2)]
     position = np.concatenate([np.arange(p, p + n) for p, n in zip(PAST, NEW, strict=True)]).astype(np.int32)
     blank, zero, start = (np.full_like(q, np.nan), empty(total, 6)), np.zeros(3, np.int32), np.array(PAST, np.int32)
-    rope, scale = (0, 1.0, 1e4), -SCALE if windowed else SCALE
+    rope, scale = (0, 1.0, 1e4), encode(LayerAttention(SCALE, windowed))
     paged, ragged, decode = kernels
     cross = run(paged, isa, q, indptr, pages, *table, zero, position, *blank, 0, *rope, scale)[8:10]
     own = run(ragged, isa, q, indptr, *fresh, indptr, position, start, *blank, 1, *rope, scale)[7:9]
@@ -108,6 +108,17 @@ def test_heads_are_normed_and_turned(isa: Isa):
     arrays = (qkv, positions, *weights)
     for found in both(label, gemma._head_norm_rotary, isa, qkv.shape, *arrays):
         close(found, expected, 2e-5)  # float32 angles of up to 125 radians
+
+
+def test_heads_are_turned(isa: Isa):
+    inv_freq = (1.0, 0.25, 0.125, 0.01, 0.0)
+    qkv, positions = normal(3, 8, 10), np.array([0, 5, 99], np.int32)
+    wide, angle = qkv.astype(np.float64), (positions[:, None] * np.array(inv_freq))[:, None]
+    low, high = wide[:, :6, :5], wide[:, :6, 5:]
+    turned = [low * np.cos(angle) - high * np.sin(angle), high * np.cos(angle) + low * np.sin(angle)]
+    expected = np.concatenate([np.concatenate(turned, 2), wide[:, 6:]], 1)
+    for found in both(rotary.RotaryLabel(4, 2, inv_freq), rotary._rotary, isa, qkv.shape, qkv, positions):
+        close(found, expected, 2e-5)  # float32 angles of up to 99 radians
 
 
 @pytest.mark.parametrize("shared", [True, False])

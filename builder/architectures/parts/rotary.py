@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+from builder.architectures.parts.attention import Attention
+from builder.architectures.table import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,3 +19,18 @@ class Rotary:
     theta: float
     scaling: Mapping[str, Any] | None = None
     magnitude: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class GraphRotary:
+    """Rotation by the graph, of the layers that have it: for models that rotate in some layers only, as the KV cache
+    rotates in all of them or in none. Whole heads; no scaling that depends on the length of the context."""
+
+    angles: Rotary
+
+    graph: ClassVar[str] = "builder.models.rotary:GraphRotary"
+    needs_positions: ClassVar[bool] = True
+
+    def rows(self, name: str, attention: Attention) -> Iterator[Row]:
+        """None: it has no parameters."""
+        return iter(())

@@ -8,6 +8,7 @@ from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
 from builder.lowering.schedules.gpu.elementwise import mapped
 from builder.lowering.schedules.gpu.norms import inverse_rms, scaled_rows
+from builder.lowering.schedules.gpu.rotary import store_frequencies, store_turned
 from builder.lowering.schedules.ir import T
 from builder.ops.gemma import GemmaNormLabel, HeadNormRotaryLabel, ScaledLabel, SoftCapLabel
 from builder.ops.kv_cache import rope_frequencies
@@ -34,13 +35,12 @@ def head_norm_rotary(label: HeadNormRotaryLabel, traits: GpuTraits) -> tirx.Prim
     head; the normed head goes through shared memory."""
     width, queries, keys, dtype = label.width, label.query_heads, label.key_heads, label.dtype
     rows, heads, threads, half = b.size("rows"), queries + 2 * keys, traits.threads, width // 2
+    stretched = [value / label.factor for value in rope_frequencies(label.theta, width)]
 
     def body(qkv: Buffer, positions: Buffer, q_weight: Buffer, k_weight: Buffer, y: Buffer) -> None:
         with b.launch(threads, rows, b.i32(heads)) as (row, head, thread):
             normed, frequency = b.shared(width), b.shared(half)
-            for pair, value in enumerate(rope_frequencies(label.theta, width)):
-                with b.when(tirx.EQ(thread, pair % threads)):
-                    b.store(frequency, pair, b.f32(value / label.factor))
+            store_frequencies(frequency, stretched, thread, threads)
             start = T.Bind((row * heads + head) * width)
             scale = inverse_rms(qkv, start, width, label.eps, traits, thread)
 
@@ -54,12 +54,8 @@ def head_norm_rotary(label: HeadNormRotaryLabel, traits: GpuTraits) -> tirx.Prim
             position = T.Bind(tirx.Cast("float32", b.load(positions, row)))
 
             def turn(pair: Expr) -> None:
-                sine, cosine = b.sin_cos(T.Bind(position * b.load(frequency, pair)))
-                low, high = b.load(normed, pair), b.load(normed, pair + half)
-                rotated = head < queries + keys
-                for place, value in ((pair, low * cosine - high * sine), (pair + half, high * cosine + low * sine)):
-                    at = T.Bind(start + place)
-                    b.store(y, at, tirx.if_then_else(rotated, value, b.load(qkv, at)))
+                angle = T.Bind(position * b.load(frequency, pair))
+                store_turned(qkv, y, start, pair, half, angle, lambda d: b.load(normed, d), head < queries + keys)
 
             b.strided(thread, threads, half, turn)
 
