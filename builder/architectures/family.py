@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from builder.architectures import config_json, table, weights
@@ -11,7 +11,7 @@ from builder.architectures.cuts import Cut
 from builder.architectures.folds import Fold
 from builder.architectures.parts.decoder import Decoder, droppable, graph_modules, rows_of
 from builder.architectures.table import Row
-from builder.architectures.weights import Parameter
+from builder.architectures.weights import Parameter, WeightMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,13 @@ class Family:
         """The compiled model's parameters in the artifact's order; matrices are (output, input)."""
         return tuple(row.parameter for row in self.rows(config))
 
-    def weight_map(self, config: Any, layout: Mapping[str, Any]) -> dict[str, Any]:
-        """Each parameter as slices of the checkpoint's tensors, checked both ways; see ``weights.weight_map``."""
+    def weight_map(self, config: Any, layout: Mapping[str, Any]) -> WeightMap:
+        """Each parameter as slices of the checkpoint's tensors, checked both ways, and where input channels may be
+        scaled; see ``weights.weight_map``."""
         decoder = self.describe(config)
-        return weights.weight_map(table.entries_of(rows_of(decoder)), droppable(decoder), layout)
+        rows = list(rows_of(decoder))
+        checked = weights.weight_map(table.entries_of(rows), droppable(decoder), layout)
+        return replace(checked, folds=tuple(table.folds_of(rows)))
 
     def folds(self, config: Any) -> Iterator[Fold]:
         """Where input channels may be scaled, for quant.method=awq."""

@@ -3,17 +3,21 @@
 An entry reads: the rows [start, stop) of each source, in this order, stacked on the first axis (``stack``, or ``copy``
 when there is one source), or the one source with its two axes swapped (``transpose``). The cast to the storage dtype is
 the quantization scheme's business and is not written here. Where the checkpoint is quantized, a source is a matrix that
-no tensor holds as such; "stored" then names those that do (builder/formats/quantized).
+no tensor holds as such; ``stored`` then names those that do (builder/formats/quantized).
+
+weight_map.json is written by ``map_json`` and read by ``read_map``; an entry inside other JSON by ``entry_json`` and
+``read_entry``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from builder.architectures.folds import Fold
 from builder.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,12 +38,21 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Rows [start, stop) of a checkpoint tensor whose whole shape must be ``shape``."""
+    """Rows [start, stop) of a checkpoint tensor whose whole shape must be ``shape``. ``dtype``: its safetensors name,
+    as soon as the checkpoint is known. ``stored``, of a quantized one: {"packing", "tensors": {role: {"tensor",
+    "dtype", "shape"}}}."""
 
     tensor: str
     shape: tuple[int, ...]
     start: int
     stop: int
+    dtype: str = ""
+    stored: Mapping[str, Any] | None = None
+
+    @property
+    def tensors(self) -> list[str]:
+        """The checkpoint's tensors that are read: several where it is quantized."""
+        return [part["tensor"] for part in self.stored["tensors"].values()] if self.stored else [self.tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +63,33 @@ class Entry:
     op: str  # copy | stack | transpose
     sources: tuple[Slice, ...]
 
+    @property
+    def name(self) -> str:
+        return self.parameter.name
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the checkpoint holds it quantized."""
+        return any(source.stored for source in self.sources)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightMap:
+    """``entries`` in the artifact's order; ``dropped``: tensors of the checkpoint that the model does not need;
+    ``folds``: where input channels may be scaled."""
+
+    entries: tuple[Entry, ...]
+    dropped: tuple[str, ...]
+    folds: tuple[Fold, ...] = ()
+
 
 def whole(tensor: str, shape: tuple[int, ...]) -> Slice:
     """All rows of a tensor."""
     return Slice(tensor, shape, 0, shape[0])
 
 
-def weight_map(entries: Sequence[Entry], droppable: Iterable[str], layout: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the entries against the checkpoint's ``layout``, both ways, and return the map as JSON.
+def weight_map(entries: Sequence[Entry], droppable: Iterable[str], layout: Mapping[str, Any]) -> WeightMap:
+    """Check the entries against the checkpoint's ``layout``, both ways, and return the map.
 
     Args:
         entries: one per parameter, in the artifact's order.
@@ -75,7 +107,11 @@ def weight_map(entries: Sequence[Entry], droppable: Iterable[str], layout: Mappi
     used = {source.tensor for entry in entries for source in entry.sources}
     dropped = sorted(set(tensors) & set(droppable) - used)
     _check_extra(sorted(set(tensors) - used - set(dropped)), used)
-    return {"parameters": [_entry_json(entry, tensors) for entry in entries], "dropped": dropped}
+    return WeightMap(tuple(_with_dtypes(entry, tensors) for entry in entries), tuple(dropped))
+
+
+def _with_dtypes(entry: Entry, tensors: Mapping[str, Any]) -> Entry:
+    return replace(entry, sources=tuple(replace(s, dtype=tensors[s.tensor]["dtype"]) for s in entry.sources))
 
 
 def _check_filled(entry: Entry) -> None:
@@ -123,36 +159,51 @@ def _check_extra(extra: Sequence[str], used: Iterable[str]) -> None:
     )
 
 
-def _entry_json(entry: Entry, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def map_json(weight_map: WeightMap) -> dict[str, Any]:
+    """The content of weight_map.json."""
     return {
-        "name": entry.parameter.name,
-        "shape": list(entry.parameter.shape),
-        "kind": entry.parameter.kind,
-        "op": entry.op,
-        "sources": [
-            {
-                "tensor": source.tensor,
-                "dtype": tensors[source.tensor]["dtype"],
-                "shape": list(source.shape),
-                "rows": [source.start, source.stop],
-            }
-            for source in entry.sources
-        ],
+        "parameters": [entry_json(entry) for entry in weight_map.entries],
+        "dropped": list(weight_map.dropped),
+        "folds": [asdict(fold) for fold in weight_map.folds],
     }
 
 
-def tensors_of(source: Mapping[str, Any]) -> list[str]:
-    """The checkpoint's tensors that a source of a parameter is read from: several where it is quantized."""
-    stored = source.get("stored")
-    return [part["tensor"] for part in stored["tensors"].values()] if stored else [source["tensor"]]
+def read_map(data: Mapping[str, Any]) -> WeightMap:
+    """The inverse of ``map_json``."""
+    entries = tuple(read_entry(entry) for entry in data["parameters"])
+    folds = ({**fold, "readers": tuple(fold["readers"]), "writers": tuple(fold["writers"])} for fold in data["folds"])
+    return WeightMap(entries, tuple(data["dropped"]), tuple(Fold(**fold) for fold in folds))
 
 
-def parameter_count(map_json: Mapping[str, Any]) -> int:
+def entry_json(entry: Entry) -> dict[str, Any]:
+    """An entry as weight_map.json and the jobs of quantize have it."""
+    parameter = entry.parameter
+    sources = [_source_json(source) for source in entry.sources]
+    whole_of = {"name": parameter.name, "shape": list(parameter.shape), "kind": parameter.kind}
+    return {**whole_of, "op": entry.op, "sources": sources}
+
+
+def _source_json(source: Slice) -> dict[str, Any]:
+    rows = {"dtype": source.dtype, "shape": list(source.shape), "rows": [source.start, source.stop]}
+    return {"tensor": source.tensor, **rows, **({"stored": source.stored} if source.stored else {})}
+
+
+def read_entry(data: Mapping[str, Any]) -> Entry:
+    """The inverse of ``entry_json``."""
+    parameter = Parameter(data["name"], tuple(data["shape"]), data["kind"])
+    sources = (
+        Slice(s["tensor"], tuple(s["shape"]), s["rows"][0], s["rows"][1], s["dtype"], s.get("stored"))
+        for s in data["sources"]
+    )
+    return Entry(parameter, data["op"], tuple(sources))
+
+
+def parameter_count(entries: Iterable[Entry]) -> int:
     """How many weights the compiled model has."""
-    return sum(prod(parameter["shape"]) for parameter in map_json["parameters"])
+    return sum(prod(entry.parameter.shape) for entry in entries)
 
 
-def to_source(map_json: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_source(entries: Iterable[Entry], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The inverse of a weight map: {parameter name: array} -> {checkpoint tensor name: array}.
 
     A tensor that is one whole run of rows of one parameter is a view of it; one that was split is put together again.
@@ -161,16 +212,16 @@ def to_source(map_json: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> 
     import numpy as np
 
     parts: dict[str, list[tuple[int, np.ndarray]]] = {}
-    for parameter in map_json["parameters"]:
-        array, row = arrays[parameter["name"]], 0
-        assert list(array.shape) == parameter["shape"], (parameter["name"], array.shape, parameter["shape"])
-        if parameter["op"] == "transpose":
-            parts.setdefault(parameter["sources"][0]["tensor"], []).append((0, array.T))
-            continue
-        for source in parameter["sources"]:
-            start, stop = source["rows"]
-            parts.setdefault(source["tensor"], []).append((start, array[row : row + stop - start]))
-            row += stop - start
+    for entry in entries:
+        array, row = arrays[entry.name], 0
+        assert array.shape == entry.parameter.shape, (entry.parameter, array.shape)
+        for source in entry.sources:
+            if entry.op == "transpose":
+                parts.setdefault(source.tensor, []).append((0, array.T))
+                continue
+            count = source.stop - source.start
+            parts.setdefault(source.tensor, []).append((source.start, array[row : row + count]))
+            row += count
     tensors: dict[str, np.ndarray] = {}
     for name, pieces in parts.items():
         ordered = [piece for _, piece in sorted(pieces, key=lambda part: part[0])]

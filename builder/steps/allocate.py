@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import prod
 
-from builder.architectures.weights import Parameter, parameter_count
+from builder.architectures.weights import Parameter, parameter_count, read_map
 from builder.core.digest import canonical
 from builder.core.step import InputFiles, Json, Out
 from builder.quant.allocation import choose_options, pattern_of, rules_of
@@ -25,16 +25,16 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         params: "budget" in bits per weight, "scheme" the recipe's own, "candidates" {name: scheme}.
         inputs: "weight_map", "sensitivity" (sensitivity.json).
     """
-    weight_map = json.loads(one(inputs["weight_map"]).path.read_bytes())
+    entries = read_map(json.loads(one(inputs["weight_map"]).path.read_bytes())).entries
     losses = json.loads(one(inputs["sensitivity"]).path.read_bytes())["losses"]
     own, tables = (
         parse_scheme(params["scheme"]),
         {name: parse_scheme(table) for name, table in params["candidates"].items()},
     )
-    model = [Parameter(entry["name"], tuple(entry["shape"]), entry["kind"]) for entry in weight_map["parameters"]]
+    model = [entry.parameter for entry in entries]
     unpacked = {parameter: own for parameter in model if not is_quantized(parameter, own)}
     unpacked_bytes = sum(_stored_bytes(parameter, own) for parameter in unpacked)
-    budget_bytes = int(params["budget"] * parameter_count(weight_map) / 8) - unpacked_bytes
+    budget_bytes = int(params["budget"] * parameter_count(entries) / 8) - unpacked_bytes
     packed = [parameter for parameter in model if parameter not in unpacked]
     options = [[(_stored_bytes(p, tables[name]), losses[p.name][name]) for name in tables] for p in packed]
     names = list(tables)

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from builder.architectures.weights import Entry, read_map
 from builder.core.errors import StepError
 from builder.core.step import InputFiles, Json, Out
 from builder.quant.layout import layer_of, stem_of
@@ -55,7 +56,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """
     layout = json.loads(one(inputs["layout"]).path.read_text())["tensors"]
     tensors = group(inputs["tensors"])
-    entries = json.loads(one(inputs["weight_map"]).path.read_text())["parameters"]
+    entries = read_map(json.loads(one(inputs["weight_map"]).path.read_text())).entries
 
     def fetch(name: str) -> source_model.Tensor:
         return source_model.read(tensors[f"tensor/{name}"], layout[name]["dtype"], layout[name]["shape"])
@@ -66,7 +67,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     model, sources = source_model.load_named(config, shapes, fetch, out.progress)
     mixed = experts(entries, [name for name, _ in model.named_parameters() if name not in sources])
     stacked = {name for module in mixed.values() for name in module.values()}
-    plain = readers([entry for entry in entries if entry["name"] not in stacked], sources)
+    plain = readers([entry for entry in entries if entry.name not in stacked], sources)
     _measure(model, plain, mixed, tokens_NW, out)
     out.fact("tokens", int(tokens_NW.size))
 
@@ -80,7 +81,7 @@ def _windows(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> np.nda
     return heldout.windows(unbounded, Path(out.context["text"]), tokenizer, config, KEY)
 
 
-def readers(entries: Iterable[Mapping[str, Json]], sources: Mapping[str, str]) -> dict[str, list[str]]:
+def readers(entries: Iterable[Entry], sources: Mapping[str, str]) -> dict[str, list[str]]:
     """{module: parameters that are made of its weight}. Of a fused parameter the first module speaks for all, as they
     share their input.
 
@@ -91,22 +92,22 @@ def readers(entries: Iterable[Mapping[str, Json]], sources: Mapping[str, str]) -
     modules = {tensor: name.rpartition(".")[0] for name, tensor in sources.items()}
     by_module: dict[str, list[str]] = {}
     for entry in entries:
-        if entry["kind"] not in ("linear", "head"):
+        if entry.parameter.kind not in ("linear", "head"):
             continue
-        parts = [modules.get(source["tensor"], "") for source in entry["sources"]]
+        parts = [modules.get(source.tensor, "") for source in entry.sources]
         if "" in parts or len({part.rpartition(".")[0] for part in parts}) > 1:
             raise StepError(
-                f"calibrate: transformers has no layer of its own for {entry['name']}, whose input could be measured",
+                f"calibrate: transformers has no layer of its own for {entry.name}, whose input could be measured",
                 "build quant.method=mse, which needs no activations",
             )
-        by_module.setdefault(parts[0], []).append(entry["name"])
+        by_module.setdefault(parts[0], []).append(entry.name)
     return by_module
 
 
-def experts(entries: Iterable[Mapping[str, Json]], fused: Iterable[str]) -> Experts:
+def experts(entries: Iterable[Entry], fused: Iterable[str]) -> Experts:
     """The modules of transformers that hold all experts of a layer. ``fused``: parameters that it made of several
     tensors; ours of the same layer that ends in the same name is the same stack."""
-    ours = {(layer_of(e["name"]), stem_of(e["name"]).rpartition(".")[2]): e["name"] for e in entries}
+    ours = {(layer_of(e.name), stem_of(e.name).rpartition(".")[2]): e.name for e in entries}
     by_module: Experts = {}
     for name in fused:
         module, _, last = name.rpartition(".")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 
 from builder import architectures
-from builder.architectures.weights import parameter_count
+from builder.architectures.weights import map_json, parameter_count
 from builder.core.digest import canonical
 from builder.core.step import InputFiles, Json, Out
 from builder.formats import quantized
@@ -26,7 +25,6 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         weight_map = quantized.packed_weight_map(read, quantized.Packing(**params["packing"]), tensors)
     else:
         weight_map = read(tensors)
-    weight_map["folds"] = [asdict(fold) for fold in family.folds(config)]
-    out.path("weight_map.json").write_bytes(canonical(weight_map))
-    out.fact("parameters", parameter_count(weight_map))
-    out.fact("tensors_dropped", len(weight_map["dropped"]))
+    out.path("weight_map.json").write_bytes(canonical(map_json(weight_map)))
+    out.fact("parameters", parameter_count(weight_map.entries))
+    out.fact("tensors_dropped", len(weight_map.dropped))

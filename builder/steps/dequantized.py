@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from builder.architectures.weights import Parameter, to_source
+from builder.architectures.weights import Entry, read_map, to_source
 from builder.core.step import File, InputFiles, Json, Out
 from builder.formats.parameter_table import TensorLocation, read_parameter_table
 from builder.quant import reference as packing
@@ -45,7 +45,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         UserError: the text or the tokenizer do not serve; transformers cannot load the checkpoint.
         StepError: the dequantized model is not finite.
     """
-    entries = json.loads(one(inputs["weight_map"]).path.read_text())["parameters"]
+    entries = read_map(json.loads(one(inputs["weight_map"]).path.read_text())).entries
     rule = parse_scheme(params["scheme"])
     stored = _stored(read_parameter_table(one(inputs["parameters"]).path.read_bytes()), group(inputs["shards"]))
     config = json.loads(one(inputs["config"]).path.read_text())
@@ -58,17 +58,17 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     def parameter(index: int) -> np.ndarray:
         entry = entries[index]
         original = scaled(entry, assemble(entry, lambda name: original_tensor(name).numpy()), scales)
-        weight, compared[entry["name"]] = _dequantize(entry, rule, params["method"], stored, original)
+        weight, compared[entry.name] = _dequantize(entry, rule, params["method"], stored, original)
         return weight
 
     def fetch(name: str) -> source_model.Tensor:
-        indices = [i for i, entry in enumerate(entries) if any(s["tensor"] == name for s in entry["sources"])]
-        arrays = {entries[i]["name"]: parameter(i) for i in indices}
-        tensor = to_source({"parameters": [entries[i] for i in indices]}, arrays)[name]
+        indices = [i for i, entry in enumerate(entries) if any(s.tensor == name for s in entry.sources)]
+        arrays = {entries[i].name: parameter(i) for i in indices}
+        tensor = to_source([entries[i] for i in indices], arrays)[name]
         return source_model.as_tensor(tensor)
 
     tokens, config = prepare(params, inputs, out)
-    shapes = {s["tensor"]: s["shape"] for entry in entries for s in entry["sources"]}
+    shapes = {s.tensor: list(s.shape) for entry in entries for s in entry.sources}
     model, sources = source_model.load_named(config, shapes, fetch, out.progress)
     round_inputs(model, entries, sources, rule)
     write(source_model.logits(model, tokens, out.threads), tokens, params, out)
@@ -77,10 +77,10 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 
 
 def _dequantize(
-    entry: Mapping[str, Json], rule: Scheme, method: str, stored: Read, original: np.ndarray
+    entry: Entry, rule: Scheme, method: str, stored: Read, original: np.ndarray
 ) -> tuple[np.ndarray, reconstruction.Reconstruction]:
     """A parameter in float32 as its stored tensors give it, and how it compares with what it was made from."""
-    shape, rule = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"]), rule.for_parameter(entry["name"])
+    shape, rule = entry.parameter, rule.for_parameter(entry.name)
     arrays = {tensor.role: stored(tensor.name) for tensor in stored_tensors(shape, rule)}
     if "plain" in arrays:
         weight = widen(arrays["plain"], rule.dtype)
@@ -89,9 +89,9 @@ def _dequantize(
         arrays = {role: array.T for role, array in arrays.items()}
     if (rule.kind != "group" or rule.zero_point) and method != reconstruction.IMPORTED:
         method = "rtn"
-    if method == "gptq" and entry["kind"] not in ("linear", "head"):
+    if method == "gptq" and shape.kind not in ("linear", "head"):
         method = "mse"  # it has no inputs
-    outputs, width = entry["shape"]
+    outputs, width = shape.shape
     if rule.scale_per == "tensor":
         arrays["scale"] = np.broadcast_to(arrays["scale"], (outputs, 1))
     weight = np.empty((outputs, width), np.float32)
@@ -103,23 +103,24 @@ def _dequantize(
     return weight, reconstruction.grouped(original, weight, arrays["scale"], rule, method)
 
 
-def assemble(entry: Mapping[str, Json], source: Read) -> np.ndarray:
+def assemble(entry: Entry, source: Read) -> np.ndarray:
     """A parameter from the checkpoint's tensors, in float32, as its weight map entry says."""
-    tensors = {name: source(name) for name in dict.fromkeys(part["tensor"] for part in entry["sources"])}
-    parts = [tensors[part["tensor"]][part["rows"][0] : part["rows"][1]] for part in entry["sources"]]
-    if entry["op"] == "transpose":
+    tensors = {name: source(name) for name in dict.fromkeys(part.tensor for part in entry.sources)}
+    parts = [tensors[part.tensor][part.start : part.stop] for part in entry.sources]
+    if entry.op == "transpose":
         return parts[0].T
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def scaled(entry: Mapping[str, Json], weight: np.ndarray, scales: Mapping[str, File]) -> np.ndarray:
+def scaled(entry: Entry, weight: np.ndarray, scales: Mapping[str, File]) -> np.ndarray:
     """A parameter as awq scales it before it is rounded."""
-    scaling_of = scaling.read(entry["name"], entry["shape"][0], scales)
+    shape = entry.parameter.shape
+    scaling_of = scaling.read(entry.name, shape[0], scales)
     if scaling_of is None:
         return weight
-    result = np.array(weight.reshape(entry["shape"][0], -1), np.float32)
+    result = np.array(weight.reshape(shape[0], -1), np.float32)
     scaling_of.apply(result, 0)
-    return result.reshape(entry["shape"])
+    return result.reshape(shape)
 
 
 def _stored(table: Sequence[TensorLocation], shards: Mapping[str, File]) -> Read:

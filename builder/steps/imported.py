@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from builder.architectures.weights import Entry, Slice
 from builder.core.errors import UserError
 from builder.core.step import InputFiles
 from builder.formats import quantized
@@ -22,36 +23,29 @@ Store = Callable[[str, int, np.ndarray], None]  # (role, first row, rows)
 Done = Callable[[int, str], None]  # (weights, their dtype in the weight map)
 
 
-def is_stored(sources: Sequence[Mapping[str, Any]]) -> bool:
-    return any("stored" in source for source in sources)
-
-
-def write(
-    sources: Sequence[Mapping[str, Any]], width: int, scheme: Scheme, inputs: InputFiles, store: Store, done: Done
-) -> None:
+def write(entry: Entry, scheme: Scheme, inputs: InputFiles, store: Store, done: Done) -> None:
     """Give ``store`` the stored tensors of a parameter.
 
     Args:
-        sources: of a weight map entry; all have "stored".
-        width: inputs of the parameter.
+        entry: its sources are all ``stored``.
         scheme: that of the parameter, from the same description.
         done: called after each run of rows.
 
     Raises:
         UserError: the content of a tensor is not what config.json says.
     """
-    row = 0
-    for source in sources:
-        arrays = {role: _mapped(part, inputs) for role, part in source["stored"]["tensors"].items()}
-        quantized.check(source["stored"], arrays)
-        first, last = source["rows"]
-        for start in range(first, last, ROWS):
-            stop = min(start + ROWS, last)
-            read_rows = quantized.read(source["stored"], arrays, start, stop)
+    row, width = 0, entry.parameter.shape[1]
+    for source in entry.sources:
+        assert source.stored, entry.name
+        arrays = {role: _mapped(part, inputs) for role, part in source.stored["tensors"].items()}
+        quantized.check(source.stored, arrays)
+        for start in range(source.start, source.stop, ROWS):
+            stop = min(start + ROWS, source.stop)
+            read_rows = quantized.read(source.stored, arrays, start, stop)
             for role, rows in _tensors(read_rows, width, scheme, source):
                 store(role, row, rows)
             row += stop - start
-            done((stop - start) * width, source["dtype"])
+            done((stop - start) * width, source.dtype)
 
 
 def _mapped(part: Mapping[str, Any], inputs: InputFiles) -> np.ndarray:
@@ -59,9 +53,7 @@ def _mapped(part: Mapping[str, Any], inputs: InputFiles) -> np.ndarray:
     return np.memmap(file.path, HELD[part["dtype"]], "r", file.offset, tuple(part["shape"]))
 
 
-def _tensors(
-    source_rows: quantized.Rows, width: int, scheme: Scheme, source: Mapping[str, Any]
-) -> list[tuple[str, np.ndarray]]:
+def _tensors(source_rows: quantized.Rows, width: int, scheme: Scheme, source: Slice) -> list[tuple[str, np.ndarray]]:
     """(role, rows) of a run of rows, as the scheme holds them.
 
     A symmetric value v stands for (v - 2^(bits - 1)) * s, and ours for (v - (2^(bits - 1) - 1)) * s: with the values
@@ -74,7 +66,7 @@ def _tensors(
         values, scales = np.uint8(fitted.max_level) - values, -scales
     stored = narrow(scales, scheme.scale_dtype)
     if not np.isfinite(scales).all() or (widen(stored, scheme.scale_dtype) != scales).any():
-        raise UserError(f"{source['tensor']}: a scale is NaN or infinite", "fetch the checkpoint again")
+        raise UserError(f"{source.tensor}: a scale is NaN or infinite", "fetch the checkpoint again")
     rows, groups = scales.shape
     slots = fitted.words_per_group * fitted.per_word
     levels = np.full((rows, groups, slots), scheme.zero_level, np.uint8)

@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
-from typing import Any
 
 import numpy as np
 
-from builder.architectures.weights import Parameter
+from builder.architectures.weights import Entry, Slice, read_entry
 from builder.core.digest import canonical
 from builder.core.errors import StepError, UserError
 from builder.core.step import File, InputFiles, Json, Out
@@ -53,7 +52,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     with path.open("w+b", buffering=0) as file:
         file.truncate(params["nbytes"])
         for job in parameters:
-            counts[job.name] = _write_parameter(job, params["method"], inputs, file.fileno(), progress)
+            counts[job.entry.name] = _write_parameter(job, params["method"], inputs, file.fileno(), progress)
             start_writeback(file.fileno())
         _report(counts, params["allow_nonfinite"], out)
         digest = md5(file.fileno())
@@ -66,11 +65,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 class ParameterJob:
     """A parameter of the shard: its weight map entry, and those of its stored tensors that lie in this shard."""
 
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    op: str
-    sources: Sequence[Mapping[str, Any]]
+    entry: Entry
     scheme: Scheme
     tensors: Sequence[PlacedTensor]
 
@@ -80,10 +75,8 @@ class ParameterJob:
 
 
 def _job(row: Mapping[str, Json]) -> ParameterJob:
-    return ParameterJob(
-        row["name"], tuple(row["shape"]), row["kind"], row["op"], row["sources"], parse_scheme(row["scheme"]),
-        [placed_from_json(placed) for placed in row["tensors"]],
-    )  # fmt: skip
+    tensors = [placed_from_json(placed) for placed in row["tensors"]]
+    return ParameterJob(read_entry(row), parse_scheme(row["scheme"]), tensors)
 
 
 def _record(placed: PlacedTensor, shard: str) -> TensorRecord:
@@ -95,11 +88,11 @@ def _write_parameter(
     job: ParameterJob, method_params: Mapping[str, Json], inputs: InputFiles, handle: int, progress: Progress
 ) -> pack.Counts:
     """Write the stored tensors of one parameter."""
-    if imported.is_stored(job.sources):
+    if job.entry.is_stored:
         _write_imported(job, inputs, handle, progress)
         return pack.Counts()
     method = _methods(job, method_params, inputs)
-    at_once = pack.block_rows(job.shape[-1]) * BLOCKS_AT_ONCE.get(method_params["name"], 1)
+    at_once = pack.block_rows(job.entry.parameter.shape[-1]) * BLOCKS_AT_ONCE.get(method_params["name"], 1)
     return _write(job, inputs, _writer(job, method, at_once), at_once, handle, progress)
 
 
@@ -109,9 +102,9 @@ def _methods(job: ParameterJob, chosen: Mapping[str, Json], inputs: InputFiles) 
         return None
     if job.scheme.kind != "group" or job.scheme.zero_point:  # a rule's; methods choose integers around a zero
         return None
-    moments, fitted = None, job.scheme.for_width(job.shape[-1])
-    if f"moments/{job.name}" in inputs:
-        moments = np.load(one(inputs[f"moments/{job.name}"]).path, mmap_mode="r")
+    moments, fitted = None, job.scheme.for_width(job.entry.parameter.shape[-1])
+    if f"moments/{job.entry.name}" in inputs:
+        moments = np.load(one(inputs[f"moments/{job.entry.name}"]).path, mmap_mode="r")
     parts = len(moments) if moments is not None and moments.ndim == 3 else 1  # experts
 
     @lru_cache(maxsize=1)
@@ -119,7 +112,7 @@ def _methods(job: ParameterJob, chosen: Mapping[str, Json], inputs: InputFiles) 
         moment = None if moments is None else np.array(moments[index] if moments.ndim == 3 else moments)
         return prepare(chosen["name"], fitted, moment, chosen.get("damping", 0.0))
 
-    return lambda row: part(row * parts // job.shape[0])
+    return lambda row: part(row * parts // job.entry.parameter.shape[0])
 
 
 def _blocks(job: ParameterJob, inputs: InputFiles, at_once: int) -> Iterator[tuple[int, str, np.ndarray]]:
@@ -127,40 +120,38 @@ def _blocks(job: ParameterJob, inputs: InputFiles, at_once: int) -> Iterator[tup
 
     A block is valid until the next one is asked for.
     """
-    width, row = prod(job.shape[1:]), 0
-    for source in job.sources:
-        file = inputs[source["tensor"]]
+    width, row = prod(job.entry.parameter.shape[1:]), 0
+    for source in job.entry.sources:
+        file = inputs[source.tensor]
         assert isinstance(file, File)
-        if job.op == "transpose":
+        if job.entry.op == "transpose":
             yield from _columns(job, source, file, at_once)
             return
         with _opened(file) as handle:
             for block in _rows(handle, file.offset, source, width, at_once):
-                yield row, source["dtype"], block
+                yield row, source.dtype, block
                 row += block.shape[0]
 
 
-def _rows(handle: int, offset: int, source: Mapping[str, Any], width: int, rows: int) -> Iterator[np.ndarray]:
-    start, stop = source["rows"]
-    raw = pack.RAW[source["dtype"]]
+def _rows(handle: int, offset: int, source: Slice, width: int, rows: int) -> Iterator[np.ndarray]:
+    start, stop = source.start, source.stop
+    raw = pack.RAW[source.dtype]
     buffer = np.empty((min(rows, stop - start), width), raw)
     for first in range(start, stop, rows):
         block = buffer[: min(rows, stop - first)]
-        _read(handle, block, offset + first * width * raw.itemsize, source["tensor"])
+        _read(handle, block, offset + first * width * raw.itemsize, source.tensor)
         yield block
 
 
-def _columns(
-    job: ParameterJob, source: Mapping[str, Any], file: File, rows: int
-) -> Iterator[tuple[int, str, np.ndarray]]:
+def _columns(job: ParameterJob, source: Slice, file: File, rows: int) -> Iterator[tuple[int, str, np.ndarray]]:
     """The source is stored (input, output): its columns are the rows of the parameter."""
-    outputs, inputs = job.shape
-    raw = pack.RAW[source["dtype"]]
+    outputs, inputs = job.entry.parameter.shape
+    raw = pack.RAW[source.dtype]
     whole = np.memmap(file.path, np.uint8, "r", file.offset, (inputs, outputs * raw.itemsize))
     for start in range(0, outputs, rows):
         stop = min(outputs, start + rows)
         columns = np.ascontiguousarray(whole[:, start * raw.itemsize : stop * raw.itemsize]).view(raw)
-        yield start, source["dtype"], np.ascontiguousarray(columns.T)
+        yield start, source.dtype, np.ascontiguousarray(columns.T)
 
 
 @contextmanager
@@ -187,9 +178,9 @@ class Progress:
     def __init__(self, out: Out, jobs: Sequence[ParameterJob]) -> None:
         self.out, self.done, self.reported = out, 0, 0
         self.total = sum(
-            (source["rows"][1] - source["rows"][0]) * prod(source["shape"][1:]) * pack.RAW[source["dtype"]].itemsize
+            (source.stop - source.start) * prod(source.shape[1:]) * pack.RAW[source.dtype].itemsize
             for job in jobs
-            for source in job.sources
+            for source in job.entry.sources
         )
 
     def add(self, nbytes: int, label: str) -> None:
@@ -201,10 +192,11 @@ class Progress:
 
 def _writer(job: ParameterJob, method: Methods | None, at_once: int) -> PlainWriter | PackedWriter:
     """``at_once``: rows of a block, at most."""
-    rows, width = job.shape[0], prod(job.shape[1:])
+    shape = job.entry.parameter.shape
+    rows, width = shape[0], prod(shape[1:])
     if "plain" in job.placed:
         return PlainWriter(job.placed["plain"], min(rows, at_once), width)
-    transposed = is_transposed(Parameter(job.name, (rows, width), job.kind), job.scheme)
+    transposed = is_transposed(replace(job.entry.parameter, shape=(rows, width)), job.scheme)
     return PackedWriter(job.placed, min(rows, at_once), width, job.scheme, transposed, method)
 
 
@@ -212,7 +204,7 @@ def _write(
     job: ParameterJob, inputs: InputFiles, writer: PlainWriter | PackedWriter, at_once: int, handle: int,
     progress: Progress,
 ) -> pack.Counts:  # fmt: skip
-    counts, scaled = pack.Counts(), scaling.read(job.name, job.shape[0], inputs)
+    counts, scaled = pack.Counts(), scaling.read(job.entry.name, job.entry.parameter.shape[0], inputs)
 
     def blocks() -> Iterator[tuple[int, str, np.ndarray, int]]:
         for row, dtype, block in _blocks(job, inputs, at_once):
@@ -223,7 +215,7 @@ def _write(
             writer.measure(dtype, block)
     for row, dtype, block, nbytes in blocks():
         counts.add(writer.write(handle, row, dtype, block))
-        progress.add(nbytes, job.name)
+        progress.add(nbytes, job.entry.name)
     return counts
 
 
@@ -245,9 +237,9 @@ def _write_imported(job: ParameterJob, inputs: InputFiles, handle: int, progress
             store(handle, np.ascontiguousarray(rows), offset)
 
     def done(weights: int, dtype: str) -> None:
-        progress.add(weights * pack.RAW[dtype].itemsize, job.name)
+        progress.add(weights * pack.RAW[dtype].itemsize, job.entry.name)
 
-    imported.write(job.sources, job.shape[1], job.scheme, inputs, write_rows, done)
+    imported.write(job.entry, job.scheme, inputs, write_rows, done)
 
 
 def _report(counts_of: Mapping[str, pack.Counts], allow_nonfinite: bool, out: Out) -> None:

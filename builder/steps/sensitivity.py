@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from builder.architectures.weights import Entry, read_map
 from builder.core.digest import canonical
 from builder.core.errors import StepError
 from builder.core.step import InputFiles, Json, Out
@@ -57,7 +58,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     layout = json.loads(one(inputs["layout"]).path.read_text())["tensors"]
     tensors = group(inputs["tensors"])
     config = json.loads(one(inputs["config"]).path.read_text())
-    entries = json.loads(one(inputs["weight_map"]).path.read_text())["parameters"]
+    entries = read_map(json.loads(one(inputs["weight_map"]).path.read_text())).entries
     tokens_NW = _windows(params, inputs, config, out)
     schemes = {name: parse_scheme(table) for name, table in params["schemes"].items()}
 
@@ -100,7 +101,7 @@ class Progress:
         self.out.progress(self.done * total + done, self.passes * total, "modules")
 
 
-def owners(entries: Iterable[Mapping[str, Json]], sources: Mapping[str, str]) -> Owned:
+def owners(entries: Iterable[Entry], sources: Mapping[str, str]) -> Owned:
     """Which modules a parameter is in. ``sources``: {parameter as transformers names it: checkpoint tensor}.
 
     Raises:
@@ -111,17 +112,17 @@ def owners(entries: Iterable[Mapping[str, Json]], sources: Mapping[str, str]) ->
         modules.setdefault(tensor, []).append(name.rpartition(".")[0])
     owned: Owned = {}
     for entry in entries:
-        if entry["kind"] not in ("linear", "head", "embedding"):
+        if entry.parameter.kind not in ("linear", "head", "embedding"):
             continue
-        for source in entry["sources"]:
-            if source["tensor"] not in modules or entry["op"] not in ("copy", "stack"):
+        for source in entry.sources:
+            if source.tensor not in modules or entry.op not in ("copy", "stack"):
                 raise StepError(
-                    f"sensitivity: transformers has no layer of its own for {entry['name']}, whose effect could be "
+                    f"sensitivity: transformers has no layer of its own for {entry.name}, whose effect could be "
                     "measured",
                     "rules of your own: build quant=mixed_q4_q8",
                 )
-            for module in modules[source["tensor"]]:
-                owned.setdefault(module, {}).setdefault(entry["name"], []).append(tuple(source["rows"]))
+            for module in modules[source.tensor]:
+                owned.setdefault(module, {}).setdefault(entry.name, []).append((source.start, source.stop))
     return owned
 
 

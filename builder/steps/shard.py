@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
-from builder.architectures.weights import Parameter, parameter_count, tensors_of
+from builder.architectures.folds import Fold
+from builder.architectures.weights import Entry, entry_json, parameter_count, read_map
 from builder.core.digest import canonical
 from builder.core.errors import UserError
 from builder.core.step import InputFiles, Json, Out
@@ -31,11 +32,11 @@ from builder.steps.ports import one
 class Shard:
     """An open shard: (parameter's weight map entry, tensor, byte offset) in the order of the file."""
 
-    tensors: list[tuple[dict[str, Any], StoredTensor, int]] = field(default_factory=list)
+    tensors: list[tuple[Entry, StoredTensor, int]] = field(default_factory=list)
     nbytes: int = 0
     room: int = 0  # bytes that count against the limit
 
-    def place(self, entry: dict[str, Any], stored: list[StoredTensor], room: int) -> None:
+    def place(self, entry: Entry, stored: list[StoredTensor], room: int) -> None:
         self.room += room
         for tensor in stored:
             self.tensors.append((entry, tensor, self.nbytes))
@@ -46,47 +47,44 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """``params``: {"scheme", "max_shard_bytes", "moments", "scales": whether items read what calibrate or
     scales wrote};
     ``inputs``: {"weight_map"}; output: shards.json, parameters.json."""
-    weight_map = json.loads(one(inputs["weight_map"]).path.read_bytes())
+    weight_map = read_map(json.loads(one(inputs["weight_map"]).path.read_bytes()))
     quantization = parse_scheme(params["scheme"])
-    shards = lay_out(weight_map, quantization, params["max_shard_bytes"])
-    folds = weight_map["folds"] if params["scales"] else []
+    shards = lay_out(weight_map.entries, quantization, params["max_shard_bytes"])
+    folds = weight_map.folds if params["scales"] else ()
     items = [_item(index, shard, quantization, params["moments"], folds) for index, shard in enumerate(shards)]
     out.path("shards.json").write_bytes(canonical({"items": items}))
-    table = parameter_table(_locations(shards), parameter_count(weight_map))
+    table = parameter_table(_locations(shards), parameter_count(weight_map.entries))
     out.path("parameters.json").write_bytes(canonical(table))
     out.fact("shards", len(shards))
     out.fact("bytes", sum(shard.nbytes for shard in shards))
 
 
-def lay_out(weight_map: Mapping[str, Any], quantization: Scheme, max_shard_bytes: int) -> list[Shard]:
+def lay_out(entries: Sequence[Entry], quantization: Scheme, max_shard_bytes: int) -> list[Shard]:
     """Greedy, in order; every tensor in exactly one shard."""
     if max_shard_bytes < 1:
         raise UserError(f"max_shard_bytes: found {max_shard_bytes}; allowed: at least 1")
     shards = [Shard()]
-    for entry in weight_map["parameters"]:
-        parameter = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"])
-        stored = stored_tensors(parameter, quantization)
+    for entry in entries:
+        stored = stored_tensors(entry.parameter, quantization)
         together = sum(tensor.nbytes for tensor in stored)
         apart = together > max_shard_bytes and all(tensor.nbytes <= max_shard_bytes for tensor in stored)
         for group in [[tensor] for tensor in stored] if apart else [stored]:
             room = sum(tensor.nbytes for tensor in group)
             if quantization.rules:
-                room = max(room, prod(parameter.shape) * DTYPE_BYTES[quantization.dtype])
+                room = max(room, prod(entry.parameter.shape) * DTYPE_BYTES[quantization.dtype])
             if shards[-1].tensors and shards[-1].room + room > max_shard_bytes:
                 shards.append(Shard())
             shards[-1].place(entry, group, room)
     return shards
 
 
-def _item(
-    index: int, shard: Shard, quantization: Scheme, moments: bool, folds: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+def _item(index: int, shard: Shard, quantization: Scheme, moments: bool, folds: Sequence[Fold]) -> dict[str, Any]:
     jobs: dict[str, dict[str, Any]] = {}
     for entry, tensor, offset in shard.tensors:
-        scheme = packing_of(quantization.for_parameter(entry["name"]))
-        job = jobs.setdefault(entry["name"], {**entry, "scheme": scheme, "tensors": []})
+        scheme = packing_of(quantization.for_parameter(entry.name))
+        job = jobs.setdefault(entry.name, {**entry_json(entry), "scheme": scheme, "tensors": []})
         job["tensors"].append(placed_to_json(PlacedTensor(tensor, offset)))
-    tensors = sorted({tensor for job in jobs.values() for source in job["sources"] for tensor in tensors_of(source)})
+    tensors = sorted({name for entry, _, _ in shard.tensors for source in entry.sources for name in source.tensors})
     return {
         "name": str(index),
         "params": {"index": index, "parameters": list(jobs.values()), "nbytes": shard.nbytes},
@@ -105,10 +103,10 @@ def _moments(jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     )
 
 
-def _scales(jobs: Mapping[str, Any], folds: Sequence[Mapping[str, Any]]) -> list[str]:
+def _scales(jobs: Mapping[str, Any], folds: Sequence[Fold]) -> list[str]:
     """The outputs of scales that belong to these parameters."""
-    columns = {f"columns/{name}" for fold in folds for name in fold["readers"] if name in jobs}
-    return sorted(columns | {f"rows/{name}" for fold in folds for name in fold["writers"] if name in jobs})
+    columns = {f"columns/{name}" for fold in folds for name in fold.readers if name in jobs}
+    return sorted(columns | {f"rows/{name}" for fold in folds for name in fold.writers if name in jobs})
 
 
 def packing_of(quantization: Scheme) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from builder.architectures.weights import Parameter
+from builder.architectures.weights import Entry
 from builder.core.errors import StepError
-from builder.core.step import Json
 from builder.quant.layout import BYTE_LARGEST, Scheme, is_quantized
 
 Tensor: TypeAlias = torch.Tensor
@@ -21,7 +20,7 @@ Tensor: TypeAlias = torch.Tensor
 FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
-def round_inputs(model: Any, entries: Iterable[Mapping[str, Json]], sources: Mapping[str, str], rule: Scheme) -> int:
+def round_inputs(model: Any, entries: Iterable[Entry], sources: Mapping[str, str], rule: Scheme) -> int:
     """Hook every layer of transformers whose parameter has a scheme with an activation; returns how many there are.
 
     Args:
@@ -39,7 +38,7 @@ def round_inputs(model: Any, entries: Iterable[Mapping[str, Json]], sources: Map
         if isinstance(module, torch.nn.Linear) and tensor in rounds:
             module.register_forward_pre_hook(partial(_before, rounds[tensor]))
             hooked.add(tensor)
-    embeddings = {s["tensor"] for entry in entries if entry["kind"] == "embedding" for s in entry["sources"]}
+    embeddings = {s.tensor for entry in entries if entry.parameter.kind == "embedding" for s in entry.sources}
     missing = sorted(set(rounds) - hooked - embeddings)
     if missing:
         raise StepError(
@@ -48,14 +47,13 @@ def round_inputs(model: Any, entries: Iterable[Mapping[str, Json]], sources: Map
     return len(hooked)
 
 
-def activations(entries: Iterable[Mapping[str, Json]], rule: Scheme) -> dict[str, str]:
+def activations(entries: Iterable[Entry], rule: Scheme) -> dict[str, str]:
     """{checkpoint tensor: what the input of its layer is rounded to}. An embedding is here as it may be the head."""
     by_tensor = {}
     for entry in entries:
-        parameter = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"])
-        activation = rule.for_parameter(parameter.name).activation
-        if activation and is_quantized(parameter, rule):
-            by_tensor.update({source["tensor"]: activation for source in entry["sources"]})
+        activation = rule.for_parameter(entry.name).activation
+        if activation and is_quantized(entry.parameter, rule):
+            by_tensor.update({source.tensor: activation for source in entry.sources})
     return by_tensor
 
 

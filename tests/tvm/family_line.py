@@ -15,7 +15,7 @@ import transformers
 from safetensors.numpy import load_file
 
 from builder import architectures
-from builder.architectures.weights import to_source
+from builder.architectures.weights import WeightMap, to_source
 from builder.quant import layout, reference
 from builder.quant.layout import Scheme
 from builder.runtime.engine import Engine
@@ -90,20 +90,20 @@ def build(
     given = {**METADATA, **(metadata or {})}
     params = {**target_params, "family": config_json["model_type"], "architecture": asdict(config), "metadata": given}
     lower.run(params, {}, tiny.FolderOut(folder))
-    reload(model, folder / "checkpoint", to_source(weight_map, arrays))
+    reload(model, folder / "checkpoint", to_source(weight_map.entries, arrays))
     return Built(model, config_json, folder)
 
 
 def store(
-    parameters: Any, weight_map: Mapping[str, Any], tensors: Mapping[str, np.ndarray], scheme: Scheme
+    parameters: Any, weight_map: WeightMap, tensors: Mapping[str, np.ndarray], scheme: Scheme
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The artifact's tensors, and the parameters as they stand for them."""
     pieces: dict[str, np.ndarray] = {}
     arrays: dict[str, np.ndarray] = {}
-    for parameter, entry in zip(parameters, weight_map["parameters"], strict=True):
+    for parameter, entry in zip(parameters, weight_map.entries, strict=True):
         parts = [
-            tensors[source["tensor"]][slice(*source["rows"])].reshape(-1, *parameter.shape[1:])
-            for source in entry["sources"]
+            tensors[source.tensor][source.start : source.stop].reshape(-1, *parameter.shape[1:])
+            for source in entry.sources
         ]
         array = np.concatenate(parts)
         assert array.shape == parameter.shape

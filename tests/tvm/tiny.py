@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from builder import architectures
-from builder.architectures.weights import to_source
+from builder.architectures.weights import WeightMap, to_source
 from builder.quant import layout, reference
 from builder.quant.layout import Scheme
 from builder.steps import lower
@@ -85,7 +85,7 @@ def checkpoint(model: Any) -> dict[str, np.ndarray]:
     return {n: t.detach().numpy() for n, t in model.state_dict().items() if not (tied and n == "lm_head.weight")}
 
 
-def weight_map(config: Any, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def weight_map(config: Any, tensors: Mapping[str, np.ndarray]) -> WeightMap:
     shapes = {name: {"dtype": "F32", "shape": list(array.shape)} for name, array in tensors.items()}
     return architectures.load("llama").weight_map(config, {"tensors": shapes})
 
@@ -93,9 +93,9 @@ def weight_map(config: Any, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]
 def stored(config: Any, tensors: Mapping[str, np.ndarray], scheme: Scheme) -> dict[str, np.ndarray]:
     """The artifact's tensors by name."""
     pieces = {}
-    entries = weight_map(config, tensors)["parameters"]
+    entries = weight_map(config, tensors).entries
     for parameter, entry in zip(architectures.load("llama").parameters(config), entries, strict=True):
-        array = np.concatenate([tensors[source["tensor"]] for source in entry["sources"]])
+        array = np.concatenate([tensors[source.tensor] for source in entry.sources])
         kept = layout.stored_tensors(parameter, scheme)
         values = (array.astype(scheme.dtype),) if len(kept) == 1 else reference.quantize(array, scheme)
         pieces |= {piece.name: value for piece, value in zip(kept, values, strict=True)}
@@ -111,7 +111,7 @@ def dequantized(config: Any, tensors: Mapping[str, np.ndarray], scheme: Scheme) 
         arrays[parameter.name] = (
             kept[0].astype(np.float32) if whole else reference.dequantize(*kept, parameter.shape[1], scheme)
         )
-    return to_source(weight_map(config, tensors), arrays)
+    return to_source(weight_map(config, tensors).entries, arrays)
 
 
 def write_artifact(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from builder import architectures
 from builder.architectures import weights
+from builder.core.digest import canonical
 from builder.core.errors import UserError
 from tests.weights.weights_line import ARCHITECTURE, METADATA, hf_config, source_tensors
 
@@ -163,9 +165,9 @@ def test_parameters_of_the_compiled_model() -> None:
 
 def test_the_weight_map_is_data_and_complete() -> None:
     found = llama.weight_map(CONFIG, layout())
-    (entry,) = [e for e in found["parameters"] if e["name"] == "model.layers.1.self_attn.qkv_proj.weight"]
+    (entry,) = [e for e in found.entries if e.name == "model.layers.1.self_attn.qkv_proj.weight"]
     stem = "model.layers.1.self_attn"
-    assert entry == {
+    assert weights.entry_json(entry) == {
         "name": f"{stem}.qkv_proj.weight", "shape": [128, 64], "kind": "linear", "op": "stack",
         "sources": [
             {"tensor": f"{stem}.q_proj.weight", "dtype": "F16", "shape": [64, 64], "rows": [0, 64]},
@@ -173,8 +175,9 @@ def test_the_weight_map_is_data_and_complete() -> None:
             {"tensor": f"{stem}.v_proj.weight", "dtype": "F16", "shape": [32, 64], "rows": [0, 32]},
         ],
     }  # fmt: skip
-    assert found["dropped"] == []
-    assert weights.parameter_count(found) == sum(array.size for _, array in source_tensors().values())
+    assert found.dropped == ()
+    assert weights.read_map(json.loads(canonical(weights.map_json(found)))) == found
+    assert weights.parameter_count(found.entries) == sum(array.size for _, array in source_tensors().values())
 
 
 def test_what_the_checkpoint_must_hold() -> None:
@@ -196,9 +199,9 @@ def test_what_the_checkpoint_must_hold() -> None:
 def test_what_may_be_dropped() -> None:
     angles = ("F32", np.zeros(8, np.float32))
     tensors = source_tensors() | {"model.layers.0.self_attn.rotary_emb.inv_freq": angles}
-    assert llama.weight_map(CONFIG, layout(tensors))["dropped"] == ["model.layers.0.self_attn.rotary_emb.inv_freq"]
+    assert llama.weight_map(CONFIG, layout(tensors)).dropped == ("model.layers.0.self_attn.rotary_emb.inv_freq",)
     tied = llama.from_architecture({**ARCHITECTURE, "tie_word_embeddings": True})
-    assert llama.weight_map(tied, layout())["dropped"] == ["lm_head.weight"]
+    assert llama.weight_map(tied, layout()).dropped == ("lm_head.weight",)
     with pytest.raises(UserError, match=r"layers\.2\.self_attn\.rotary_emb"):
         llama.weight_map(CONFIG, layout(source_tensors() | {"model.layers.2.self_attn.rotary_emb.inv_freq": angles}))
 
@@ -207,10 +210,9 @@ def test_to_source_is_the_inverse() -> None:
     tensors = {name: array for name, (_, array) in source_tensors().items()}
     found = llama.weight_map(CONFIG, layout())
     arrays = {
-        entry["name"]: np.concatenate([tensors[source["tensor"]] for source in entry["sources"]])
-        for entry in found["parameters"]
+        entry.name: np.concatenate([tensors[source.tensor] for source in entry.sources]) for entry in found.entries
     }
-    back = weights.to_source(found, arrays)
+    back = weights.to_source(found.entries, arrays)
     assert sorted(back) == sorted(tensors)
     assert all(np.array_equal(back[name], tensors[name]) for name in tensors)
 
@@ -229,7 +231,7 @@ def test_to_source_of_split_and_transposed_tensors() -> None:
     tensors = {"tensors": {name: {"dtype": "F16", "shape": [6, 4]} for name in "xy"}}
     found = weights.weight_map(split, [], tensors)
     arrays = {"even": whole[[0, 1, 4, 5]], "odd": whole[2:4], "turned": whole.T}
-    back = weights.to_source(found, arrays)
+    back = weights.to_source(found.entries, arrays)
     assert np.array_equal(back["x"], whole)
     assert np.array_equal(back["y"], whole)
 

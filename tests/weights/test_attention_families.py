@@ -105,8 +105,8 @@ def test_what_is_not_implemented_is_refused_by_name(name):
 def test_fused_projections_are_one_source_and_experts_are_many():
     phi = phi3.from_hf(SIZES)
     shapes = {p.name: {"dtype": "F32", "shape": list(p.shape)} for p in phi3.parameters(phi)}
-    entries = {e["name"]: e for e in phi3.weight_map(phi, {"tensors": shapes})["parameters"]}
-    assert [s["tensor"] for s in entries["model.layers.0.self_attn.qkv_proj.weight"]["sources"]] == [
+    entries = {entry.name: entry for entry in phi3.weight_map(phi, {"tensors": shapes}).entries}
+    assert [s.tensor for s in entries["model.layers.0.self_attn.qkv_proj.weight"].sources] == [
         "model.layers.0.self_attn.qkv_proj.weight"
     ]
     config = mixtral.from_hf({**SIZES, "num_local_experts": 3, "num_hidden_layers": 1})

@@ -171,10 +171,10 @@ def test_heads_of_gpt_neox_are_sorted_into_q_k_v() -> None:
     found = gpt_neox.weight_map(
         config, {"tensors": {name: {"dtype": "F32", "shape": list(shape)} for name, shape in shapes.items()}}
     )
-    assert found["dropped"] == [f"{layer}.bias", f"{layer}.masked_bias", f"{layer}.rotary_emb.inv_freq"]
+    assert found.dropped == (f"{layer}.bias", f"{layer}.masked_bias", f"{layer}.rotary_emb.inv_freq")
     arrays = {
-        entry["name"]: np.concatenate([tensors[s["tensor"]][slice(*s["rows"])] for s in entry["sources"]])
-        for entry in found["parameters"]
+        entry.name: np.concatenate([tensors[s.tensor][s.start : s.stop] for s in entry.sources])
+        for entry in found.entries
     }
     x = rng.standard_normal(12).astype(np.float32)
     theirs = (tensors[f"{layer}.query_key_value.weight"] @ x + tensors[f"{layer}.query_key_value.bias"]).reshape(
@@ -182,6 +182,6 @@ def test_heads_of_gpt_neox_are_sorted_into_q_k_v() -> None:
     )
     ours = (arrays[f"{layer}.qkv_proj.weight"] @ x + arrays[f"{layer}.qkv_proj.bias"]).reshape(3, 3, 4)
     np.testing.assert_array_equal(ours, theirs.transpose(1, 0, 2))
-    back = weights.to_source(found, arrays)
-    assert sorted(back) == sorted(set(tensors) - set(found["dropped"]))
+    back = weights.to_source(found.entries, arrays)
+    assert sorted(back) == sorted(set(tensors) - set(found.dropped))
     assert all(np.array_equal(back[name], tensors[name]) for name in back)

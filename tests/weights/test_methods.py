@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from builder.architectures.weights import Entry, Parameter, whole
 from builder.core.errors import StepError, UserError
 from builder.core.step import File
 from builder.quant import pack, reference, storage
@@ -243,11 +244,12 @@ def test_an_item_reads_the_moments_of_its_own_matrices_only(tmp_path: Path) -> N
 
 
 def test_calibrate_says_what_it_cannot_do(tmp_path: Path) -> None:
-    entry = {"name": "a.experts.weight", "kind": "linear", "sources": [{"tensor": "a.experts.0.weight"}]}
+    matrix = Parameter("a.experts.weight", (2, 1), "linear")
+    entry = Entry(matrix, "copy", (whole("a.experts.0.weight", (2, 1)),))
     with pytest.raises(StepError, match=r"no layer of its own for a\.experts\.weight") as error:
         calibrate.readers([entry], {})
     assert "quant.method=mse" in error.value.hint
-    experts = {"name": "a.experts.weight", "kind": "linear", "sources": [{"tensor": "x"}, {"tensor": "y"}]}
+    experts = Entry(matrix, "stack", (whole("x", (1, 1)), whole("y", (1, 1))))
     with pytest.raises(StepError, match="no layer of its own"):
         calibrate.readers([experts], {"a.experts.0.up.weight": "x", "a.experts.1.up.weight": "y"})
     assert calibrate.readers([experts], {"a.up.weight": "x", "a.gate.weight": "y"}) == {"a.up": ["a.experts.weight"]}

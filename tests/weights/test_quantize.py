@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from builder.architectures.weights import Entry, Parameter, Slice, whole
 from builder.core.errors import UserError
 from builder.core.step import File
 from builder.quant import reference
@@ -112,8 +113,8 @@ def test_shards_and_their_records(tmp_path: Path) -> None:
         assert end == len(data)
 
 
-def map_of(*shapes: tuple[str, tuple[int, int]]) -> dict[str, Any]:
-    return {"parameters": [{"name": n, "shape": list(s), "kind": "linear", "op": "copy"} for n, s in shapes]}
+def entries_of(*shapes: tuple[str, tuple[int, int]]) -> list[Entry]:
+    return [Entry(Parameter(name, shape, "linear"), "copy", (whole(name, shape),)) for name, shape in shapes]
 
 
 def names(shards: list[shard.Shard]) -> list[list[str]]:
@@ -122,13 +123,13 @@ def names(shards: list[shard.Shard]) -> list[list[str]]:
 
 def test_greedy_layout() -> None:
     """Words of (32, 64) take 1024 bytes, scales 128."""
-    four = map_of(*[(f"{letter}.weight", (32, 64)) for letter in "abcd"])
+    four = entries_of(*[(f"{letter}.weight", (32, 64)) for letter in "abcd"])
     both = [[f"{letter}.{part}" for part in ("q_weight", "q_scale")] for letter in "abcd"]
     assert names(shard.lay_out(four, Q4, 2 * 1152)) == [both[0] + both[1], both[2] + both[3]]
     assert names(shard.lay_out(four, Q4, 2 * 1152 - 1)) == both
     assert names(shard.lay_out(four, Q4, 1 << 20)) == [[name for pair in both for name in pair]]
     assert names(shard.lay_out(four, Q4, 1000)) == both  # larger than a shard: one of its own
-    apart = names(shard.lay_out(map_of(("a.weight", (32, 64)), ("b.weight", (8, 64))), Q4, 1100))
+    apart = names(shard.lay_out(entries_of(("a.weight", (32, 64)), ("b.weight", (8, 64))), Q4, 1100))
     assert apart == [["a.q_weight"], ["a.q_scale", "b.q_weight", "b.q_scale"]]  # each fits, both together do not
 
 
@@ -200,9 +201,9 @@ def test_a_transposed_source(tmp_path: Path) -> None:
     weight = (np.random.default_rng(0).standard_normal((96, 40)) * 0.1).astype(np.float16)  # (input, output)
     write_tensors(tmp_path / "x", {"pad": ("F16", np.zeros(3, np.float16)), "w": ("F16", weight)})
     size = (tmp_path / "x").stat().st_size
-    source = {"tensor": "w", "dtype": "F16", "shape": [96, 40], "rows": [0, 96]}
-    entry = {"name": "w.weight", "shape": [40, 96], "kind": "linear", "op": "transpose", "sources": [source]}
-    (found,) = shard.lay_out({"parameters": [entry]}, Q4, 1 << 20)
+    source = Slice("w", (96, 40), 0, 96, "F16")
+    entry = Entry(Parameter("w.weight", (40, 96), "linear"), "transpose", (source,))
+    (found,) = shard.lay_out([entry], Q4, 1 << 20)
     item = shard._item(0, found, Q4, False, [])
     out = FolderOut(tmp_path / "out")
     file = File(tmp_path / "x", "", weight.nbytes, size - weight.nbytes)

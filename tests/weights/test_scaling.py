@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from builder import architectures
-from builder.architectures.weights import to_source
+from builder.architectures.folds import Fold
+from builder.architectures.weights import read_map, to_source
 from builder.core.step import File
 from builder.formats import checkpoint
 from builder.quant import reference
@@ -43,8 +44,8 @@ class Line:
         module, converted = architectures.load(family), FolderOut(work / "convert")
         architecture = asdict(module.from_hf(self.config))
         convert.run({"family": family, "architecture": architecture}, {"layout": self.files["layout.json"]}, converted)
-        self.weight_map, self.map = converted.outputs()["weight_map.json"], converted.json("weight_map.json")
-        self.entries = {entry["name"]: entry for entry in self.map["parameters"]}
+        self.weight_map, self.map = converted.outputs()["weight_map.json"], read_map(converted.json("weight_map.json"))
+        self.entries = {entry.name: entry for entry in self.map.entries}
         self.layout = json.loads(self.files["layout.json"].path.read_text())["tensors"]
 
     def raw(self, name: str) -> np.ndarray:
@@ -64,7 +65,7 @@ class Line:
             name: dequantized.scaled(entry, dequantized.assemble(entry, self.source), given)
             for name, entry in self.entries.items()
         }
-        tensors = to_source(self.map, arrays)
+        tensors = to_source(self.map.entries, arrays)
         shapes = {name: entry["shape"] for name, entry in self.layout.items()}
         model = source_model.load(
             self.config, shapes, lambda name: source_model.as_tensor(tensors[name]), lambda *_: None
@@ -113,13 +114,13 @@ class Line:
 def test_scales_leave_the_model_what_it_was(family: str, tmp_path: Path) -> None:
     line = Line(family, tmp_path)
     out, rng = FolderOut(tmp_path / "random"), np.random.default_rng(1)
-    for fold in line.map["folds"]:
-        count = int(scales.channels(fold, line.entries[fold["readers"][0]]["shape"][1]).max()) + 1
-        found = np.exp(rng.uniform(-1.5, 1.5, (fold["blocks"], count))).astype(np.float32)
+    for fold in line.map.folds:
+        count = int(scales.channels(fold, line.entries[fold.readers[0]].parameter.shape[1]).max()) + 1
+        found = np.exp(rng.uniform(-1.5, 1.5, (fold.blocks, count))).astype(np.float32)
         scales.write(fold, line.entries, found, out)
     plain, scaled = line.logits({}), line.logits(out.outputs())
     assert np.abs(plain - scaled).max() < 2e-4 * plain.std()
-    linear = {name for name, entry in line.entries.items() if entry["kind"] in ("linear", "head")}
+    linear = {name for name, entry in line.entries.items() if entry.parameter.kind in ("linear", "head")}
     scaled_names = {name.removeprefix("columns/") for name in out.written if name.startswith("columns/")}
     unscaled = {name.rpartition(".layers.")[2].partition(".")[2] for name in linear - scaled_names}
     assert unscaled == UNSCALED.get(family, set())
@@ -132,9 +133,9 @@ UNSCALED = {  # no fold leads into these: their input is a sum, or comes through
 
 
 def test_every_input_is_made_by_the_channel_that_is_divided() -> None:
-    heads = {"readers": ["o"], "writers": ["v"], "width": 4, "repeats": 3, "start": 0, "blocks": 1, "offset": 0.0}
+    heads = Fold(("o",), ("v",), 4, repeats=3)
     assert scales.channels(heads, 24).tolist() == [*range(4)] * 3 + [*range(4, 8)] * 3
-    assert scales.channels(heads | {"width": 24, "repeats": 1}, 24).tolist() == [*range(24)]
+    assert scales.channels(replace(heads, width=24, repeats=1), 24).tolist() == [*range(24)]
 
 
 def outliers(inputs: int = 128) -> tuple[np.ndarray, np.ndarray]:
@@ -164,12 +165,12 @@ def test_quantize_scales_before_it_rounds(tmp_path: Path) -> None:
     items = {piece["name"]: (item, piece) for item in line.quantize("awq", found, Q4) for piece in _records(item)}
     for name, entry in line.entries.items():
         scaled = dequantized.scaled(entry, dequantized.assemble(entry, line.raw), found.outputs())
-        if entry["kind"] == "norm":
+        if entry.parameter.kind == "norm":
             assert np.array_equal(_stored(*items[name]), scaled.astype(np.float16))
             continue
         stem = name.removesuffix(".weight")
         words, steps = (_stored(*items[f"{stem}.{piece}"]) for piece in ("q_weight", "q_scale"))
-        back = reference.dequantize(words, steps, entry["shape"][1], Q4)
+        back = reference.dequantize(words, steps, entry.parameter.shape[1], Q4)
         assert reconstruction.grouped(scaled, back, steps, Q4, "awq").good
     norm = "model.layers.1.input_layernorm.weight"
     columns = np.load(found.folder / "columns/model.layers.1.self_attn.qkv_proj.weight")[0]
@@ -232,8 +233,8 @@ MLP = {"mixtral": "block_sparse_moe", "qwen3_moe": "mlp"}
 
 def experts_tensors(line: Line, stem: str, expert: int) -> list[str]:
     """The gate and the up matrix of one expert, as the checkpoint names them."""
-    sources = line.entries[f"{stem}.gate_up_proj.weight"]["sources"]
-    return [source["tensor"] for source in sources[2 * expert : 2 * expert + 2]]
+    sources = line.entries[f"{stem}.gate_up_proj.weight"].sources
+    return [source.tensor for source in sources[2 * expert : 2 * expert + 2]]
 
 
 def compare_methods(line: Line, moments: FolderOut, name: str, full: int) -> None:
@@ -246,7 +247,7 @@ def compare_methods(line: Line, moments: FolderOut, name: str, full: int) -> Non
             piece["name"]: (item, piece) for item in line.quantize(method, measured, Q4) for piece in _records(item)
         }
         words, steps = (_stored(*items[f"{stem}.{piece}"]) for piece in ("q_weight", "q_scale"))
-        found[method] = (reference.dequantize(words, steps, entry["shape"][1], Q4) - source).reshape(
+        found[method] = (reference.dequantize(words, steps, entry.parameter.shape[1], Q4) - source).reshape(
             4, -1, source.shape[1]
         )
     for expert in range(4):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from builder.architectures.weights import to_source
+from builder.architectures.weights import read_map, to_source
 from builder.quant import reference
 from builder.quant.layout import parse_scheme
 from builder.quant.rounding import rounded
@@ -42,7 +42,7 @@ def direct(made: Line, name: str, use: str) -> float:
     """The loss of one parameter by the whole model, with that parameter packed by the slow reference."""
     inputs = made.reference_inputs()
     layout = json.loads(inputs["layout"].path.read_text())["tensors"]
-    weight_map = json.loads(made.built.convert.outputs()["weight_map.json"].path.read_text())
+    entries = read_map(json.loads(made.built.convert.outputs()["weight_map.json"].path.read_text())).entries
     config = json.loads(inputs["config"].path.read_text())
 
     def read(tensor: str) -> np.ndarray:
@@ -50,14 +50,14 @@ def direct(made: Line, name: str, use: str) -> float:
         return source_model.read(file, entry["dtype"], entry["shape"]).numpy()
 
     def logits(arrays: dict[str, np.ndarray]) -> torch.Tensor:
-        tensors = to_source(weight_map, arrays)
+        tensors = to_source(entries, arrays)
         model = source_model.load(
             config, {k: list(v.shape) for k, v in tensors.items()}, lambda k: source_model.as_tensor(tensors[k]), tick
         )
         return torch.from_numpy(source_model.logits(model, tokens, 1))
 
     tokens = heldout.windows({**SAMPLE, "logits_bytes": 1 << 30}, TEXT, inputs["tokenizer"], config)
-    arrays = {entry["name"]: assemble(entry, read) for entry in weight_map["parameters"]}
+    arrays = {entry.name: assemble(entry, read) for entry in entries}
     rule = parse_scheme(scheme_of(use))
     packed = reference.quantize(arrays[name], rule)
     changed = arrays | {name: reference.dequantize(packed[0], packed[1], arrays[name].shape[1], rule)}

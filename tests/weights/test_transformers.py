@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from builder import architectures
-from builder.architectures.weights import Parameter, to_source
+from builder.architectures.weights import read_map, to_source
 from builder.quant import reference
 from builder.quant.layout import Scheme, is_quantized
 from tests.weights.weights_line import (
@@ -51,16 +51,15 @@ def make(folder: Path, dtype: Any, max_shard: str, **changes: Any) -> Any:
 
 def dequantized(built: Built, scheme: Scheme) -> dict[str, np.ndarray]:
     stored, arrays = built.arrays(), {}
-    weight_map = built.convert.json("weight_map.json")
-    for entry in weight_map["parameters"]:
-        parameter = Parameter(entry["name"], tuple(entry["shape"]), entry["kind"])
+    entries = read_map(built.convert.json("weight_map.json")).entries
+    for parameter in (entry.parameter for entry in entries):
         if is_quantized(parameter, scheme):
             stem = parameter.name.removesuffix(".weight")
             words, scales = stored[f"{stem}.q_weight"], stored[f"{stem}.q_scale"]
             arrays[parameter.name] = reference.dequantize(words, scales, parameter.shape[1], scheme)
         else:
             arrays[parameter.name] = stored[parameter.name].astype(np.float32)
-    return to_source(weight_map, arrays)
+    return to_source(entries, arrays)
 
 
 def logits(model: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ Standard library only, but for what reads tensors: the planner asks for descript
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -110,32 +110,32 @@ def logical_layout(packing: Packing, layout: Mapping[str, Any]) -> tuple[dict[st
 
 
 def packed_weight_map(
-    weight_map: Callable[[Mapping[str, Any]], dict[str, Any]], packing: Packing, layout: Mapping[str, Any]
+    weight_map: Callable[[Mapping[str, Any]], Any], packing: Packing, layout: Mapping[str, Any]
 ) -> Any:
-    """A family's weight map over a quantized checkpoint: sources that are quantized say so under "stored".
+    """A family's weight map (architectures.weights.WeightMap) over a quantized checkpoint: sources that are quantized
+    say what they are ``stored`` as.
 
     Raises:
         UserError: see ``logical_layout``; or a parameter is made of quantized and of other tensors.
     """
     layout, stored, dropped = logical_layout(packing, layout)
-    result = weight_map(layout)
-    for entry in result["parameters"]:
-        for source in entry["sources"]:
-            if source["tensor"] in stored:
-                source["stored"] = stored[source["tensor"]]
-        kinds = {"stored" in source: source["tensor"] for source in entry["sources"]}
-        if len(kinds) > 1:
-            raise UserError(
-                f"{entry['name']} is made of {kinds[True]}, which is quantized, and {kinds[False]}, which is not; "
-                "allowed: all of them quantized or none",
-                USE_THE_SOURCE,
-            )
-        if kinds.get(True) and entry["op"] == "transpose":
-            raise UserError(
-                f"{entry['name']}: {kinds[True]} is stored turned; allowed: (output, input)", USE_THE_SOURCE
-            )
-    result["dropped"] = sorted([*result["dropped"], *dropped])
-    return result
+    plain = weight_map(layout)
+    entries = tuple(_with_stored(entry, stored) for entry in plain.entries)
+    return replace(plain, entries=entries, dropped=tuple(sorted([*plain.dropped, *dropped])))
+
+
+def _with_stored(entry: Any, stored: Mapping[str, Any]) -> Any:
+    sources = tuple(replace(source, stored=stored.get(source.tensor)) for source in entry.sources)
+    kinds = {source.stored is not None: source.tensor for source in sources}
+    if len(kinds) > 1:
+        raise UserError(
+            f"{entry.name} is made of {kinds[True]}, which is quantized, and {kinds[False]}, which is not; "
+            "allowed: all of them quantized or none",
+            USE_THE_SOURCE,
+        )
+    if kinds.get(True) and entry.op == "transpose":
+        raise UserError(f"{entry.name}: {kinds[True]} is stored turned; allowed: (output, input)", USE_THE_SOURCE)
+    return replace(entry, sources=sources)
 
 
 def expect_tensor(

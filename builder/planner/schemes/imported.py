@@ -6,12 +6,13 @@ checkpoint's weights. Matrices that the checkpoint does not quantize are kept as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 from builder import architectures
+from builder.architectures.weights import Entry, WeightMap
 from builder.config.schema import Checkpoint, Quant, Recipe
 from builder.core.errors import UserError
 from builder.formats import quantized, safetensors
@@ -70,17 +71,16 @@ def imported_quant(quant: Quant, checkpoint: Checkpoint, family: str, architectu
     packing = quantized.describe(checkpoint.config)
     assert packing is not None
     if checkpoint.missing:
-        entries: list[dict[str, Any]] = []
+        entries: Sequence[Entry] = ()
     else:
-        entries = weight_map(family, architecture, packing, layout_of(checkpoint))["parameters"]
+        entries = weight_map(family, architecture, packing, layout_of(checkpoint)).entries
     quant = replace(quant, packing=asdict(packing), layout="NK", storage_dtype="uint32", bits=packing.bits)
     quant = replace(quant, kind=packing.kind, group_size=packing.group_size, zero_point=packing.zero_point)
     if packing.activation:
         quant = replace(quant, kind="int8", activation=packing.activation, activation_scale="dynamic")
     quant = replace(quant, dtype=dtype_of(entries), name="")
-    taken = {entry["name"] for entry in entries if is_stored(entry)}
-    kinds = {entry["kind"] for entry in entries if entry["name"] in taken}
-    left = [entry["name"] for entry in entries if entry["kind"] == "linear" and entry["name"] not in taken]
+    kinds = {entry.parameter.kind for entry in entries if entry.is_stored}
+    left = [entry.name for entry in entries if entry.parameter.kind == "linear" and not entry.is_stored]
     return replace(
         quant, name=name_of(quant), quantize_embedding="embedding" in kinds, quantize_head="head" in kinds,
         rules=(_rule_to_keep(left, quant.dtype),) if left else (),
@@ -94,13 +94,9 @@ def with_scheme_of_headers(recipe: Recipe) -> Recipe:
     return replace(recipe, quant=imported_quant(recipe.quant, recipe.checkpoint, recipe.family, recipe.architecture))
 
 
-def is_stored(entry: Mapping[str, Any]) -> bool:
-    return any("stored" in source for source in entry["sources"])
-
-
-def dtype_of(entries: list[dict[str, Any]]) -> str:
+def dtype_of(entries: Sequence[Entry]) -> str:
     """Of the scales, so that they are taken over exactly; float32 where they differ."""
-    dtypes = {source["dtype"] for entry in entries for source in entry["sources"] if "stored" in source} or {"F16"}
+    dtypes = {source.dtype for entry in entries for source in entry.sources if source.stored} or {"F16"}
     return DTYPES[dtypes.pop()] if len(dtypes) == 1 else "float32"
 
 
@@ -130,9 +126,11 @@ def layout_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def weight_map(
     family: str, architecture: Mapping[str, Any], packing: Packing | None, layout: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> WeightMap:
     """The weight map of a model over a checkpoint, which may be quantized."""
-    module = architectures.load(family)
-    find = partial(module.weight_map, module.from_architecture(architecture))
-    table: dict[str, Any] = find(layout) if packing is None else quantized.packed_weight_map(find, packing, layout)
-    return table
+    described = architectures.load(family)
+    map_of = partial(described.weight_map, described.from_architecture(architecture))
+    if packing is None:
+        return map_of(layout)
+    packed: WeightMap = quantized.packed_weight_map(map_of, packing, layout)
+    return packed
