@@ -35,7 +35,7 @@ _ALL = ("__init__.py", "core/*", "steps/__init__.py")  # of every step
 ROOMS: dict[str, tuple[str, ...]] = {  # step -> rooms, or files where a step needs no more of a room
     "fetch": ("steps/fetch.py", "steps/ports.py", "formats/*"),
     "convert": ("steps/convert.py", "steps/ports.py", "architectures/*", "formats/*"),
-    "shard": ("steps/shard.py", "steps/ports.py", "architectures/*", "quant/*"),
+    "shard": ("steps/shard.py", "steps/ports.py", "architectures/*", "formats/*", "quant/*"),
     "quantize": ("steps/quantize.py", "steps/imported.py", "steps/ports.py", "architectures/*", "formats/*", "quant/*"),
     "lower": (
         "steps/lower.py", "architectures/*", "models/*", "ops/*", "quant/__init__.py", "quant/layout.py",
