@@ -29,15 +29,15 @@ def copy(original: Copy) -> Iterator[Copy]:
 
 def test_comments_docstrings_and_messages_make_nothing_stale(copy: Copy) -> None:
     copy.add("builder/steps/convert.py", "# one more remark")
-    copy.edit("builder/models/llama.py", '"""', '"""Once more: ')
+    copy.edit("builder/steps/lower.py", '"""', '"""Once more: ')
     copy.edit("builder/steps/fetch.py", "pins.checkpoint is", "the recipe pins")
     copy.add("builder/core/errors.py", "ONE_MORE = 1")
     assert copy.stale(*WORDS) == {}
 
 
 def test_an_expression_makes_the_steps_stale_that_reach_it_and_its_file_is_named(copy: Copy) -> None:
-    copy.add("builder/models/llama.py", "ONE_MORE = 1")
-    assert copy.stale(*WORDS) == {"lower": "builder/models/llama.py changed"}
+    copy.add("builder/steps/lower.py", "ONE_MORE = 1")
+    assert copy.stale(*WORDS) == {"lower": "builder/steps/lower.py changed"}
 
 
 def test_why_prints_the_files_behind_a_key(copy: Copy) -> None:

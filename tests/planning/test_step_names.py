@@ -14,8 +14,9 @@ OWN = ("planner/graph/", "steps/")  # where steps are planned, and what they are
 # configuration, a verb of the command line, a section of a document, a part of a file format, a stage of a compiler.
 OTHER_MEANINGS = {
     "bench": ("app/", "cli/", "provenance/diff/", "report/"),
-    "cut": ("lowering/", "planner/", "runtime/"),
+    "cut": ("formats/", "lowering/", "planner/", "runtime/"),
     "link": ("lowering/",),
+    "lower": ("cli/",),
     "package": ("app/", "cli/", "config/", "planner/", "provenance/"),
     "ranks": ("lowering/", "ops/", "report/", "runtime/"),
     "scales": ("formats/", "lowering/", "verification/"),
@@ -74,7 +75,7 @@ def test_each_step_says_what_others_ask_of_it() -> None:
     recipe = resolve.resolve(compose.compose([], None), compose.find_folders())
     plan = build_plan([recipe])
     roles = {step.role: step.name for step in plan.steps.values() if step.role}
-    assert roles == {"source": "fetch", "model": "package"}
+    assert roles == {"source": "fetch", "library": "lower", "model": "package"}
     assert [plan.steps[goal.artifact].name for goal in plan.goals] == ["package"]
     assert [step.name for step in plan.steps.values() if step.validation] == ["verify"]
     assert [step.name for step in plan.steps.values() if "linker" in step.programs] == ["lower"]
