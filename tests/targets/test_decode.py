@@ -146,8 +146,8 @@ def check(layout: CacheLayout, kernel: Kernel, lengths: list[int], device: Any) 
     kernel.host["decode"](*passed, 0, 1.0, 1e4, -SCALE if layout.window else SCALE)
     out, lse = passed[-2].numpy(), passed[-1].numpy()
     pages_of_one = sum(-(-n // PAGE) for n in lengths) / batch
-    assert len(kernel.launched) == 1 or pages_of_one > schedule.SHORT
-    assert len(kernel.launched) == 2 or pages_of_one < 2 * schedule.SHORT
+    assert len(kernel.launched) == 1 or pages_of_one > schedule.SINGLE_SPLIT_PAGES
+    assert len(kernel.launched) == 2 or pages_of_one < 2 * schedule.SINGLE_SPLIT_PAGES
     for s, length in enumerate(lengths):
         for head in range(layout.query_heads):
             if not length:
