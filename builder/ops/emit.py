@@ -18,7 +18,7 @@ from tvm.relax.frontend import nn
 
 LABEL = "llm_build.op"
 
-Compute = Callable[..., Any]  # (label, *te.Tensor) -> te.Tensor
+_Compute = Callable[..., Any]  # (label, *te.Tensor) -> te.Tensor
 
 
 class Label:
@@ -35,7 +35,7 @@ class Label:
 
 def emit(
     label: Label,
-    compute: Compute,
+    compute: _Compute,
     activations: Sequence[nn.Tensor],
     stored: Sequence[nn.Tensor],
     shape: Sequence[Any],
@@ -60,7 +60,7 @@ def emit(
 
 
 @lru_cache(maxsize=256)
-def prim_func(label: Label, compute: Compute, signature: tuple[Any, ...]) -> tirx.PrimFunc:
+def prim_func(label: Label, compute: _Compute, signature: tuple[Any, ...]) -> tirx.PrimFunc:
     """The labelled function; ``signature`` is ((shape, dtype), ...), equal strings in shapes are one symbolic size."""
     symbols: dict[str, Any] = {}
 

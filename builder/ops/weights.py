@@ -41,7 +41,7 @@ class StoredWeight:
     zero_point: bool = False
 
 
-def dequantized(stored_as: StoredWeight, tensors: tuple[Any, ...], n: Any, k: Any) -> Any:
+def _dequantized(stored_as: StoredWeight, tensors: tuple[Any, ...], n: Any, k: Any) -> Any:
     """The weight (n, k) of a packed matrix, in float32 (see builder/quant/reference.py)."""
     q_weight, q_scale = tensors[:2]
     bits, per_word, group_words = stored_as.bits, stored_as.per_word, stored_as.words_per_group
@@ -67,7 +67,7 @@ def dequantized(stored_as: StoredWeight, tensors: tuple[Any, ...], n: Any, k: An
 
 def weight_at(stored_as: StoredWeight, tensors: tuple[Any, ...], n: Any, k: Any) -> Any:
     if stored_as.kind != "none":
-        return dequantized(stored_as, tensors, n, k)
+        return _dequantized(stored_as, tensors, n, k)
     return tirx.Cast(COMPUTE, tensors[0][n, k])
 
 
@@ -126,7 +126,7 @@ def apply_rules(model: nn.Module, parameters: Iterable[Parameter], scheme: Schem
     Raises:
         UserError: a rule holds for a weight that the family's graph keeps in a module of another kind.
     """
-    modules = {f"{name}.weight": module for name, module in weights_of(model, "")}
+    modules = {f"{name}.weight": module for name, module in _weights_of(model, "")}
     for parameter in parameters:
         if parameter.name in modules:
             modules[parameter.name].store(scheme.for_parameter(parameter.name), is_quantized(parameter, scheme))
@@ -134,7 +134,7 @@ def apply_rules(model: nn.Module, parameters: Iterable[Parameter], scheme: Schem
             raise UserError(f"quant.rules: {parameter.name} cannot have a scheme of its own", "change the rule's match")
 
 
-def weights_of(module: Any, name: str) -> Iterator[tuple[str, Weight]]:
+def _weights_of(module: Any, name: str) -> Iterator[tuple[str, Weight]]:
     """Every Weight below a module, with its name."""
     if isinstance(module, Weight):
         yield name, module
@@ -142,4 +142,4 @@ def weights_of(module: Any, name: str) -> Iterator[tuple[str, Weight]]:
     inside = enumerate(module) if isinstance(module, nn.ModuleList) else module.__dict__.items()
     for key, item in inside:
         if isinstance(item, nn.Module):
-            yield from weights_of(item, f"{name}.{key}" if name else str(key))
+            yield from _weights_of(item, f"{name}.{key}" if name else str(key))

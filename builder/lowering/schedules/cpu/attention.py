@@ -30,7 +30,7 @@ ROWS = 4
 ROTARY = (Scalar("rotary_mode", "int32"), Scalar("rope_scale", "float32"), Scalar("rope_theta", "float32"))
 
 
-def attend(
+def _attend(
     isa: Isa, layout: CacheLayout, q: Buffer, queries: Queries, keys: Keys, out: Buffer, lse: Buffer, encoded: Expr
 ) -> None:
     """out = softmax(q k * scale) v for the rows; lse = log2 of the sum of 2^(score * log2 e). No token seen: 0 and a
@@ -41,23 +41,23 @@ def attend(
     unit = 1.0 / layout.soft_cap if layout.soft_cap else v.LOG2_E
     factor = T.Bind(scale_of(encoded, layout) * tirx.const(unit, "float32"))
     with v.loop(keys.pages) as page:
-        page_scores(isa, layout, q, queries, keys, page, scores, length, factor)
+        _page_scores(isa, layout, q, queries, keys, page, scores, length, factor)
     sums = v.scratch(rows)
     for r in range(rows):
-        top, weights = softmax_row(isa, scores, T.Bind(length * r), length)
+        top, weights = _softmax_row(isa, scores, T.Bind(length * r), length)
         total = T.Bind(T.max(weights, tirx.const(1e-37, "float32")))
         v.store(sums, r, tirx.const(1.0, "float32") / total)
         log = T.Bind(top + v.log2(total))
-        with guarded(queries.real[r]):
+        with _guarded(queries.real[r]):
             v.store(lse, queries.places[r], log)
-    sum_values(isa, width, queries, keys, scores, length, sums, out)
+    _sum_values(isa, width, queries, keys, scores, length, sums, out)
 
 
-def guarded(condition: Expr | None) -> AbstractContextManager[None]:
+def _guarded(condition: Expr | None) -> AbstractContextManager[None]:
     return nullcontext() if condition is None else v.when(condition)
 
 
-def page_scores(
+def _page_scores(
     isa: Isa,
     layout: CacheLayout,
     q: Buffer,
@@ -92,7 +92,7 @@ def page_scores(
             v.store(scores, length * r + page * PAGE + part * lanes, masked, lanes)
 
 
-def softmax_row(isa: Isa, scores: Buffer, start: Expr, length: Expr) -> tuple[Expr, Expr]:
+def _softmax_row(isa: Isa, scores: Buffer, start: Expr, length: Expr) -> tuple[Expr, Expr]:
     """Scores -> 2^(score - top), in place; returns (top, their sum). MINUS_INFINITY becomes 0."""
     lanes = min(isa.lanes, PAGE)
     steps = tirx.floordiv(length, lanes)
@@ -113,7 +113,7 @@ def softmax_row(isa: Isa, scores: Buffer, start: Expr, length: Expr) -> tuple[Ex
     return top, T.Bind(v.lane_sum(v.load(sums, 0, lanes), lanes))
 
 
-def sum_values(
+def _sum_values(
     isa: Isa, width: int, queries: Queries, keys: Keys, scores: Buffer, length: Expr, sums: Buffer, out: Buffer
 ) -> None:
     """out[row] = sum over tokens of weight * value / sum of weights, a few vectors of features at a time."""
@@ -133,14 +133,14 @@ def sum_values(
                 for r, part, at in places:
                     v.store(acc, at, v.load(acc, at, lanes) + v.splat(weights[r], lanes) * values[part], lanes)
         for r in range(rows):
-            with guarded(queries.real[r]):
+            with _guarded(queries.real[r]):
                 for part in parts:
                     mean = v.load(acc, (r * len(parts) + part - first) * lanes, lanes) * v.splat(v.load(sums, r), lanes)
                     v.store(out, queries.starts[r] + part * lanes, mean, lanes)
 
 
 @dataclass(frozen=True, slots=True)
-class Paged:
+class _Paged:
     """The page table as the runtime passes it, for one sequence of the batch."""
 
     layout: CacheLayout
@@ -166,7 +166,7 @@ class Paged:
         )
 
 
-def table_args(sequences: Any) -> list[Arg]:
+def _table_args(sequences: Any) -> list[Arg]:
     return [
         Arg("page_indptr", (v.size("page_indptr_size"),), "int32", offset=True),
         Arg("page_table", (v.size("page_table_size"),), "int32", offset=True),
@@ -184,7 +184,7 @@ def decode(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
 
     def body(q: Buffer, pages: Buffer, indptr: Buffer, table: Buffer, last: Buffer, k_start: Buffer, position: Buffer,
              out: Buffer, lse: Buffer, _mode: Expr, _scale: Expr, _theta: Expr, scale: Expr) -> None:  # fmt: skip
-        paged = Paged(layout, pages, indptr, table, last)
+        paged = _Paged(layout, pages, indptr, table, last)
 
         def task(index: Expr) -> None:
             sequence, head = T.Bind(index // (layout.key_heads * blocks)), T.Bind(index // blocks % layout.key_heads)
@@ -195,18 +195,18 @@ def decode(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
             if layout.window:
                 view = window.View(layout, scale, v.load(k_start, sequence))
                 queries, keys = view.narrowed(queries, keys, [v.load(position, sequence)] * rows)
-            attend(isa, layout, q, queries, keys, out, lse, scale)
+            _attend(isa, layout, q, queries, keys, out, lse, scale)
 
         tasks = batch * (layout.key_heads * blocks)
         size = paged.table.shape[0] * (PAGE * heads * width)
-        v.if_else(size >= v.PARALLEL_MACS, lambda: spread(tasks, task), lambda: alone(tasks, task))
+        v.if_else(size >= v.PARALLEL_MACS, lambda: _spread(tasks, task), lambda: _alone(tasks, task))
 
     result = (batch, heads, width)
     return v.kernel(
         [
             Arg("q", result),
             pages_arg(layout),
-            *table_args(batch),
+            *_table_args(batch),
             Arg("k_rope_offset", (batch,), "int32", offset=True),
             Arg("q_rope_position", (batch,), "int32", offset=True),
             Arg("out", result),
@@ -218,17 +218,17 @@ def decode(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
     )
 
 
-def spread(tasks: Expr, task: Callable[[Expr], None]) -> None:
+def _spread(tasks: Expr, task: Callable[[Expr], None]) -> None:
     with v.loop(tasks, parallel=True) as index:
         task(index)
 
 
-def alone(tasks: Expr, task: Callable[[Expr], None]) -> None:
+def _alone(tasks: Expr, task: Callable[[Expr], None]) -> None:
     with v.loop(tasks) as index:
         task(index)
 
 
-def token_blocks(
+def _token_blocks(
     layout: CacheLayout, q_indptr: Buffer, sequence: Expr, head: Expr,
     block: Callable[[Queries, Expr, list[Expr]], None], seen: Callable[[Expr, Expr], Expr],
 ) -> None:  # fmt: skip
@@ -253,7 +253,7 @@ def prefill_paged(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
     def body(q: Buffer, q_indptr: Buffer, pages: Buffer, indptr: Buffer, table: Buffer, last: Buffer, k_start: Buffer,
              position: Buffer, out: Buffer, lse: Buffer, _causal: Expr, _mode: Expr, _scale: Expr, _theta: Expr,
              scale: Expr) -> None:  # fmt: skip
-        paged = Paged(layout, pages, indptr, table, last)
+        paged = _Paged(layout, pages, indptr, table, last)
         with v.loop(batch * heads, parallel=True) as index:
             sequence, head = T.Bind(index // heads), T.Bind(index % heads)
             keys = paged.keys(sequence, T.Bind(tirx.floordiv(head, shared)))
@@ -263,9 +263,9 @@ def prefill_paged(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
                 if layout.window:
                     view = window.View(layout, scale, v.load(k_start, sequence))
                     queries, some = view.narrowed(queries, keys, [v.load(position, row) for row in rows])
-                attend(isa, layout, q, queries, some, out, lse, scale)
+                _attend(isa, layout, q, queries, some, out, lse, scale)
 
-            token_blocks(layout, q_indptr, sequence, head, block, lambda _token, _count: keys.tokens)
+            _token_blocks(layout, q_indptr, sequence, head, block, lambda _token, _count: keys.tokens)
 
     result = (total, heads, layout.head_dim)
     return v.kernel(
@@ -273,7 +273,7 @@ def prefill_paged(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
             Arg("q", result),
             Arg("q_indptr", (v.size("q_indptr_size"),), "int32", offset=True),
             pages_arg(layout),
-            *table_args(batch),
+            *_table_args(batch),
             Arg("k_rope_offset", (batch,), "int32", offset=True),
             Arg("q_rope_position", (total,), "int32", offset=True),
             Arg("out", result),
@@ -296,7 +296,7 @@ def prefill_ragged(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
              scale: Expr) -> None:  # fmt: skip
         with v.loop(batch * heads, parallel=True) as index:
             sequence, head = T.Bind(index // heads), T.Bind(index % heads)
-            all_keys = turn(layout, k, value, k_indptr, sequence, T.Bind(tirx.floordiv(head, shared)), k_total)
+            all_keys = _turn(layout, k, value, k_indptr, sequence, T.Bind(tirx.floordiv(head, shared)), k_total)
 
             def seen(token: Expr, count: Expr) -> Expr:
                 return tirx.if_then_else(causal > 0, all_keys.tokens - count + token + 1, all_keys.tokens)
@@ -306,9 +306,9 @@ def prefill_ragged(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
                 if layout.window:
                     view = window.View(layout, scale, v.load(k_start, sequence))
                     queries, some = view.narrowed(queries, some, [v.load(position, row) for row in rows])
-                attend(isa, layout, q, queries, some, out, lse, scale)
+                _attend(isa, layout, q, queries, some, out, lse, scale)
 
-            token_blocks(layout, q_indptr, sequence, head, block, seen)
+            _token_blocks(layout, q_indptr, sequence, head, block, seen)
 
     result, source = (q_total, heads, width), (k_total, layout.key_heads, width)
     return v.kernel(
@@ -330,7 +330,7 @@ def prefill_ragged(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
     )
 
 
-def turn(
+def _turn(
     layout: CacheLayout, k: Buffer, value: Buffer, k_indptr: Buffer, sequence: Expr, head: Expr, k_total: Expr
 ) -> Keys:
     """The keys of one head of a sequence, turned into pages; zeros behind the last token."""

@@ -155,7 +155,7 @@ def copy_single_page(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
 
     def body(pages: Buffer, source: Expr, target: Expr, length: Expr) -> None:
         with v.loop(layout.key_heads) as head, v.loop(length) as token:
-            move_token(layout, pages, (source, token), (target, token), head)
+            _move_token(layout, pages, (source, token), (target, token), head)
 
     return v.kernel([pages_arg(layout), *(Scalar(n, "int64") for n in ("source", "target", "length"))], body)
 
@@ -171,7 +171,7 @@ def compact(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
                 source = T.Bind(tirx.Cast("int64", v.load(slots, tirx.Cast("int64", first + step))))
                 target = T.Bind(tirx.Cast("int64", v.load(slots, moves + tirx.Cast("int64", first + step))))
                 ends = [(tirx.floordiv(slot, PAGE), tirx.floormod(slot, PAGE)) for slot in (source, target)]
-                move_token(layout, pages, ends[0], ends[1], head)
+                _move_token(layout, pages, ends[0], ends[1], head)
 
     return v.kernel(
         [
@@ -184,7 +184,7 @@ def compact(layout: CacheLayout, isa: Isa) -> tirx.PrimFunc:
     )
 
 
-def move_token(layout: CacheLayout, pages: Buffer, source: Any, target: Any, head: Expr) -> None:
+def _move_token(layout: CacheLayout, pages: Buffer, source: Any, target: Any, head: Expr) -> None:
     """Key and value of one token of one head, from (page, token) to (page, token)."""
     width = layout.head_dim
     with v.loop(width) as d:

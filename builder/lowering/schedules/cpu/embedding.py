@@ -24,16 +24,16 @@ def embedding(label: EmbeddingLabel, isa: Isa) -> tirx.PrimFunc | None:
         def one(row: Expr) -> None:
             place = T.Bind(tirx.Cast("int64", v.load(ids, row)))
             if isinstance(table, Plain):
-                plain_row(table, stored, place, y, row)
+                _plain_row(table, stored, place, y, row)
             else:
-                packed_row(table, stored, place, y, row)
+                _packed_row(table, stored, place, y, row)
 
         v.for_rows(rows, label.weight.k * 2, one)
 
     return v.kernel([Arg("ids", (rows,), "int32"), *table.args, Arg("y", (rows, label.weight.k))], body)
 
 
-def plain_row(table: Plain, stored: tuple[Buffer, ...], place: Expr, y: Buffer, row: Expr) -> None:
+def _plain_row(table: Plain, stored: tuple[Buffer, ...], place: Expr, y: Buffer, row: Expr) -> None:
     def convert(start: Expr, count: int) -> None:
         raw = v.load(stored[0], place * table.k + start, count)
         v.store(y, row * table.k + start, v.to_float32(raw, table.dtype, count, table.isa), count)
@@ -41,7 +41,7 @@ def plain_row(table: Plain, stored: tuple[Buffer, ...], place: Expr, y: Buffer, 
     v.for_vectors(table.k, table.isa.lanes, convert)
 
 
-def packed_row(table: Grouped, stored: tuple[Buffer, ...], place: Expr, y: Buffer, row: Expr) -> None:
+def _packed_row(table: Grouped, stored: tuple[Buffer, ...], place: Expr, y: Buffer, row: Expr) -> None:
     """One value at a time: an embedding reads one row per token."""
     with v.loop(table.groups) as group:
         raw = v.load(stored[1], table.scale_at(place, group))

@@ -39,7 +39,7 @@ def gelu_mul(label: GeluMulLabel, isa: Isa) -> tirx.PrimFunc:
             def gated(start: Expr, count: int) -> None:
                 at = row * (2 * width) + start
                 gate, up = T.Bind(v.load(gate_up, at, count)), v.load(gate_up, at + width, count)
-                v.store(y, row * width + start, tanh_gelu(gate, count) * up, count)
+                v.store(y, row * width + start, _tanh_gelu(gate, count) * up, count)
 
             v.for_vectors(width, isa.lanes, gated)
 
@@ -50,10 +50,10 @@ def gelu_mul(label: GeluMulLabel, isa: Isa) -> tirx.PrimFunc:
 
 def gelu(label: GeluLabel, isa: Isa) -> tirx.PrimFunc:
     """x * Phi(x), or its tanh form x / (1 + exp(-2u))."""
-    return each(label.width, COSTLY, {"gelu": exact_gelu, "gelu_tanh": tanh_gelu}[label.kind], isa)
+    return each(label.width, COSTLY, {"gelu": _exact_gelu, "gelu_tanh": _tanh_gelu}[label.kind], isa)
 
 
-def exact_gelu(x: Expr, lanes: int) -> Expr:
+def _exact_gelu(x: Expr, lanes: int) -> Expr:
     """max(x, 0) - |x| * erfc(|x| / sqrt(2)) / 2."""
     one, zero = v.splat(1.0, lanes), v.splat(0.0, lanes)
     size = T.Bind(T.max(x, zero - x))
@@ -63,7 +63,7 @@ def exact_gelu(x: Expr, lanes: int) -> Expr:
     return T.max(x, zero) - size * series * t * decay
 
 
-def tanh_gelu(x: Expr, lanes: int) -> Expr:
+def _tanh_gelu(x: Expr, lanes: int) -> Expr:
     scale, cubic = TANH_GELU
     inner = x * v.splat(-scale * v.LOG2_E, lanes) * (v.splat(1.0, lanes) + x * x * v.splat(cubic, lanes))
     return x / (v.splat(1.0, lanes) + v.exp2(inner, lanes))

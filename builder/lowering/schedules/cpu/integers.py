@@ -48,7 +48,7 @@ def multiply_codes(p: Product) -> None:
     """Few rows (see linear.py) one by one, many by panels."""
     choose("GEMV", f"up to {GEMV_MAX_ROWS} rows", outputs=OUTPUTS_PER_DOT, lanes=p.lanes)
     choose("panels", f"more than {GEMV_MAX_ROWS} rows", rows=TILE_ROWS, lanes=p.lanes)
-    v.if_else(p.rows <= tirx.const(GEMV_MAX_ROWS, "int64"), lambda: gemv(p), lambda: gemm(p))
+    v.if_else(p.rows <= tirx.const(GEMV_MAX_ROWS, "int64"), lambda: _gemv(p), lambda: _gemm(p))
 
 
 def lanes_of(label: RoundedLinearLabel, isa: Isa) -> int:
@@ -59,13 +59,13 @@ def lanes_of(label: RoundedLinearLabel, isa: Isa) -> int:
     return lanes if isa.vnni and label.activation == "int8" and lanes >= 4 else 0
 
 
-def multiply_add(acc: Expr, unsigned: Expr, signed: Expr, lanes: int) -> Expr:
+def _multiply_add(acc: Expr, unsigned: Expr, signed: Expr, lanes: int) -> Expr:
     """acc + the four products of each lane's bytes."""
     pair = [v.bits(value, "int8", 4 * lanes) for value in (unsigned, signed)]
     return T.call_llvm_pure_intrin(f"int32x{lanes}", f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", acc, *pair)
 
 
-def unsigned_bytes(words: Expr, lanes: int) -> Expr:
+def _unsigned_bytes(words: Expr, lanes: int) -> Expr:
     """Signed bytes plus 128."""
     turned = words ^ v.splat(TOP_BITS, lanes, "uint32")
     return v.bits(turned, "int32", lanes)
@@ -75,7 +75,7 @@ def signed(words: Expr, lanes: int) -> Expr:
     return v.bits(words, "int32", lanes)
 
 
-def row_sums(p: Product) -> Buffer:
+def _row_sums(p: Product) -> Buffer:
     """-128 times the sum of each row of codes."""
     sums, lanes = v.scratch(p.rows, "int32"), p.lanes
     ones = v.splat(0x01010101, lanes, "int32")
@@ -84,15 +84,15 @@ def row_sums(p: Product) -> Buffer:
         v.store(acc, 0, v.splat(0, lanes, "int32"), lanes)
         with v.loop(p.words // lanes) as step:
             words = signed(v.load(p.codes, row * p.words + step * lanes, lanes), lanes)
-            v.store(acc, 0, multiply_add(v.load(acc, 0, lanes), ones, words, lanes), lanes)
+            v.store(acc, 0, _multiply_add(v.load(acc, 0, lanes), ones, words, lanes), lanes)
         if p.words % lanes:
-            prepared = tail(p, row)
-            v.store(acc, 0, multiply_add(v.load(acc, 0, lanes), ones, v.load(prepared, 0, lanes), lanes), lanes)
+            prepared = _tail(p, row)
+            v.store(acc, 0, _multiply_add(v.load(acc, 0, lanes), ones, v.load(prepared, 0, lanes), lanes), lanes)
         v.store(sums, row, v.lane_sum(v.load(acc, 0, lanes), lanes) * tirx.const(-128, "int32"))
     return sums
 
 
-def tail(p: Product, row: Expr) -> Buffer:
+def _tail(p: Product, row: Expr) -> Buffer:
     """The last vector of a row of codes, which starts early: 0 where the vectors before it have been."""
     prepared, first = v.scratch(p.lanes, "int32"), p.words - p.lanes
     with v.loop(p.lanes) as lane:
@@ -102,12 +102,12 @@ def tail(p: Product, row: Expr) -> Buffer:
     return prepared
 
 
-def gemv(p: Product) -> None:
+def _gemv(p: Product) -> None:
     """Dot products, OUTPUTS at a time; the last ones overlap the ones before, writing the same values."""
     lanes, outputs = p.lanes, OUTPUTS_PER_DOT
-    sums = row_sums(p)
+    sums = _row_sums(p)
     with v.loop(p.rows) as row:
-        prepared = tail(p, row) if p.words % lanes else None
+        prepared = _tail(p, row) if p.words % lanes else None
         with v.loop(-(-p.n // outputs), parallel=p.n * p.words >= v.PARALLEL_MACS) as block:
             n = T.Bind(T.min(block * outputs, p.n - outputs))
             accs = [v.scratch(lanes, "int32") for _ in range(outputs)]
@@ -116,8 +116,8 @@ def gemv(p: Product) -> None:
 
             def add(x: Expr, start: Expr, n: Expr = n, accs: list[Buffer] = accs) -> None:
                 for r, acc in enumerate(accs):
-                    words = unsigned_bytes(v.load(p.weight, (n + r) * p.words + start, lanes), lanes)
-                    v.store(acc, 0, multiply_add(v.load(acc, 0, lanes), words, x, lanes), lanes)
+                    words = _unsigned_bytes(v.load(p.weight, (n + r) * p.words + start, lanes), lanes)
+                    v.store(acc, 0, _multiply_add(v.load(acc, 0, lanes), words, x, lanes), lanes)
 
             with v.loop(p.words // lanes) as step:
                 start = T.Bind(step * lanes)
@@ -130,39 +130,39 @@ def gemv(p: Product) -> None:
                 v.store(p.y, row * p.n + n + r, p.epilogue.at(row, n + r, 1) + scaled)
 
 
-def gemm(p: Product) -> None:
+def _gemm(p: Product) -> None:
     """Panels of 2 vectors of outputs, all inputs deep, for ROW_BLOCK rows at a time."""
     width = 2 * p.lanes
     panels = -(-p.n // width)
     together = max(1, min(MAX_PANELS_PER_TASK, panels // MIN_TASKS))
-    sums = row_sums(p)
+    sums = _row_sums(p)
     blocks = tirx.floordiv(p.rows + (ROW_BLOCK - 1), ROW_BLOCK)
     with v.loop(blocks) as block, v.loop(-(-panels // together), parallel=True) as task:
         low, high = T.Bind(block * ROW_BLOCK), T.Bind(T.min((block + 1) * ROW_BLOCK, p.rows))
         data = v.scratch(p.words * width, "int32")
         with v.loop(T.min(together, panels - task * together)) as place:
             n = T.Bind(T.min((task * together + place) * width, p.n - width))
-            transpose_panel(p, n, data)
+            _transpose_panel(p, n, data)
             with v.loop(tirx.floordiv(high - low + (TILE_ROWS - 1), TILE_ROWS)) as tile:
-                multiply_tile(p, n, data, sums, T.Bind(low + tile * TILE_ROWS), high)
+                _multiply_tile(p, n, data, sums, T.Bind(low + tile * TILE_ROWS), high)
 
 
-def transpose_panel(p: Product, n: Expr, data: Buffer) -> None:
+def _transpose_panel(p: Product, n: Expr, data: Buffer) -> None:
     """data[w, 0 .. 2 L] = word w of outputs n .. n + 2 L: squares are turned in registers, the rest is gathered."""
     lanes = p.lanes
     width, whole = 2 * lanes, p.words // lanes
     for part in (0, lanes):
         with v.loop(whole) as step:
             sources = [(n + part + r) * p.words + step * lanes for r in range(lanes)]
-            rows = [T.Bind(unsigned_bytes(v.load(p.weight, source, lanes), lanes)) for source in sources]
+            rows = [T.Bind(_unsigned_bytes(v.load(p.weight, source, lanes), lanes)) for source in sources]
             for w, column in enumerate(v.transposed(rows)):
                 v.store(data, (step * lanes + w) * width + part, column, lanes)
         for w in range(whole * lanes, p.words):
             column = v.gather(p.weight, (n + part) * p.words + w, p.words, lanes)
-            v.store(data, w * width + part, unsigned_bytes(column, lanes), lanes)
+            v.store(data, w * width + part, _unsigned_bytes(column, lanes), lanes)
 
 
-def multiply_tile(p: Product, n: Expr, data: Buffer, sums: Buffer, row: Expr, end: Expr) -> None:
+def _multiply_tile(p: Product, n: Expr, data: Buffer, sums: Buffer, row: Expr, end: Expr) -> None:
     """ROWS rows of x times the panel; rows past the end repeat the last one and are not stored."""
     lanes = p.lanes
     width = 2 * lanes
@@ -175,7 +175,7 @@ def multiply_tile(p: Product, n: Expr, data: Buffer, sums: Buffer, row: Expr, en
         values = [T.Bind(v.bits(v.load(p.codes, real[r] * p.words + w), "int32", 1)) for r in range(TILE_ROWS)]
         for (r, part), acc in accs.items():
             x = v.splat(values[r], lanes)
-            v.store(acc, 0, multiply_add(v.load(acc, 0, lanes), columns[part], x, lanes), lanes)
+            v.store(acc, 0, _multiply_add(v.load(acc, 0, lanes), columns[part], x, lanes), lanes)
     for r in range(TILE_ROWS):
         with v.when(row + r < end):
             for part in (0, lanes):

@@ -63,8 +63,8 @@ def multiply_rows(
 ) -> None:
     v.if_else(
         rows <= tirx.const(GEMV_MAX_ROWS, "int64"),
-        lambda: multiply_few_rows(weight, stored, x, epilogue, y, rows),
-        lambda: gemm(weight, stored, x, epilogue, y, rows),
+        lambda: _multiply_few_rows(weight, stored, x, epilogue, y, rows),
+        lambda: _gemm(weight, stored, x, epilogue, y, rows),
     )
 
 
@@ -88,16 +88,16 @@ class Epilogue:
         return value if self.share == 1 else value * v.splat(self.share, lanes)
 
 
-def multiply_few_rows(
+def _multiply_few_rows(
     weight: Weight, stored: tuple[Buffer, ...], x: Buffer, epilogue: Epilogue, y: Buffer, rows: Expr
 ) -> None:
     if isinstance(weight, Transposed):
-        gemv_transposed(weight, stored, x, epilogue, y, rows)
+        _gemv_transposed(weight, stored, x, epilogue, y, rows)
     else:
-        gemv(weight, stored, x, epilogue, y, rows)
+        _gemv(weight, stored, x, epilogue, y, rows)
 
 
-def gemv_transposed(
+def _gemv_transposed(
     weight: Transposed, stored: tuple[Buffer, ...], x: Buffer, epilogue: Epilogue, y: Buffer, rows: Expr
 ) -> None:
     """STRIPS vectors of outputs at a time, down the groups; the last ones overlap the ones before."""
@@ -117,7 +117,7 @@ def gemv_transposed(
                 v.store(y, row * weight.n + n + part, v.load(acc, part, lanes), lanes)
 
 
-def gemv(
+def _gemv(
     weight: Plain | Grouped, stored: tuple[Buffer, ...], x: Buffer, epilogue: Epilogue, y: Buffer, rows: Expr
 ) -> None:
     """Dot products, OUTPUTS at a time; the last ones overlap the ones before, writing the same values."""
@@ -138,7 +138,7 @@ def gemv(
 
 
 @dataclass(frozen=True, slots=True)
-class Panel:
+class _Panel:
     """Outputs n .. n + lanes * count of the weight, inputs first .. first + depth, dequantized and turned."""
 
     data: Buffer
@@ -149,13 +149,13 @@ class Panel:
     depth: Expr
 
 
-def gemm(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, epilogue: Epilogue, y: Buffer, rows: Expr) -> None:
+def _gemm(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, epilogue: Epilogue, y: Buffer, rows: Expr) -> None:
     """Panels of 2 vectors of outputs, several of them in a task, for ROW_BLOCK rows at a time.
 
     Sums are collected in y, block of inputs by block, so that the slice of x in use stays in the cache. What is left of
     N is one more panel that starts early; it comes after those that it overlaps, in the same task, from the start.
     """
-    lanes, count = panel_shape(weight)
+    lanes, count = _panel_shape(weight)
     width = lanes * count
     panels, rest = divmod(weight.n, width)
     together = max(1, min(MAX_PANELS_PER_TASK, panels // MIN_TASKS))
@@ -176,12 +176,12 @@ def gemm(weight: Weight, stored: tuple[Buffer, ...], x: Buffer, epilogue: Epilog
                 first = T.Bind(step * weight.block)
                 depth = T.Bind(T.min(weight.k - first, weight.block))
                 weight.panel(stored, n, first, depth, data, lanes, count)
-                panel = Panel(data, lanes, count, n, first, depth)
+                panel = _Panel(data, lanes, count, n, first, depth)
                 with v.loop(tirx.floordiv(high - low + (TILE_ROWS - 1), TILE_ROWS)) as tile:
-                    multiply(weight, panel, x, epilogue, y, T.Bind(low + tile * TILE_ROWS), high)
+                    _multiply(weight, panel, x, epilogue, y, T.Bind(low + tile * TILE_ROWS), high)
 
 
-def panel_shape(weight: Weight) -> tuple[int, int]:
+def _panel_shape(weight: Weight) -> tuple[int, int]:
     """(lanes, vectors) of a panel: 2 of the widest vectors that N has room for."""
     lanes = weight.isa.lanes
     while lanes > 1 and 2 * lanes > weight.n:
@@ -189,7 +189,7 @@ def panel_shape(weight: Weight) -> tuple[int, int]:
     return lanes, 2
 
 
-def multiply(weight: Weight, panel: Panel, x: Buffer, epilogue: Epilogue, y: Buffer, row: Expr, end: Expr) -> None:
+def _multiply(weight: Weight, panel: _Panel, x: Buffer, epilogue: Epilogue, y: Buffer, row: Expr, end: Expr) -> None:
     """Add ROWS rows of x times the panel to y; rows past the end repeat the last one and are not stored."""
     lanes, n = panel.lanes, panel.n
     width = lanes * panel.count

@@ -22,7 +22,7 @@ def rms_norm(label: RMSNormLabel, isa: Isa) -> tirx.PrimFunc:
         def one(row: Expr) -> None:
             start = T.Bind(row * width)
             scale = T.Bind(inverse_rms(x, start, width, label.eps, isa.lanes))
-            scaled(x, start, y, scale, weight, rest[0] if added else None, width, dtype, isa)
+            _scaled(x, start, y, scale, weight, rest[0] if added else None, width, dtype, isa)
 
         v.for_rows(rows, width * 2, one)
 
@@ -30,7 +30,7 @@ def rms_norm(label: RMSNormLabel, isa: Isa) -> tirx.PrimFunc:
     return v.kernel([Arg("x", (rows, width)), *residual, Arg("weight", (width,), dtype), Arg("y", (rows, width))], body)
 
 
-def scaled(
+def _scaled(
     x: Buffer, start: Expr, y: Buffer, scale: Expr, weight: Buffer, residual: Buffer | None, width: int, dtype: str,
     isa: Isa,
 ) -> None:  # fmt: skip
@@ -52,15 +52,15 @@ def inverse_rms(x: Buffer, start: Expr, width: int, eps: float, lanes: int) -> E
         value = T.Bind(v.load(x, start + at, count))
         return value * value
 
-    return inverse_root(summed(square, width, lanes), width, eps)
+    return _inverse_root(_summed(square, width, lanes), width, eps)
 
 
-def inverse_root(squares: Expr, width: int, eps: float) -> Expr:
+def _inverse_root(squares: Expr, width: int, eps: float) -> Expr:
     mean = squares / tirx.const(float(width), "float32") + tirx.const(eps, "float32")
     return tirx.const(1.0, "float32") / T.call_llvm_pure_intrin("float32", "llvm.sqrt", mean)
 
 
-def summed(term: Callable[[Expr, int], Expr], width: int, lanes: int) -> Expr:
+def _summed(term: Callable[[Expr, int], Expr], width: int, lanes: int) -> Expr:
     """The sum of term(start, lanes) over 0..width, a scalar."""
     vector_sum, single_sum = v.scratch(lanes), v.scratch(1)
     v.store(vector_sum, 0, v.splat(0.0, lanes), lanes)
@@ -81,14 +81,14 @@ def layer_norm(label: LayerNormLabel, isa: Isa) -> tirx.PrimFunc:
     def body(x: Buffer, weight: Buffer, bias: Buffer, y: Buffer) -> None:
         def one(row: Expr) -> None:
             start = T.Bind(row * width)
-            total = summed(lambda at, count: v.load(x, start + at, count), width, isa.lanes)
+            total = _summed(lambda at, count: v.load(x, start + at, count), width, isa.lanes)
             mean = T.Bind(total / tirx.const(float(width), "float32"))
 
             def square(at: Expr, count: int) -> Expr:
                 value = T.Bind(v.load(x, start + at, count) - v.splat(mean, count))
                 return value * value
 
-            scale = T.Bind(inverse_root(summed(square, width, isa.lanes), width, label.eps))
+            scale = T.Bind(_inverse_root(_summed(square, width, isa.lanes), width, label.eps))
 
             def strip(inside: Expr, count: int) -> None:
                 gain, shift = (
@@ -117,7 +117,7 @@ def qk_norm(label: QKNormLabel, isa: Isa) -> tirx.PrimFunc:
                 with v.loop(count) as run:
                     start = T.Bind(row * features + first + run * width)
                     scale = T.Bind(inverse_rms(x, start, width, label.eps, isa.lanes))
-                    scaled(x, start, y, scale, weight, None, width, dtype, isa)
+                    _scaled(x, start, y, scale, weight, None, width, dtype, isa)
 
             def move(inside: Expr, count: int) -> None:
                 at = row * features + starts[2] + inside

@@ -70,7 +70,7 @@ def rounded(label: RoundedLabel, isa: Isa) -> tirx.PrimFunc:
     return v.kernel([Arg("x", (rows, k)), Arg("scales", (rows, 1)), Arg("codes", (rows, width // 4), "uint32")], body)
 
 
-def widened(codes: Buffer, scales: Buffer, rows: Expr, k: int, kind: str, isa: Isa) -> Buffer:
+def _widened(codes: Buffer, scales: Buffer, rows: Expr, k: int, kind: str, isa: Isa) -> Buffer:
     """Codes times the scales of their rows, as float32 (M, K): what a kernel for float32 inputs reads."""
     x, words = v.scratch(rows * k), -(-k // PER_WORD)
     each = T.decl_buffer((rows * words * PER_WORD,), "uint8", data=codes.data)
@@ -106,7 +106,7 @@ def rounded_linear(label: RoundedLinearLabel, isa: Isa) -> tirx.PrimFunc | None:
             integers.multiply_codes(product)
             return
         choose("float32 products", "inputs that no integer instruction of this CPU takes (VNNI takes int8)")
-        x = widened(codes, scales, rows, weight.k, label.activation, isa)
+        x = _widened(codes, scales, rows, weight.k, label.activation, isa)
         linear.multiply_rows(weight, stored, x, epilogue, y, rows)
 
     inputs = [Arg("codes", (rows, words), "uint32"), Arg("scales", (rows, 1))]

@@ -14,7 +14,7 @@ def last_row(label: LastRowLabel, isa: Isa) -> tirx.PrimFunc:
     width, rows = label.width, v.size("rows")
 
     def body(x: Buffer, y: Buffer) -> None:
-        copy_row(x, rows - 1, y, tirx.const(0, "int64"), width, isa)
+        _copy_row(x, rows - 1, y, tirx.const(0, "int64"), width, isa)
 
     return v.kernel([Arg("x", (rows, width)), Arg("y", (1, width))], body)
 
@@ -24,12 +24,12 @@ def take_rows(label: TakeRowsLabel, isa: Isa) -> tirx.PrimFunc:
 
     def body(x: Buffer, which: Buffer, y: Buffer) -> None:
         with v.loop(taken) as row:
-            copy_row(x, T.Bind(tirx.Cast("int64", v.load(which, row))), y, row, width, isa)
+            _copy_row(x, T.Bind(tirx.Cast("int64", v.load(which, row))), y, row, width, isa)
 
     return v.kernel([Arg("x", (rows, width)), Arg("which", (taken,), "int32"), Arg("y", (taken, width))], body)
 
 
-def copy_row(x: Buffer, source: Expr, y: Buffer, target: Expr, width: int, isa: Isa) -> None:
+def _copy_row(x: Buffer, source: Expr, y: Buffer, target: Expr, width: int, isa: Isa) -> None:
     def move(start: Expr, count: int) -> None:
         v.store(y, target * width + start, v.load(x, source * width + start, count), count)
 

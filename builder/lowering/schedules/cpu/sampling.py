@@ -17,7 +17,7 @@ COLDEST = 1e-5  # temperature; below it the likeliest token has all the probabil
 LOWEST = -3.4028234663852886e38  # a token that may not be taken
 
 
-def wide(value: Expr) -> Expr:
+def _wide(value: Expr) -> Expr:
     """An index for addresses."""
     return T.Bind(tirx.Cast("int64", value))
 
@@ -32,8 +32,8 @@ def softmax_with_temperature(vocab: int, isa: Isa) -> tirx.PrimFunc:
             factor = T.Bind(
                 tirx.const(v.LOG2_E, "float32") / T.max(v.load(temperature, b), tirx.const(COLDEST, "float32"))
             )
-            top = largest(logits, start, vocab, lanes)
-            total = powers(logits, start, vocab, lanes, top, factor, probs)
+            top = _largest(logits, start, vocab, lanes)
+            total = _powers(logits, start, vocab, lanes, top, factor, probs)
             inverse = T.Bind(tirx.const(1.0, "float32") / total)
 
             def scale(at: Expr, count: int) -> None:
@@ -45,7 +45,7 @@ def softmax_with_temperature(vocab: int, isa: Isa) -> tirx.PrimFunc:
     return v.kernel([Arg("logits", rows), Arg("temperature", (batch,)), Arg("probs", rows)], body)
 
 
-def largest(values: Buffer, start: Expr, count: int, lanes: int) -> Expr:
+def _largest(values: Buffer, start: Expr, count: int, lanes: int) -> Expr:
     best = v.scratch(1)
     v.store(best, 0, v.load(values, start))
 
@@ -57,7 +57,7 @@ def largest(values: Buffer, start: Expr, count: int, lanes: int) -> Expr:
     return T.Bind(v.load(best, 0))
 
 
-def powers(values: Buffer, start: Expr, count: int, lanes: int, top: Expr, factor: Expr, out: Buffer) -> Expr:
+def _powers(values: Buffer, start: Expr, count: int, lanes: int, top: Expr, factor: Expr, out: Buffer) -> Expr:
     """out = 2^((value - top) * factor); returns the sum."""
     total = v.scratch(1)
     v.store(total, 0, tirx.const(0.0, "float32"))
@@ -95,7 +95,7 @@ def argsort(isa: Isa) -> tirx.PrimFunc:
                     v.store(tokens, base + i, v.load(spare, i))
                 v.store(width, 0, run * 2)
             with v.loop(vocab) as i:
-                v.store(values, base + i, v.load(probs, base + wide(v.load(tokens, base + i))))
+                v.store(values, base + i, v.load(probs, base + _wide(v.load(tokens, base + i))))
 
     rows = (batch, vocab)
     return v.kernel([Arg("probs", rows), Arg("values", rows), Arg("tokens", rows, "int32")], body)
@@ -115,8 +115,8 @@ def merge(probs: Buffer, base: Expr, tokens: Buffer, spare: Buffer, start: Expr,
             v.store(cursor, 0, at + 1)
 
         def by_value() -> None:
-            here = v.load(probs, base + wide(v.load(tokens, base + left)))
-            there = v.load(probs, base + wide(v.load(tokens, base + right)))
+            here = v.load(probs, base + _wide(v.load(tokens, base + left)))
+            there = v.load(probs, base + _wide(v.load(tokens, base + right)))
             v.if_else(here >= there, lambda: take(first, left), lambda: take(second, right))
 
         def one_is_empty() -> None:
@@ -132,10 +132,10 @@ def sample_with_top_p(isa: Isa) -> tirx.PrimFunc:
 
     def body(probs: Buffer, tokens: Buffer, uniform: Buffer, which: Buffer, top_p: Buffer, out: Buffer) -> None:
         with v.loop(samples) as s:
-            row = wide(v.load(which, s))
+            row = _wide(v.load(which, s))
             base = T.Bind(row * vocab)
-            kept, _ = reach(probs, base, vocab, v.load(top_p, row))
-            _, place = reach(probs, base, vocab, kept * v.load(uniform, s))
+            kept, _ = _reach(probs, base, vocab, v.load(top_p, row))
+            _, place = _reach(probs, base, vocab, kept * v.load(uniform, s))
             v.store(out, s, v.load(tokens, base + place))
 
     rows = (batch, vocab)
@@ -152,7 +152,7 @@ def sample_with_top_p(isa: Isa) -> tirx.PrimFunc:
     )
 
 
-def reach(probs: Buffer, base: Expr, vocab: Expr, goal: Expr) -> tuple[Expr, Expr]:
+def _reach(probs: Buffer, base: Expr, vocab: Expr, goal: Expr) -> tuple[Expr, Expr]:
     """(running sum, place) where the running sum first reaches ``goal``; the last place if it never does."""
     total, place = v.scratch(1), v.scratch(1, "int64")
     wanted = T.Bind(goal)
@@ -171,9 +171,9 @@ def take_probs(isa: Isa) -> tirx.PrimFunc:
     def body(probs: Buffer, tokens: Buffer, which: Buffer, sampled: Buffer, places: Buffer, values: Buffer,
              top_values: Buffer, top_tokens: Buffer) -> None:  # fmt: skip
         with v.loop(samples) as s:
-            v.store(values, s, v.load(probs, wide(v.load(which, s)) * vocab + wide(v.load(sampled, s))))
+            v.store(values, s, v.load(probs, _wide(v.load(which, s)) * vocab + _wide(v.load(sampled, s))))
         with v.loop(positions) as p:
-            place = wide(v.load(places, p))
+            place = _wide(v.load(places, p))
             token = T.Bind(v.load(tokens, place))
             v.store(top_tokens, p, token)
             v.store(top_values, p, v.load(probs, tirx.floordiv(place, vocab) * vocab + tirx.Cast("int64", token)))
@@ -200,10 +200,10 @@ def apply_logit_bias(isa: Isa) -> tirx.PrimFunc:
 
     def body(logits: Buffer, row: Buffer, token: Buffer, bias: Buffer) -> None:
         with v.loop(entries) as n:
-            at = T.Bind(wide(v.load(row, n)) * vocab + wide(v.load(token, n)))
+            at = T.Bind(_wide(v.load(row, n)) * vocab + _wide(v.load(token, n)))
             v.store(logits, at, v.load(logits, at) + v.load(bias, n))
 
-    return v.kernel([Arg("logits", (batch, vocab)), *lists(entries, row="int32", token="int32", bias="float32")], body)
+    return v.kernel([Arg("logits", (batch, vocab)), *_lists(entries, row="int32", token="int32", bias="float32")], body)
 
 
 def apply_penalty(isa: Isa) -> tirx.PrimFunc:
@@ -212,8 +212,8 @@ def apply_penalty(isa: Isa) -> tirx.PrimFunc:
 
     def body(logits: Buffer, rows: Buffer, sequence: Buffer, token: Buffer, count: Buffer, penalties: Buffer) -> None:
         with v.loop(entries) as n:
-            place = wide(v.load(sequence, n))
-            at = T.Bind(wide(v.load(rows, place)) * vocab + wide(v.load(token, n)))
+            place = _wide(v.load(sequence, n))
+            at = T.Bind(_wide(v.load(rows, place)) * vocab + _wide(v.load(token, n)))
             presence, frequency, repetition = (T.Bind(v.load(penalties, place * 3 + column)) for column in range(3))
             seen = tirx.Cast("float32", v.load(count, n))
             value = T.Bind(v.load(logits, at) - (presence + seen * frequency))
@@ -223,7 +223,7 @@ def apply_penalty(isa: Isa) -> tirx.PrimFunc:
         [
             Arg("logits", (batch, vocab)),
             Arg("rows", (sequences,), "int32"),
-            *lists(entries, sequence="int32", token="int32", count="int32"),
+            *_lists(entries, sequence="int32", token="int32", count="int32"),
             Arg("penalties", (sequences, 3)),
         ],
         body,
@@ -236,7 +236,7 @@ def apply_bitmask(isa: Isa) -> tirx.PrimFunc:
 
     def body(logits: Buffer, rows: Buffer, mask: Buffer) -> None:
         with v.loop(sequences) as s:
-            row = wide(v.load(rows, s))
+            row = _wide(v.load(rows, s))
             with v.loop(vocab) as t:
                 word = v.load(mask, row * words + tirx.floordiv(t, 32))
                 bit = (word >> tirx.Cast("int32", tirx.floormod(t, 32))) & 1
@@ -248,5 +248,5 @@ def apply_bitmask(isa: Isa) -> tirx.PrimFunc:
     )
 
 
-def lists(entries: Any, **columns: str) -> list[Arg]:
+def _lists(entries: Any, **columns: str) -> list[Arg]:
     return [Arg(name, (entries,), dtype) for name, dtype in columns.items()]

@@ -44,7 +44,7 @@ class Isa:
 
 def kernel(args: Sequence[Arg | Scalar], body: Callable[..., None]) -> tirx.PrimFunc:
     """A function of ``args``; ``body`` gets each tensor as a flat buffer (row-major) and each scalar as a variable."""
-    return function.function(args, match, flat, body)
+    return function.function(args, _match, _flat, body)
 
 
 def size(name: str) -> tirx.Var:
@@ -52,14 +52,14 @@ def size(name: str) -> tirx.Var:
     return tirx.Var(name, "int64")
 
 
-def match(arg: Arg | Scalar, handle: Any) -> Any:
+def _match(arg: Arg | Scalar, handle: Any) -> Any:
     if isinstance(arg, Scalar):
         return handle
     offset = tirx.Var(f"{arg.name}_offset", "int64") if arg.offset else None
     return T.match_buffer(handle, arg.shape, arg.dtype, elem_offset=offset)
 
 
-def flat(arg: Arg | Scalar, buffer: Any) -> Any:
+def _flat(arg: Arg | Scalar, buffer: Any) -> Any:
     if isinstance(arg, Scalar):
         return buffer
     count: Any = 1
@@ -169,14 +169,14 @@ def horner(x: Expr, coefficients: Sequence[float], lanes: int, dtype: str = "flo
     return value
 
 
-def floor(x: Expr, lanes: int, dtype: str = "float32") -> Expr:
+def _floor(x: Expr, lanes: int, dtype: str = "float32") -> Expr:
     return T.call_llvm_pure_intrin(vector_type(dtype, lanes), "llvm.floor", x)
 
 
 def exp2(x: Expr, lanes: int) -> Expr:
     """2^x to 1e-7 of its value; below 2^-126 the smallest normal number, at 127.5 and above 2^127.5."""
     clamped = T.Bind(T.min(T.max(x, splat(-126.0, lanes)), splat(127.4, lanes)))
-    whole = T.Bind(floor(clamped + splat(0.5, lanes), lanes))
+    whole = T.Bind(_floor(clamped + splat(0.5, lanes), lanes))
     rest = T.Bind(clamped - whole)
     series = [math.log(2) ** k / math.factorial(k) for k in range(8)]  # of 2^x on [-1/2, 1/2]: remainder 5e-9
     exponent = (cast(whole, "int32", lanes) + splat(127, lanes, "int32")) << splat(23, lanes, "int32")
@@ -205,7 +205,7 @@ def sin_cos(angle: Expr, lanes: int) -> tuple[Expr, Expr]:
     """sin and cos of float32 angles (radians, up to 1e6), to float32 rounding; quarter turns go off in float64."""
     double = "float64"
     wide = T.Bind(cast(angle, double, lanes))
-    quarters = T.Bind(floor(wide * splat(2 / math.pi, lanes, double) + splat(0.5, lanes, double), lanes, double))
+    quarters = T.Bind(_floor(wide * splat(2 / math.pi, lanes, double) + splat(0.5, lanes, double), lanes, double))
     rest = T.Bind(wide - quarters * splat(math.pi / 2, lanes, double))
     square = T.Bind(rest * rest)
     sine_terms = [(-1) ** k / math.factorial(2 * k + 1) for k in range(6)]

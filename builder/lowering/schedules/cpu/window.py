@@ -40,10 +40,10 @@ class View:
         far = T.Bind(tirx.if_then_else(windowed(self.encoded), near, far))
         low = [T.Bind(tirx.Cast("int64", position) - far + 1 - start) for position in positions]
         kept = T.Bind(T.max(tirx.const(sinks, "int64") - start, tirx.const(0, "int64"))) if sinks else None
-        return replace(queries, low=low, sinks=kept), some_pages(keys, low[0], kept)
+        return replace(queries, low=low, sinks=kept), _some_pages(keys, low[0], kept)
 
 
-def some_pages(keys: Keys, low: Expr, sinks: Expr | None) -> Keys:
+def _some_pages(keys: Keys, low: Expr, sinks: Expr | None) -> Keys:
     """The pages of the first ``sinks`` tokens and those from the token ``low`` on."""
     zero = tirx.const(0, "int64")
     lead = zero if sinks is None else T.Bind(T.min(tirx.floordiv(sinks + (PAGE - 1), PAGE), keys.pages))

@@ -75,7 +75,7 @@ class GpuTraits:
 
 def kernel(args: Sequence[Arg | Scalar], body: Callable[..., None]) -> tirx.PrimFunc:
     """A function of ``args``; ``body`` gets each tensor as a flat buffer (row-major) and each scalar as a variable."""
-    return function.function(args, match, flat, body)
+    return function.function(args, _match, _flat, body)
 
 
 def size(name: str) -> tirx.Var:
@@ -83,42 +83,42 @@ def size(name: str) -> tirx.Var:
     return tirx.Var(name, "int32")
 
 
-def match(arg: Arg | Scalar, handle: Any) -> Any:
+def _match(arg: Arg | Scalar, handle: Any) -> Any:
     if isinstance(arg, Scalar):
         return handle
     offset = tirx.Var(f"{arg.name}_offset", "int32") if arg.offset else None
     buffer = T.match_buffer(handle, arg.shape, arg.dtype, elem_offset=offset)
-    return named(arg.name, buffer)  # WGSL refuses what TVM calls a nameless one
+    return _named(arg.name, buffer)  # WGSL refuses what TVM calls a nameless one
 
 
-def flat(arg: Arg | Scalar, buffer: Any) -> Any:
+def _flat(arg: Arg | Scalar, buffer: Any) -> Any:
     if isinstance(arg, Scalar):
         return tirx.Cast("int32", buffer) if arg.dtype == "int64" else buffer
     count: Any = 1
     for extent in arg.shape:
         count = count * extent
     dtype = "uint16" if arg.dtype == "bfloat16" else arg.dtype
-    return named(arg.name, T.decl_buffer((count,), dtype, data=buffer.data, elem_offset=buffer.elem_offset))
+    return _named(arg.name, T.decl_buffer((count,), dtype, data=buffer.data, elem_offset=buffer.elem_offset))
 
 
 @contextmanager
 def launch(threads: int, blocks: Expr, more: Expr | None = None) -> Iterator[tuple[Expr, Expr, Expr]]:
     """Blocks of threads on the device: (block, second block index, thread)."""
     with (
-        T.launch_thread("blockIdx.x", extent_of(blocks)) as block,
-        T.launch_thread("blockIdx.y", extent_of(more)) as second,
+        T.launch_thread("blockIdx.x", _extent_of(blocks)) as block,
+        T.launch_thread("blockIdx.y", _extent_of(more)) as second,
         T.launch_thread("threadIdx.x", threads) as thread,
     ):
         yield block, second, thread
 
 
-def extent_of(extent: Expr | None) -> Expr:
+def _extent_of(extent: Expr | None) -> Expr:
     return tirx.const(1 if extent is None else extent, "int32") if isinstance(extent, int | None) else extent
 
 
 def for_each(traits: GpuTraits, count: Expr, body: Callable[[Expr], None]) -> None:
     """body(index) for 0 <= index < count, a thread each."""
-    count = extent_of(count)
+    count = _extent_of(count)
     with launch(traits.threads, ceil_div(count, traits.threads)) as (block, _, thread):
         index = block * traits.threads + thread
         with when(index < count):
@@ -130,20 +130,20 @@ def ceil_div(count: Expr, step: int) -> Expr:
     return -(-count // step) if isinstance(count, int) else div(count + (step - 1), step)
 
 
-def named(name: str, buffer: Buffer) -> Buffer:
+def _named(name: str, buffer: Buffer) -> Buffer:
     IRBuilder.name(name, buffer)
     return buffer
 
 
 def shared(count: int, dtype: str = "float32") -> Buffer:
     """Memory of the running block."""
-    return named("block_memory", T.alloc_buffer((count,), dtype, scope="shared"))
+    return _named("block_memory", T.alloc_buffer((count,), dtype, scope="shared"))
 
 
 def local(count: int, dtype: str = "float32") -> Buffer:
     """Memory of the running thread: registers, as long as it is only indexed by constants. It cannot be named so:
     "private" is a keyword of C++ and of OpenCL C."""
-    return named("own", T.alloc_buffer((count,), dtype, scope="local"))
+    return _named("own", T.alloc_buffer((count,), dtype, scope="local"))
 
 
 def materialize(value: Expr, dtype: str = "int32") -> Expr:
@@ -155,7 +155,7 @@ def materialize(value: Expr, dtype: str = "int32") -> Expr:
 
 def scratch(count: Expr, dtype: str = "float32") -> Buffer:
     """Memory of the device between two launches of one function."""
-    return named("device_memory", T.alloc_buffer((count,), dtype))
+    return _named("device_memory", T.alloc_buffer((count,), dtype))
 
 
 def barrier() -> None:

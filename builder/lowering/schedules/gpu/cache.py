@@ -50,7 +50,7 @@ def split_rotary(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
                 with b.when(tirx.And(d < 2 * half, head < queries + keys)):
                     position = tirx.Cast("float32", b.load(positions, row))
                     angle = T.Bind(position * b.load(frequency, b.mod(d, half)))
-                    b.store(result, 0, turned(layout, qkv, index, d, angle))
+                    b.store(result, 0, _turned(layout, qkv, index, d, angle))
             put(b.load(result, 0), row, head, d)
 
         def put(result: Expr, row: Expr, head: Expr, d: Expr) -> None:
@@ -74,7 +74,7 @@ def split_rotary(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     )
 
 
-def turned(layout: CacheLayout, qkv: Buffer, index: Expr, d: Expr, angle: Expr) -> Expr:
+def _turned(layout: CacheLayout, qkv: Buffer, index: Expr, d: Expr, angle: Expr) -> Expr:
     """Feature d of a head after the rotation of its pair."""
     half, scale = layout.rotary_dim // 2, layout.rotary_scale
     sine, cosine = b.sin_cos(angle)
@@ -143,14 +143,14 @@ def copy_single_page(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
         def one(index: Expr) -> None:
             head, token = T.Bind(b.div(index, PAGE * width)), T.Bind(b.div(b.mod(index, PAGE * width), width))
             with b.when(token < length):
-                move(layout, pages, (source, token), (target, token), head, T.Bind(b.mod(index, width)))
+                _move(layout, pages, (source, token), (target, token), head, T.Bind(b.mod(index, width)))
 
         b.for_each(traits, heads * PAGE * width, one)
 
     return b.kernel([pages_arg(layout), *(Scalar(n, "int64") for n in ("source", "sink", "length"))], body)
 
 
-def move(
+def _move(
     layout: CacheLayout, pages: Buffer, source: tuple[Expr, Expr], target: tuple[Expr, Expr], head: Expr, d: Expr
 ) -> None:
     """One feature of the key and of the value of a token, from (page, token) to (page, token)."""
@@ -173,7 +173,7 @@ def compact(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
             with b.loop(b.load(indptr, sequence + 1) - first) as step:
                 source, target = T.Bind(b.load(slots, first + step)), T.Bind(b.load(slots, moves + first + step))
                 ends = [(b.div(slot, PAGE), b.mod(slot, PAGE)) for slot in (source, target)]
-                move(layout, pages, ends[0], ends[1], head, d)
+                _move(layout, pages, ends[0], ends[1], head, d)
 
         b.for_each(traits, batch * (heads * width), one)
 

@@ -42,7 +42,7 @@ TARGET_BLOCKS = 128  # blocks that keep a large GPU busy
 
 
 @dataclass(frozen=True, slots=True)
-class Results:
+class _Results:
     """Of the kernel: ``out`` (rows, D) and ``lse`` (rows,), where rows = sequences * heads. And of the ``splits`` of
     sequences, if they have several: ``partial`` (rows, splits, D + 4), the values and, behind them, the lse of each."""
 
@@ -67,7 +67,7 @@ class Results:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class _Split:
     """Split ``index`` of a ``sequence``: its pages from ``begin`` to ``end``. ``first``: row of the first query head,
     which has this key ``head``; ``seen``: whether the query sees a token."""
 
@@ -81,7 +81,7 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
-class Prefetched:
+class _Prefetched:
     """What a thread loaded ahead of its next page: ``keys`` (features, 4 tokens), ``values`` (PAGE, 4 features)."""
 
     keys: Buffer
@@ -89,20 +89,20 @@ class Prefetched:
 
 
 @dataclass(frozen=True, slots=True)
-class SplitState:
+class _SplitState:
     """Memory of the block: ``queries`` (rows, padded width), ``smem`` for products and sums, ``weights`` (rows, groups,
     PAGE). Of the thread: the number of the ``page`` that comes next."""
 
     grouping: ThreadGroups
     paged: Paged
     scores: Scores
-    split: Split
+    split: _Split
     own: ThreadState
     queries: Buffer
     smem: Buffer
     weights: Buffer
     page: Buffer
-    prefetched: Prefetched | None
+    prefetched: _Prefetched | None
 
     def at(self, step: Expr) -> Expr:
         """Which page of the sequence the thread's group has in a step."""
@@ -127,18 +127,20 @@ def decode(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     def body(q: Buffer, pages: Buffer, indptr: Buffer, table: Buffer, last: Buffer, k_start: Buffer, position: Buffer,
              out: Buffer, lse: Buffer, _mode: Expr, _scale: Expr, _theta: Expr, scale: Expr) -> None:  # fmt: skip
         paged, scores = Paged(layout, pages, indptr, table, last), Scores(layout, scale)
-        splits = T.Bind(count_splits(grouping, table.shape[0], batch, batch * each))  # on the host, which keeps nothing
-        results = Results(width, splits, out, lse, b.scratch(batch * (heads * (width + 4)) * splits))
+        splits = T.Bind(
+            _count_splits(grouping, table.shape[0], batch, batch * each)
+        )  # on the host, which keeps nothing
+        results = _Results(width, splits, out, lse, b.scratch(batch * (heads * (width + 4)) * splits))
         with b.launch(traits.threads, batch * each, splits) as (block, index, thread):
             sequence, turn = T.Bind(b.div(block, each)), T.Bind(b.mod(block, each))
             head = T.Bind(b.div(turn, turns))
             first = T.Bind(head * shared + T.min(b.mod(turn, turns) * grouping.rows, shared - grouping.rows))
             count, tokens = paged.count(sequence), paged.tokens(sequence)
-            pages_of_each = b.materialize(pages_per_split(grouping, count, splits))
+            pages_of_each = b.materialize(_pages_per_split(grouping, count, splits))
             begin, end = b.materialize(index * pages_of_each), b.materialize(T.min((index + 1) * pages_of_each, count))
             seen = scores.sight(position, k_start, sequence, tokens)
-            split = Split(sequence, head, T.Bind(sequence * heads + first), index, begin, end, seen)
-            attend_split(traits, state_of(traits, grouping, paged, scores, split, thread), tokens, q, results)
+            split = _Split(sequence, head, T.Bind(sequence * heads + first), index, begin, end, seen)
+            _attend_split(traits, _state_of(traits, grouping, paged, scores, split, thread), tokens, q, results)
         with b.when(splits > 1):
             combine_split_kv(traits, grouping, paged, batch * heads, results)
 
@@ -159,7 +161,7 @@ def decode(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     )
 
 
-def count_splits(grouping: ThreadGroups, pages: Expr, batch: Expr, blocks: Expr) -> Expr:
+def _count_splits(grouping: ThreadGroups, pages: Expr, batch: Expr, blocks: Expr) -> Expr:
     """Splits of every sequence, by ``pages`` of all of them, which is what the host knows: where they are long on the
     average, enough for TARGET_BLOCKS blocks, but of a step at least."""
     filling, whole = b.div(blocks + (TARGET_BLOCKS - 1), blocks), b.div(pages, batch * grouping.groups)
@@ -167,32 +169,32 @@ def count_splits(grouping: ThreadGroups, pages: Expr, batch: Expr, blocks: Expr)
     return tirx.Select(pages > batch * SINGLE_SPLIT_PAGES, splits, b.i32(1))
 
 
-def pages_per_split(grouping: ThreadGroups, pages: Expr, splits: Expr) -> Expr:
+def _pages_per_split(grouping: ThreadGroups, pages: Expr, splits: Expr) -> Expr:
     """Whole steps, one at least."""
     return b.ceil_div(b.div(T.max(pages, b.i32(1)) + (splits - 1), splits), grouping.groups) * grouping.groups
 
 
-def state_of(
-    traits: GpuTraits, grouping: ThreadGroups, paged: Paged, scores: Scores, split: Split, thread: Expr
-) -> SplitState:
+def _state_of(
+    traits: GpuTraits, grouping: ThreadGroups, paged: Paged, scores: Scores, split: _Split, thread: Expr
+) -> _SplitState:
     prefetches = traits.rows_per_thread > b.ROWS_PER_THREAD and grouping.rows <= PREFETCH_MAX_HEADS
-    prefetched = Prefetched(b.local(grouping.features * 4), b.local(PAGE * 4)) if prefetches else None
+    prefetched = _Prefetched(b.local(grouping.features * 4), b.local(PAGE * 4)) if prefetches else None
     queries, smem = b.shared(grouping.rows * grouping.padded_width), b.shared(grouping.smem_values)
     weights = b.shared(grouping.rows * grouping.groups * PAGE)
     own = initial_state(grouping, thread)
-    return SplitState(grouping, paged, scores, split, own, queries, smem, weights, b.local(1, "int32"), prefetched)
+    return _SplitState(grouping, paged, scores, split, own, queries, smem, weights, b.local(1, "int32"), prefetched)
 
 
-def attend_split(traits: GpuTraits, state: SplitState, tokens: Expr, q: Buffer, results: Results) -> None:
+def _attend_split(traits: GpuTraits, state: _SplitState, tokens: Expr, q: Buffer, results: _Results) -> None:
     """The result of one split; the first has one even without tokens."""
     grouping, split = state.grouping, state.split
     steps = b.materialize(b.ceil_div(T.max(split.end - split.begin, b.i32(0)), grouping.groups))
-    load_page_index(state, b.i32(0))
+    _load_page_index(state, b.i32(0))
     traits.wait()
     with b.when(tirx.Or(steps > 0, tirx.EQ(split.index, 0))):
-        load_queries(state, tokens, q)
+        _load_queries(state, tokens, q)
         with b.loop(steps) as step:
-            attend_pages(state, step, tokens)
+            _attend_pages(state, step, tokens)
 
         def store(r: Expr, d: Expr, value: Expr, log: Expr) -> None:
             row = split.first + r
@@ -205,13 +207,13 @@ def attend_split(traits: GpuTraits, state: SplitState, tokens: Expr, q: Buffer, 
         combine_groups(grouping, state.own, state.smem, store)
 
 
-def load_page_index(state: SplitState, step: Expr) -> None:
+def _load_page_index(state: _SplitState, step: Expr) -> None:
     """Ask the page table for the page of a step."""
     with b.when(state.has_page(step, state.grouping.threads_per_group)):
         b.store(state.page, 0, state.paged.page(state.split.sequence, state.at(step) * PAGE))
 
 
-def load_queries(state: SplitState, tokens: Expr, q: Buffer) -> None:
+def _load_queries(state: _SplitState, tokens: Expr, q: Buffer) -> None:
     """The block's queries, zero past their last feature. The pages of the first step are asked for with them."""
     grouping, threads = state.grouping, state.grouping.threads
     count = grouping.rows * grouping.padded_width
@@ -222,30 +224,30 @@ def load_queries(state: SplitState, tokens: Expr, q: Buffer) -> None:
         value = b.load(q, (state.split.first + r) * grouping.width + d)
         b.store(loaded, turn, tirx.if_then_else(tirx.And(i < count, d < grouping.width), value, b.f32(0.0)))
     if state.prefetched:
-        prefetch_keys(state, state.prefetched.keys, b.i32(0))
-        prefetch_values(state, state.prefetched.values, b.i32(0), tokens)
-        load_page_index(state, b.i32(1))
+        _prefetch_keys(state, state.prefetched.keys, b.i32(0))
+        _prefetch_values(state, state.prefetched.values, b.i32(0), tokens)
+        _load_page_index(state, b.i32(1))
     for turn, i in enumerate(places):
         with b.when(i < count):
             b.store(state.queries, i, b.load(loaded, turn))
     b.barrier()
 
 
-def prefetch_keys(state: SplitState, keys: Buffer, step: Expr) -> None:
+def _prefetch_keys(state: _SplitState, keys: Buffer, step: Expr) -> None:
     with b.when(state.has_page(step, state.grouping.slices * 4)):
-        key = key_addresses(state)
+        key = _key_addresses(state)
         for j in range(state.grouping.features):
             b.copy(state.paged.pages, key(j), keys, j * 4, 4)
 
 
-def prefetch_values(state: SplitState, values: Buffer, step: Expr, tokens: Expr) -> None:
+def _prefetch_values(state: _SplitState, values: Buffer, step: Expr, tokens: Expr) -> None:
     with b.when(state.has_page(step, state.grouping.width // 4)):
-        value = value_addresses(state, step, tokens)
+        value = _value_addresses(state, step, tokens)
         for t in range(PAGE):
             b.copy(state.paged.pages, value(t), values, t * 4, 4)
 
 
-def key_addresses(state: SplitState) -> Callable[[int], Expr]:
+def _key_addresses(state: _SplitState) -> Callable[[int], Expr]:
     """Where the thread's j-th feature of its four tokens of the next page lies; past the last one, that."""
     grouping, place = state.grouping, state.own.place
     base = key_base(state.paged.layout, T.Bind(b.load(state.page, 0)), state.split.head)
@@ -260,39 +262,39 @@ def key_addresses(state: SplitState) -> Callable[[int], Expr]:
     return at
 
 
-def value_addresses(state: SplitState, step: Expr, tokens: Expr) -> Callable[[int], Expr]:
+def _value_addresses(state: _SplitState, step: Expr, tokens: Expr) -> Callable[[int], Expr]:
     """Where the thread's features of token t of the next page lie; past the last token, that one's."""
     base = value_base(state.paged.layout, T.Bind(b.load(state.page, 0)), state.split.head) + state.own.place * 4
     last = b.materialize(tokens - 1 - state.at(step) * PAGE)
     return lambda t: base + T.min(last, b.i32(t)) * state.grouping.width
 
 
-def key_loads(state: SplitState) -> Callable[[int], list[Expr]]:
+def _key_loads(state: _SplitState) -> Callable[[int], list[Expr]]:
     """The thread's j-th feature of its four tokens."""
     if state.prefetched:
         keys = state.prefetched.keys
         return lambda j: [b.load(keys, j * 4 + t) for t in range(4)]
-    key = key_addresses(state)
+    key = _key_addresses(state)
     return lambda j: b.fetch(state.paged.pages, key(j), 4, "float32")
 
 
-def value_loads(state: SplitState, step: Expr, tokens: Expr) -> Callable[[int], list[Expr]]:
+def _value_loads(state: _SplitState, step: Expr, tokens: Expr) -> Callable[[int], list[Expr]]:
     """The thread's four features of token t."""
     if state.prefetched:
         values = state.prefetched.values
         return lambda t: [b.load(values, t * 4 + i) for i in range(4)]
-    value = value_addresses(state, step, tokens)
+    value = _value_addresses(state, step, tokens)
     return lambda t: b.fetch(state.paged.pages, value(t), 4, "float32")
 
 
-def attend_pages(state: SplitState, step: Expr, tokens: Expr) -> None:
+def _attend_pages(state: _SplitState, step: Expr, tokens: Expr) -> None:
     """A page for each group: products, their softmax, values. The prefetched pages come in the meantime."""
     grouping, own, prefetched = state.grouping, state.own, state.prefetched
     products, decay = b.local(grouping.rows * 4), b.local(grouping.rows)
     with b.when(state.has_page(step, grouping.slices * 4)):
-        multiply_keys(state, products)
+        _multiply_keys(state, products)
     if prefetched:
-        prefetch_keys(state, prefetched.keys, step + 1)
+        _prefetch_keys(state, prefetched.keys, step + 1)
     for first in range(0, grouping.rows, grouping.rows_in_smem):
         rows = range(first, min(first + grouping.rows_in_smem, grouping.rows))
         with b.when(state.has_page(step, grouping.slices * 4)):
@@ -301,24 +303,24 @@ def attend_pages(state: SplitState, step: Expr, tokens: Expr) -> None:
                 b.copy(products, r * 4, state.smem, line + own.place * 4, 4)
         b.barrier()
         b.strided(
-            own.thread, grouping.threads, len(rows) * grouping.groups * PAGE, lambda i: reduce_scores(state, step, i)
+            own.thread, grouping.threads, len(rows) * grouping.groups * PAGE, lambda i: _reduce_scores(state, step, i)
         )
         b.barrier()
         with b.when(state.has_page(step, grouping.threads_per_group)):
             for r in rows:
-                softmax_step(state, r, r - first, decay)
+                _softmax_step(state, r, r - first, decay)
         b.barrier()
     with b.when(state.has_page(step, grouping.width // 4)):
-        accumulate_values(state, step, tokens, decay)
+        _accumulate_values(state, step, tokens, decay)
     if prefetched:
-        prefetch_values(state, prefetched.values, step + 1, tokens)
-    load_page_index(state, step + (2 if prefetched else 1))
+        _prefetch_values(state, prefetched.values, step + 1, tokens)
+    _load_page_index(state, step + (2 if prefetched else 1))
 
 
-def multiply_keys(state: SplitState, products: Buffer) -> None:
+def _multiply_keys(state: _SplitState, products: Buffer) -> None:
     """The thread's products of queries and keys: four tokens, some of the features."""
     grouping, slice_ = state.grouping, T.Bind(b.div(state.own.place, 4))
-    key = key_loads(state)
+    key = _key_loads(state)
     for place in range(grouping.rows * 4):
         b.store(products, place, b.f32(0.0))
     for first in range(0, grouping.features, KEYS_IN_FLIGHT):
@@ -333,7 +335,7 @@ def multiply_keys(state: SplitState, products: Buffer) -> None:
                 b.store(products, r * 4 + t, b.reduce([b.load(products, r * 4 + t), *terms], b.add))
 
 
-def reduce_scores(state: SplitState, step: Expr, i: Expr) -> None:
+def _reduce_scores(state: _SplitState, step: Expr, i: Expr) -> None:
     """The exponent of one token and row, where the first slice had its product; it is the thread's own."""
     grouping, split = state.grouping, state.split
     pair, t = T.Bind(b.div(i, PAGE)), T.Bind(b.mod(i, PAGE))
@@ -344,7 +346,7 @@ def reduce_scores(state: SplitState, step: Expr, i: Expr) -> None:
     b.store(state.smem, place, tirx.Select(split.seen(token), exponent, b.f32(b.MINUS_INFINITY)))
 
 
-def softmax_step(state: SplitState, r: int, turn: int, decay: Buffer) -> None:
+def _softmax_step(state: _SplitState, r: int, turn: int, decay: Buffer) -> None:
     """Weights of the tokens of the group's page for row r, the ``turn``-th in the block's memory, by the new top;
     decay: what the sums so far are worth by it."""
     grouping, own = state.grouping, state.own
@@ -362,10 +364,10 @@ def softmax_step(state: SplitState, r: int, turn: int, decay: Buffer) -> None:
     b.strided(own.place, grouping.threads_per_group, PAGE, one)
 
 
-def accumulate_values(state: SplitState, step: Expr, tokens: Expr, decay: Buffer) -> None:
+def _accumulate_values(state: _SplitState, step: Expr, tokens: Expr, decay: Buffer) -> None:
     """Add the values of the group's page to the sums, and the weights to the totals."""
     grouping, own = state.grouping, state.own
-    value = value_loads(state, step, tokens)
+    value = _value_loads(state, step, tokens)
     for r in range(grouping.rows):
         b.store(own.total, r, b.load(own.total, r) * b.load(decay, r))
         for i in range(4):
@@ -381,12 +383,12 @@ def accumulate_values(state: SplitState, step: Expr, tokens: Expr, decay: Buffer
                 b.store(own.sums, r * 4 + i, b.reduce([b.load(own.sums, r * 4 + i), *terms], b.add))
 
 
-def combine_split_kv(traits: GpuTraits, grouping: ThreadGroups, paged: Paged, rows: Expr, results: Results) -> None:
+def combine_split_kv(traits: GpuTraits, grouping: ThreadGroups, paged: Paged, rows: Expr, results: _Results) -> None:
     """The result of each row from its splits, each of which is worth 2^lse; groups of threads share the splits."""
     grouping = replace(grouping, rows=1, rows_in_smem=1)
     with b.launch(traits.threads, rows) as (row, _, thread):
         pages = paged.count(T.Bind(b.div(row, paged.layout.query_heads)))
-        pages_of_each = b.materialize(pages_per_split(grouping, pages, results.splits))
+        pages_of_each = b.materialize(_pages_per_split(grouping, pages, results.splits))
         last = b.materialize(T.max(b.div(pages + (pages_of_each - 1), pages_of_each), b.i32(1)) - 1)
         own, smem = initial_state(grouping, thread), b.shared(grouping.smem_values)
         turns = range(-(-MAX_SPLITS // grouping.groups))

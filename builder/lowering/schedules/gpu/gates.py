@@ -16,15 +16,15 @@ from builder.ops.gates import ERFC, ERFC_P, TANH_GELU, GeluLabel, GeluMulLabel, 
 
 def silu_mul(label: SiluMulLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """gate / (1 + exp(-gate)) * up; the gates are the first half of each row."""
-    return gated(label.width, silu, traits)
+    return _gated(label.width, _silu, traits)
 
 
 def gelu_mul(label: GeluMulLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """gelu(gate) * up, gelu in its tanh form."""
-    return gated(label.width, tanh_gelu, traits)
+    return _gated(label.width, _tanh_gelu, traits)
 
 
-def gated(width: int, activated: Callable[[Expr], Expr], traits: GpuTraits) -> tirx.PrimFunc:
+def _gated(width: int, activated: Callable[[Expr], Expr], traits: GpuTraits) -> tirx.PrimFunc:
     rows = b.size("rows")
 
     def body(gate_up: Buffer, y: Buffer) -> None:
@@ -39,10 +39,10 @@ def gated(width: int, activated: Callable[[Expr], Expr], traits: GpuTraits) -> t
 
 def gelu(label: GeluLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """x * Phi(x), or its tanh form."""
-    return mapped(label.width, {"gelu": exact_gelu, "gelu_tanh": tanh_gelu}[label.kind], traits)
+    return mapped(label.width, {"gelu": _exact_gelu, "gelu_tanh": _tanh_gelu}[label.kind], traits)
 
 
-def exact_gelu(x: Expr) -> Expr:
+def _exact_gelu(x: Expr) -> Expr:
     """max(x, 0) - |x| * erfc(|x| / sqrt(2)) / 2."""
     size = T.Bind(T.max(x, -x))
     t = T.Bind(b.f32(1.0) / (b.f32(1.0) + size * b.f32(ERFC_P * 0.5**0.5)))
@@ -50,14 +50,14 @@ def exact_gelu(x: Expr) -> Expr:
     return T.max(x, b.f32(0.0)) - size * series * tirx.exp2(x * x * b.f32(-0.5 * b.LOG2_E))
 
 
-def silu(x: Expr) -> Expr:
+def _silu(x: Expr) -> Expr:
     return x / (b.f32(1.0) + b.exp(-x))
 
 
-def tanh_gelu(x: Expr) -> Expr:
+def _tanh_gelu(x: Expr) -> Expr:
     scale, cubic = TANH_GELU
     inner = x * b.f32(-scale * math.log2(math.e)) * (b.f32(1.0) + x * x * b.f32(cubic))
     return x / (b.f32(1.0) + tirx.exp2(inner))
 
 
-GATES = {"silu_mul": silu, "gelu_mul": tanh_gelu}
+GATES = {"silu_mul": _silu, "gelu_mul": _tanh_gelu}

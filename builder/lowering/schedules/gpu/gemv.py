@@ -102,7 +102,7 @@ def multiply_each_row(
 
 def can_send(weight: Weight, outputs: int) -> bool:
     """Whether a group of threads has two results that lie beside each other."""
-    return not weight.transposed and outputs % 2 == 0 and outputs_per_thread(weight, outputs, 1) == 2
+    return not weight.transposed and outputs % 2 == 0 and _outputs_per_thread(weight, outputs, 1) == 2
 
 
 def planes(weight: Weight) -> int:
@@ -128,7 +128,7 @@ class GemvTiling:
         return -(-self.chunks // self.chunks_per_stage)
 
 
-def tiling_of(weight: Weight, smem_values: int) -> GemvTiling:
+def _tiling_of(weight: Weight, smem_values: int) -> GemvTiling:
     """``smem_values``: of x, at most. Chunks and stages are few, and of equal size."""
     vector = LANES * weight.units_per_load
     vectors, values = -(-weight.units // vector), vector * 4 * planes(weight)
@@ -140,7 +140,7 @@ def tiling_of(weight: Weight, smem_values: int) -> GemvTiling:
     return GemvTiling(per_chunk, chunks, -(-chunks // stages))
 
 
-def outputs_per_thread(weight: Weight, outputs: int, rows_per_output: int) -> int:
+def _outputs_per_thread(weight: Weight, outputs: int, rows_per_output: int) -> int:
     """How many outputs a thread takes, so that there are blocks enough and little else to do than reading."""
     if rows_per_output > 1 or outputs <= FEW_OUTPUTS:
         return 1
@@ -148,7 +148,7 @@ def outputs_per_thread(weight: Weight, outputs: int, rows_per_output: int) -> in
 
 
 @dataclass(frozen=True, slots=True)
-class StagedInputs:
+class _StagedInputs:
     """x of ``count`` units in shared memory, in an order in which threads that load ``units_per_load`` units each read
     beside each other: (place in a thread's units, plane of four values, thread's vector, value)."""
 
@@ -161,12 +161,12 @@ class StagedInputs:
         return ((place * self.planes + e // 4) * (self.count // self.units_per_load) + vector) * 4 + e % 4
 
 
-def stage(
-    weight: Weight, x: Inputs, row: Expr, first: Expr | int, staged: StagedInputs, thread: Expr, threads: int
+def _stage(
+    weight: Weight, x: Inputs, row: Expr, first: Expr | int, staged: _StagedInputs, thread: Expr, threads: int
 ) -> None:
     """x of the units from ``first``, times each value's factor; zero where a slot is padding or past the end."""
     if is_regular(weight, x):
-        stage_regular(weight, x, row, first, staged, thread, threads)
+        _stage_regular(weight, x, row, first, staged, thread, threads)
         return
 
     def unit(place: Expr) -> None:
@@ -176,13 +176,13 @@ def stage(
             k, real = weight.input_of(u, b.i32(e))
             there = u < weight.units if real is None else tirx.And(u < weight.units, real)
             value = tirx.if_then_else(there, x.at(row, k), b.f32(0.0))
-            b.store(staged.smem, staged.at(vector, inside, e), scaled(value, weight.factor(e)))
+            b.store(staged.smem, staged.at(vector, inside, e), _scaled(value, weight.factor(e)))
 
     b.strided(thread, threads, staged.count, unit)
 
 
-def stage_regular(
-    weight: Weight, x: Inputs, row: Expr, first: Expr | int, staged: StagedInputs, thread: Expr, threads: int
+def _stage_regular(
+    weight: Weight, x: Inputs, row: Expr, first: Expr | int, staged: _StagedInputs, thread: Expr, threads: int
 ) -> None:
     """A few units at a time: all of them are asked for before the first is put down."""
     batch = max(1, X_LOADS_IN_FLIGHT // planes(weight))
@@ -200,12 +200,12 @@ def stage_regular(
                 )
                 for e in range(weight.per_unit):
                     value = tirx.Select(first + place < weight.units, planes_of_x[e // 4][e % 4], b.f32(0.0))
-                    b.store(staged.smem, staged.at(vector, inside, e), scaled(value, weight.factor(e)))
+                    b.store(staged.smem, staged.at(vector, inside, e), _scaled(value, weight.factor(e)))
 
             b.guarded(None if not staged.count % threads else place < staged.count, put)
 
 
-def scaled(value: Expr, factor: float) -> Expr:
+def _scaled(value: Expr, factor: float) -> Expr:
     return value if factor == 1.0 else value * b.f32(factor)
 
 
@@ -215,9 +215,9 @@ def gemv_k_parallel(
     """LANES threads along the rows of ``per_thread`` outputs."""
     outputs, rows_per_output = results.outputs, results.rows_per_output
     per_thread, groups, tiling = (
-        outputs_per_thread(weight, outputs, rows_per_output),
+        _outputs_per_thread(weight, outputs, rows_per_output),
         traits.threads // LANES,
-        tiling_of(weight, traits.smem_values),
+        _tiling_of(weight, traits.smem_values),
     )
     vector_units = LANES * weight.units_per_load
     choose(
@@ -226,7 +226,7 @@ def gemv_k_parallel(
     )  # fmt: skip
     count = tiling.chunks_per_stage * tiling.vectors * vector_units
     with b.launch(traits.threads, -(-outputs // (groups * per_thread)), rows) as (block, row, thread):
-        staged = StagedInputs(b.shared(count * 4 * planes(weight)), count, weight.units_per_load, planes(weight))
+        staged = _StagedInputs(b.shared(count * 4 * planes(weight)), count, weight.units_per_load, planes(weight))
         lane, group = T.Bind(b.mod(thread, LANES)), T.Bind(b.div(thread, LANES))
         x, x_row, start = row_of(row)
         first_n = T.Bind((block * groups + group) * per_thread)
@@ -246,13 +246,13 @@ def gemv_k_parallel(
         def multiply(chunk: Expr | int, before: Expr | int) -> None:
             for vector in range(tiling.vectors):
                 at = T.Bind(((chunk - before) * tiling.vectors + vector) * LANES + lane)
-                dot(weight, fragments[vector], staged, at, totals)
+                _dot(weight, fragments[vector], staged, at, totals)
                 b.guarded(chunk + 1 < tiling.chunks, lambda vector=vector: prefetch(chunk + 1, vector))  # type: ignore[misc]
 
         def run_stage(number: Expr | int) -> None:
             if tiling.stages > 1:
                 b.barrier()
-            stage(weight, x, x_row, number * count, staged, thread, traits.threads)
+            _stage(weight, x, x_row, number * count, staged, thread, traits.threads)
             b.barrier()
             first = number * tiling.chunks_per_stage
             b.repeat(tiling.chunks_per_stage, UNROLLED_CHUNKS, lambda chunk: multiply(first + chunk, first))
@@ -264,14 +264,14 @@ def gemv_k_parallel(
         sum_index = results.sender.next_sum() if results.sender else None
         b.repeat(tiling.stages, 1, run_stage)
         if traits.shuffles:
-            reduce_by_shuffles(totals, lane, row, first_n, epilogues, results, sum_index)
+            _reduce_by_shuffles(totals, lane, row, first_n, epilogues, results, sum_index)
         else:
-            reduce_by_smem(
+            _reduce_by_smem(
                 traits, totals, per_thread, thread, lambda i: block * (groups * per_thread) + i, row, results
             )
 
 
-def dot(weight: Weight, fragments: Sequence[Fragment], staged: StagedInputs, vector: Expr, totals: Buffer) -> None:
+def _dot(weight: Weight, fragments: Sequence[Fragment], staged: _StagedInputs, vector: Expr, totals: Buffer) -> None:
     """Add the products of a turn of each row to its total."""
     parts = [b.f32(0.0) for _ in fragments]
     units = [weight.units_of(fragment) for fragment in fragments]
@@ -288,7 +288,7 @@ def dot(weight: Weight, fragments: Sequence[Fragment], staged: StagedInputs, vec
         b.store(totals, r, b.load(totals, r) + value)
 
 
-def reduce_by_shuffles(
+def _reduce_by_shuffles(
     totals: Buffer, lane: Expr, row: Expr, first_n: Expr, epilogues: Sequence[Callable[..., Expr]], results: Results,
     sum_index: Expr | None,
 ) -> None:  # fmt: skip
@@ -305,7 +305,7 @@ def reduce_by_shuffles(
             results.store(row, first_n + r, value)
 
 
-def reduce_by_smem(
+def _reduce_by_smem(
     traits: GpuTraits,
     totals: Buffer,
     per_thread: int,
@@ -337,13 +337,13 @@ def gemv_n_parallel(
     traits: GpuTraits, weight: Weight, stored: Sequence[Buffer], rows: Expr, row_of: Row, results: Results
 ) -> None:
     """LANES outputs beside each other; the groups of threads take turns along the inputs."""
-    outputs, groups, count = results.outputs, traits.threads // LANES, units_per_chunk(weight, traits.smem_values)
+    outputs, groups, count = results.outputs, traits.threads // LANES, _units_per_chunk(weight, traits.smem_values)
     choose(
         "GEMV, N across threads", "few rows; outputs lie beside each other", threads=traits.threads,
         outputs_per_block=LANES, groups=groups, units=count,
     )  # fmt: skip
     with b.launch(traits.threads, b.ceil_div(outputs, LANES), rows) as (block, row, thread):
-        staged = StagedInputs(b.shared(count * 4 * planes(weight)), count, 1, planes(weight))
+        staged = _StagedInputs(b.shared(count * 4 * planes(weight)), count, 1, planes(weight))
         sums, totals = b.shared(traits.threads), b.local(1)
         lane, group = T.Bind(b.mod(thread, LANES)), T.Bind(b.div(thread, LANES))
         x, x_row, start = row_of(row)
@@ -353,7 +353,7 @@ def gemv_n_parallel(
         b.store(totals, 0, b.f32(0.0))
         with b.loop(b.ceil_div(weight.units, count)) as chunk:
             b.barrier()
-            stage(weight, x, x_row, T.Bind(chunk * count), staged, thread, traits.threads)
+            _stage(weight, x, x_row, T.Bind(chunk * count), staged, thread, traits.threads)
             b.barrier()
             with b.loop(count // (groups * UNITS_IN_FLIGHT)) as step:
                 vectors = [T.Bind((step * UNITS_IN_FLIGHT + i) * groups + group) for i in range(UNITS_IN_FLIGHT)]
@@ -362,7 +362,7 @@ def gemv_n_parallel(
                     unit = T.Bind(T.min(chunk * count + vector, weight.units - 1))
                     weight.load_fragment(fragment, stored, place, unit, traits.load_bytes)
                 for vector, fragment in zip(vectors, fragments, strict=True):
-                    dot(weight, [fragment], staged, vector, totals)
+                    _dot(weight, [fragment], staged, vector, totals)
         b.store(sums, thread, b.load(totals, 0))
         b.barrier()
         with b.when(tirx.And(thread < LANES, n < outputs)):
@@ -370,7 +370,7 @@ def gemv_n_parallel(
             results.store(row, n, results.epilogue(row, n)(total))
 
 
-def units_per_chunk(weight: Weight, smem_values: int) -> int:
+def _units_per_chunk(weight: Weight, smem_values: int) -> int:
     """Units whose x is in shared memory at a time, in whole rounds of the groups: few chunks of equal size."""
     most = max(1, min(smem_values // (4 * planes(weight)), SMEM_UNITS) // LANES)
     chunks = b.ceil_div(weight.units, most * LANES)

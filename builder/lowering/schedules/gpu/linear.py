@@ -105,7 +105,7 @@ def multiply_rows(
         multiply_each_row(traits, weight, stored, rows, lambda row: (x, row, b.i32(0)), results)
 
     def gemm(strips: int) -> None:
-        tiled_gemm(traits, weight, stored, x, epilogue, rows, strips)
+        _tiled_gemm(traits, weight, stored, x, epilogue, rows, strips)
 
     def gemm_by_rows() -> None:
         b.if_else(rows <= TILE, lambda: gemm(1), lambda: gemm(traits.rows_per_thread // THREAD_TILE))
@@ -117,11 +117,11 @@ def multiply_rows(
     b.if_else(rows <= GEMV_MAX_ROWS, gemv, gemm_by_rows if traits.rows_per_thread > THREAD_TILE else lambda: gemm(1))
 
 
-def tiled_gemm(
+def _tiled_gemm(
     traits: GpuTraits, weight: Weight, stored: Sequence[Buffer], x: Inputs, epilogue: Epilogue, rows: Expr, strips: int
 ) -> None:
     """Tiles of ``strips`` * TILE rows and TILE outputs, by (TILE / SIDE)^2 threads with SIDE rows of each strip."""
-    side_threads, tile = TILE // THREAD_TILE, Tile(weight, strips * TILE)
+    side_threads, tile = TILE // THREAD_TILE, _Tile(weight, strips * TILE)
     threads = side_threads * side_threads
     most = traits.rows_per_thread // THREAD_TILE
     small = f"more than {GEMV_MAX_ROWS if most == 1 else TILE} rows"
@@ -139,8 +139,8 @@ def tiled_gemm(
         first_n, first_row = T.Bind(block * TILE), T.Bind(row_block * tile.rows)
         with b.loop(b.ceil_div(weight.units, tile.units)) as step:
             first = T.Bind(step * tile.units)
-            load_x_tile(tile, x, first_row, rows, first, x_tile, thread, threads)
-            load_weight_tile(weight, stored, first_n, first, tile.units, w_tile, TILE_STRIDE, thread, threads)
+            _load_x_tile(tile, x, first_row, rows, first, x_tile, thread, threads)
+            _load_weight_tile(weight, stored, first_n, first, tile.units, w_tile, TILE_STRIDE, thread, threads)
             b.barrier()
             with b.loop(tile.depth) as slot:
                 right = b.fetch(w_tile, slot * TILE_STRIDE + column * THREAD_TILE, THREAD_TILE, "float32")
@@ -162,7 +162,7 @@ def tiled_gemm(
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
+class _Tile:
     """A slice of x in shared memory: ``depth`` slots of ``rows`` rows, a line for each slot."""
 
     weight: Weight
@@ -181,8 +181,8 @@ class Tile:
         return self.rows + THREAD_TILE
 
 
-def load_x_tile(
-    tile: Tile, x: Inputs, first_row: Expr, rows: Expr, first: Expr, smem: Buffer, thread: Expr, threads: int
+def _load_x_tile(
+    tile: _Tile, x: Inputs, first_row: Expr, rows: Expr, first: Expr, smem: Buffer, thread: Expr, threads: int
 ) -> None:
     """room[slot, m] = x[first_row + m] at the slot's input; zero where there is none."""
     weight = tile.weight
@@ -207,7 +207,7 @@ def load_x_tile(
     b.strided(thread, threads, across * tile.rows, some)
 
 
-def load_weight_tile(
+def _load_weight_tile(
     weight: Weight, stored: Sequence[Buffer], first_n: Expr, first: Expr, units: int, tile: Buffer, width: int,
     thread: Expr, threads: int,
 ) -> None:  # fmt: skip

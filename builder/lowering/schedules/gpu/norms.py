@@ -30,8 +30,8 @@ def scaled_rows(label: RMSNormLabel, traits: GpuTraits, gain: Callable[[Expr], E
         weight, y = rest[-2:]
         with b.launch(threads, rows) as (row, _, thread):
             own, start = RowSlice(traits, thread, width), T.Bind(row * width)
-            gains = partial(weight_at, weight, dtype)
-            scale_row(own, x, y, start, label.eps, lambda h: gain(gains(h)), rest[0] if residual else None)
+            gains = partial(_weight_at, weight, dtype)
+            _scale_row(own, x, y, start, label.eps, lambda h: gain(gains(h)), rest[0] if residual else None)
 
     args = [Arg("x", (rows, width)), *residual, Arg("weight", (width,), dtype), Arg("y", (rows, width))]
     return b.kernel(args, body)
@@ -92,7 +92,7 @@ class RowSlice:
             b.guarded(self.is_inside(i), lambda i=i, at=at: b.store(y, at, value(i)))  # type: ignore[misc]
 
 
-def scale_row(
+def _scale_row(
     own: RowSlice, x: Buffer, y: Buffer, start: Expr, eps: float, gain: Value, residual: Buffer | None = None
 ) -> None:
     """The row of x from ``start``, over the root of its mean square, times its gains (+ residual), into y."""
@@ -109,7 +109,7 @@ def scale_row(
     own.write(y, start, one)
 
 
-def weight_at(weight: Buffer, dtype: str, h: Expr) -> Expr:
+def _weight_at(weight: Buffer, dtype: str, h: Expr) -> Expr:
     return b.to_float32(b.load(weight, h), dtype)
 
 
@@ -142,7 +142,7 @@ def layer_norm(label: LayerNormLabel, traits: GpuTraits) -> tirx.PrimFunc:
     def body(x: Buffer, weight: Buffer, bias: Buffer, y: Buffer) -> None:
         with b.launch(threads, rows) as (row, _, thread):
             own, start = RowSlice(traits, thread, width), T.Bind(row * width)
-            gains, shifts = (own.read(partial(weight_at, of, dtype)) for of in (weight, bias))
+            gains, shifts = (own.read(partial(_weight_at, of, dtype)) for of in (weight, bias))
             traits.wait()
             values = own.read(lambda h: b.load(x, start + h))
             mean = T.Bind(own.total(values) / b.f32(float(width)))
@@ -174,7 +174,7 @@ def qk_norm(label: QKNormLabel, traits: GpuTraits) -> tirx.PrimFunc:
     def norm_runs(x: Buffer, weight: Buffer, y: Buffer, first: int, width: int, count: int) -> None:
         with b.launch(threads, rows, b.i32(count)) as (row, run, thread):
             start = T.Bind(row * features + first + run * width)
-            scale_row(RowSlice(traits, thread, width), x, y, start, label.eps, partial(weight_at, weight, dtype))
+            _scale_row(RowSlice(traits, thread, width), x, y, start, label.eps, partial(_weight_at, weight, dtype))
 
     whole = (rows, features)
     weights = [Arg(name, (width,), dtype) for name, width in zip(("q_weight", "k_weight"), widths, strict=True)]

@@ -24,7 +24,7 @@ KEYS_PER_STEP = 16  # of one step; a page
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
+class _Tile:
     """Query tokens ``first`` .. of one head, ``rows`` at a time, ``count`` of them in the sequence, which begins at
     ``begin`` of all query tokens."""
 
@@ -41,7 +41,7 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class _Keys:
     """Keys and values of one head, KEYS tokens at a time: ``key(tile, c, d)``, ``value(tile, c, d)``; the keys lie
     ``turned`` or not; ``tokens`` in all; ``seen(token, key)``: whether a query token sees a key, but for windows."""
 
@@ -51,10 +51,10 @@ class Keys:
     tokens: Expr
     seen: Callable[[Expr, Expr], Expr]
     start: Expr
-    end: Callable[[Tile], Expr]  # tokens that any row of a tile sees
+    end: Callable[[_Tile], Expr]  # tokens that any row of a tile sees
 
 
-def rows_of(layout: CacheLayout, traits: GpuTraits) -> int:
+def _rows_of(layout: CacheLayout, traits: GpuTraits) -> int:
     """Query tokens of a block: as many as its threads and its shared memory have room for."""
     rows = traits.threads // KEYS_PER_STEP
     while (
@@ -65,12 +65,12 @@ def rows_of(layout: CacheLayout, traits: GpuTraits) -> int:
     return rows
 
 
-def prefill(
+def _prefill(
     layout: CacheLayout, traits: GpuTraits, q: Buffer, q_indptr: Buffer, position: Buffer, batch: Expr, scores: Scores,
-    keys_of: Callable[[Expr, Expr, Expr], Keys], out: Buffer, lse: Buffer,
+    keys_of: Callable[[Expr, Expr, Expr], _Keys], out: Buffer, lse: Buffer,
 ) -> None:  # fmt: skip
     """All tiles of query tokens; ``keys_of(sequence, key head, query tokens of the sequence)``."""
-    heads, rows = layout.query_heads, rows_of(layout, traits)
+    heads, rows = layout.query_heads, _rows_of(layout, traits)
     shared = heads // layout.key_heads
     total = b.div(q.shape[0], heads * layout.head_dim)
     with b.launch(rows * KEYS_PER_STEP, b.ceil_div(total, rows), batch * heads) as (block, pair, thread):
@@ -78,13 +78,13 @@ def prefill(
         begin = T.Bind(b.load(q_indptr, sequence))
         count = T.Bind(b.load(q_indptr, sequence + 1) - begin)
         with b.when(block * rows < count):
-            tile = Tile(sequence, head, begin, count, T.Bind(block * rows), rows)
+            tile = _Tile(sequence, head, begin, count, T.Bind(block * rows), rows)
             keys = keys_of(sequence, T.Bind(b.div(head, shared)), count)
-            attend(layout, q, position, scores, tile, keys, out, lse, thread)
+            _attend(layout, q, position, scores, tile, keys, out, lse, thread)
 
 
 @dataclass(frozen=True, slots=True)
-class TileState:
+class _TileState:
     """What a block of prefill has at hand: shared memory (lines of ``line`` values, for the banks' sake) and, for each
     thread, its row, its place among the KEYS keys of a step, sums of features, and [top, total] of the softmax."""
 
@@ -106,7 +106,7 @@ class TileState:
         return self.rows * KEYS_PER_STEP
 
 
-def state_of(width: int, rows: int, thread: Expr) -> TileState:
+def _state_of(width: int, rows: int, thread: Expr) -> _TileState:
     line, per = KEYS_PER_STEP + 1, -(-width // KEYS_PER_STEP)
     queries, kv_smem = b.shared(rows * (width + 1)), b.shared(line * width)
     exponents, weights = b.shared(rows * line), b.shared(rows * line)
@@ -116,16 +116,16 @@ def state_of(width: int, rows: int, thread: Expr) -> TileState:
         b.store(sums, j, b.f32(0.0))
     b.store(softmax, 0, b.f32(b.MINUS_INFINITY))
     b.store(softmax, 1, b.f32(0.0))
-    return TileState(width, rows, line, queries, kv_smem, exponents, weights, thread, row, c, sums, softmax)
+    return _TileState(width, rows, line, queries, kv_smem, exponents, weights, thread, row, c, sums, softmax)
 
 
-def attend(
-    layout: CacheLayout, q: Buffer, position: Buffer, scores: Scores, tile: Tile, keys: Keys, out: Buffer, lse: Buffer,
-    thread: Expr,
+def _attend(
+    layout: CacheLayout, q: Buffer, position: Buffer, scores: Scores, tile: _Tile, keys: _Keys, out: Buffer,
+    lse: Buffer, thread: Expr,
 ) -> None:  # fmt: skip
     """out = softmax(q k * scale) v for the rows of a tile; lse = log2 of the sum of 2^exponents."""
     width, heads = layout.head_dim, layout.query_heads
-    state = state_of(width, tile.rows, thread)
+    state = _state_of(width, tile.rows, thread)
     token = T.Bind(tile.token(state.row))
 
     def load_query(i: Expr) -> None:
@@ -136,22 +136,22 @@ def attend(
     b.strided(thread, state.threads, tile.rows * width, load_query)
     with b.loop(b.ceil_div(keys.end(tile), KEYS_PER_STEP)) as step:
         b.barrier()
-        b.strided(thread, state.threads, KEYS_PER_STEP * width, lambda i: load_key(keys, step, i, state))
+        b.strided(thread, state.threads, KEYS_PER_STEP * width, lambda i: _load_key(keys, step, i, state))
         b.barrier()
         key = T.Bind(step * KEYS_PER_STEP + state.c)
         seen = scores.visible(b.load(position, tile.begin + token), key + keys.start, keys.seen(token, key))
-        score = T.Bind(tirx.Select(seen, scores.exponent(dot(state)), b.f32(b.MINUS_INFINITY)))
+        score = T.Bind(tirx.Select(seen, scores.exponent(_dot(state)), b.f32(b.MINUS_INFINITY)))
         b.store(state.exponents, state.row * state.line + state.c, score)
         b.barrier()
-        decay = softmax_step(state, score)
-        b.strided(thread, state.threads, KEYS_PER_STEP * width, lambda i: load_value(keys, step, i, state))
+        decay = _softmax_step(state, score)
+        b.strided(thread, state.threads, KEYS_PER_STEP * width, lambda i: _load_value(keys, step, i, state))
         b.barrier()
-        accumulate_values(state, decay)
+        _accumulate_values(state, decay)
     with b.when(tile.first + state.row < tile.count):
-        store_row(state, T.Bind((tile.begin + token) * heads + tile.head), out, lse)
+        _store_row(state, T.Bind((tile.begin + token) * heads + tile.head), out, lse)
 
 
-def dot(state: TileState) -> Expr:
+def _dot(state: _TileState) -> Expr:
     """Of the thread's row and key."""
     total = b.local(1)
     b.store(total, 0, b.f32(0.0))
@@ -163,7 +163,7 @@ def dot(state: TileState) -> Expr:
     return b.load(total, 0)
 
 
-def softmax_step(state: TileState, score: Expr) -> Expr:
+def _softmax_step(state: _TileState, score: Expr) -> Expr:
     """The thread's weight, by the new top of its row; returns what the sums so far are worth by it."""
     others = [b.load(state.exponents, state.row * state.line + i) for i in range(KEYS_PER_STEP)]
     top = T.Bind(b.reduce([b.load(state.softmax, 0), *others], b.maximum))
@@ -174,7 +174,7 @@ def softmax_step(state: TileState, score: Expr) -> Expr:
     return decay
 
 
-def store_row(state: TileState, place: Expr, out: Buffer, lse: Buffer) -> None:
+def _store_row(state: _TileState, place: Expr, out: Buffer, lse: Buffer) -> None:
     """The row's result, at ``place`` of all tokens and heads."""
     total = T.Bind(T.max(b.load(state.softmax, 1), b.f32(1e-37)))
     for j in range(-(-state.width // KEYS_PER_STEP)):
@@ -188,7 +188,7 @@ def store_row(state: TileState, place: Expr, out: Buffer, lse: Buffer) -> None:
         b.store(lse, place, b.load(state.softmax, 0) + tirx.log2(total))
 
 
-def load_key(keys: Keys, step: Expr, i: Expr, state: TileState) -> None:
+def _load_key(keys: _Keys, step: Expr, i: Expr, state: _TileState) -> None:
     """room[d, c] = feature d of key c, read in the order in which they lie."""
     if keys.turned:
         d, c = T.Bind(b.div(i, KEYS_PER_STEP)), T.Bind(b.mod(i, KEYS_PER_STEP))
@@ -197,14 +197,14 @@ def load_key(keys: Keys, step: Expr, i: Expr, state: TileState) -> None:
     b.store(state.kv_smem, d * state.line + c, keys.key(step, c, d))
 
 
-def load_value(keys: Keys, step: Expr, i: Expr, state: TileState) -> None:
+def _load_value(keys: _Keys, step: Expr, i: Expr, state: _TileState) -> None:
     """room[c, d] = feature d of value c; zero past the last token."""
     c, d = T.Bind(b.div(i, state.width)), T.Bind(b.mod(i, state.width))
     inside = step * KEYS_PER_STEP + c < keys.tokens
     b.store(state.kv_smem, i, tirx.if_then_else(inside, keys.value(step, c, d), b.f32(0.0)))
 
 
-def accumulate_values(state: TileState, decay: Expr) -> None:
+def _accumulate_values(state: _TileState, decay: Expr) -> None:
     """Add the values of a step's keys to the sums of the row's features c, c + KEYS, ..."""
     shares = [T.Bind(b.load(state.weights, state.row * state.line + i)) for i in range(KEYS_PER_STEP)]
     b.store(state.softmax, 1, b.load(state.softmax, 1) * decay + b.reduce(shares, b.add))
@@ -223,7 +223,7 @@ def prefill_paged(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
              scale: Expr) -> None:  # fmt: skip
         paged, width = Paged(layout, pages, indptr, table, last), layout.head_dim
 
-        def keys_of(sequence: Expr, head: Expr, _count: Expr) -> Keys:
+        def keys_of(sequence: Expr, head: Expr, _count: Expr) -> _Keys:
             tokens = paged.tokens(sequence)
 
             def key(step: Expr, c: Expr, d: Expr) -> Expr:
@@ -235,9 +235,9 @@ def prefill_paged(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
                 return b.load(pages, value_base(layout, page, head) + c * width + d)
 
             start = T.Bind(b.load(k_start, sequence))
-            return Keys(True, key, value, tokens, lambda _token, key: key < tokens, start, lambda _tile: tokens)
+            return _Keys(True, key, value, tokens, lambda _token, key: key < tokens, start, lambda _tile: tokens)
 
-        prefill(layout, traits, q, q_indptr, position, batch, Scores(layout, scale), keys_of, out, lse)
+        _prefill(layout, traits, q, q_indptr, position, batch, Scores(layout, scale), keys_of, out, lse)
 
     result = (total, heads, layout.head_dim)
     return b.kernel(
@@ -266,7 +266,7 @@ def prefill_ragged(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     def body(q: Buffer, q_indptr: Buffer, k: Buffer, v: Buffer, k_indptr: Buffer, position: Buffer, k_start: Buffer,
              out: Buffer, lse: Buffer, causal: Expr, _mode: Expr, _scale: Expr, _theta: Expr,
              scale: Expr) -> None:  # fmt: skip
-        def keys_of(sequence: Expr, head: Expr, count: Expr) -> Keys:
+        def keys_of(sequence: Expr, head: Expr, count: Expr) -> _Keys:
             begin = T.Bind(b.load(k_indptr, sequence))
             tokens = T.Bind(b.load(k_indptr, sequence + 1) - begin)
 
@@ -277,14 +277,14 @@ def prefill_ragged(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
             def seen(token: Expr, key: Expr) -> Expr:
                 return tirx.And(key < tokens, tirx.Or(tirx.EQ(causal, 0), key <= tokens - count + token))
 
-            def end(tile: Tile) -> Expr:
+            def end(tile: _Tile) -> Expr:
                 last = T.min(tile.first + tile.rows, count) + (tokens - count)
                 return T.Bind(tirx.Select(tirx.EQ(causal, 0), tokens, last))
 
             start = T.Bind(b.load(k_start, sequence))
-            return Keys(False, lambda *p: b.load(k, at(*p)), lambda *p: b.load(v, at(*p)), tokens, seen, start, end)
+            return _Keys(False, lambda *p: b.load(k, at(*p)), lambda *p: b.load(v, at(*p)), tokens, seen, start, end)
 
-        prefill(layout, traits, q, q_indptr, position, batch, Scores(layout, scale), keys_of, out, lse)
+        _prefill(layout, traits, q, q_indptr, position, batch, Scores(layout, scale), keys_of, out, lse)
 
     result, source = (q_total, heads, width), (k_total, layout.key_heads, width)
     return b.kernel(

@@ -69,14 +69,14 @@ def argsort(traits: GpuTraits) -> tirx.PrimFunc:
         def sorted_so_far(at: Expr, place: Expr) -> tuple[Expr, Expr]:
             return b.load(values, at), b.load(tokens, at)
 
-        local_sort(traits, batch, vocab, given, values, tokens, whole=True)
+        _local_sort(traits, batch, vocab, given, values, tokens, whole=True)
         with b.loop(DOUBLINGS) as doubling:
             run = T.Bind(b.i32(LOCAL) << doubling)  # sorted already
             with b.when(run < vocab):
-                exchange(traits, batch, vocab, values, tokens, run, mirrored=True)
+                _exchange(traits, batch, vocab, values, tokens, run, mirrored=True)
                 with b.loop(doubling) as halving:
-                    exchange(traits, batch, vocab, values, tokens, run >> (halving + 1), mirrored=False)
-                local_sort(traits, batch, vocab, sorted_so_far, values, tokens, whole=False)
+                    _exchange(traits, batch, vocab, values, tokens, run >> (halving + 1), mirrored=False)
+                _local_sort(traits, batch, vocab, sorted_so_far, values, tokens, whole=False)
 
     rows = (batch, vocab)
     return b.kernel([Arg("probs", rows), Arg("values", rows), Arg("tokens", rows, "int32")], body)
@@ -89,11 +89,11 @@ def places(pair: Expr, distance: Expr, mirrored: bool) -> tuple[Expr, Expr]:
     return low, T.Bind(start + distance * 2 - 1 - inside if mirrored else low + distance)
 
 
-def in_order(value: Expr, token: Expr, other: Expr, other_token: Expr) -> Expr:
+def _in_order(value: Expr, token: Expr, other: Expr, other_token: Expr) -> Expr:
     return tirx.Or(value > other, tirx.And(tirx.EQ(value, other), token < other_token))
 
 
-def exchange(
+def _exchange(
     traits: GpuTraits, batch: Expr, vocab: Expr, values: Buffer, tokens: Buffer, distance: Expr, mirrored: bool
 ) -> None:
     """One exchange of all places, in device memory."""
@@ -103,20 +103,20 @@ def exchange(
         low, high = places(pair, distance, mirrored)
         with b.when(tirx.And(pair < covered, high < vocab)):
             at, other = T.Bind(row * vocab + low), T.Bind(row * vocab + high)
-            swap(values, tokens, at, other)
+            _swap(values, tokens, at, other)
 
 
-def swap(values: Buffer, tokens: Buffer, at: Expr, other: Expr) -> None:
+def _swap(values: Buffer, tokens: Buffer, at: Expr, other: Expr) -> None:
     value, token = T.Bind(b.load(values, at)), T.Bind(b.load(tokens, at))
     second, second_token = T.Bind(b.load(values, other)), T.Bind(b.load(tokens, other))
-    with b.when(tirx.Not(in_order(value, token, second, second_token))):
+    with b.when(tirx.Not(_in_order(value, token, second, second_token))):
         b.store(values, at, second)
         b.store(tokens, at, second_token)
         b.store(values, other, value)
         b.store(tokens, other, token)
 
 
-def local_sort(
+def _local_sort(
     traits: GpuTraits, batch: Expr, vocab: Expr, source: Callable[[Expr, Expr], tuple[Expr, Expr]], values: Buffer,
     tokens: Buffer, whole: bool,
 ) -> None:  # fmt: skip
@@ -143,7 +143,7 @@ def local_sort(
             def one(pair: Expr) -> None:
                 low, high = places(pair, b.i32(distance), mirrored)
                 with b.when(first + high < vocab):
-                    swap(here, here_tokens, low, high)
+                    _swap(here, here_tokens, low, high)
 
             b.strided(thread, threads, LOCAL // 2, one)
 
@@ -151,15 +151,15 @@ def local_sort(
         run = 1 if whole else LOCAL
         while run <= LOCAL // 2:
             all_pairs(run, True)
-            fall(run, all_pairs)
+            _fall(run, all_pairs)
             run *= 2
         if not whole:
-            fall(LOCAL, all_pairs)
+            _fall(LOCAL, all_pairs)
         b.barrier()
         b.strided(thread, threads, LOCAL, put)
 
 
-def fall(distance: int, all_pairs: Callable[[int, bool], None]) -> None:
+def _fall(distance: int, all_pairs: Callable[[int, bool], None]) -> None:
     """Exchanges at half the distance, a quarter, ... 1."""
     while distance > 1:
         distance //= 2
@@ -177,8 +177,8 @@ def sample_with_top_p(traits: GpuTraits) -> tirx.PrimFunc:
             room = b.shared(2 * threads)
             row = T.Bind(b.load(which, sample))
             base = T.Bind(row * vocab)
-            kept, _ = reach(probs, base, vocab, b.load(top_p, row), thread, threads, room)
-            _, place = reach(probs, base, vocab, T.Bind(kept * b.load(uniform, sample)), thread, threads, room)
+            kept, _ = _reach(probs, base, vocab, b.load(top_p, row), thread, threads, room)
+            _, place = _reach(probs, base, vocab, T.Bind(kept * b.load(uniform, sample)), thread, threads, room)
             with b.when(tirx.EQ(thread, 0)):
                 b.store(out, sample, b.load(tokens, base + place))
 
@@ -196,7 +196,7 @@ def sample_with_top_p(traits: GpuTraits) -> tirx.PrimFunc:
     )
 
 
-def reach(
+def _reach(
     probs: Buffer, base: Expr, vocab: Expr, goal: Expr, thread: Expr, threads: int, room: Buffer
 ) -> tuple[Expr, Expr]:
     """(running sum, place) where the running sum first reaches ``goal``; the last place if it never does.
@@ -216,7 +216,7 @@ def reach(
             for e, real in enumerate(inside)
         ]
         own = T.Bind(b.reduce(values, b.add))
-        upto = running_sum(own, thread, threads, room)
+        upto = _running_sum(own, thread, threads, room)
         mine, reached = b.local(1, "int32"), b.local(1)
         b.store(mine, 0, vocab)
         b.store(reached, 0, b.load(carry, 0) + (upto - own))
@@ -228,7 +228,7 @@ def reach(
         b.store(carry, 0, b.load(carry, 0) + b.load(room, threads - 1))
         b.barrier()
         here = tirx.Cast("float32", b.load(mine, 0))  # exact: below 2^24
-        earliest = T.Bind(tirx.Cast("int32", b.block_reduce(here, thread, threads, smallest, room)))
+        earliest = T.Bind(tirx.Cast("int32", b.block_reduce(here, thread, threads, _smallest, room)))
         b.store(room, thread, b.load(reached, 0))
         b.barrier()
         with b.when(tirx.And(b.load(place, 0) < 0, earliest < vocab)):
@@ -241,11 +241,11 @@ def reach(
     return T.Bind(b.load(result, 0)), T.Bind(b.load(place, 0))
 
 
-def smallest(one: Expr, other: Expr) -> Expr:
+def _smallest(one: Expr, other: Expr) -> Expr:
     return T.min(one, other)
 
 
-def running_sum(value: Expr, thread: Expr, threads: int, room: Buffer) -> Expr:
+def _running_sum(value: Expr, thread: Expr, threads: int, room: Buffer) -> Expr:
     """The sum of the values of the threads up to this one, also left in ``room``: of whole groups of threads, then of
     the threads of its own group. Few barriers: some compilers of WGSL take long over each."""
     group, total = threads // b.REDUCE_WIDTH, b.local(1)
@@ -312,7 +312,7 @@ def apply_logit_bias(traits: GpuTraits) -> tirx.PrimFunc:
 
         b.for_each(traits, entries, one)
 
-    return b.kernel([Arg("logits", (batch, vocab)), *lists(entries, row="int32", token="int32", bias="float32")], body)
+    return b.kernel([Arg("logits", (batch, vocab)), *_lists(entries, row="int32", token="int32", bias="float32")], body)
 
 
 def apply_penalty(traits: GpuTraits) -> tirx.PrimFunc:
@@ -334,7 +334,7 @@ def apply_penalty(traits: GpuTraits) -> tirx.PrimFunc:
         [
             Arg("logits", (batch, vocab)),
             Arg("rows", (sequences,), "int32"),
-            *lists(entries, sequence="int32", token="int32", count="int32"),
+            *_lists(entries, sequence="int32", token="int32", count="int32"),
             Arg("penalties", (sequences, 3)),
         ],
         body,
@@ -360,5 +360,5 @@ def apply_bitmask(traits: GpuTraits) -> tirx.PrimFunc:
     )
 
 
-def lists(entries: Expr, **columns: str) -> list[Arg]:
+def _lists(entries: Expr, **columns: str) -> list[Arg]:
     return [Arg(name, (entries,), dtype) for name, dtype in columns.items()]
