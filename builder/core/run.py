@@ -98,7 +98,6 @@ class _Build:
         self.seconds_behind: dict[str, float] | None = None
         self.bytes_read: dict[str, int] = {}
         self.halted = False  # a step failed and keep_going is off: start nothing more
-        self.used: dict[str, LastResult] = {}
 
     @cached_property
     def ledger(self) -> Ledger:
