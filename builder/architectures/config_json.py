@@ -17,7 +17,7 @@ from builder.core.errors import UserError
 
 T = TypeVar("T")
 
-HARMLESS: dict[str, tuple[Any, ...]] = {  # fields that would change any decoder, and the values that do not
+_HARMLESS: dict[str, tuple[Any, ...]] = {  # fields that would change any decoder, and the values that do not
     "use_sliding_window": (None, False),
     "add_cross_attention": (None, False),
     "is_encoder_decoder": (None, False),
@@ -28,13 +28,13 @@ WHOLE_HEADS: dict[str, tuple[Any, ...]] = {"partial_rotary_factor": (None, 1.0)}
 NO_WINDOW: dict[str, tuple[Any, ...]] = {"sliding_window": (None,)}
 
 
-def refuse(name: str, found: Any, allowed: str) -> NoReturn:
-    raise UserError(f"architecture.{name}: found {found!r}; allowed: {allowed}", "compare with the model's config.json")
+def refuse(name: str, value: Any, allowed: str) -> NoReturn:
+    raise UserError(f"architecture.{name}: found {value!r}; allowed: {allowed}", "compare with the model's config.json")
 
 
-def unsupported(model: str, name: str, found: Any, allowed: str) -> NoReturn:
+def unsupported(model: str, name: str, value: Any, allowed: str) -> NoReturn:
     raise UserError(
-        f"config.json: {name} is {found!r}, which changes the computation and is not implemented for {model}; "
+        f"config.json: {name} is {value!r}, which changes the computation and is not implemented for {model}; "
         f"allowed: {allowed}",
         "nothing was built, as it would have been built wrongly",
     )
@@ -71,18 +71,20 @@ def strict(cls: type[T], model: str, architecture: Mapping[str, Any]) -> T:
     for key in architecture:
         if key not in kinds:
             near = get_close_matches(key, kinds, n=1) or kinds
-            raise UserError(f"architecture.{key} is not a key of {a(model)}; did you mean {', '.join(near)}?")
+            raise UserError(
+                f"architecture.{key} is not a key of {_with_article(model)}; did you mean {', '.join(near)}?"
+            )
     for key in kinds:
         if key not in architecture:
-            raise UserError(f"architecture.{key} is missing; {a(model)} has: {', '.join(kinds)}")
-    return cls(**{key: number(architecture[key], kind) for key, kind in kinds.items()})
+            raise UserError(f"architecture.{key} is missing; {_with_article(model)} has: {', '.join(kinds)}")
+    return cls(**{key: as_float(architecture[key], kind) for key, kind in kinds.items()})
 
 
-def a(model: str) -> str:
+def _with_article(model: str) -> str:
     return f"{'an' if model[0] in 'aeiou' else 'a'} {model}"
 
 
-def number(value: Any, kind: str) -> Any:
+def as_float(value: Any, kind: str) -> Any:
     """JSON and YAML write 10000 for 10000.0."""
     return float(value) if kind == "float" and isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -103,7 +105,7 @@ def merge(config: T, model: str, overrides: Mapping[str, Any], free: Sequence[st
 
 def required(config_json: Mapping[str, Any], key: str, model: str) -> Any:
     if config_json.get(key) is None:
-        raise UserError(f"config.json has no {key}, which {a(model)} needs", "is config.json complete?")
+        raise UserError(f"config.json has no {key}, which {_with_article(model)} needs", "is config.json complete?")
     return config_json[key]
 
 
@@ -136,7 +138,7 @@ def check_maths(
     ``reads``: fields of ``foreign.FOREIGN`` that are this family's own.
     """
     foreign = {name: allowed for name, allowed in FOREIGN.items() if name not in reads}
-    for table in (HARMLESS, foreign, *harmless):
+    for table in (_HARMLESS, foreign, *harmless):
         for name, allowed in table.items():
             if name in config_json and config_json[name] not in allowed:
                 unsupported(model, name, config_json[name], " or ".join(repr(value) for value in allowed))
@@ -160,9 +162,9 @@ def full_attention_every(model: str, config_json: Mapping[str, Any], layers: int
     )
 
 
-def agreed(name: str, found: Mapping[str, Any], default: Any) -> Any:
+def single_value(name: str, values: Mapping[str, Any], default: Any) -> Any:
     """One value that config.json may give in several places: {place: value, or None where it does not}."""
-    given = {place: value for place, value in found.items() if value is not None}
+    given = {place: value for place, value in values.items() if value is not None}
     first = next(iter(given.values()), default)
     if any(value is not first and value != first for value in given.values()):
         raise UserError(
@@ -201,14 +203,14 @@ def settings(config_json: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
     return {key: optional(config_json, key, default) for key, default in defaults.items()}
 
 
-CHAT_NAMES = {"rope_theta": "position_embedding_base"}  # Config -> MLC
-CHAT_OMITS = {"max_position_embeddings", "attention_bias", "mlp_bias", "sliding_window", "rotary_dim", "hidden_act"}
+_CHAT_NAMES = {"rope_theta": "position_embedding_base"}  # Config -> MLC
+_CHAT_OMITS = {"max_position_embeddings", "attention_bias", "mlp_bias", "sliding_window", "rotary_dim", "hidden_act"}
 
 
 def chat_fields(config: Any) -> dict[str, Any]:
     """A Config's fields under MLC's names, but those that MLC's runtimes have no use for."""
-    names = (field.name for field in fields(config) if field.name not in CHAT_OMITS)
-    return {CHAT_NAMES.get(name, name): getattr(config, name) for name in names}
+    names = (field.name for field in fields(config) if field.name not in _CHAT_OMITS)
+    return {_CHAT_NAMES.get(name, name): getattr(config, name) for name in names}
 
 
 def run_time_sizes(metadata: Mapping[str, Any]) -> dict[str, Any]:

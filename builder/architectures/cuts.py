@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from builder.architectures.weights import Parameter
 
 ROWS, COLUMNS = "rows", "columns"
-VOCABULARY = "vocab_size"
+_VOCABULARY = "vocab_size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def key_heads(count: int, width: int) -> Part:
 
 def vocabulary(size: int) -> Part:
     """Tokens; whole where they cannot be dealt out evenly."""
-    return Part(VOCABULARY, size)
+    return Part(_VOCABULARY, size)
 
 
 def per_rank(units: int, shards: int, *, shared: bool = False) -> int:

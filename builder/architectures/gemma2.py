@@ -18,12 +18,12 @@ from builder.architectures.parts.mlp import GELU_TANH, GatedMLP
 from builder.architectures.parts.norms import gemma_norm
 from builder.architectures.parts.rotary import Rotary
 
-MODEL = "gemma2"
-FREE = ("rope_theta", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
-FULL_EVERY = 2  # transformers' default where config.json has no layer_types
+_MODEL = "gemma2"
+_FREE = ("rope_theta", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
+_FULL_EVERY = 2  # transformers' default where config.json has no layer_types
 
-OWN = ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar")
-HARMLESS: dict[str, tuple[Any, ...]] = {
+_OWN = ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar")
+_HARMLESS: dict[str, tuple[Any, ...]] = {
     "hidden_activation": ("gelu_pytorch_tanh",),
     "attention_bias": (None, False),
 }
@@ -60,13 +60,13 @@ class Config:
                 read.check_type(name, getattr(self, name), "float")
 
 
-def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
+def _read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Config, from config.json as transformers 4 or 5 writes it."""
-    read.check_maths(MODEL, {**config_json, "layer_types": None}, HARMLESS, read.WHOLE_HEADS, reads=OWN)
-    rope.check_whole_heads(config_json, MODEL)
-    if (scaling := rope.scaling(config_json, MODEL)) is not None:
-        read.unsupported(MODEL, "rope_scaling", scaling, "null")
-    sizes = read.sizes(config_json, MODEL, key_heads=4, head_width=256)
+    read.check_maths(_MODEL, {**config_json, "layer_types": None}, _HARMLESS, read.WHOLE_HEADS, reads=_OWN)
+    rope.check_whole_heads(config_json, _MODEL)
+    if (scaling := rope.scaling(config_json, _MODEL)) is not None:
+        read.unsupported(_MODEL, "rope_scaling", scaling, "null")
+    sizes = read.sizes(config_json, _MODEL, key_heads=4, head_width=256)
     layers = sizes["num_hidden_layers"]
     return {
         **sizes,
@@ -74,9 +74,9 @@ def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
             config_json, {"rms_norm_eps": 1e-6, "max_position_embeddings": 8192, "tie_word_embeddings": True}
         ),
         "rope_theta": rope.theta(config_json),
-        "query_pre_attn_scalar": read.number(read.optional(config_json, "query_pre_attn_scalar", 256), "float"),
+        "query_pre_attn_scalar": read.as_float(read.optional(config_json, "query_pre_attn_scalar", 256), "float"),
         "layer_window": read.optional(config_json, "sliding_window", 4096),
-        "full_attention_every": read.full_attention_every(MODEL, config_json, layers, FULL_EVERY),
+        "full_attention_every": read.full_attention_every(_MODEL, config_json, layers, _FULL_EVERY),
         "attn_logit_softcapping": _cap(config_json, "attn_logit_softcapping", 50.0),
         "final_logit_softcapping": _cap(config_json, "final_logit_softcapping", 30.0),
     }
@@ -84,10 +84,10 @@ def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cap(config_json: Mapping[str, Any], key: str, default: float | None) -> Any:
     """A soft cap: missing is the default, null is none."""
-    return read.number(config_json[key], "float") if key in config_json else default
+    return read.as_float(config_json[key], "float") if key in config_json else default
 
 
-def describe(config: Config) -> Decoder:
+def _describe(config: Config) -> Decoder:
     """Norms before and after attention and MLP, capped scores and logits, and a window in all layers but every
     ``full_attention_every``-th (Gemma Team 2024, arXiv:2408.00118)."""
     hidden, heads = config.hidden_size, (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
@@ -114,4 +114,4 @@ def describe(config: Config) -> Decoder:
     )
 
 
-FAMILY = Family(MODEL, Config, read_fields, describe, FREE)
+FAMILY = Family(_MODEL, Config, _read_fields, _describe, _FREE)

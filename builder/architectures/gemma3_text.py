@@ -19,12 +19,12 @@ from builder.architectures.parts.head_norm_rotary import HeadNormRotary
 from builder.architectures.parts.mlp import GELU_TANH, GatedMLP
 from builder.architectures.parts.norms import gemma_norm
 
-MODEL = "gemma3_text"
-FREE = ("rope_theta", "rope_local_base_freq", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
-FULL_EVERY = 6  # transformers' default where config.json has no layer_types
+_MODEL = "gemma3_text"
+_FREE = ("rope_theta", "rope_local_base_freq", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
+_FULL_EVERY = 6  # transformers' default where config.json has no layer_types
 
-OWN = ("query_pre_attn_scalar", "rope_local_base_freq")
-HARMLESS: dict[str, tuple[Any, ...]] = {
+_OWN = ("query_pre_attn_scalar", "rope_local_base_freq")
+_HARMLESS: dict[str, tuple[Any, ...]] = {
     "hidden_activation": ("gelu_pytorch_tanh",),
     "attention_bias": (None, False),
 }
@@ -58,14 +58,14 @@ class Config:
         read.check_heads(self.num_attention_heads, self.num_key_value_heads, self.head_dim)
 
 
-def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
+def _read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Config, from config.json as transformers 4 or 5 writes it."""
-    read.check_maths(MODEL, {**config_json, "layer_types": None}, HARMLESS, read.WHOLE_HEADS, reads=OWN)
+    read.check_maths(_MODEL, {**config_json, "layer_types": None}, _HARMLESS, read.WHOLE_HEADS, reads=_OWN)
     local, full = _split_rope(config_json)
     for part in (local, full):
-        rope.check_whole_heads(part, MODEL)
-    sizes = read.sizes(config_json, MODEL, key_heads=4, head_width=256)
-    every = read.optional(config_json, "sliding_window_pattern", FULL_EVERY)
+        rope.check_whole_heads(part, _MODEL)
+    sizes = read.sizes(config_json, _MODEL, key_heads=4, head_width=256)
+    every = read.optional(config_json, "sliding_window_pattern", _FULL_EVERY)
     return {
         **sizes,
         **read.settings(
@@ -74,9 +74,9 @@ def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
         "rope_theta": rope.theta(full, default=1e6),
         "rope_local_base_freq": rope.theta(local, ("rope_local_base_freq",)),
         "rope_factor": _linear_factor(full),
-        "query_pre_attn_scalar": read.number(read.optional(config_json, "query_pre_attn_scalar", 256), "float"),
+        "query_pre_attn_scalar": read.as_float(read.optional(config_json, "query_pre_attn_scalar", 256), "float"),
         "layer_window": read.optional(config_json, "sliding_window", 4096),
-        "full_attention_every": read.full_attention_every(MODEL, config_json, sizes["num_hidden_layers"], every),
+        "full_attention_every": read.full_attention_every(_MODEL, config_json, sizes["num_hidden_layers"], every),
     }
 
 
@@ -87,11 +87,11 @@ def _split_rope(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     """
     block = config_json.get("rope_parameters") or {}
     if not isinstance(block, Mapping) or not set(block) <= {"sliding_attention", "full_attention"}:
-        read.unsupported(MODEL, "rope_parameters", block, "null, or an object for each of the layer types")
+        read.unsupported(_MODEL, "rope_parameters", block, "null, or an object for each of the layer types")
     top = {key: config_json.get(key) for key in ("rope_theta", "rope_scaling")}
     local = {"rope_local_base_freq": config_json.get("rope_local_base_freq")}
-    if rope.scaling({"rope_parameters": block.get("sliding_attention")}, MODEL) is not None:
-        read.unsupported(MODEL, "rope_parameters.sliding_attention", block["sliding_attention"], "rope_type 'default'")
+    if rope.scaling({"rope_parameters": block.get("sliding_attention")}, _MODEL) is not None:
+        read.unsupported(_MODEL, "rope_parameters.sliding_attention", block["sliding_attention"], "rope_type 'default'")
     return {**local, "rope_parameters": block.get("sliding_attention")}, {
         **top,
         "rope_parameters": block.get("full_attention"),
@@ -99,13 +99,13 @@ def _split_rope(config_json: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
 
 
 def _linear_factor(config_json: Mapping[str, Any]) -> float:
-    scaling = rope.scaling(config_json, MODEL)
+    scaling = rope.scaling(config_json, _MODEL)
     if scaling is not None and scaling["rope_type"] != "linear":
-        read.unsupported(MODEL, "rope_scaling", scaling, "null, or rope_type 'linear'")
+        read.unsupported(_MODEL, "rope_scaling", scaling, "null, or rope_type 'linear'")
     return 1.0 if scaling is None else float(scaling["factor"])
 
 
-def describe(config: Config) -> Decoder:
+def _describe(config: Config) -> Decoder:
     """A Gemma 2 without caps whose queries and keys are normed, with a rotary base for layers with a window and one
     for the others: the graph rotates, and the cache does not (Gemma Team 2025, arXiv:2503.19786)."""
     hidden, heads = config.hidden_size, (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
@@ -131,4 +131,4 @@ def describe(config: Config) -> Decoder:
     )
 
 
-FAMILY = Family(MODEL, Config, read_fields, describe, FREE)
+FAMILY = Family(_MODEL, Config, _read_fields, _describe, _FREE)

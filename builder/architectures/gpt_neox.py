@@ -20,10 +20,10 @@ from builder.architectures.parts.mlp import MLP
 from builder.architectures.parts.norms import layer_norm
 from builder.architectures.parts.rotary import Rotary
 
-MODEL = "gpt_neox"
-FREE = ("rope_theta", "rope_scaling", "layer_norm_eps", "max_position_embeddings")  # a recipe may change these
+_MODEL = "gpt_neox"
+_FREE = ("rope_theta", "rope_scaling", "layer_norm_eps", "max_position_embeddings")  # a recipe may change these
 
-ACTIVATIONS = {  # names in config.json -> the function
+_ACTIVATIONS = {  # names in config.json -> the function
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
@@ -54,16 +54,16 @@ class Config:
     def __post_init__(self) -> None:
         read.check_types(self)
         rope.check_scaling(self.rope_scaling)
-        if self.hidden_act not in ACTIVATIONS.values():
+        if self.hidden_act not in _ACTIVATIONS.values():
             read.refuse("hidden_act", self.hidden_act, "gelu, gelu_tanh")
         if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
             read.refuse("rotary_dim", self.rotary_dim, f"an even number of at most head_dim ({self.head_dim})")
 
 
-def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
+def _read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Config. transformers 4 writes rotary_pct and rotary_emb_base, 5 rope_parameters."""
-    read.check_maths(MODEL, config_json, {"hidden_act": tuple(ACTIVATIONS)}, reads=("use_parallel_residual",))
-    sizes = read.sizes({**config_json, "head_dim": None}, MODEL)
+    read.check_maths(_MODEL, config_json, {"hidden_act": tuple(_ACTIVATIONS)}, reads=("use_parallel_residual",))
+    sizes = read.sizes({**config_json, "head_dim": None}, _MODEL)
     sizes.pop("num_key_value_heads")
     return {
         **sizes,
@@ -78,19 +78,19 @@ def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
             },
         ),
         "rotary_dim": _rotary_dim(config_json, sizes["head_dim"]),
-        "hidden_act": ACTIVATIONS[read.optional(config_json, "hidden_act", "gelu")],
+        "hidden_act": _ACTIVATIONS[read.optional(config_json, "hidden_act", "gelu")],
         "rope_theta": rope.theta(config_json, ("rope_theta", "rotary_emb_base")),
-        "rope_scaling": rope.scaling(config_json, MODEL),
+        "rope_scaling": rope.scaling(config_json, _MODEL),
     }
 
 
 def _rotary_dim(config_json: Mapping[str, Any], head_dim: int) -> int:
-    share = read.number(rope.partial_factor(config_json, ("rotary_pct", "partial_rotary_factor"), 0.25), "float")
+    share = read.as_float(rope.partial_factor(config_json, ("rotary_pct", "partial_rotary_factor"), 0.25), "float")
     read.check_type("rotary_pct", share, "float")
     return int(head_dim * share)
 
 
-def describe(config: Config) -> Decoder:
+def _describe(config: Config) -> Decoder:
     """Attention and MLP side by side or one after the other, layer norms, biases, partly rotated heads (Black et al.
     2022, arXiv:2204.06745)."""
     hidden, heads, bias = config.hidden_size, config.num_attention_heads, config.attention_bias
@@ -129,8 +129,8 @@ def describe(config: Config) -> Decoder:
     )
 
 
-def chat_config(config: Config) -> dict[str, Any]:
+def _chat_config(config: Config) -> dict[str, Any]:
     return {"rotary_pct": config.rotary_dim / config.head_dim}
 
 
-FAMILY = Family(MODEL, Config, read_fields, describe, FREE, chat_config)
+FAMILY = Family(_MODEL, Config, _read_fields, _describe, _FREE, _chat_config)

@@ -18,8 +18,8 @@ from builder.architectures.parts.mlp import GatedMLP
 from builder.architectures.parts.norms import rms_norm
 from builder.architectures.parts.rotary import Rotary
 
-MODEL = "llama"
-FREE = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
+_MODEL = "llama"
+_FREE = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,12 @@ class Config:
         rope.check_scaling(self.rope_scaling)
 
 
-def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
+def _read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Config, from config.json as transformers 4 or 5 writes it."""
-    read.check_maths(MODEL, config_json, read.SILU, read.NO_WINDOW, read.WHOLE_HEADS)
-    rope.check_whole_heads(config_json, MODEL)
+    read.check_maths(_MODEL, config_json, read.SILU, read.NO_WINDOW, read.WHOLE_HEADS)
+    rope.check_whole_heads(config_json, _MODEL)
     return {
-        **read.sizes(config_json, MODEL),
+        **read.sizes(config_json, _MODEL),
         **read.settings(
             config_json,
             {
@@ -64,11 +64,11 @@ def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
             },
         ),
         "rope_theta": rope.theta(config_json),
-        "rope_scaling": rope.scaling(config_json, MODEL),
+        "rope_scaling": rope.scaling(config_json, _MODEL),
     }
 
 
-def describe(config: Config) -> Decoder:
+def _describe(config: Config) -> Decoder:
     """Norms before attention and MLP, rotary embeddings, gated SiLU (Touvron et al. 2023, arXiv:2302.13971)."""
     hidden, heads, width = config.hidden_size, config.num_attention_heads, config.head_dim
     norm = rms_norm(hidden, config.rms_norm_eps)
@@ -87,4 +87,4 @@ def describe(config: Config) -> Decoder:
     )
 
 
-FAMILY = Family(MODEL, Config, read_fields, describe, FREE)
+FAMILY = Family(_MODEL, Config, _read_fields, _describe, _FREE)

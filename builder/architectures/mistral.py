@@ -18,9 +18,9 @@ from builder.architectures.parts.mlp import GatedMLP
 from builder.architectures.parts.norms import rms_norm
 from builder.architectures.parts.rotary import Rotary
 
-MODEL = "mistral"
-FREE = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
-DEFAULT_WINDOW = 4096  # where config.json does not mention it; null is no window
+_MODEL = "mistral"
+_FREE = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
+_DEFAULT_WINDOW = 4096  # where config.json does not mention it; null is no window
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +47,22 @@ class Config:
         rope.check_scaling(self.rope_scaling)
 
 
-def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
+def _read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Config, from config.json as transformers 4 or 5 writes it."""
-    read.check_maths(MODEL, config_json, read.SILU, read.WHOLE_HEADS)
-    rope.check_whole_heads(config_json, MODEL)
+    read.check_maths(_MODEL, config_json, read.SILU, read.WHOLE_HEADS)
+    rope.check_whole_heads(config_json, _MODEL)
     return {
-        **read.sizes(config_json, MODEL, key_heads=8),
+        **read.sizes(config_json, _MODEL, key_heads=8),
         **read.settings(
             config_json, {"rms_norm_eps": 1e-6, "max_position_embeddings": 4096 * 32, "tie_word_embeddings": False}
         ),
         "rope_theta": rope.theta(config_json),
-        "rope_scaling": rope.scaling(config_json, MODEL),
-        "sliding_window": config_json.get("sliding_window", DEFAULT_WINDOW),
+        "rope_scaling": rope.scaling(config_json, _MODEL),
+        "sliding_window": config_json.get("sliding_window", _DEFAULT_WINDOW),
     }
 
 
-def describe(config: Config) -> Decoder:
+def _describe(config: Config) -> Decoder:
     """A Llama with every layer looking through the recipe's window (Jiang et al. 2023, arXiv:2310.06825)."""
     hidden, heads, width = config.hidden_size, config.num_attention_heads, config.head_dim
     norm = rms_norm(hidden, config.rms_norm_eps)
@@ -80,4 +80,4 @@ def describe(config: Config) -> Decoder:
     )
 
 
-FAMILY = Family(MODEL, Config, read_fields, describe, FREE)
+FAMILY = Family(_MODEL, Config, _read_fields, _describe, _FREE)

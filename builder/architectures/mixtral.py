@@ -19,9 +19,9 @@ from builder.architectures.parts.experts import Experts
 from builder.architectures.parts.norms import rms_norm
 from builder.architectures.parts.rotary import Rotary
 
-MODEL = "mixtral"
-FREE = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
-HARMLESS: dict[str, tuple[Any, ...]] = {"router_jitter_noise": (None, 0, 0.0)}
+_MODEL = "mixtral"
+_FREE = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
+_HARMLESS: dict[str, tuple[Any, ...]] = {"router_jitter_noise": (None, 0, 0.0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,12 @@ class Config:
             read.refuse("num_experts_per_tok", self.num_experts_per_tok, f"1 to {self.num_local_experts}, all experts")
 
 
-def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
+def _read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Config, from config.json as transformers 4 or 5 writes it."""
-    read.check_maths(MODEL, config_json, read.SILU, read.WHOLE_HEADS, HARMLESS, reads=("num_local_experts",))
-    rope.check_whole_heads(config_json, MODEL)
+    read.check_maths(_MODEL, config_json, read.SILU, read.WHOLE_HEADS, _HARMLESS, reads=("num_local_experts",))
+    rope.check_whole_heads(config_json, _MODEL)
     return {
-        **read.sizes(config_json, MODEL, key_heads=8),
+        **read.sizes(config_json, _MODEL, key_heads=8),
         **read.settings(
             config_json,
             {
@@ -70,12 +70,12 @@ def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
             },
         ),
         "rope_theta": rope.theta(config_json, default=1e6),
-        "rope_scaling": rope.scaling(config_json, MODEL),
+        "rope_scaling": rope.scaling(config_json, _MODEL),
         "sliding_window": config_json.get("sliding_window"),
     }
 
 
-def describe(config: Config) -> Decoder:
+def _describe(config: Config) -> Decoder:
     """A Mistral with a mixture of experts in place of the MLP (Jiang et al. 2024, arXiv:2401.04088)."""
     hidden, heads, width = config.hidden_size, config.num_attention_heads, config.head_dim
     norm = rms_norm(hidden, config.rms_norm_eps)
@@ -100,4 +100,4 @@ def describe(config: Config) -> Decoder:
     )
 
 
-FAMILY = Family(MODEL, Config, read_fields, describe, FREE)
+FAMILY = Family(_MODEL, Config, _read_fields, _describe, _FREE)

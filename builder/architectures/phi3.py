@@ -22,11 +22,11 @@ from builder.architectures.parts.norms import rms_norm
 from builder.architectures.parts.rotary import Rotary
 from builder.core.errors import UserError
 
-MODEL = "phi3"
-FREE = ("rope_theta", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
-LONG = "longrope"
-OLD_LONG = ("su",)  # what Phi-3's first config.json called it
-LONG_FIELDS = ("long_factor", "short_factor", "factor", "attention_factor", "original_max_position_embeddings")
+_MODEL = "phi3"
+_FREE = ("rope_theta", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
+_LONG = "longrope"
+_OLD_LONG = ("su",)  # what Phi-3's first config.json called it
+_LONG_FIELDS = ("long_factor", "short_factor", "factor", "attention_factor", "original_max_position_embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,12 @@ class Config:
         read.check_heads(self.num_attention_heads, self.num_key_value_heads, self.head_dim)
         if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
             read.refuse("rotary_dim", self.rotary_dim, f"an even number of up to head_dim ({self.head_dim})")
-        check_long_rope(self.rope_scaling, self.rotary_dim)
+        _check_long_rope(self.rope_scaling, self.rotary_dim)
         if self.sliding_window is not None:
             read.check_type("sliding_window", self.sliding_window, "int")
 
 
-def check_long_rope(scaling: Any, rotary_dim: int) -> None:
+def _check_long_rope(scaling: Any, rotary_dim: int) -> None:
     if scaling is None:
         return
     keys = ("short_factor", "long_factor", "attention_factor")
@@ -71,14 +71,14 @@ def check_long_rope(scaling: Any, rotary_dim: int) -> None:
         if not isinstance(factors, list | tuple) or len(factors) != rotary_dim // 2:
             read.refuse(f"rope_scaling.{key}", factors, f"{rotary_dim // 2} numbers, one per pair of rotated features")
         for value in factors:
-            read.check_type(f"rope_scaling.{key}", read.number(value, "float"), "float")
+            read.check_type(f"rope_scaling.{key}", read.as_float(value, "float"), "float")
     read.check_type("rope_scaling.attention_factor", scaling["attention_factor"], "float")
 
 
-def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
+def _read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Config, from config.json as transformers 4 or 5 writes it."""
-    read.check_maths(MODEL, config_json, read.SILU, {"attention_bias": (None, False), "mlp_bias": (None, False)})
-    sizes = read.sizes(config_json, MODEL)
+    read.check_maths(_MODEL, config_json, read.SILU, {"attention_bias": (None, False), "mlp_bias": (None, False)})
+    sizes = read.sizes(config_json, _MODEL)
     positions = read.settings(config_json, {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096})
     share = rope.partial_factor(config_json, ("partial_rotary_factor",), 1.0)
     return {
@@ -87,31 +87,31 @@ def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
         **read.settings(config_json, {"rms_norm_eps": 1e-5, "tie_word_embeddings": False}),
         "rotary_dim": int(sizes["head_dim"] * share),
         "rope_theta": rope.theta(config_json),
-        "rope_scaling": long_rope(config_json, *positions.values()),
+        "rope_scaling": _long_rope(config_json, *positions.values()),
         "sliding_window": config_json.get("sliding_window"),
     }
 
 
-def long_rope(config_json: Mapping[str, Any], positions: int, original: int) -> dict[str, Any] | None:
+def _long_rope(config_json: Mapping[str, Any], positions: int, original: int) -> dict[str, Any] | None:
     """The factors, and sqrt(1 + ln(positions / original) / ln(original)) (Ding et al. 2024, arXiv:2402.13753, as in
     transformers' modeling_rope_utils.py)."""
-    found = {}
+    blocks = {}
     for place in ("rope_parameters", "rope_scaling"):
         block = config_json.get(place)
         if block is not None:
-            found[place] = _long_block(place, block, positions, original)
-    scaling: dict[str, Any] | None = read.agreed("rope_scaling", found, None)
+            blocks[place] = _long_block(place, block, positions, original)
+    scaling: dict[str, Any] | None = read.single_value("rope_scaling", blocks, None)
     return scaling
 
 
 def _long_block(place: str, block: Mapping[str, Any], positions: int, original: int) -> dict[str, Any] | None:
-    kind = read.agreed(f"{place}.rope_type", {key: block.get(key) for key in ("rope_type", "type")}, "default")
-    if kind not in ("default", LONG, *OLD_LONG):
-        read.unsupported(MODEL, f"{place}.rope_type", kind, f"default, {LONG} or su")
-    known = () if kind == "default" else LONG_FIELDS
+    kind = read.single_value(f"{place}.rope_type", {key: block.get(key) for key in ("rope_type", "type")}, "default")
+    if kind not in ("default", _LONG, *_OLD_LONG):
+        read.unsupported(_MODEL, f"{place}.rope_type", kind, f"default, {_LONG} or su")
+    known = () if kind == "default" else _LONG_FIELDS
     for key in block:
         if key not in (*rope.ANY_BLOCK, rope.REPEATED, *known):
-            read.unsupported(MODEL, f"{place}.{key}", block[key], f"no such field with rope_type {kind!r}")
+            read.unsupported(_MODEL, f"{place}.{key}", block[key], f"no such field with rope_type {kind!r}")
     if kind == "default":
         return None
     for key in ("short_factor", "long_factor"):
@@ -127,7 +127,7 @@ def _long_block(place: str, block: Mapping[str, Any], positions: int, original: 
     }
 
 
-def describe(config: Config) -> Decoder:
+def _describe(config: Config) -> Decoder:
     """A Llama with LongRoPE, perhaps partly rotated heads and a window (Abdin et al. 2024, arXiv:2404.14219)."""
     hidden, heads, width = config.hidden_size, config.num_attention_heads, config.head_dim
     norm = rms_norm(hidden, config.rms_norm_eps)
@@ -150,8 +150,8 @@ def _rotary(config: Config) -> Rotary:
     if config.rope_scaling is None:
         return Rotary(config.rotary_dim, config.rope_theta)
     magnitude, original = config.rope_scaling["attention_factor"], config.original_max_position_embeddings
-    scaling = {"rope_type": LONG, **config.rope_scaling, "original_max_position_embeddings": original}
+    scaling = {"rope_type": _LONG, **config.rope_scaling, "original_max_position_embeddings": original}
     return Rotary(config.rotary_dim, config.rope_theta, scaling, magnitude)
 
 
-FAMILY = Family(MODEL, Config, read_fields, describe, FREE)
+FAMILY = Family(_MODEL, Config, _read_fields, _describe, _FREE)

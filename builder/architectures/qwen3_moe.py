@@ -20,11 +20,11 @@ from builder.architectures.parts.norms import rms_norm
 from builder.architectures.parts.query_key import HeadNorms
 from builder.architectures.parts.rotary import Rotary
 
-MODEL = "qwen3_moe"
-FREE = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
+_MODEL = "qwen3_moe"
+_FREE = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
 
-EXPERTS = ("num_experts", "num_local_experts")  # as transformers 4 and 5 write it
-HARMLESS: dict[str, tuple[Any, ...]] = {"decoder_sparse_step": (None, 1), "mlp_only_layers": (None, [])}
+_EXPERTS = ("num_experts", "num_local_experts")  # as transformers 4 and 5 write it
+_HARMLESS: dict[str, tuple[Any, ...]] = {"decoder_sparse_step": (None, 1), "mlp_only_layers": (None, [])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,12 @@ class Config:
             read.refuse("num_experts_per_tok", self.num_experts_per_tok, f"1 to {self.num_experts}, all experts")
 
 
-def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
+def _read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Config, from config.json as transformers 4 or 5 writes it."""
-    read.check_maths(MODEL, config_json, read.SILU, read.WHOLE_HEADS, HARMLESS, reads=EXPERTS)
-    rope.check_whole_heads(config_json, MODEL)
+    read.check_maths(_MODEL, config_json, read.SILU, read.WHOLE_HEADS, _HARMLESS, reads=_EXPERTS)
+    rope.check_whole_heads(config_json, _MODEL)
     return {
-        **read.sizes(config_json, MODEL, key_heads=4, inner="moe_intermediate_size"),
+        **read.sizes(config_json, _MODEL, key_heads=4, inner="moe_intermediate_size"),
         **read.settings(
             config_json,
             {
@@ -75,12 +75,12 @@ def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
             },
         ),
         "rope_theta": rope.theta(config_json),
-        "rope_scaling": rope.scaling(config_json, MODEL),
-        "num_experts": read.agreed("num_experts", {name: config_json.get(name) for name in EXPERTS}, 128),
+        "rope_scaling": rope.scaling(config_json, _MODEL),
+        "num_experts": read.single_value("num_experts", {name: config_json.get(name) for name in _EXPERTS}, 128),
     }
 
 
-def describe(config: Config) -> Decoder:
+def _describe(config: Config) -> Decoder:
     """A Qwen3 with a mixture of experts in place of the MLP (Qwen3 technical report, arXiv:2505.09388)."""
     hidden, heads, width = config.hidden_size, config.num_attention_heads, config.head_dim
     norm = rms_norm(hidden, config.rms_norm_eps)
@@ -111,4 +111,4 @@ def describe(config: Config) -> Decoder:
     )
 
 
-FAMILY = Family(MODEL, Config, read_fields, describe, FREE)
+FAMILY = Family(_MODEL, Config, _read_fields, _describe, _FREE)

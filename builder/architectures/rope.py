@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from builder.architectures.config_json import agreed, unsupported
+from builder.architectures.config_json import single_value, unsupported
 from builder.core.errors import UserError
 
 Scaling = Mapping[str, Any]
@@ -28,21 +28,21 @@ REPEATED = "original_max_position_embeddings"  # transformers 5 writes it beside
 
 def theta(config_json: Mapping[str, Any], spellings: tuple[str, ...] = ("rope_theta",), default: float = 1e4) -> Any:
     """The base of the angles; ``spellings`` are its names at the top level."""
-    found = {place: block.get("rope_theta") for place, block in _blocks(config_json).items()}
-    return agreed("rope_theta", {**found, **{name: config_json.get(name) for name in spellings}}, default)
+    values = {place: block.get("rope_theta") for place, block in _blocks(config_json).items()}
+    return single_value("rope_theta", {**values, **{name: config_json.get(name) for name in spellings}}, default)
 
 
 def partial_factor(config_json: Mapping[str, Any], spellings: tuple[str, ...], default: float) -> Any:
     """The share of a head that is rotated."""
-    found = {place: block.get("partial_rotary_factor") for place, block in _blocks(config_json).items()}
+    values = {place: block.get("partial_rotary_factor") for place, block in _blocks(config_json).items()}
     names = {name: config_json.get(name) for name in spellings}
-    return agreed("partial_rotary_factor", {**found, **names}, default)
+    return single_value("partial_rotary_factor", {**values, **names}, default)
 
 
 def scaling(config_json: Mapping[str, Any], model: str) -> dict[str, Any] | None:
     """The canonical scaling; UserError that names a type or a field that is not implemented."""
-    found = {place: _read(place, block, model) for place, block in _blocks(config_json).items()}
-    chosen: dict[str, Any] | None = agreed("rope_scaling", found, None)
+    values = {place: _read(place, block, model) for place, block in _blocks(config_json).items()}
+    chosen: dict[str, Any] | None = single_value("rope_scaling", values, None)
     return chosen
 
 
@@ -69,7 +69,7 @@ def _read(place: str, block: Mapping[str, Any], model: str) -> dict[str, Any] | 
     for key in ("rope_type", "type"):
         if block.get(key) not in (None, "default", *SCALINGS):
             unsupported(model, f"{place}.{key}", block[key], f"default, {', '.join(SCALINGS)}")
-    kind = agreed(f"{place}.rope_type", {key: block.get(key) for key in ("rope_type", "type")}, "default")
+    kind = single_value(f"{place}.rope_type", {key: block.get(key) for key in ("rope_type", "type")}, "default")
     known = SCALINGS.get(kind, ())
     for key in block:
         if key not in (*ANY_BLOCK, *known, REPEATED):
@@ -79,26 +79,26 @@ def _read(place: str, block: Mapping[str, Any], model: str) -> dict[str, Any] | 
     for key in known:
         if block.get(key) is None:
             raise UserError(f"config.json: {place} has no {key}, which rope_type {kind!r} needs")
-    found = {"rope_type": kind, **{key: block[key] for key in known}}
-    check_scaling(found)
-    return found
+    canonical = {"rope_type": kind, **{key: block[key] for key in known}}
+    check_scaling(canonical)
+    return canonical
 
 
-def check_scaling(found: Any) -> None:
+def check_scaling(scaling: Any) -> None:
     """For a Config's ``__post_init__``: null, or a canonical scaling with numbers that make sense."""
-    if found is None:
+    if scaling is None:
         return
-    kind = found.get("rope_type") if isinstance(found, Mapping) else None
-    if kind not in SCALINGS or set(found) != {"rope_type", *SCALINGS[kind]}:
+    kind = scaling.get("rope_type") if isinstance(scaling, Mapping) else None
+    if kind not in SCALINGS or set(scaling) != {"rope_type", *SCALINGS[kind]}:
         shapes = "; ".join(f"rope_type {name} with {', '.join(keys)}" for name, keys in SCALINGS.items())
-        raise UserError(f"architecture.rope_scaling: found {found!r}; allowed: null; {shapes}")
+        raise UserError(f"architecture.rope_scaling: found {scaling!r}; allowed: null; {shapes}")
     for key in SCALINGS[kind]:
-        value = found[key]
+        value = scaling[key]
         good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
         if not good:
             raise UserError(f"architecture.rope_scaling.{key}: found {value!r}; allowed: a finite number above 0")
-    if kind == "llama3" and not found["low_freq_factor"] < found["high_freq_factor"]:
+    if kind == "llama3" and not scaling["low_freq_factor"] < scaling["high_freq_factor"]:
         raise UserError(
-            f"architecture.rope_scaling: low_freq_factor {found['low_freq_factor']} must be below high_freq_factor "
-            f"{found['high_freq_factor']}"
+            f"architecture.rope_scaling: low_freq_factor {scaling['low_freq_factor']} must be below high_freq_factor "
+            f"{scaling['high_freq_factor']}"
         )

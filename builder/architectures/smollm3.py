@@ -18,10 +18,10 @@ from builder.architectures.parts.mlp import GatedMLP
 from builder.architectures.parts.norms import rms_norm
 from builder.architectures.parts.rotary import GraphRotary, Rotary
 
-MODEL = "smollm3"
-FREE = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
-OWN = ("no_rope_layers", "no_rope_layer_interval")
-EVERY = 4  # transformers' default for no_rope_layer_interval
+_MODEL = "smollm3"
+_FREE = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these
+_OWN = ("no_rope_layers", "no_rope_layer_interval")
+_EVERY = 4  # transformers' default for no_rope_layer_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,11 @@ class Config:
         rope.check_scaling(self.rope_scaling)
 
 
-def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
+def _read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Config, from config.json as transformers 4 or 5 writes it. Windows are refused by name."""
-    read.check_maths(MODEL, config_json, read.SILU, read.WHOLE_HEADS, reads=OWN)
-    rope.check_whole_heads(config_json, MODEL)
-    sizes = read.sizes(config_json, MODEL, key_heads=4)
+    read.check_maths(_MODEL, config_json, read.SILU, read.WHOLE_HEADS, reads=_OWN)
+    rope.check_whole_heads(config_json, _MODEL)
+    sizes = read.sizes(config_json, _MODEL, key_heads=4)
     return {
         **sizes,
         **read.settings(
@@ -69,7 +69,7 @@ def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
             },
         ),
         "rope_theta": rope.theta(config_json, default=2e6),
-        "rope_scaling": rope.scaling(config_json, MODEL),
+        "rope_scaling": rope.scaling(config_json, _MODEL),
         "no_rope_layer_interval": _interval(config_json, sizes["num_hidden_layers"]),
     }
 
@@ -77,7 +77,7 @@ def read_fields(config_json: Mapping[str, Any]) -> dict[str, Any]:
 def _interval(config_json: Mapping[str, Any], layers: int) -> Any:
     """n, where layers n - 1, 2n - 1, ... have no rotation. ``no_rope_layers`` (1: the layer rotates) goes before
     ``no_rope_layer_interval``; transformers reads as many of it as there are layers."""
-    interval = read.optional(config_json, "no_rope_layer_interval", EVERY)
+    interval = read.optional(config_json, "no_rope_layer_interval", _EVERY)
     read.check_type("no_rope_layer_interval", interval, "int")
     rotates = config_json.get("no_rope_layers")
     if rotates is None:
@@ -85,10 +85,10 @@ def _interval(config_json: Mapping[str, Any], layers: int) -> Any:
     for every in (interval, *range(1, layers + 2)):
         if list(rotates[:layers]) == [int((index + 1) % every > 0) for index in range(layers)]:
             return every
-    read.unsupported(MODEL, "no_rope_layers", rotates, "0 for every n-th layer and 1 for the others")
+    read.unsupported(_MODEL, "no_rope_layers", rotates, "0 for every n-th layer and 1 for the others")
 
 
-def describe(config: Config) -> Decoder:
+def _describe(config: Config) -> Decoder:
     """A Llama whose graph rotates queries and keys, and not in every layer (Yang et al. 2025, arXiv:2501.18795)."""
     hidden, norm = config.hidden_size, rms_norm(config.hidden_size, config.rms_norm_eps)
     rotation = GraphRotary(Rotary(config.head_dim, config.rope_theta, config.rope_scaling))
@@ -115,4 +115,4 @@ def describe(config: Config) -> Decoder:
     )
 
 
-FAMILY = Family(MODEL, Config, read_fields, describe, FREE)
+FAMILY = Family(_MODEL, Config, _read_fields, _describe, _FREE)

@@ -134,15 +134,15 @@ def _check_source(source: Slice, tensors: Mapping[str, Any]) -> None:
             f"nearest names in it: {', '.join(near) or 'none'}",
             "does config.json belong to these weights?",
         )
-    found = tensors[source.tensor]
-    if tuple(found["shape"]) != source.shape:
+    tensor = tensors[source.tensor]
+    if tuple(tensor["shape"]) != source.shape:
         raise UserError(
-            f"tensor {source.tensor!r} has shape {found['shape']}; config.json asks for {list(source.shape)}",
+            f"tensor {source.tensor!r} has shape {tensor['shape']}; config.json asks for {list(source.shape)}",
             "does config.json belong to these weights?",
         )
-    if found["dtype"] not in WEIGHT_DTYPES:
+    if tensor["dtype"] not in WEIGHT_DTYPES:
         raise UserError(
-            f"tensor {source.tensor!r} has dtype {found['dtype']}; weights may be {', '.join(WEIGHT_DTYPES)}",
+            f"tensor {source.tensor!r} has dtype {tensor['dtype']}; weights may be {', '.join(WEIGHT_DTYPES)}",
             "a checkpoint that is quantized already cannot be quantized again",
         )
 

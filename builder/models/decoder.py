@@ -25,12 +25,12 @@ from builder.ops.rope import frequencies
 from builder.quant.layout import Scheme
 
 
-class Layer(nn.Module):
+class _Layer(nn.Module):
     def __init__(self, layer: parts.Layer, scheme: Scheme, ranks: int, window: bool) -> None:
         super().__init__()
         self.residuals, self.parallel = layer.residuals, layer.parallel
         for name, part in layer.modules.items():
-            setattr(self, name, module_of(part, scheme, ranks, window))
+            setattr(self, name, _module_of(part, scheme, ranks, window))
 
     def forward(self, x_MH: nn.Tensor, inputs: LayerInputs) -> nn.Tensor:
         sum_MH = x_MH
@@ -45,7 +45,7 @@ class Layer(nn.Module):
         return sum_MH
 
 
-def module_of(part: parts.Part, scheme: Scheme, ranks: int, window: bool) -> nn.Module:
+def _module_of(part: parts.Part, scheme: Scheme, ranks: int, window: bool) -> nn.Module:
     """``window``: the model's cache has one."""
     graph = models.load(part.graph)
     if isinstance(part, Norm):
@@ -55,15 +55,15 @@ def module_of(part: parts.Part, scheme: Scheme, ranks: int, window: bool) -> nn.
     return graph(part, scheme, ranks)
 
 
-class Layers(nn.Module):
+class _Layers(nn.Module):
     """Embedding, layers and the last norm, under the family's names."""
 
     def __init__(self, decoder: parts.Decoder, scheme: Scheme, ranks: int, window: bool) -> None:
         super().__init__()
         embedding = Embedding(decoder.vocab, decoder.hidden, scheme, scheme.quantize_embedding)
         setattr(self, decoder.embedding_name, embedding)
-        self.layers = nn.ModuleList([Layer(layer, scheme, ranks, window) for layer in decoder.layers])
-        setattr(self, decoder.norm_name, module_of(decoder.norm, scheme, ranks, window))
+        self.layers = nn.ModuleList([_Layer(layer, scheme, ranks, window) for layer in decoder.layers])
+        setattr(self, decoder.norm_name, _module_of(decoder.norm, scheme, ranks, window))
         turns = [layer.attention.query_key for layer in decoder.layers]
         self.needs_positions = any(turn is not None and turn.needs_positions for turn in turns)
 
@@ -76,9 +76,9 @@ class Layers(nn.Module):
 
 class Model(Functions):
     def __init__(self, decoder: parts.Decoder, scheme: Scheme, metadata: Mapping[str, Any]) -> None:
-        super().__init__(decoder.vocab, decoder.hidden, cache_layout(decoder, metadata), metadata)
+        super().__init__(decoder.vocab, decoder.hidden, _cache_layout(decoder, metadata), metadata)
         self.decoder = decoder
-        setattr(self, decoder.stem, Layers(decoder, scheme, self.ranks, self.cache.window > 0))
+        setattr(self, decoder.stem, _Layers(decoder, scheme, self.ranks, self.cache.window > 0))
         head = None if decoder.tied else Head(self.vocab, self.hidden, scheme, self.ranks)
         setattr(self, decoder.head_name, head)
 
@@ -100,7 +100,7 @@ class Model(Functions):
         return getattr(getattr(self, self.decoder.stem), name)
 
 
-def cache_layout(decoder: parts.Decoder, metadata: Mapping[str, Any]) -> CacheLayout:
+def _cache_layout(decoder: parts.Decoder, metadata: Mapping[str, Any]) -> CacheLayout:
     """Layers have no window of their own where no context outgrows it."""
     ranks, context = metadata["tensor_parallel_shards"], metadata["context_window_size"]
     attention, rotary, window, sinks = decoder.attention, decoder.rotary, decoder.window or 0, 0

@@ -71,6 +71,9 @@ def test_which_layers_see_everything(layer_types, every):
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "windows of smollm3": ("smollm3", {**SIZES, "use_sliding_window": True}, "use_sliding_window is True"),
+    "windowed layers of smollm3": ("smollm3", {**SIZES, "layer_types": [LOCAL] * 4}, "layer_types is"),
+    "rotation without a pattern": ("smollm3", {**SIZES, "no_rope_layers": [0, 1, 1, 0]}, "no_rope_layers is [0, 1, 1"),
     "activation": ("mistral", {**SIZES, "hidden_act": "relu"}, "hidden_act is 'relu'"),
     "rope type": ("mistral", {**SIZES, "rope_scaling": {"type": "yarn", "factor": 2}}, "is 'yarn'"),
     "phi3 rope type": ("phi3", {**SIZES, "rope_scaling": {"type": "yarn", "factor": 2}}, "is 'yarn'"),
@@ -92,6 +95,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "experts": ("mixtral", {**SIZES, "num_local_experts": 2, "num_experts_per_tok": 3}, "1 to 2, all experts"),
     "jitter": ("mixtral", {**SIZES, "router_jitter_noise": 0.1}, "router_jitter_noise is 0.1"),
 }  # fmt: skip
+
+
+def test_layers_without_rotation():
+    smollm3 = architectures.load("smollm3")
+    assert smollm3.from_hf(SIZES).no_rope_layer_interval == 4
+    assert smollm3.from_hf({**SIZES, "no_rope_layers": [1, 0, 1, 0, 1]}).no_rope_layer_interval == 2
+    assert smollm3.from_hf({**SIZES, "no_rope_layers": [1, 1, 1, 1]}).no_rope_layer_interval == 5
+    assert smollm3.from_hf({**SIZES, "no_rope_layer_interval": 3}).no_rope_layer_interval == 3
+    turns = [layer.attention.query_key for layer in smollm3.describe(smollm3.from_hf(SIZES)).layers]
+    assert [turn is not None for turn in turns] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("name", REFUSED)
