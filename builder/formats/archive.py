@@ -9,10 +9,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-MAGIC = b"!<arch>\n"
-MACH_O_64, ELF_64 = b"\xcf\xfa\xed\xfe", b"\x7fELF\x02\x01"  # little endian both
-LC_SYMTAB = 2  # <mach-o/loader.h>
-SHT_SYMTAB, GLOBAL, WEAK = 2, 1, 2  # <elf.h>
+_MAGIC = b"!<arch>\n"
+_MACH_O_64, _ELF_64 = b"\xcf\xfa\xed\xfe", b"\x7fELF\x02\x01"  # little endian both
+_LC_SYMTAB = 2  # <mach-o/loader.h>
+_SHT_SYMTAB, _GLOBAL, _WEAK = 2, 1, 2  # <elf.h>
 
 
 def static_library(objects: Mapping[str, bytes]) -> bytes:
@@ -22,27 +22,27 @@ def static_library(objects: Mapping[str, bytes]) -> bytes:
         ValueError: an object of neither format.
     """
     symbols = {name: defined(data) for name, data in objects.items()}
-    apple = all(data[:4] == MACH_O_64 for data in objects.values())
-    member = bsd_member if apple else system_v_member
+    apple = all(data[:4] == _MACH_O_64 for data in objects.values())
+    member = _bsd_member if apple else _system_v_member
     bodies = {name: member(name, data) for name, data in objects.items()}
-    index = bsd_index if apple else system_v_index
-    first = len(MAGIC) + len(index(dict.fromkeys(objects, 0), symbols))
+    index = _bsd_index if apple else _system_v_index
+    first = len(_MAGIC) + len(index(dict.fromkeys(objects, 0), symbols))
     places, at = {}, first
     for name, body in bodies.items():
         places[name], at = at, at + len(body)
-    return MAGIC + index(places, symbols) + b"".join(bodies.values())
+    return _MAGIC + index(places, symbols) + b"".join(bodies.values())
 
 
 def header(name: str, nbytes: int, mode: str = "644") -> bytes:
     return f"{name:<16}{0:<12}{0:<6}{0:<6}{mode:<8}{nbytes:<10}`\n".encode()
 
 
-def system_v_member(name: str, data: bytes) -> bytes:
+def _system_v_member(name: str, data: bytes) -> bytes:
     assert len(name) < 16, "long names have a table of their own"
     return header(f"{name}/", len(data)) + data + b"\n" * (len(data) % 2)
 
 
-def system_v_index(places: Mapping[str, int], symbols: Mapping[str, list[str]]) -> bytes:
+def _system_v_index(places: Mapping[str, int], symbols: Mapping[str, list[str]]) -> bytes:
     """Count, places and names, the numbers with the highest byte first."""
     entries = [(places[name], symbol) for name, names in symbols.items() for symbol in names]
     numbers = struct.pack(f">{len(entries) + 1}I", len(entries), *(place for place, _ in entries))
@@ -51,7 +51,7 @@ def system_v_index(places: Mapping[str, int], symbols: Mapping[str, list[str]]) 
     return header("/", len(body), "0") + body
 
 
-def bsd_member(name: str, data: bytes) -> bytes:
+def _bsd_member(name: str, data: bytes) -> bytes:
     """The name stands before the content, padded so that this begins at a multiple of 8, as does what comes next."""
     encoded = name.encode()
     encoded += b"\0" * (-(60 + len(encoded)) % 8)
@@ -59,7 +59,7 @@ def bsd_member(name: str, data: bytes) -> bytes:
     return header(f"#1/{len(encoded)}", len(encoded) + len(data)) + encoded + data
 
 
-def bsd_index(places: Mapping[str, int], symbols: Mapping[str, list[str]]) -> bytes:
+def _bsd_index(places: Mapping[str, int], symbols: Mapping[str, list[str]]) -> bytes:
     """Bytes of the table, (place of the name, place of the member) for each symbol, bytes of the names, names."""
     names, table = b"", b""
     for name, own in symbols.items():
@@ -68,26 +68,26 @@ def bsd_index(places: Mapping[str, int], symbols: Mapping[str, list[str]]) -> by
             names += symbol.encode() + b"\0"
     title = b"__.SYMDEF\0\0\0"
     body = struct.pack("<I", len(table)) + table + struct.pack("<I", len(names)) + names + b"\0" * (-len(names) % 8)
-    assert (len(MAGIC) + 60 + len(title) + len(body)) % 8 == 0
+    assert (len(_MAGIC) + 60 + len(title) + len(body)) % 8 == 0
     return header(f"#1/{len(title)}", len(title) + len(body), "0") + title + body
 
 
 def defined(data: bytes) -> list[str]:
     """Symbols that an object defines for others, in its order. ValueError for what is no 64-bit object."""
-    if data[:4] == MACH_O_64:
-        return defined_by_mach_o(data)
-    if data[:6] == ELF_64:
-        return defined_by_elf(data)
+    if data[:4] == _MACH_O_64:
+        return _defined_by_mach_o(data)
+    if data[:6] == _ELF_64:
+        return _defined_by_elf(data)
     raise ValueError(f"neither a Mach-O nor an ELF object of 64 bits: it begins with {data[:6]!r}")
 
 
-def defined_by_mach_o(data: bytes) -> list[str]:
+def _defined_by_mach_o(data: bytes) -> list[str]:
     """From the symbol table of <mach-o/nlist.h>: external, no debugger's entry, in a section."""
     (commands,), at = struct.unpack_from("<I", data, 16), 32
     names = []
     for _ in range(commands):
         command, size = struct.unpack_from("<2I", data, at)
-        if command == LC_SYMTAB:
+        if command == _LC_SYMTAB:
             table, count, strings, _size = struct.unpack_from("<4I", data, at + 8)
             for name, kind, _section, _description, _value in struct.iter_unpack(
                 "<IBBHQ", data[table : table + 16 * count]
@@ -98,18 +98,18 @@ def defined_by_mach_o(data: bytes) -> list[str]:
     return names
 
 
-def defined_by_elf(data: bytes) -> list[str]:
+def _defined_by_elf(data: bytes) -> list[str]:
     """From the symbol table: global or weak, in a section."""
     (sections,), (size, count) = struct.unpack_from("<Q", data, 0x28), struct.unpack_from("<2H", data, 0x3A)
     heads = [struct.unpack_from("<2I4Q2I", data, sections + i * size) for i in range(count)]
     names = []
     for head in heads:
-        if head[1] == SHT_SYMTAB:
+        if head[1] == _SHT_SYMTAB:
             strings = heads[head[6]][4]
             for name, info, _other, section, _value, _size in struct.iter_unpack(
                 "<IBBH2Q", data[head[4] : head[4] + head[5]]
             ):
-                if info >> 4 in (GLOBAL, WEAK) and section:
+                if info >> 4 in (_GLOBAL, _WEAK) and section:
                     names.append(text(data, strings + name))
     return names
 

@@ -11,16 +11,16 @@ from builder.formats.chattemplate import Template, Translation
 from builder.formats.checkpoint import TOKENIZER_FILES
 
 VERSION = "0.1.0"
-SAMPLING = {  # the format's defaults; the checkpoint's generation_config.json may change the ones it knows
+_SAMPLING = {  # the format's defaults; the checkpoint's generation_config.json may change the ones it knows
     "temperature": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
     "repetition_penalty": 1.0,
     "top_p": 1.0,
 }
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
-SHARED_TEMPLATE: dict[str, Any] = {
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+_TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+_SHARED_TEMPLATE: dict[str, Any] = {
     "system_template": "{system_message}",
     "system_message": "",
     "add_role_after_system_message": True,
@@ -30,7 +30,7 @@ SHARED_TEMPLATE: dict[str, Any] = {
     "function_string": "",
     "use_function_calling": False,
 }
-CONV_TEMPLATES: dict[str, dict[str, Any]] = {
+_CONV_TEMPLATES: dict[str, dict[str, Any]] = {
     "plain": {  # completion: the prompt as it is
         "roles": {"user": "", "assistant": ""},
         "seps": [""],
@@ -68,13 +68,13 @@ def chat_config(
     files: Sequence[str],
     conv_template: str | Translation,
 ) -> dict[str, Any]:
-    """The whole file as a dict. ``files`` are the checkpoint's small files; ``conv_template`` a key of CONV_TEMPLATES,
+    """The whole file as a dict. ``files`` are the checkpoint's small files; ``conv_template`` a key of _CONV_TEMPLATES,
     or the checkpoint's own template, translated.
 
     Token ids that the checkpoint does not give are left out, so the reader's own defaults hold.
     """
-    sampling = {key: texts.generation.get(key) for key in SAMPLING}
-    ids = {key: _first(texts.generation.get(key), texts.config.get(key)) for key in TOKEN_IDS}
+    sampling = {key: texts.generation.get(key) for key in _SAMPLING}
+    ids = {key: _first(texts.generation.get(key), texts.config.get(key)) for key in _TOKEN_IDS}
     vocab_size = model_config["vocab_size"]
     return {
         "version": VERSION,
@@ -90,7 +90,7 @@ def chat_config(
         "tensor_parallel_shards": model_config["tensor_parallel_shards"],
         "pipeline_parallel_stages": model_config["pipeline_parallel_stages"],
         "max_batch_size": model_config["max_batch_size"],
-        **{key: SAMPLING[key] if value is None else float(value) for key, value in sampling.items()},
+        **{key: _SAMPLING[key] if value is None else float(value) for key, value in sampling.items()},
         "tokenizer_files": [name for name in TOKENIZER_FILES if name in files],
         "tokenizer_info": tokenizer_info(texts.tokenizer),
         "conv_template": _template(conv_template, texts, ids),
@@ -106,14 +106,14 @@ def _first(*values: Any) -> Any:
 def _template(name: str | Translation, texts: Texts, ids: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(name, Translation):
         return _translated(name, texts, ids)
-    if name not in CONV_TEMPLATES:
+    if name not in _CONV_TEMPLATES:
         raise UserError(
-            f"model.conv_template: found {name!r}; allowed: {', '.join(CONV_TEMPLATES)}", "model.conv_template=plain"
+            f"model.conv_template: found {name!r}; allowed: {', '.join(_CONV_TEMPLATES)}", "model.conv_template=plain"
         )
     return {
         "name": name,
-        **SHARED_TEMPLATE,
-        **CONV_TEMPLATES[name],
+        **_SHARED_TEMPLATE,
+        **_CONV_TEMPLATES[name],
         "system_prefix_token_ids": _prefix_ids(texts, ids["bos_token_id"]),
         "stop_token_ids": _ends(ids),
     }
@@ -126,7 +126,7 @@ def _translated(translation: Translation, texts: Texts, ids: Mapping[str, Any]) 
     stops = [added[text] for text in translation.conv["stop_str"] if text in added]
     return {
         "name": "checkpoint",
-        **SHARED_TEMPLATE,
+        **_SHARED_TEMPLATE,
         **translation.conv,
         "system_prefix_token_ids": [begins] if translation.begins and begins is not None else [],
         "stop_token_ids": list(dict.fromkeys([*_ends(ids), *stops])),
@@ -145,7 +145,7 @@ def chat_template(texts: Texts, jinja: str | None) -> Template | None:
         source = {entry.get("name"): entry.get("template") for entry in source}.get("default")
     if not isinstance(source, str):
         return None
-    named = {key: texts.tokenizer_config.get(key) for key in SPECIAL_TOKENS}
+    named = {key: texts.tokenizer_config.get(key) for key in _SPECIAL_TOKENS}
     tokens = {key: value.get("content") if isinstance(value, Mapping) else value for key, value in named.items()}
     return Template(source, {key: value for key, value in tokens.items() if isinstance(value, str)})
 

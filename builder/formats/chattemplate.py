@@ -19,8 +19,8 @@ from os.path import commonprefix
 from typing import Any
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content"}
-HOLE = "{system_message}"
-SYSTEM, ASKED, SAID, ASKED_2 = "xqSystemText", "xqFirstQuestion", "xqFirstAnswer", "xqSecondQuestion"
+_HOLE = "{system_message}"
+_SYSTEM, _ASKED, _SAID, _ASKED_2 = "xqSystemText", "xqFirstQuestion", "xqFirstAnswer", "xqSecondQuestion"
 
 
 class CannotExpress(Exception):
@@ -78,24 +78,24 @@ def system(text: str) -> Message:
 
 def translate(template: Template) -> Translation:
     """Find the strings, then compare. Raises CannotExpress with the reason."""
-    head, tail = split(template.render([user(ASKED)], True), ASKED)
-    parts = turns(template, head, tail)
+    head, tail = split(template.render([user(_ASKED)], True), _ASKED)
+    parts = _turns(template, head, tail)
     begins = template.tokens.get("bos_token", "")
     block = head.removesuffix(parts["user"])
     if not begins or not block.startswith(begins):
         begins = ""
-    conv = {**roles(parts), **system_part(template, parts["user"], block.removeprefix(begins), begins)}
+    conv = {**roles(parts), **_system_part(template, parts["user"], block.removeprefix(begins), begins)}
     return Translation(conv, begins, tuple(differences(template, conv, begins)))
 
 
-def turns(template: Template, head: str, tail: str) -> dict[str, str]:
+def _turns(template: Template, head: str, tail: str) -> dict[str, str]:
     """What stands before and after a user's and an assistant's text, and before an answer to come."""
-    after_user = split(template.render([user(ASKED)], False), ASKED)[1]
-    whole = template.render([user(ASKED), assistant(SAID), user(ASKED_2)], True)
-    first, rest = split(whole, ASKED)
-    between, rest = split(rest, SAID)
-    again, last = split(rest, ASKED_2)
-    after_assistant = split(template.render([user(ASKED), assistant(SAID)], False), SAID)[1]
+    after_user = split(template.render([user(_ASKED)], False), _ASKED)[1]
+    whole = template.render([user(_ASKED), assistant(_SAID), user(_ASKED_2)], True)
+    first, rest = split(whole, _ASKED)
+    between, rest = split(rest, _SAID)
+    again, last = split(rest, _ASKED_2)
+    after_assistant = split(template.render([user(_ASKED), assistant(_SAID)], False), _SAID)[1]
     if (first, last) != (head, tail):
         raise CannotExpress("the first or the last turn is written in another way than the others")
     return {
@@ -138,22 +138,22 @@ def roles(parts: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def system_part(template: Template, role: str, block: str, begins: str) -> dict[str, Any]:
+def _system_part(template: Template, role: str, block: str, begins: str) -> dict[str, Any]:
     """The system template and its default text. ``block`` is what stands before the first role without a system
     message."""
     try:
-        before, rest = split(template.render([system(SYSTEM), user(ASKED)], True), SYSTEM)
+        before, rest = split(template.render([system(_SYSTEM), user(_ASKED)], True), _SYSTEM)
     except CannotExpress:
         if block:
             raise CannotExpress("a fixed beginning, and no system message to put in its place") from None
-        return {"system_template": HOLE, "system_message": "", "add_role_after_system_message": True}
-    before, after = before.removeprefix(begins), split(rest, ASKED)[0]
+        return {"system_template": _HOLE, "system_message": "", "add_role_after_system_message": True}
+    before, after = before.removeprefix(begins), split(rest, _ASKED)[0]
     with_role = after.endswith(role)
     after = after.removesuffix(role) if with_role else after
     if block and not (with_role and block.startswith(before) and block.endswith(after)):
         raise CannotExpress("the default system message is written in another way than a given one")
     return {
-        "system_template": f"{before}{HOLE}{after}",
+        "system_template": f"{before}{_HOLE}{after}",
         "system_message": block.removeprefix(before).removesuffix(after) if block else "",
         "add_role_after_system_message": with_role,
         **({} if block else {"render_empty_system_message": False}),
@@ -165,7 +165,7 @@ def render(conv: Mapping[str, Any], messages: Sequence[Message], empty_system: b
     around no text; WebLLM leaves it out when render_empty_system_message is false."""
     given = [m["content"] for m in messages if m["role"] == "system"]
     text = given[0] if given else conv["system_message"]
-    block = conv["system_template"].replace(HOLE, text) if text or empty_system else ""
+    block = conv["system_template"].replace(_HOLE, text) if text or empty_system else ""
     out = [block]
     for number, message in enumerate(m for m in messages if m["role"] != "system"):
         bare = number == 0 and block and not conv["add_role_after_system_message"]

@@ -10,13 +10,13 @@ from typing import Any
 
 from builder.core.errors import UserError
 
-WEIGHTS: tuple[tuple[str, str], ...] = (  # first found wins, in transformers' order
+_WEIGHTS: tuple[tuple[str, str], ...] = (  # first found wins, in transformers' order
     ("model.safetensors", "safetensors"),
     ("model.safetensors.index.json", "safetensors"),
     ("pytorch_model.bin", "bin"),
     ("pytorch_model.bin.index.json", "bin"),
 )
-COMPANIONS = (  # small files that travel into the artifact or fill it in
+_COMPANIONS = (  # small files that travel into the artifact or fill it in
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -61,14 +61,14 @@ def find(folder: Path) -> Checkpoint:
         )
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json", "model.source must be a transformers checkpoint folder")
-    files = tuple(name for name in COMPANIONS if (folder / name).is_file())
-    for name, kind in WEIGHTS:
+    files = tuple(name for name in _COMPANIONS if (folder / name).is_file())
+    for name, kind in _WEIGHTS:
         if (folder / name).is_file():
             return Checkpoint(kind, _members(folder, name), files)
     others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".gguf"))
     raise UserError(
         f"{folder} has no weights; found: {', '.join(others) or 'none'}; "
-        f"allowed: {', '.join(name for name, _ in WEIGHTS)}",
+        f"allowed: {', '.join(name for name, _ in _WEIGHTS)}",
         "is the download complete?",
     )
 
@@ -115,12 +115,12 @@ def check_index(name: str, index: Mapping[str, str], owners: Mapping[str, str]) 
     """Hold an index against what the files hold: ``index`` and ``owners`` are {tensor: file}."""
     for tensor, file in sorted(index.items()):
         if tensor not in owners:
-            raise UserError(f"{name}: tensor {tensor!r} is said to be in {file}, which does not have it", AGAIN)
+            raise UserError(f"{name}: tensor {tensor!r} is said to be in {file}, which does not have it", _AGAIN)
         if owners[tensor] != file:
-            raise UserError(f"{name}: tensor {tensor!r} is said to be in {file}; it is in {owners[tensor]}", AGAIN)
+            raise UserError(f"{name}: tensor {tensor!r} is said to be in {file}; it is in {owners[tensor]}", _AGAIN)
     for tensor, file in sorted(owners.items()):
         if tensor not in index:
-            raise UserError(f"{name}: {file} holds tensor {tensor!r}, which the index does not list", AGAIN)
+            raise UserError(f"{name}: {file} holds tensor {tensor!r}, which the index does not list", _AGAIN)
 
 
-AGAIN = "the index and the files are not of one checkpoint: fetch them again"
+_AGAIN = "the index and the files are not of one checkpoint: fetch them again"

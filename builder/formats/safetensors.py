@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from builder.core.errors import UserError
 
-DTYPE_BYTES = {
+_DTYPE_BYTES = {
     "BOOL": 1,
     "U8": 1,
     "I8": 1,
@@ -33,8 +33,8 @@ DTYPE_BYTES = {
     "I64": 8,
     "F64": 8,
 }
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def read_header(path: Path, name: str) -> list[Tensor]:
             text = _header_text(file, size, name)
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror}", f"look at {path}") from error
-    data_start = LENGTH_BYTES + len(text)
+    data_start = _LENGTH_BYTES + len(text)
     header = _parse(text, name)
     tensors = [_tensor(key, entry, data_start, name) for key, entry in header.items() if key != "__metadata__"]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
@@ -74,13 +74,13 @@ def _bad(name: str, problem: str) -> NoReturn:
 
 
 def _header_text(file: BinaryIO, size: int, name: str) -> bytes:
-    if size < LENGTH_BYTES:
-        _bad(name, f"truncated: {size} bytes; a safetensors file has at least {LENGTH_BYTES}")
-    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-    if length > MAX_HEADER_BYTES:
-        _bad(name, f"header length is {length} bytes; allowed: up to {MAX_HEADER_BYTES}")
-    if LENGTH_BYTES + length > size:
-        _bad(name, f"truncated: its header takes {length} bytes, the file has {size - LENGTH_BYTES} after the length")
+    if size < _LENGTH_BYTES:
+        _bad(name, f"truncated: {size} bytes; a safetensors file has at least {_LENGTH_BYTES}")
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    if length > _MAX_HEADER_BYTES:
+        _bad(name, f"header length is {length} bytes; allowed: up to {_MAX_HEADER_BYTES}")
+    if _LENGTH_BYTES + length > size:
+        _bad(name, f"truncated: its header takes {length} bytes, the file has {size - _LENGTH_BYTES} after the length")
     return file.read(length)
 
 
@@ -109,14 +109,14 @@ def _tensor(key: str, entry: Any, data_start: int, name: str) -> Tensor:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         _bad(name, f"header entry of {key!r} is not an object of dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        _bad(name, f"tensor {key!r} has dtype {dtype!r}; allowed: {', '.join(DTYPE_BYTES)}")
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
+        _bad(name, f"tensor {key!r} has dtype {dtype!r}; allowed: {', '.join(_DTYPE_BYTES)}")
     if not _naturals(shape):
         _bad(name, f"tensor {key!r} has shape {shape!r}; allowed: a list of whole numbers from 0")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         _bad(name, f"tensor {key!r} has data_offsets {offsets!r}; allowed: [begin, end] with 0 <= begin <= end")
     nbytes = offsets[1] - offsets[0]
-    expected = prod(shape) * DTYPE_BYTES[dtype]
+    expected = prod(shape) * _DTYPE_BYTES[dtype]
     if nbytes != expected:
         _bad(name, f"tensor {key!r}: data_offsets span {nbytes} bytes; {dtype} {shape} takes {expected}")
     return Tensor(key, dtype, tuple(shape), data_start + offsets[0], nbytes)
@@ -143,8 +143,8 @@ def write_header(file: BinaryIO, tensors: Iterable[tuple[str, str, Sequence[int]
     """Write the length and the header for (name, dtype, shape) whose bytes follow in this order, without gaps."""
     header, end = {}, 0
     for name, dtype, shape in tensors:
-        begin, end = end, end + prod(shape) * DTYPE_BYTES[dtype]
+        begin, end = end, end + prod(shape) * _DTYPE_BYTES[dtype]
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+    file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)

@@ -21,7 +21,7 @@ DTYPES = {
     "torch.float32": "F32",
     "torch.float64": "F64",
 }
-WRITE_BYTES = 8 << 20
+_WRITE_BYTES = 8 << 20
 
 
 def to_safetensors(source: Path, name: str, target: Path) -> None:
@@ -66,6 +66,6 @@ def _write(file: Any, tensor: Any) -> None:
     import torch
 
     flat = tensor.detach().contiguous().reshape(-1)
-    step = max(1, WRITE_BYTES // flat.element_size())
+    step = max(1, _WRITE_BYTES // flat.element_size())
     for start in range(0, flat.numel(), step):
         file.write(memoryview(flat[start : start + step].view(torch.uint8).numpy()))

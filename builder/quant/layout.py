@@ -37,7 +37,7 @@ from builder.architectures.weights import Parameter
 from builder.core.errors import UserError
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "uint32": 4}
-WORD_BITS = 32
+_WORD_BITS = 32
 FLOAT8_LARGEST = {"e4m3": 448.0, "e5m2": 57344.0}  # finite
 FLOAT8_MANTISSA_BITS = {"e4m3": 3, "e5m2": 2}
 FLOAT8_SMALLEST = {"e4m3": -6, "e5m2": -14}  # exponent of normal numbers; subnormals share its step
@@ -146,7 +146,7 @@ class Scheme:
 
     @property
     def per_word(self) -> int:
-        return WORD_BITS // self.bits
+        return _WORD_BITS // self.bits
 
     @property
     def words_per_group(self) -> int:
@@ -244,7 +244,7 @@ def is_quantized(parameter: Parameter, scheme: Scheme) -> bool:
     }[parameter.kind]
 
 
-def packed_shape(parameter: Parameter, scheme: Scheme) -> tuple[int, int]:
+def _packed_shape(parameter: Parameter, scheme: Scheme) -> tuple[int, int]:
     """(groups, words) of one row of the packed matrix; UserError if the scheme cannot hold its shape."""
     if len(parameter.shape) != 2:
         raise UserError(
@@ -271,7 +271,7 @@ def stored_tensors(parameter: Parameter, scheme: Scheme) -> list[StoredTensor]:
 
 def packed_tensors(parameter: Parameter, scheme: Scheme) -> list[StoredTensor]:
     """q_weight, q_scale, and with zero points q_zero, of a parameter that the scheme packs."""
-    groups, words = packed_shape(parameter, scheme)
+    groups, words = _packed_shape(parameter, scheme)
     outputs = parameter.shape[0]
     stem, suffix = parameter.name.rsplit(".", 1)
     assert suffix == "weight", parameter

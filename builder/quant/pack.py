@@ -28,8 +28,8 @@ RAW: Mapping[str, np.dtype] = {  # safetensors dtype -> how its bytes come; 16 b
     "F32": np.dtype(np.uint32),
     "F64": np.dtype(np.float64),
 }
-SOURCE_DTYPE = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
-INFINITY_BITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7F800000}
+_SOURCE_DTYPE = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+_INFINITY_BITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7F800000}
 SHORT = 128  # weights; see _largest
 
 
@@ -68,7 +68,7 @@ def widen(raw: np.ndarray, source: str, out: np.ndarray, times: float = 1.0) -> 
             np.copyto(out, raw, casting="same_kind")
 
 
-def widen_magnitudes(bits: np.ndarray, source: str, out: np.ndarray, times: float = 1.0) -> None:
+def _widen_magnitudes(bits: np.ndarray, source: str, out: np.ndarray, times: float = 1.0) -> None:
     """``widen`` for bits without a sign, which saves a pass."""
     if source != "F16":
         widen(bits, source, out)
@@ -106,7 +106,7 @@ class Packer:
         slots = scheme.words_per_group * scheme.per_word
         self.levels_GS = np.full((rows * self.groups, slots), scheme.zero_level, np.uint8)
         self.scratch = np.empty((3, rows * padded), np.uint32)  # of one step at a time
-        self.scale_source = SOURCE_DTYPE[scheme.scale_dtype]
+        self.scale_source = _SOURCE_DTYPE[scheme.scale_dtype]
         self.tensor_scale: np.ndarray | None = None  # the scale of the tensor, as held, where it has but one
 
     def largest(self, raw_RI: np.ndarray) -> np.float32:
@@ -193,8 +193,8 @@ class Packer:
         np.bitwise_and(bits, self.sign_mask, out=magnitudes_RP[:, : self.inputs])
         if self.splits_signs:
             self._split_signs(bits, rows)
-        if magnitudes_RP.max() >= INFINITY_BITS[self.source]:
-            nonfinite = magnitudes_RP >= INFINITY_BITS[self.source]
+        if magnitudes_RP.max() >= _INFINITY_BITS[self.source]:
+            nonfinite = magnitudes_RP >= _INFINITY_BITS[self.source]
             counts.nonfinite = int(np.count_nonzero(nonfinite))
             magnitudes_RP[nonfinite] = 0
             widen_exactly(raw_RI, self.source, weights_RI)
@@ -212,7 +212,7 @@ class Packer:
         np.copyto(signs_RI, above, casting="unsafe")
         np.bitwise_and(signs_RI, np.uint8(0x80), out=signs_RI)
         dtype = self.source if bits_RI.dtype == np.uint16 else "F32"
-        widen_magnitudes(magnitudes_RI, dtype, self.weights_RP[:rows, : self.inputs], self._factor())
+        _widen_magnitudes(magnitudes_RI, dtype, self.weights_RP[:rows, : self.inputs], self._factor())
 
     def _scales(self, rows: int, counts: Counts) -> np.ndarray:
         """Scales of all groups of the block, flat, in the scheme's scale_dtype."""
@@ -294,7 +294,7 @@ def cast(raw: np.ndarray, source: str, out: np.ndarray, dtype: str) -> Counts:
     Widening is exact, narrowing rounds half to even. NaN and infinity stay what they are, overflow becomes infinity;
     both are counted, and refused by quantize unless they are allowed.
     """
-    counts, stored_dtype = Counts(), SOURCE_DTYPE[dtype]
+    counts, stored_dtype = Counts(), _SOURCE_DTYPE[dtype]
     if source == stored_dtype:
         np.copyto(out.view(RAW[source]), raw)
     elif dtype == "float32":
@@ -314,13 +314,13 @@ def cast(raw: np.ndarray, source: str, out: np.ndarray, dtype: str) -> Counts:
 
 def _has_nonfinite(raw: np.ndarray, source: str) -> bool:
     """Whether bits of F16, BF16 or F32 hold NaN or infinity; several times faster than isfinite."""
-    return bool(_magnitudes(raw).max(initial=0) >= INFINITY_BITS[source])
+    return bool(_magnitudes(raw).max(initial=0) >= _INFINITY_BITS[source])
 
 
 def _count_nonfinite(raw: np.ndarray, source: str) -> int:
     if source == "F64":
         return int(raw.size - np.count_nonzero(np.isfinite(raw)))
-    return int(np.count_nonzero(_magnitudes(raw) >= INFINITY_BITS[source]))
+    return int(np.count_nonzero(_magnitudes(raw) >= _INFINITY_BITS[source]))
 
 
 def _magnitudes(raw: np.ndarray) -> np.ndarray:

@@ -52,7 +52,7 @@ import numpy as np
 from builder.quant.layout import BYTE_LARGEST, FLOAT8_LARGEST, Scheme
 from builder.quant.storage import LARGEST, NUMPY_DTYPE, narrow, widen
 
-FLOAT8_BITS = {"e4m3": (4, 3, 7), "e5m2": (5, 2, 15)}  # of exponent and mantissa, and the exponent's bias
+_FLOAT8_BITS = {"e4m3": (4, 3, 7), "e5m2": (5, 2, 15)}  # of exponent and mantissa, and the exponent's bias
 
 
 def quantize(weight: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, ...]:
@@ -79,7 +79,7 @@ def quantize(weight: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, ...]:
             words[row, first : first + scheme.words_per_group] = _words(stored, scheme)
     if not scheme.zero_point:
         return words, scales if largest is None else scales[:1]
-    return words, scales, np.array([pack_row([int(zero) for zero in row], scheme) for row in zeros], np.uint32)
+    return words, scales, np.array([_pack_row([int(zero) for zero in row], scheme) for row in zeros], np.uint32)
 
 
 def _largest(values: np.ndarray) -> np.float32:
@@ -94,7 +94,7 @@ def _quantize_group(
     scale, step = _scale(largest / np.float32(scheme.max_magnitude), scheme)
     if scheme.kind == "group":
         return scale, [_stored(value, step, scheme) for value in values], 0
-    return scale, [stored_byte(value, step, scheme.kind) for value in values], 0
+    return scale, [_stored_byte(value, step, scheme.kind) for value in values], 0
 
 
 def _quantize_asymmetric(values: np.ndarray, scheme: Scheme, _: np.float32 | None) -> tuple[np.generic, list[int], int]:
@@ -130,7 +130,7 @@ def _stored(value: np.float32, step: np.float32, scheme: Scheme) -> int:
     return int(min(max(level, np.float32(0)), np.float32(2 * scheme.max_int)))
 
 
-def stored_byte(value: np.float32, step: np.float32, kind: str) -> int:
+def _stored_byte(value: np.float32, step: np.float32, kind: str) -> int:
     """The code of a value in units of ``step``: a two's complement byte, or an 8-bit float."""
     if step == 0 or np.isnan(value):
         return 0
@@ -155,7 +155,7 @@ def byte_values(kind: str) -> np.ndarray:
 
 def float8_values(kind: str) -> np.ndarray:
     """What each of the 256 codes stands for, in float32."""
-    exponent_bits, mantissa_bits, bias = FLOAT8_BITS[kind]
+    exponent_bits, mantissa_bits, bias = _FLOAT8_BITS[kind]
     values = np.empty(256, np.float32)
     for code in range(128):
         exponent, mantissa = code >> mantissa_bits, code & ((1 << mantissa_bits) - 1)
@@ -172,10 +172,10 @@ def float8_values(kind: str) -> np.ndarray:
 
 def _words(stored: list[int], scheme: Scheme) -> list[int]:
     """Lowest bits first; slots without a weight hold the stored zero."""
-    return pack_row(stored + [scheme.zero_level] * (scheme.words_per_group * scheme.per_word - len(stored)), scheme)
+    return _pack_row(stored + [scheme.zero_level] * (scheme.words_per_group * scheme.per_word - len(stored)), scheme)
 
 
-def pack_row(values: list[int], scheme: Scheme) -> list[int]:
+def _pack_row(values: list[int], scheme: Scheme) -> list[int]:
     """Values -> words; the last one may be part empty."""
     words = []
     for first in range(0, len(values), scheme.per_word):
@@ -221,5 +221,5 @@ def rounded_input(x: np.ndarray, activation: str) -> tuple[np.ndarray, np.ndarra
     scales = np.abs(x).max(axis=1, keepdims=True) / np.float32(BYTE_LARGEST[activation])
     codes = np.empty(x.shape, np.uint8)
     for place, value in np.ndenumerate(x):
-        codes[place] = stored_byte(value, scales[place[0], 0], activation)
+        codes[place] = _stored_byte(value, scales[place[0], 0], activation)
     return codes, scales

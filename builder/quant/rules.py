@@ -23,8 +23,8 @@ from typing import Any
 from builder.core.errors import UserError
 from builder.quant.layout import layer_of, stem_of
 
-KEYS = ("match", "layers", "use")
-LAYERS = "all, first_last_eighth, or a list of layers and [first, last] pairs"
+_KEYS = ("match", "layers", "use")
+_LAYERS = "all, first_last_eighth, or a list of layers and [first, last] pairs"
 
 
 def resolve(
@@ -47,8 +47,8 @@ def _resolve(
     load: Callable[[str], dict[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
     for key in rule:
-        if key not in KEYS:
-            near = get_close_matches(key, KEYS, n=1) or KEYS
+        if key not in _KEYS:
+            near = get_close_matches(key, _KEYS, n=1) or _KEYS
             raise UserError(f"{path}.{key} is not a key of a rule; did you mean {', '.join(near)}?")
     match, use = _patterns(f"{path}.match", rule.get("match"), names), rule.get("use")
     if not isinstance(use, str):
@@ -85,12 +85,12 @@ def _layers(path: str, value: object, count: int) -> list[int] | None:
         eighth = -(-count // 8)
         return [layer for layer in range(count) if layer < eighth or layer >= count - eighth]
     if not isinstance(value, list | tuple) or not value:
-        raise UserError(f"{path}: found {value!r}; allowed: {LAYERS}")
+        raise UserError(f"{path}: found {value!r}; allowed: {_LAYERS}")
     layers: set[int] = set()
     for part in value:
         pair = [part, part] if isinstance(part, int) else part
         is_pair = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(end) is int for end in pair)
         if not is_pair or not 0 <= pair[0] <= pair[1] < count:
-            raise UserError(f"{path}: found {part!r}; allowed: {LAYERS}, from 0 to {count - 1}")
+            raise UserError(f"{path}: found {part!r}; allowed: {_LAYERS}, from 0 to {count - 1}")
         layers.update(range(pair[0], pair[1] + 1))
     return sorted(layers)

@@ -17,24 +17,24 @@ def print_bench(recipes: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = columns_of(recipes)
+    columns = _columns_of(recipes)
     table.add_column("tokens/s", no_wrap=True, min_width=max(len(recipe["name"]) for recipe in recipes))
     for column in columns:
         table.add_column(column, justify="right")
     for recipe in recipes:
-        cells = cells_of(recipe["bench"])
+        cells = _cells_of(recipe["bench"])
         table.add_row(recipe["name"], *(cells.get(column, "") for column in columns))
     Console(file=stream, highlight=False, width=None if stream.isatty() else 200).print(table)
     for line in notes(recipes):
         print(wrap_text(line, stream), file=stream)
 
 
-def columns_of(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
+def _columns_of(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
     """Those of all rows, in the order that they are shown."""
-    return list(dict.fromkeys(column for recipe in recipes for column in cells_of(recipe["bench"])))
+    return list(dict.fromkeys(column for recipe in recipes for column in _cells_of(recipe["bench"])))
 
 
-def cells_of(bench: Mapping[str, Any]) -> dict[str, str]:
+def _cells_of(bench: Mapping[str, Any]) -> dict[str, str]:
     """One row by column; ± is half the way from the slowest run to the fastest. The limit is what memory allows where
     the context is shortest."""
     prefill, first, memory = bench["prefill"], bench["first_token"], bench["memory"]
@@ -63,11 +63,11 @@ def spread(rate: Mapping[str, Any]) -> str:
 def notes(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
     """The machine, when it was measured if not now, what disturbed it and what was left out."""
     machines = dict.fromkeys("on " + ", ".join(machine_of(recipe["bench"]["machine"])) for recipe in recipes)
-    notes = [(recipe["name"], text) for recipe in recipes for text in notes_of(recipe["bench"])]
+    notes = [(recipe["name"], text) for recipe in recipes for text in _notes_of(recipe["bench"])]
     return [*machines, *(text if len(recipes) == 1 else f"{name}: {text}" for name, text in notes)]
 
 
-def notes_of(bench: Mapping[str, Any]) -> list[str]:
+def _notes_of(bench: Mapping[str, Any]) -> list[str]:
     notes = [f"kept from {bench['measured']}: --again measures anew"] if bench["kept"] else []
     if bench["load_average"] > bench["machine"]["cores"]:
         notes.append(f"other programs were running: load average {bench['load_average']:.1f}")

@@ -50,7 +50,7 @@ def planned(goals: tuple[Goal, ...], verdicts: Mapping[str, StepStatus], outputs
     """Before a build: what is fresh, what would run and why, what waits for that."""
     recipes, items = [], items_of(verdicts)
     for goal in goals:
-        rows = [status_row(v) for v in goal_verdicts(goal, verdicts, items)]
+        rows = [_status_row(v) for v in goal_verdicts(goal, verdicts, items)]
         fresh = all(row["status"] == "fresh" for row in rows)
         status = "fresh" if fresh else "stale"
         recipes.append({"name": goal.name, "status": status, "output": str(outputs[goal.name]), "steps": rows})
@@ -85,7 +85,7 @@ def goal_verdicts(
     return [v for id_ in goal.steps for v in ([verdicts[id_]] if id_ in verdicts else items.get(id_, []))]
 
 
-def status_row(verdict: StepStatus) -> dict[str, Any]:
+def _status_row(verdict: StepStatus) -> dict[str, Any]:
     record = verdict.record
     return {
         "name": verdict.step.name,

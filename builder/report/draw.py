@@ -7,11 +7,11 @@ from html import escape
 
 from builder.core.plan import Plan
 
-BOX_W, BOX_H, GAP_X, GAP_Y, MARGIN = 170, 40, 70, 18, 20
-FILL = {"fresh": "#dff5e1", "stale": "#fff0cc", "blocked": "#eef0f4", "": "#ffffff"}
+_BOX_W, _BOX_H, _GAP_X, _GAP_Y, _MARGIN = 170, 40, 70, 18, 20
+_FILL = {"fresh": "#dff5e1", "stale": "#fff0cc", "blocked": "#eef0f4", "": "#ffffff"}
 
 
-def edges(plan: Plan) -> dict[str, list[str]]:
+def _edges(plan: Plan) -> dict[str, list[str]]:
     """For every step the steps it reads from, in plan order."""
     order = {step: i for i, step in enumerate(plan.steps)}
     return {
@@ -28,7 +28,7 @@ def labels(plan: Plan) -> dict[str, str]:
 
 def depths(plan: Plan) -> dict[str, int]:
     """The longest way from a step without inputs."""
-    reads, depths = edges(plan), dict[str, int]()
+    reads, depths = _edges(plan), dict[str, int]()
 
     def depth(id_: str) -> int:
         if id_ not in depths:
@@ -42,7 +42,7 @@ def depths(plan: Plan) -> dict[str, int]:
 
 def text(plan: Plan, status: Mapping[str, str]) -> str:
     """One line a step: what it is, what it reads."""
-    names, reads = labels(plan), edges(plan)
+    names, reads = labels(plan), _edges(plan)
     width = max(len(n) for n in names.values())
     lines = []
     for id_, name in names.items():
@@ -52,7 +52,7 @@ def text(plan: Plan, status: Mapping[str, str]) -> str:
 
 
 def mermaid(plan: Plan, status: Mapping[str, str]) -> str:
-    names, reads = labels(plan), edges(plan)
+    names, reads = labels(plan), _edges(plan)
     index = {id_: f"s{i}" for i, id_ in enumerate(plan.steps)}
     lines = ["flowchart LR"]
     for id_, name in names.items():
@@ -60,23 +60,23 @@ def mermaid(plan: Plan, status: Mapping[str, str]) -> str:
         if status.get(id_):
             lines.append(f"  class {index[id_]} {status[id_]}")
         lines += [f"  {index[r]} --> {index[id_]}" for r in reads[id_]]
-    lines += [f"  classDef {name} fill:{colour}" for name, colour in FILL.items() if name]
+    lines += [f"  classDef {name} fill:{colour}" for name, colour in _FILL.items() if name]
     return "\n".join(lines) + "\n"
 
 
 def svg(plan: Plan, status: Mapping[str, str]) -> str:
     """Columns by depth, an arrow for each input."""
-    names, reads, level = labels(plan), edges(plan), depths(plan)
+    names, reads, level = labels(plan), _edges(plan), depths(plan)
     columns: dict[int, list[str]] = {}
     for id_ in plan.steps:
         columns.setdefault(level[id_], []).append(id_)
     place = {
-        id_: (MARGIN + column * (BOX_W + GAP_X), MARGIN + row * (BOX_H + GAP_Y))
+        id_: (_MARGIN + column * (_BOX_W + _GAP_X), _MARGIN + row * (_BOX_H + _GAP_Y))
         for column, ids in columns.items()
         for row, id_ in enumerate(ids)
     }
-    width = MARGIN * 2 + len(columns) * (BOX_W + GAP_X) - GAP_X
-    height = MARGIN * 2 + max(map(len, columns.values())) * (BOX_H + GAP_Y) - GAP_Y
+    width = _MARGIN * 2 + len(columns) * (_BOX_W + _GAP_X) - _GAP_X
+    height = _MARGIN * 2 + max(map(len, columns.values())) * (_BOX_H + _GAP_Y) - _GAP_Y
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         'font-family="sans-serif" font-size="13">',
@@ -84,17 +84,17 @@ def svg(plan: Plan, status: Mapping[str, str]) -> str:
         '<path d="M0 0L8 4L0 8z" fill="#667"/></marker></defs>',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
     ]
-    parts += [arrow(place[r], place[id_]) for id_ in plan.steps for r in reads[id_]]
+    parts += [_arrow(place[r], place[id_]) for id_ in plan.steps for r in reads[id_]]
     for id_, (x, y) in place.items():
-        fill = FILL[status.get(id_, "")]
-        parts.append(f'<rect x="{x}" y="{y}" width="{BOX_W}" height="{BOX_H}" rx="6" fill="{fill}" stroke="#445"/>')
+        fill = _FILL[status.get(id_, "")]
+        parts.append(f'<rect x="{x}" y="{y}" width="{_BOX_W}" height="{_BOX_H}" rx="6" fill="{fill}" stroke="#445"/>')
         parts.append(
-            f'<text x="{x + BOX_W // 2}" y="{y + BOX_H // 2 + 5}" text-anchor="middle">{escape(names[id_])}</text>'
+            f'<text x="{x + _BOX_W // 2}" y="{y + _BOX_H // 2 + 5}" text-anchor="middle">{escape(names[id_])}</text>'
         )
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def arrow(start: tuple[int, int], end: tuple[int, int]) -> str:
-    x1, y1, x2, y2 = start[0] + BOX_W, start[1] + BOX_H // 2, end[0], end[1] + BOX_H // 2
+def _arrow(start: tuple[int, int], end: tuple[int, int]) -> str:
+    x1, y1, x2, y2 = start[0] + _BOX_W, start[1] + _BOX_H // 2, end[0], end[1] + _BOX_H // 2
     bend = (x1 + x2) // 2
     return f'<path d="M{x1} {y1}C{bend} {y1} {bend} {y2} {x2} {y2}" fill="none" stroke="#667" marker-end="url(#a)"/>'

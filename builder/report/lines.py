@@ -13,9 +13,9 @@ from builder.report.matrix import Matrix
 from builder.report.run_state import RunState
 from builder.report.text import TransferRates, format_seconds
 
-QUIET_S = 1.8  # a screen that stands still for longer looks dead
+_QUIET_S = 1.8  # a screen that stands still for longer looks dead
 TRANSFER_S = 5.0  # between lines about files on their way
-NAMED = 4  # steps that one line names
+_NAMED = 4  # steps that one line names
 
 
 class Lines:
@@ -48,9 +48,11 @@ class Lines:
         """Names what is running whenever nothing else was printed for a while."""
         while not self.over.wait(0.2):
             now, running = time.monotonic(), list(self.running.values())
-            if running and now - self.last > QUIET_S:
-                steps = ", ".join(f"{label} {now - since:.0f} s" for label, since in running[:NAMED])
-                self.print_line(f"... {steps}" + (f" and {len(running) - NAMED} more" if len(running) > NAMED else ""))
+            if running and now - self.last > _QUIET_S:
+                steps = ", ".join(f"{label} {now - since:.0f} s" for label, since in running[:_NAMED])
+                self.print_line(
+                    f"... {steps}" + (f" and {len(running) - _NAMED} more" if len(running) > _NAMED else "")
+                )
 
     def print_line(self, text: str) -> None:
         self.last = time.monotonic()
@@ -82,7 +84,7 @@ class Lines:
                 self.print_line(f"{label}: started ({event.reason})")
             case Progress(id=""):
                 self.transfer(event)
-            case Progress() if time.monotonic() - self.last > QUIET_S:
+            case Progress() if time.monotonic() - self.last > _QUIET_S:
                 self.print_line(f"{label}: {amount(event)}")
             case Waiting():
                 self.print_line(f"{label}: another build (process {event.pid}) is at it, waiting")

@@ -22,8 +22,8 @@ from builder.report.matrix import Line, Matrix, StyledText, counted, lines_live
 from builder.report.run_state import RunState
 from builder.report.text import TransferRates, format_clock, format_seconds, template_name
 
-REFRESH_PER_S, MANY = 8, 100  # a quarter as often for a sweep of so many cells
-NARROW = 100  # columns of a terminal; below, bars are short
+_REFRESH_PER_S, _MANY = 8, 100  # a quarter as often for a sweep of so many cells
+_NARROW = 100  # columns of a terminal; below, bars are short
 
 
 class Live:
@@ -39,11 +39,11 @@ class Live:
         rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         self.bars = Bars(
             SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}", markup=False),
-            BarColumn(12 if self.console.width < NARROW else 24),
+            BarColumn(12 if self.console.width < _NARROW else 24),
             TextColumn("{task.fields[note]}", "dim", markup=False, table_column=rest),
             Elapsed(table_column=Column(justify="right", min_width=5)), console=self.console, expand=True,
         )  # fmt: skip
-        often = REFRESH_PER_S / 4 if matrix and len(matrix.cells) > MANY else REFRESH_PER_S
+        often = _REFRESH_PER_S / 4 if matrix and len(matrix.cells) > _MANY else _REFRESH_PER_S
         self.screen = Screen(console=self.console, get_renderable=self.draw, refresh_per_second=often, transient=True)
         self.rows: dict[str, TaskID] = {}
         self.parts: dict[str, dict[str, tuple[float, float]]] = {}  # row -> {step id: (done, total)}
@@ -155,8 +155,8 @@ class Live:
             shown = lines_live(matrix, width, height - 3)
             left = max(height - 1 - len(shown) - bool(shown), 1)
             return Group(
-                *map(rich_text, shown), *([Text()] if shown else []), self.bars.make_tasks_table(tasks[:left]),
-                rich_text(self.total(matrix)),
+                *map(_rich_text, shown), *([Text()] if shown else []), self.bars.make_tasks_table(tasks[:left]),
+                _rich_text(self.total(matrix)),
             )  # fmt: skip
 
     def total(self, matrix: Matrix) -> Line:
@@ -172,7 +172,7 @@ class Elapsed(ProgressColumn):
         return Text("" if task.finished else format_clock(task.elapsed or 0.0), "cyan")
 
 
-def rich_text(line: Line) -> Text:
+def _rich_text(line: Line) -> Text:
     text = Text.assemble(*((part.text, part.style) for part in line), no_wrap=True, overflow="ellipsis")
     text.rstrip()
     return text

@@ -10,13 +10,13 @@ from builder.core.status import DONE, LiveStatus
 from builder.core.units import format_bytes
 from builder.report.text import format_rate
 
-STYLES = {  # of every status, in the order that they are counted in
+_STYLES = {  # of every status, in the order that they are counted in
     "running": "cyan", "failed": "bold red", "skipped": "yellow", "ran": "green", "fresh": "green", "stale": "yellow",
     "waiting": "dim", "unsupported": "magenta", "excluded": "dim",
 }  # fmt: skip
-ENGLISH = {"ran": "built"}  # steps run, cells are built
-ANSI = {"cyan": "36", "green": "32", "yellow": "33", "magenta": "35", "dim": "2", "bold": "1", "bold red": "1;31"}
-COLUMN_AXIS = "target"
+_ENGLISH = {"ran": "built"}  # steps run, cells are built
+_ANSI = {"cyan": "36", "green": "32", "yellow": "33", "magenta": "35", "dim": "2", "bold": "1", "bold red": "1;31"}
+_COLUMN_AXIS = "target"
 
 
 class Cell(NamedTuple):
@@ -50,13 +50,13 @@ class StyledText(NamedTuple):
 
 Line = list[StyledText]
 Form = Callable[["Cell"], list[list[str]]]
-GAP = "  "
-LIVE_COLUMN = 16  # "failed calibrate"
+_GAP = "  "
+_LIVE_COLUMN = 16  # "failed calibrate"
 
 
 def lines(matrix: Matrix, width: int) -> list[Line]:
     """The matrix with all figures in ``width`` columns, or a list of its cells where that is too narrow."""
-    for form in (one_line, two_lines):
+    for form in (_one_line, _two_lines):
         made = grid(matrix, form)
         if made and max(len(plain(line)) for line in made) <= width:
             return made
@@ -66,7 +66,7 @@ def lines(matrix: Matrix, width: int) -> list[Line]:
 def lines_live(matrix: Matrix, width: int, height: int) -> list[Line]:
     """The matrix while it changes, in ``width`` columns and ``height`` lines: status and size alone, in columns that do
     not move. Where it does not fit, the cells that run or failed, in half as many lines."""
-    made = grid(matrix, status_and_size, LIVE_COLUMN)
+    made = grid(matrix, _status_and_size, _LIVE_COLUMN)
     if made and max(len(plain(line)) for line in made) <= width and len(made) <= height:
         return made
     return first([cell for cell in matrix.cells if cell.status in ("failed", "running")], height // 2)
@@ -89,9 +89,9 @@ def counted(matrix: Matrix) -> Line:
     counts = Counter({"excluded": matrix.excluded})
     counts.update(cell.status for cell in matrix.cells)
     line = [StyledText(f"{len(matrix.cells)} cells: ")]
-    for status, style in STYLES.items():
+    for status, style in _STYLES.items():
         if counts[status]:
-            line += [StyledText(f"{counts[status]} {ENGLISH.get(status, status)}", style), StyledText(", ")]
+            line += [StyledText(f"{counts[status]} {_ENGLISH.get(status, status)}", style), StyledText(", ")]
     return line[:-1]
 
 
@@ -116,7 +116,7 @@ def plain(line: Line) -> str:
 
 def coloured(line: Line) -> str:
     """With the escape sequences of a terminal (ECMA-48, SGR)."""
-    return "".join(f"\033[{ANSI[p.style]}m{p.text}\033[0m" if p.style and p.text else p.text for p in line).rstrip()
+    return "".join(f"\033[{_ANSI[p.style]}m{p.text}\033[0m" if p.style and p.text else p.text for p in line).rstrip()
 
 
 # What a cell says: a status with a note, and figures, on one or two lines.
@@ -125,10 +125,10 @@ def coloured(line: Line) -> str:
 def word(cell: Cell) -> str:
     if cell.status == "running":
         return f"▸ {cell.note}"
-    return f"{ENGLISH.get(cell.status, cell.status)} {cell.note}".rstrip()
+    return f"{_ENGLISH.get(cell.status, cell.status)} {cell.note}".rstrip()
 
 
-def figures(cell: Cell) -> list[str]:
+def _figures(cell: Cell) -> list[str]:
     """Size, perplexity and speed of a cell that is up to date, "" where not known."""
     if cell.status not in DONE:
         return ["", "", ""]
@@ -139,20 +139,20 @@ def figures(cell: Cell) -> list[str]:
     ]
 
 
-def one_line(cell: Cell) -> list[list[str]]:
-    return [[word(cell), *figures(cell)]]
+def _one_line(cell: Cell) -> list[list[str]]:
+    return [[word(cell), *_figures(cell)]]
 
 
-def two_lines(cell: Cell) -> list[list[str]]:
-    nbytes, perplexity, speed = figures(cell)
+def _two_lines(cell: Cell) -> list[list[str]]:
+    nbytes, perplexity, speed = _figures(cell)
     return [[word(cell), nbytes], [perplexity, speed]]
 
 
-def status_and_size(cell: Cell) -> list[list[str]]:
-    """What it says is at most LIVE_COLUMN wide: "verify.dequantized" is "verify"."""
+def _status_and_size(cell: Cell) -> list[list[str]]:
+    """What it says is at most _LIVE_COLUMN wide: "verify.dequantized" is "verify"."""
     text = word(cell._replace(note=cell.note.partition(".")[0]))
-    text = text if len(text) <= LIVE_COLUMN else text[: LIVE_COLUMN - 1] + "…"
-    return [[text, figures(cell)[0]]]
+    text = text if len(text) <= _LIVE_COLUMN else text[: _LIVE_COLUMN - 1] + "…"
+    return [[text, _figures(cell)[0]]]
 
 
 class Column(NamedTuple):
@@ -163,17 +163,17 @@ class Column(NamedTuple):
     width: int
 
 
-def column_of(title: str, cells: Sequence[Cell], form: Form, least: int = 0) -> Column:
+def _column_of(title: str, cells: Sequence[Cell], form: Form, least: int = 0) -> Column:
     made = [form(cell) for cell in cells]
     spans = tuple(
         tuple(max((len(line[i]) for line in lines if any(line[1:])), default=0) for i in range(len(lines[0])))
         for lines in zip(*made, strict=True)
     )
-    width = max(len(align(line, span)) for parts in made for line, span in zip(parts, spans, strict=True))
+    width = max(len(_align(line, span)) for parts in made for line, span in zip(parts, spans, strict=True))
     return Column(title, spans, max(width, len(title), least))
 
 
-def align(parts: Sequence[str], spans: Sequence[int]) -> str:
+def _align(parts: Sequence[str], spans: Sequence[int]) -> str:
     """The first part to the left, the others to the right of their columns."""
     if not any(parts[1:]):
         return parts[0]
@@ -192,12 +192,12 @@ def grid(matrix: Matrix, form: Form, least: int = 0) -> list[Line]:
     at = {cell.at: cell for cell in matrix.cells}
     if len(at) < len(matrix.cells) or not matrix.axes:
         return []
-    across, down = directions(matrix)
+    across, down = _directions(matrix)
     names = list(dict.fromkeys(split(cell.at, across)[1] for cell in matrix.cells)) if across is not None else [""]
     rows = list(dict.fromkeys(split(cell.at, across)[0] for cell in matrix.cells))
     empty = Cell("", (), "excluded" if matrix.excluded else "")
     table = {split(cell.at, across): cell for cell in matrix.cells}
-    columns = [column_of(name, [table.get((row, name), empty) for row in rows], form, least) for name in names]
+    columns = [_column_of(name, [table.get((row, name), empty) for row in rows], form, least) for name in names]
     grouped = len(down) > 1
     titles = [row[0] for row in rows] if grouped else [" × ".join(down)]
     stub = 2 + max(map(len, [*titles, *(" ".join(row[grouped:]) for row in rows)]))
@@ -206,19 +206,19 @@ def grid(matrix: Matrix, form: Form, least: int = 0) -> list[Line]:
         if made:
             made.append([])
         if across is not None or grouped:
-            made.append(heading(title, stub, columns, "bold" if grouped else "dim"))
+            made.append(_heading(title, stub, columns, "bold" if grouped else "dim"))
         for row in rows:
             if not grouped or row[0] == title:
                 cells = [table.get((row, name), empty) for name in names]
-                made += row_of(" ".join(row[grouped:]), stub, cells, columns, form)
+                made += _row_of(" ".join(row[grouped:]), stub, cells, columns, form)
     return made
 
 
-def directions(matrix: Matrix) -> tuple[int | None, list[str]]:
+def _directions(matrix: Matrix) -> tuple[int | None, list[str]]:
     """The axis that runs across, none where there is one only, and the names of those that run down."""
     if len(matrix.axes) == 1:
         return None, list(matrix.axes)
-    across = matrix.axes.index(COLUMN_AXIS) if COLUMN_AXIS in matrix.axes else len(matrix.axes) - 1
+    across = matrix.axes.index(_COLUMN_AXIS) if _COLUMN_AXIS in matrix.axes else len(matrix.axes) - 1
     return across, [name for i, name in enumerate(matrix.axes) if i != across]
 
 
@@ -229,21 +229,21 @@ def split(at: tuple[str, ...], across: int | None) -> tuple[tuple[str, ...], str
     return at[:across] + at[across + 1 :], at[across]
 
 
-def heading(title: str, stub: int, columns: Sequence[Column], style: str) -> Line:
+def _heading(title: str, stub: int, columns: Sequence[Column], style: str) -> Line:
     line = [StyledText(title.ljust(stub), style)]
     for column in columns:
-        line.append(StyledText(column.title.ljust(column.width) + GAP, "bold"))
+        line.append(StyledText(column.title.ljust(column.width) + _GAP, "bold"))
     return line
 
 
-def row_of(name: str, stub: int, cells: Sequence[Cell], columns: Sequence[Column], form: Form) -> list[Line]:
+def _row_of(name: str, stub: int, cells: Sequence[Cell], columns: Sequence[Column], form: Form) -> list[Line]:
     made: list[Line] = []
     for i in range(len(columns[0].spans)):
         line = [StyledText(("" if i else name).ljust(stub))]
         for cell, column in zip(cells, columns, strict=True):
             parts = form(cell)[i]
-            text, styled = align(parts, column.spans[i]).ljust(column.width), 0 if i else len(parts[0])
-            line += [StyledText(text[:styled], STYLES.get(cell.status, "")), StyledText(text[styled:] + GAP)]
+            text, styled = _align(parts, column.spans[i]).ljust(column.width), 0 if i else len(parts[0])
+            line += [StyledText(text[:styled], _STYLES.get(cell.status, "")), StyledText(text[styled:] + _GAP)]
         made.append(line)
     return [line for i, line in enumerate(made) if not i or plain(line)]
 
@@ -253,5 +253,5 @@ def listing(cells: Sequence[Cell]) -> list[Line]:
     stub = max((len(cell.name) for cell in cells), default=0) + 2
     if not cells:
         return []
-    column = column_of("", cells, one_line)
-    return [line for cell in cells for line in row_of(cell.name, stub, [cell], [column], one_line)]
+    column = _column_of("", cells, _one_line)
+    return [line for cell in cells for line in _row_of(cell.name, stub, [cell], [column], _one_line)]

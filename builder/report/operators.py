@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SCHEDULES = "builder.lowering.schedules."
+_SCHEDULES = "builder.lowering.schedules."
 
 
 def describe_kernels(kernels: Sequence[Mapping[str, Any]]) -> list[str]:
     """The table of operators.json for people: a line for each function, and one for each choice in it."""
     lines = []
     for kernel in kernels:
-        schedule = str(kernel["schedule"]).removeprefix(SCHEDULES) or "plain loops"
+        schedule = str(kernel["schedule"]).removeprefix(_SCHEDULES) or "plain loops"
         lines.append(f"{kernel['function']}: {kernel['operator']} by {schedule}{_shape_in_words(kernel['fields'])}")
         for choice in kernel["choices"]:
             tile = ", ".join(f"{name} {value}" for name, value in choice["tile"].items())

@@ -10,7 +10,7 @@ from builder.core.status import LiveStatus
 from builder.report.matrix import Cell, Matrix
 from builder.report.text import template_name
 
-OVER = ("fresh", "ran", "failed", "skipped")
+_OVER = ("fresh", "ran", "failed", "skipped")
 
 
 class CellProgress(NamedTuple):
@@ -119,7 +119,7 @@ class RunState:
     def is_over(self, id_: str) -> bool:
         """Whether a step is, and all the items that were made of it."""
         template = id_.partition("[")[0]
-        return self.states.get(template if template in self.items else id_) in OVER
+        return self.states.get(template if template in self.items else id_) in _OVER
 
     def now(self) -> Matrix:
         """The matrix with every planned cell as it stands."""
@@ -138,12 +138,12 @@ class RunState:
         """Steps that are over, and all of them; the items of a fan-out count one each."""
         states = [s for id_, s in self.states.items() if id_ not in self.items]
         states += [s for items in self.items.values() for s in items.values()]
-        return sum(state in OVER for state in states), len(states)
+        return sum(state in _OVER for state in states), len(states)
 
     def progress_of(self, cell: str) -> CellProgress:
         steps = self.goals.get(cell, ())
         states = [self.states[id_] for id_ in steps]
-        done = sum(state in OVER for state in states)
+        done = sum(state in _OVER for state in states)
         size = self.sizes.get(self.artifacts.get(cell, ""), 0)
         for state in ("failed", "running"):
             if state in states:

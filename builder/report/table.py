@@ -8,7 +8,7 @@ from typing import Any, TextIO
 from builder.core.units import format_bytes
 from builder.report.text import format_seconds, template_name
 
-COLOURS = {
+_COLOURS = {
     "fresh": "dim",
     "ran": "green",
     "failed": "bold red",
@@ -51,7 +51,7 @@ def print_steps(recipe: Mapping[str, Any], stream: TextIO) -> None:
     ):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for row in fold(recipe["steps"]):
-        colour = COLOURS[row["status"]]
+        colour = _COLOURS[row["status"]]
         time = format_seconds(row["seconds"]) if row["seconds"] is not None and row["status"] != "skipped" else ""
         nbytes = format_bytes(row["bytes"]) if row["bytes"] else ""
         table.add_row(row["name"], f"[{colour}]{row['status']}[/]", time, nbytes, escape(row["reason"] or ""))

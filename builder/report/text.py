@@ -8,7 +8,7 @@ from typing import TextIO
 
 from builder.core.units import format_bytes
 
-WINDOW_S = 5.0  # over which a rate is taken
+_WINDOW_S = 5.0  # over which a rate is taken
 
 
 def format_seconds(value: float) -> str:
@@ -54,7 +54,7 @@ class TransferRates:
         if seen and done < seen[-1][1]:
             seen.clear()  # another lot of files
         seen.append((now, done))
-        while len(seen) > 2 and now - seen[0][0] > WINDOW_S:
+        while len(seen) > 2 and now - seen[0][0] > _WINDOW_S:
             seen.popleft()
 
     def rate(self, name: str) -> str:

@@ -19,17 +19,17 @@ import numpy as np
 from builder.runtime.device import Device, HostBuffer
 from builder.targets.tvm_import import import_tvm
 
-LOGITS_BYTES = 1 << 24  # most answers are smaller
-COMMAND_BYTES = 4096
+_LOGITS_BYTES = 1 << 24  # most answers are smaller
+_COMMAND_BYTES = 4096
 POLLS = 200  # of the mailbox, for one of the pipes
-COMMAND, SEQUENCE, TOKEN, MESSAGES, ANSWER, POLLING = 0, 1, 2, 3, 8, 16  # words of 8 bytes; POLLING: of rank 0
+_COMMAND, _SEQUENCE, _TOKEN, _MESSAGES, _ANSWER, _POLLING = 0, 1, 2, 3, 8, 16  # words of 8 bytes; _POLLING: of rank 0
 ORDERED = platform.machine() in ("x86_64", "AMD64")
 
 
 def shared_memory() -> IO[bytes]:
     """A file without a name for a CommandMailbox, all zeros."""
     file = os.fdopen(os.memfd_create("llm-build-mailbox"), "r+b")
-    file.truncate(COMMAND_BYTES + LOGITS_BYTES)
+    file.truncate(_COMMAND_BYTES + _LOGITS_BYTES)
     return file
 
 
@@ -37,41 +37,41 @@ class CommandMailbox:
     """One process's view of it. ``logits``: float32, one axis."""
 
     def __init__(self, descriptor: int) -> None:
-        memory = mmap.mmap(descriptor, COMMAND_BYTES + LOGITS_BYTES)
-        self._words = memoryview(memory)[:COMMAND_BYTES].cast("q")
-        self.logits: np.ndarray[Any, np.dtype[np.float32]] = np.frombuffer(memory, np.float32, offset=COMMAND_BYTES)
+        memory = mmap.mmap(descriptor, _COMMAND_BYTES + _LOGITS_BYTES)
+        self._words = memoryview(memory)[:_COMMAND_BYTES].cast("q")
+        self.logits: np.ndarray[Any, np.dtype[np.float32]] = np.frombuffer(memory, np.float32, offset=_COMMAND_BYTES)
         self._taken = 0
 
     def post(self, seq: int, token: int, messages: int) -> None:
         """Command the ranks to decode after that many messages through their pipes."""
-        self._words[SEQUENCE], self._words[TOKEN], self._words[MESSAGES] = seq, token, messages
-        self._words[COMMAND] += 1
+        self._words[_SEQUENCE], self._words[_TOKEN], self._words[_MESSAGES] = seq, token, messages
+        self._words[_COMMAND] += 1
 
     def is_answered(self, polls: int = 1) -> bool:
-        return any(self._words[ANSWER] == self._words[COMMAND] for _ in range(polls))
+        return any(self._words[_ANSWER] == self._words[_COMMAND] for _ in range(polls))
 
     def is_polling(self, rank: int) -> bool:
-        return bool(self._words[POLLING + rank])
+        return bool(self._words[_POLLING + rank])
 
     def set_polling(self, rank: int, polling: bool) -> None:
         """Say whether this rank polls the mailbox: also while it does what it read there."""
-        self._words[POLLING + rank] = polling
+        self._words[_POLLING + rank] = polling
 
     def has_command(self, polls: int = 1) -> bool:
         """Whether there is a command that this process has not taken."""
-        return any(self._words[COMMAND] != self._taken for _ in range(polls))
+        return any(self._words[_COMMAND] != self._taken for _ in range(polls))
 
     def messages_before(self) -> int:
         """How many messages come before that command."""
-        return self._words[MESSAGES]
+        return self._words[_MESSAGES]
 
     def take(self) -> tuple[int, int]:
         """The sequence and the token of that command."""
-        self._taken = self._words[COMMAND]
-        return self._words[SEQUENCE], self._words[TOKEN]
+        self._taken = self._words[_COMMAND]
+        return self._words[_SEQUENCE], self._words[_TOKEN]
 
     def answer(self) -> None:
-        self._words[ANSWER] = self._taken
+        self._words[_ANSWER] = self._taken
 
 
 class SharedMemorySink:

@@ -21,7 +21,7 @@ from builder.runtime.process_memory import process_memory
 if TYPE_CHECKING:
     from builder.runtime.engine import Engine
 
-FILL_S = 60.0  # a context that takes longer to fill is left out
+_FILL_S = 60.0  # a context that takes longer to fill is left out
 Tick = Callable[[str], None]
 Json = Any
 
@@ -31,7 +31,7 @@ def measure(files: Mapping[str, Path], prompt: int, contexts: Sequence[int], tic
 
     Call it first thing in a process: what is loaded before is not counted. ``tick``: gets the name of each stage.
     """
-    busy, before, started = os.getloadavg()[0], device_memory_used(), time.perf_counter()
+    busy, before, started = os.getloadavg()[0], _device_memory_used(), time.perf_counter()
     tick("load")
     from builder.runtime import speed
     from builder.runtime.device import device_of
@@ -46,10 +46,10 @@ def measure(files: Mapping[str, Path], prompt: int, contexts: Sequence[int], tic
     engine.remove_sequence(sequence)
     tick("prefill")
     prefill = speed.prefill_rate(engine, prompt)
-    decode, left_out = decode_rates(engine, contexts, prefill["median"], tick)
+    decode, left_out = _decode_rates(engine, contexts, prefill["median"], tick)
     device = device_of(find_library(files))
     on_cpu = device.kind == "cpu"
-    memory: Json = {**process_memory(), "device_bytes": None if on_cpu else used_since(before)}
+    memory: Json = {**process_memory(), "device_bytes": None if on_cpu else _used_since(before)}
     if of_ranks := engine.memory_of_ranks():
         memory["ranks"] = of_ranks
     tick("memory bandwidth")
@@ -74,7 +74,7 @@ def measure(files: Mapping[str, Path], prompt: int, contexts: Sequence[int], tic
     }
 
 
-def decode_rates(
+def _decode_rates(
     engine: Engine, contexts: Sequence[int], prefill_rate: float, tick: Tick
 ) -> tuple[list[Json], list[Json]]:
     """(rates, contexts that are left out and why). The last context is as near the end as there is room for a run."""
@@ -86,7 +86,7 @@ def decode_rates(
         tick(f"decode at {context}")
         if context > last:
             left_out.append({"context": context, "why": f"the library's context is {engine.context} tokens"})
-        elif context / prefill_rate > FILL_S:
+        elif context / prefill_rate > _FILL_S:
             left_out.append({"context": context, "why": f"it takes {context / prefill_rate:.0f} s to fill"})
         else:
             rates.append({"context": context, "tokens_per_s": speed.decode_rate(engine, context)})
@@ -102,7 +102,7 @@ def active_experts(files: Mapping[str, Path]) -> float:
     return float(config["num_experts_per_tok"] / experts) if experts else 1.0
 
 
-def device_memory_used() -> int | None:
+def _device_memory_used() -> int | None:
     """Bytes in use on the first NVIDIA GPU, by all processes."""
     if not Path("/dev/nvidiactl").exists():
         return None
@@ -114,8 +114,8 @@ def device_memory_used() -> int | None:
         return None
 
 
-def used_since(before: int | None) -> int | None:
-    now = device_memory_used()
+def _used_since(before: int | None) -> int | None:
+    now = _device_memory_used()
     return None if before is None or now is None else now - before
 
 

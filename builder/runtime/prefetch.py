@@ -15,17 +15,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
-POPULATE_READ = 22  # of linux/mman.h
+_POPULATE_READ = 22  # of linux/mman.h
 BLOCK_BYTES = 1 << 24  # that a thread populates at once
 AHEAD = 16  # blocks that are requested before they are waited for
-THREADS = 4
+_THREADS = 4
 
 
 def prefetched(tensors: Sequence[Any]) -> Iterator[Any]:
     """These tensors of the host (TVM's), one after the other, each when its pages are in memory."""
     blocks = ((number, *block) for number, tensor in enumerate(tensors) for block in _blocks(tensor))
     requested: deque[tuple[int, Future[None]]] = deque()
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
 
         def request(count: int) -> None:
             for number, address, nbytes in islice(blocks, count):
@@ -49,7 +49,7 @@ def _blocks(tensor: Any) -> Iterator[tuple[int, int]]:
 
 def populate(address: int, nbytes: int) -> None:
     """An error says that this advice is not known, or that a page cannot be read: then the copy will meet it."""
-    LIBC.madvise(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), POPULATE_READ)
+    LIBC.madvise(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), _POPULATE_READ)
 
 
 LIBC = ctypes.CDLL(None)

@@ -38,7 +38,7 @@ def main() -> None:
     threading.Thread(target=watch, args=(watched, folder), daemon=True).start()
     pipe = Connection(channel)
     try:
-        serve(CommandReceiver(pipe, CommandMailbox(mailbox), number, patience_s), number, count, folder, library)
+        _serve(CommandReceiver(pipe, CommandMailbox(mailbox), number, patience_s), number, count, folder, library)
     except EOFError:
         return
     except BuildError as error:
@@ -88,7 +88,7 @@ class CommandReceiver:
         return message
 
 
-def serve(receiver: CommandReceiver, number: int, count: int, folder: Path, library: Path) -> None:
+def _serve(receiver: CommandReceiver, number: int, count: int, folder: Path, library: Path) -> None:
     from builder.runtime import collectives
     from builder.runtime.device import device_of
     from builder.runtime.loaded_model import load_model

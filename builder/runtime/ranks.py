@@ -34,14 +34,14 @@ from builder.runtime.loaded_model import Floats, Ids
 from builder.runtime.mailbox import ORDERED, POLLS, CommandMailbox, shared_memory
 
 MEET_S = 120.0  # until all ranks have found each other; loading tvm and torch is in it
-LOAD_BYTES_PER_S, LOAD_S = 10e6, 120.0  # the slowest disk that is waited for, and what is added
+_LOAD_BYTES_PER_S, _LOAD_S = 10e6, 120.0  # the slowest disk that is waited for, and what is added
 ANSWER_S = 600.0  # for the logits of one chunk of a prompt
 SPIN_S = 0.02  # on GPUs, before this process sleeps: a token's answer comes in less, and to wake up takes 50 us
-NAP_S = 0.001  # between polls of the mailbox, then
-SLOWER = 1.25  # a token takes this much longer than the one before, at most: one that was late says nothing
-PATIENCE_S = 0.001  # on GPUs, before a rank sleeps: the command after an answer comes soon
-GRACE_S = 0.5  # after the first rank failed: another one's end may be the cause
-LOG_BYTES = 2000  # of the end of a log that go into a message
+_NAP_S = 0.001  # between polls of the mailbox, then
+_SLOWER = 1.25  # a token takes this much longer than the one before, at most: one that was late says nothing
+_PATIENCE_S = 0.001  # on GPUs, before a rank sleeps: the command after an answer comes soon
+_GRACE_S = 0.5  # after the first rank failed: another one's end may be the cause
+_LOG_BYTES = 2000  # of the end of a log that go into a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class RankedModel:
         """Have each rank load its part, instead of what it had. UserError as Engine says; it ends the ranks."""
         stored = sum(path.stat().st_size for path in files.values() if path.is_file())
         self._send_all(("load", {name: str(path.absolute()) for name, path in files.items()}, sequences))
-        answers = self._from_all(LOAD_S + stored / LOAD_BYTES_PER_S, "loaded the weights")
+        answers = self._from_all(_LOAD_S + stored / _LOAD_BYTES_PER_S, "loaded the weights")
         self.metadata = answers[0]
 
     def add(self, seq: int) -> None:
@@ -107,7 +107,7 @@ class RankedModel:
     def decode(self, seq: int, token: int) -> Floats:
         started, quick = time.monotonic(), ORDERED and self._token_s < self._spin_s
         logits = self._decode_by_mailbox(seq, token) if quick else self._logits("decode", seq, token)
-        self._token_s = min(time.monotonic() - started, SLOWER * self._token_s)
+        self._token_s = min(time.monotonic() - started, _SLOWER * self._token_s)
         return logits
 
     def decode_batch(self, seqs: Sequence[int], ids: Ids) -> Floats:
@@ -145,7 +145,7 @@ class RankedModel:
             for key, _ in self._selector.select(0):
                 self._receive(key.data, "computed")
             waited = time.monotonic() - started
-            nap_s = 0.0 if waited < self._spin_s else NAP_S
+            nap_s = 0.0 if waited < self._spin_s else _NAP_S
             if waited > ANSWER_S:
                 self._time_out(self._ranks[:1], ANSWER_S)
 
@@ -199,7 +199,7 @@ class RankedModel:
     def _time_out(self, late: Sequence[Rank], limit_s: float) -> None:
         for rank in late:
             rank.process.send_signal(signal.SIGABRT)  # it writes where it is into its log
-        time.sleep(GRACE_S)
+        time.sleep(_GRACE_S)
         logs = "\n".join(f"rank {rank.number}:\n{_log_tail(rank.log)}" for rank in late)
         numbers = ", ".join(str(rank.number) for rank in late)
         message = f"rank {numbers} of {len(self._ranks)} gave no answer in {limit_s:.0f} s"
@@ -209,7 +209,7 @@ class RankedModel:
         """End all ranks and raise what went wrong: a process that died, before what another one said of it."""
         if error is not None and not isinstance(error, StepError):
             self._close_with(error)
-        until = time.monotonic() + GRACE_S
+        until = time.monotonic() + _GRACE_S
         while (dead := self._dead_rank(rank if error is None else None)) is None and time.monotonic() < until:
             time.sleep(0.02)
         if dead is not None:
@@ -239,7 +239,7 @@ def start_ranks(count: int, library: Path) -> RankedModel:
         StepError: a rank ended, or they did not find each other in time.
     """
     folder = Path(tempfile.mkdtemp(prefix="llm-build-ranks-"))
-    spin_s, patience_s = (0.0, 0.0) if kind_of(library) == "cpu" else (SPIN_S, PATIENCE_S)  # ranks need all cores
+    spin_s, patience_s = (0.0, 0.0) if kind_of(library) == "cpu" else (SPIN_S, _PATIENCE_S)  # ranks need all cores
     ranks: list[Rank] = []
     try:
         with shared_memory() as memory:
@@ -327,6 +327,6 @@ def _exit_cause(code: int) -> str:
 
 def _log_tail(log: Path) -> str:
     try:
-        return log.read_bytes()[-LOG_BYTES:].decode(errors="replace").strip()
+        return log.read_bytes()[-_LOG_BYTES:].decode(errors="replace").strip()
     except OSError:
         return ""

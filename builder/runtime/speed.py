@@ -21,14 +21,14 @@ from builder.runtime.device import Device
 from builder.targets.tvm_import import import_tvm
 
 RUNS = 7  # of each measurement
-MIN_RUNS = 3  # however long one takes
-MAX_SECONDS = 20.0  # of one measurement; then MIN_RUNS runs do
-RUN_S = 0.25  # of decoding, about
-MAX_TOKENS, MIN_TOKENS = 64, 4  # of one run of decoding
-LARGEST_BUFFER = 1 << 30  # bytes that the bandwidth is measured on, at most
-CACHE_ELEMENT_BYTES = 4  # the KV cache is float32 on every target
-EMBEDDINGS, HEADS = ("model.embed_tokens", "gpt_neox.embed_in"), ("lm_head", "embed_out")
-OF_EXPERTS = (".gate_up_proj.", ".down_proj.")  # of a mixture: all experts of a layer in one matrix
+_MIN_RUNS = 3  # however long one takes
+_MAX_SECONDS = 20.0  # of one measurement; then _MIN_RUNS runs do
+_RUN_S = 0.25  # of decoding, about
+MAX_TOKENS, _MIN_TOKENS = 64, 4  # of one run of decoding
+_LARGEST_BUFFER = 1 << 30  # bytes that the bandwidth is measured on, at most
+_CACHE_ELEMENT_BYTES = 4  # the KV cache is float32 on every target
+_EMBEDDINGS, _HEADS = ("model.embed_tokens", "gpt_neox.embed_in"), ("lm_head", "embed_out")
+_OF_EXPERTS = (".gate_up_proj.", ".down_proj.")  # of a mixture: all experts of a layer in one matrix
 Rate = dict[str, Any]
 
 
@@ -57,7 +57,7 @@ def time_once(work: Callable[[], Any]) -> float:
 def time_runs(work: Callable[[], Any], undo: Callable[[], Any], runs: int = RUNS) -> list[float]:
     """Seconds of each run, ``undo`` after it left out; fewer runs where they take_tp_shard long."""
     seconds: list[float] = []
-    while len(seconds) < runs and (len(seconds) < MIN_RUNS or sum(seconds) < MAX_SECONDS):
+    while len(seconds) < runs and (len(seconds) < _MIN_RUNS or sum(seconds) < _MAX_SECONDS):
         seconds.append(time_once(work))
         undo()
     return seconds
@@ -93,7 +93,7 @@ def decode_rate(engine: Engine, context: int, runs: int = RUNS) -> Rate:
     decode(1)
     one = time_once(lambda: decode(1))
     engine.rewind(sequence, 2)
-    tokens = min(max(int(RUN_S / one), MIN_TOKENS), MAX_TOKENS)
+    tokens = min(max(int(_RUN_S / one), _MIN_TOKENS), MAX_TOKENS)
     seconds = time_runs(lambda: decode(tokens), lambda: engine.rewind(sequence, tokens), runs)
     engine.remove_sequence(sequence)
     return rate(tokens, seconds)
@@ -109,12 +109,12 @@ def weights_read(files: Mapping[str, Path], metadata: Mapping[str, Any], active:
         location = stored[name if name in stored else name + first]
         # a file that was not split holds the parts of all ranks
         sizes[name] = location.nbytes * prod(parameter["shape"]) // prod(location.shape)
-    tied = not any(name.startswith(HEADS) for name in sizes)
+    tied = not any(name.startswith(_HEADS) for name in sizes)
     total = 0.0
     for name, nbytes in sizes.items():
-        if name.startswith(EMBEDDINGS) and not tied:
+        if name.startswith(_EMBEDDINGS) and not tied:
             continue
-        total += nbytes * (active if any(part in f"{name}." for part in OF_EXPERTS) else 1.0)
+        total += nbytes * (active if any(part in f"{name}." for part in _OF_EXPERTS) else 1.0)
     return int(total)
 
 
@@ -123,12 +123,12 @@ def cache_read(metadata: Mapping[str, Any], context: int) -> int:
     cache, window = metadata["kv_cache"], metadata["sliding_window_size"]
     seen = min(context, window) if window > 0 else context
     row = 2 * cache["num_hidden_layers"] * cache["num_key_value_heads"] * cache["head_dim"]
-    return int(CACHE_ELEMENT_BYTES * seen * row)
+    return int(_CACHE_ELEMENT_BYTES * seen * row)
 
 
 def read_bandwidth(nbytes: int, threads: int) -> float:
     """Bytes per second at which ``threads`` threads read a buffer of ``nbytes`` over and over."""
-    size = min(nbytes, LARGEST_BUFFER)
+    size = min(nbytes, _LARGEST_BUFFER)
     parts = np.array_split(np.ones(max(size // 4, threads), np.float32), threads)
     repeat = max(1, (1 << 28) // max(size, 1))
 

@@ -17,9 +17,9 @@ from typing import Any
 from builder.runtime.device import Device
 from builder.targets.cuda_runtime import RUNTIME, did, linked
 
-NON_BLOCKING = 1  # cudaStreamNonBlocking
-RELAXED = 2  # cudaStreamCaptureModeRelaxed: TVM may allocate memory while it is captured
-INFO_BYTES = 256  # more than a cudaGraphExecUpdateResultInfo
+_NON_BLOCKING = 1  # cudaStreamNonBlocking
+_RELAXED = 2  # cudaStreamCaptureModeRelaxed: TVM may allocate memory while it is captured
+_INFO_BYTES = 256  # more than a cudaGraphExecUpdateResultInfo
 Pointer = ctypes.c_void_p
 Outputs = tuple[Any, ...]
 
@@ -33,7 +33,9 @@ class TokenGraph:
         self._cuda, self._use_stream, self._device = linked(RUNTIME), tvm_ffi.use_raw_stream, device.tvm
         self._stream_of = tvm_ffi.get_raw_stream
         self._stream, self._ready = Pointer(), Pointer()
-        did("cudaStreamCreateWithFlags", self._cuda.cudaStreamCreateWithFlags(ctypes.byref(self._stream), NON_BLOCKING))
+        did(
+            "cudaStreamCreateWithFlags", self._cuda.cudaStreamCreateWithFlags(ctypes.byref(self._stream), _NON_BLOCKING)
+        )
         self._key: Hashable = None
         self._outputs: Outputs = ()
         self._off = False
@@ -63,7 +65,7 @@ class TokenGraph:
 
     def _capture(self, calls: Callable[[], Outputs]) -> Outputs:
         graph = Pointer()
-        did("cudaStreamBeginCapture", self._cuda.cudaStreamBeginCapture(self._stream, RELAXED))
+        did("cudaStreamBeginCapture", self._cuda.cudaStreamBeginCapture(self._stream, _RELAXED))
         try:
             with self._use_stream(self._device, self._stream.value or 0):
                 outputs = calls()
@@ -79,7 +81,7 @@ class TokenGraph:
     def _make_ready(self, graph: Pointer) -> None:
         """Change the numbers of the graph that is ready, or, where there are other kernels in it, make it anew."""
         if self._ready:
-            if not self._cuda.cudaGraphExecUpdate(self._ready, graph, ctypes.create_string_buffer(INFO_BYTES)):
+            if not self._cuda.cudaGraphExecUpdate(self._ready, graph, ctypes.create_string_buffer(_INFO_BYTES)):
                 return
             self._cuda.cudaGetLastError()
             did("cudaGraphExecDestroy", self._cuda.cudaGraphExecDestroy(self._ready))

@@ -11,13 +11,13 @@ from builder.core.step import File, InputFiles, Json, Out
 from builder.formats.archive import static_library
 from builder.steps.ports import group
 
-PACKAGE = "mlc-package-config.json"  # what `mlc_llm package` reads
+_PACKAGE = "mlc-package-config.json"  # what `mlc_llm package` reads
 CONFIG = "mlc-app-config.json"  # what the app reads
 PLACES = {  # by kind: (device as `mlc_llm package` names it, static library, the app's configuration)
     "ios_app": ("iphone", "lib/libmodel_iphone.a", f"bundle/{CONFIG}"),
     "android_app": ("android", "lib/libmodel_android.a", f"lib/mlc4j/src/main/assets/{CONFIG}"),
 }
-CARD = "README.md"
+_CARD = "README.md"
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
@@ -35,12 +35,12 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     out.link(objects, artifact[params["library"]])
     out.path(library).write_bytes(static_library(members(artifact[params["library"]], params["model_lib"])))
     for name, file in artifact.items():
-        if name not in (params["library"], CARD):
+        if name not in (params["library"], _CARD):
             out.link(f"bundle/{params['name']}/{name}", file)
     write(out, config, {"model_list": [entry(params, device)]})
-    write(out, PACKAGE, package_config(params, device, objects))
-    card = artifact[CARD].path.read_text("utf-8")
-    out.path(CARD).write_text(f"{card}\n{explanation(params, library, config)}", "utf-8")
+    write(out, _PACKAGE, _package_config(params, device, objects))
+    card = artifact[_CARD].path.read_text("utf-8")
+    out.path(_CARD).write_text(f"{card}\n{_explanation(params, library, config)}", "utf-8")
 
 
 def members(library: File, model_lib: str) -> dict[str, bytes]:
@@ -60,7 +60,7 @@ def entry(params: Mapping[str, Json], device: str) -> dict[str, Any]:
     return {**known, **place}
 
 
-def package_config(params: Mapping[str, Json], device: str, objects: str) -> dict[str, Any]:
+def _package_config(params: Mapping[str, Json], device: str, objects: str) -> dict[str, Any]:
     model = {
         "model": f"bundle/{params['name']}",
         "model_id": params["name"],
@@ -79,7 +79,7 @@ def write(out: Out, name: str, value: Json) -> None:
     out.path(name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
 
-def explanation(params: Mapping[str, Json], library: str, config: str) -> str:
+def _explanation(params: Mapping[str, Json], library: str, config: str) -> str:
     return f"""## In an app
 
 | | |
@@ -87,7 +87,7 @@ def explanation(params: Mapping[str, Json], library: str, config: str) -> str:
 | `{library}` | the model's code; its symbols start with `{params["model_lib"]}_` |
 | `{config}` | what the app reads; `model_lib` is that name |
 | `bundle/{params["name"]}/` | weights, tokenizer, chat configuration |
-| `{PACKAGE}` | for `mlc_llm package`, run in this folder: it takes this library and adds MLC's own |
+| `{_PACKAGE}` | for `mlc_llm package`, run in this folder: it takes this library and adds MLC's own |
 
 Step by step: docs/guides/apps.md of llm-build.
 """

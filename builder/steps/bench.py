@@ -27,7 +27,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     files = {name: str(file.path) for name, file in group(inputs["package"]).items()}
     request = {"files": files, "prompt": params["prompt"], "contexts": params["contexts"]}
     result = None
-    for message in said_by_process(request):
+    for message in _said_by_process(request):
         if "error" in message:
             raise StepError(message["error"], message["hint"])
         result = message.get("result", result)
@@ -39,7 +39,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     out.path("bench.json").write_text(json.dumps(whole, indent=1) + "\n")
 
 
-def said_by_process(request: Json) -> Iterator[Json]:
+def _said_by_process(request: Json) -> Iterator[Json]:
     """The messages of runtime.measured, as they come."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", measured.__name__]

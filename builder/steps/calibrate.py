@@ -34,8 +34,8 @@ from builder.quant.layout import layer_of, stem_of
 from builder.steps.ports import group, one
 from builder.verification import heldout, source_model
 
-KEY = "quant.calibration"
-THREADS = 1  # sums do not depend on how many cores there are
+_KEY = "quant.calibration"
+_THREADS = 1  # sums do not depend on how many cores there are
 LEAST_TOKENS = 64  # with which gptq is still better than mse: docs/how-it-works/quality.md
 Experts = dict[str, dict[str, str]]  # module of a layer's experts -> {its parameter: ours}
 
@@ -78,7 +78,7 @@ def _windows(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> np.nda
     if tokenizer is None:
         out.warn("the checkpoint has no tokenizer.json: calibrated on random tokens, which is worth little")
     unbounded = {**params, "logits_bytes": 4 * config["vocab_size"] * params["tokens"]}
-    return heldout.windows(unbounded, Path(out.context["text"]), tokenizer, config, KEY)
+    return heldout.windows(unbounded, Path(out.context["text"]), tokenizer, config, _KEY)
 
 
 def readers(entries: Iterable[Entry], sources: Mapping[str, str]) -> dict[str, list[str]]:
@@ -117,7 +117,7 @@ def experts(entries: Iterable[Entry], fused: Iterable[str]) -> Experts:
 
 
 def _measure(model: Any, readers_of: Mapping[str, list[str]], mixed: Experts, tokens_NW: np.ndarray, out: Out) -> None:
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(_THREADS)
     head = model.get_output_embeddings()
     too_few: list[int] = []  # experts of each layer with too few tokens
 

@@ -19,7 +19,7 @@ from builder.formats.tensorcache import TensorRecord, shard_entry
 from builder.quant.storage import NUMPY_DTYPE
 from builder.steps.ports import one
 
-ALIGNMENT_BYTES = 64  # of a tensor in its file: what kernels assume of an address, so that a mapped file can be used
+_ALIGNMENT_BYTES = 64  # of a tensor in its file: what kernels assume of an address, so that a mapped file can be used
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
@@ -67,7 +67,7 @@ def _write(path: Path, parts: Iterator[tuple[str, str, np.ndarray]]) -> dict[str
     records, offset, hasher = [], 0, hashlib.md5(usedforsecurity=False)  # what the format asks for
     with path.open("wb") as file:
         for name, dtype, array in parts:
-            gap = -offset % ALIGNMENT_BYTES
+            gap = -offset % _ALIGNMENT_BYTES
             for data in (bytes(gap), np.ascontiguousarray(array).reshape(-1).view(np.uint8).data):
                 hasher.update(data)
                 file.write(data)

@@ -23,7 +23,7 @@ from builder.formats import checkpoint, safetensors
 from builder.steps.ports import group
 
 READ_BYTES = 1 << 20
-PROGRESS_BYTES = 32 << 20
+_PROGRESS_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def _hash_all(located: list[Located], out: Out) -> dict[str, str]:
             for item, digest in zip(largest_first, pool.map(reader.digest, largest_first), strict=True):
                 digests[item.tensor.name] = digest
                 done += item.tensor.nbytes
-                if done - reported >= PROGRESS_BYTES or done == total:
+                if done - reported >= _PROGRESS_BYTES or done == total:
                     out.progress(done, total, "B", "hashing")
                     reported = done
     finally:

@@ -17,7 +17,7 @@ from builder.quant.storage import narrow, widen
 from builder.steps.ports import one
 
 ROWS = 256  # outputs at a time: words that lie beside each other in the source hold neighbouring outputs
-HELD = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "I32": np.int32, "I8": np.int8, "F8_E4M3": np.uint8}
+_HELD = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "I32": np.int32, "I8": np.int8, "F8_E4M3": np.uint8}
 
 Store = Callable[[str, int, np.ndarray], None]  # (role, first row, rows)
 Done = Callable[[int, str], None]  # (weights, their dtype in the weight map)
@@ -50,7 +50,7 @@ def write(entry: Entry, scheme: Scheme, inputs: InputFiles, store: Store, done: 
 
 def _mapped(part: Mapping[str, Any], inputs: InputFiles) -> np.ndarray:
     file = one(inputs[part["tensor"]])
-    return np.memmap(file.path, HELD[part["dtype"]], "r", file.offset, tuple(part["shape"]))
+    return np.memmap(file.path, _HELD[part["dtype"]], "r", file.offset, tuple(part["shape"]))
 
 
 def _tensors(source_rows: quantized.Rows, width: int, scheme: Scheme, source: Slice) -> list[tuple[str, np.ndarray]]:

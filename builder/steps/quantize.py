@@ -27,8 +27,8 @@ from builder.steps import imported
 from builder.steps.ports import one
 from builder.steps.shard_file import Methods, PackedWriter, Placed, PlainWriter, md5, start_writeback, store
 
-PROGRESS_BYTES = 8 << 20
-BLOCKS_AT_ONCE = {"gptq": 32}  # whose loop over the inputs pays once for all rows of a block
+_PROGRESS_BYTES = 8 << 20
+_BLOCKS_AT_ONCE = {"gptq": 32}  # whose loop over the inputs pays once for all rows of a block
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
@@ -92,7 +92,7 @@ def _write_parameter(
         _write_imported(job, inputs, handle, progress)
         return pack.Counts()
     method = _methods(job, method_params, inputs)
-    at_once = pack.block_rows(job.entry.parameter.shape[-1]) * BLOCKS_AT_ONCE.get(method_params["name"], 1)
+    at_once = pack.block_rows(job.entry.parameter.shape[-1]) * _BLOCKS_AT_ONCE.get(method_params["name"], 1)
     return _write(job, inputs, _writer(job, method, at_once), at_once, handle, progress)
 
 
@@ -185,7 +185,7 @@ class Progress:
 
     def add(self, nbytes: int, label: str) -> None:
         self.done += nbytes
-        if self.done - self.reported >= PROGRESS_BYTES or self.done >= self.total:
+        if self.done - self.reported >= _PROGRESS_BYTES or self.done >= self.total:
             self.out.progress(self.done, self.total, "B", label)
             self.reported = self.done
 

@@ -34,11 +34,11 @@ from builder.quant.rounding import rounded
 from builder.steps.ports import group, one
 from builder.verification import heldout, source_model
 
-KEY = "quant.calibration"
-BATCH_TOKENS = 8192
-LOGITS_BYTES = 1 << 30  # of a batch
+_KEY = "quant.calibration"
+_BATCH_TOKENS = 8192
+_LOGITS_BYTES = 1 << 30  # of a batch
 ROWS = 64  # positions whose predictions are compared at a time, in float64
-DIGITS = 5  # that are kept: enough to rank, and too few for the order of a sum to show
+_DIGITS = 5  # that are kept: enough to rank, and too few for the order of a sum to show
 Rows = list[tuple[int, int]]
 Owned = dict[str, dict[str, Rows]]  # module -> {parameter of ours: rows of the module's weight that belong to it}
 
@@ -69,9 +69,9 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     shapes = {name: entry["shape"] for name, entry in layout.items()}
     model, sources = source_model.load_named(config, shapes, fetch, progress.tick)
     torch.set_num_threads(max(1, out.threads))
-    owned = owners(entries, sources)
+    owned = _owners(entries, sources)
     names = list(dict.fromkeys(name for parts in owned.values() for name in parts))
-    at_once = min(BATCH_TOKENS // tokens_NW.size, LOGITS_BYTES // (4 * config["vocab_size"] * tokens_NW.size))
+    at_once = min(_BATCH_TOKENS // tokens_NW.size, _LOGITS_BYTES // (4 * config["vocab_size"] * tokens_NW.size))
     chunks = [names[start : start + max(1, at_once - 1)] for start in range(0, len(names), max(1, at_once - 1))]
     progress.passes = len(chunks)
     losses: dict[str, dict[str, float]] = {}
@@ -88,7 +88,7 @@ def _windows(params: Mapping[str, Json], inputs: InputFiles, config: Mapping[str
     if tokenizer is None:
         out.warn("the checkpoint has no tokenizer.json: measured on random tokens, which is worth little")
     unbounded = {**params, "logits_bytes": 4 * config["vocab_size"] * params["tokens"]}
-    return heldout.windows(unbounded, Path(out.context["text"]), tokenizer, config, KEY)
+    return heldout.windows(unbounded, Path(out.context["text"]), tokenizer, config, _KEY)
 
 
 class Progress:
@@ -101,7 +101,7 @@ class Progress:
         self.out.progress(self.done * total + done, self.passes * total, "modules")
 
 
-def owners(entries: Iterable[Entry], sources: Mapping[str, str]) -> Owned:
+def _owners(entries: Iterable[Entry], sources: Mapping[str, str]) -> Owned:
     """Which modules a parameter is in. ``sources``: {parameter as transformers names it: checkpoint tensor}.
 
     Raises:
@@ -176,7 +176,7 @@ class Probe:
             raise StepError(f"sensitivity: with {parameter} rounded the logits are not finite", "quant.budget=null")
         errors = self.errors[parameter]
         unit = errors[self.coarsest] or 1.0
-        return {name: float(f"{max(kl, 0.0) * error / unit:.{DIGITS}g}") for name, error in errors.items()}
+        return {name: float(f"{max(kl, 0.0) * error / unit:.{_DIGITS}g}") for name, error in errors.items()}
 
 
 def _with_rounded_rows(weight: torch.Tensor, rows: Rows, candidate: Scheme) -> torch.Tensor:

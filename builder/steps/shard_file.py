@@ -20,8 +20,8 @@ from builder.quant.storage import NUMPY_DTYPE
 Methods: TypeAlias = Callable[[int], Method]  # of a row, with which the rows of its block go
 Placed: TypeAlias = Mapping[str, PlacedTensor]  # by role
 
-HASH_BYTES = 1 << 20
-SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
+_HASH_BYTES = 1 << 20
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
 class PlainWriter:
@@ -113,12 +113,12 @@ def start_writeback(handle: int) -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "sync_file_range"):  # Linux; only a hint, so its result does not matter
         zero = ctypes.c_int64(0)
-        libc.sync_file_range(handle, zero, zero, SYNC_FILE_RANGE_WRITE)
+        libc.sync_file_range(handle, zero, zero, _SYNC_FILE_RANGE_WRITE)
 
 
 def md5(handle: int) -> str:
     """The tensor cache asks for md5; it is no protection and is not used as one."""
-    hasher, buffer, offset = hashlib.md5(usedforsecurity=False), memoryview(bytearray(HASH_BYTES)), 0
+    hasher, buffer, offset = hashlib.md5(usedforsecurity=False), memoryview(bytearray(_HASH_BYTES)), 0
     while count := os.preadv(handle, [buffer], offset):
         hasher.update(buffer[:count])
         offset += count

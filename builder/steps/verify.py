@@ -82,7 +82,7 @@ def compare(
     weights: Mapping[str, Json],
 ) -> VerifyResult:
     """All figures; ``arrays``: original and dequantized logits [N, W, V], tokens [N, W]."""
-    units = {name: measure.spread(flat(arrays[name])) for name in ("original", "dequantized")}
+    units = {name: measure.spread(_flat(arrays[name])) for name in ("original", "dequantized")}
     path_results = {path: _path(of, arrays, units) for path, of in blocks.items()}
     built = np.stack([block.logits for block in blocks[paths.ONE_SHOT]])
     perplexity = {
@@ -108,7 +108,7 @@ def _path(blocks: list[paths.PathLogits], arrays: Mapping[str, np.ndarray], unit
     )
 
 
-def flat(logits_NWV: np.ndarray) -> np.ndarray:
+def _flat(logits_NWV: np.ndarray) -> np.ndarray:
     return logits_NWV.reshape(-1, logits_NWV.shape[2])
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from builder.core.step import File, InputFiles, Json, Out
 from builder.steps.ports import group
 
-TEMPLATE = Path(__file__).resolve().parents[1] / "web_page"
-FEATURES = {b"f16": "shader-f16", b"subgroups": "subgroups"}
-FILES = ("index.html", "chat.css", "chat.js")
+_TEMPLATE = Path(__file__).resolve().parents[1] / "web_page"
+_FEATURES = {b"f16": "shader-f16", b"subgroups": "subgroups"}
+_FILES = ("index.html", "chat.css", "chat.js")
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
@@ -28,13 +28,13 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         inputs: {"package": the artifact's files by name, "engine": {"web-llm.js", "web-llm.LICENSE.txt"}}.
     """
     artifact = group(inputs["package"])
-    revision = revision_of(artifact)
+    revision = _revision_of(artifact)
     for name, file in artifact.items():
         out.link(name if name == "README.md" else f"resolve/{revision}/{name}", file)
     for name, file in group(inputs["engine"]).items():
         out.link(name, file)
-    for name in FILES:
-        shutil.copyfile(TEMPLATE / name, out.path(name))
+    for name in _FILES:
+        shutil.copyfile(_TEMPLATE / name, out.path(name))
     cache = json.loads(artifact["tensor-cache.json"].path.read_bytes())
     page = {
         "name": params["name"],
@@ -42,19 +42,19 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         "quantization": params["scheme"],
         "library": params["library"],
         "revision": revision,
-        "features": features_of(artifact[params["library"]].path.read_bytes()),
+        "features": _features_of(artifact[params["library"]].path.read_bytes()),
         "weights_bytes": sum(shard["nbytes"] for shard in cache["records"]),
         "largest_tensor_bytes": max(record["nbytes"] for shard in cache["records"] for record in shard["records"]),
     }
     out.path("page.json").write_text(json.dumps(page, indent=1) + "\n", "utf-8")
 
 
-def features_of(library: bytes) -> list[str]:
+def _features_of(library: bytes) -> list[str]:
     """What the kernels in a library enable beside plain WebGPU (https://www.w3.org/TR/WGSL/#enable-extensions-sec)."""
-    return [feature for enabled, feature in FEATURES.items() if b"enable " + enabled + b";" in library]
+    return [feature for enabled, feature in _FEATURES.items() if b"enable " + enabled + b";" in library]
 
 
-def revision_of(files: Mapping[str, File]) -> str:
+def _revision_of(files: Mapping[str, File]) -> str:
     """12 hex digits of a digest over names and contents."""
     whole = "".join(f"{name}\0{file.digest}\n" for name, file in sorted(files.items()))
     return hashlib.sha256(whole.encode()).hexdigest()[:12]

@@ -13,8 +13,8 @@ from builder.core.errors import UserError
 from builder.core.step import File, Json
 
 READ_BYTES = 4 << 20  # of the text; more adds nothing to a few hundred tokens
-LEAST_WINDOW_TOKENS = 16
-SEED = 20
+_LEAST_WINDOW_TOKENS = 16
+_SEED = 20
 
 
 def windows(
@@ -40,14 +40,14 @@ def windows(
     vocab_size, positions = config["vocab_size"], config.get("max_position_embeddings", params["window"])
     tokens = min(params["tokens"], params["logits_bytes"] // (4 * vocab_size))
     window = min(params["window"], positions, tokens // 2)
-    if window < LEAST_WINDOW_TOKENS:
+    if window < _LEAST_WINDOW_TOKENS:
         raise UserError(
-            f"{key} has {tokens} tokens in windows of {window}; it needs two windows of {LEAST_WINDOW_TOKENS} or more",
+            f"{key} has {tokens} tokens in windows of {window}; it needs two windows of {_LEAST_WINDOW_TOKENS} or more",
             f"raise {key}.tokens or {key}.window"
             + (", or verify.logits_bytes, or build with verify=off" if key == "verify" else ""),
         )
     if tokenizer is None:
-        return np.random.default_rng(SEED).integers(0, vocab_size, (tokens // window, window), dtype=np.int32)
+        return np.random.default_rng(_SEED).integers(0, vocab_size, (tokens // window, window), dtype=np.int32)
     ids, prefix = encode(read_text(text, params["text"]["digest"], key), tokenizer.path)
     if (largest := max(*ids, *prefix, 0)) >= vocab_size:
         raise UserError(

@@ -17,7 +17,7 @@ from builder.quant.layout import BYTE_LARGEST, Scheme, is_quantized
 
 Tensor: TypeAlias = torch.Tensor
 
-FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+_FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
 def round_inputs(model: Any, entries: Iterable[Entry], sources: Mapping[str, str], rule: Scheme) -> int:
@@ -66,5 +66,5 @@ def rounded(x: Tensor, activation: str) -> Tensor:
     most = BYTE_LARGEST[activation]
     scale = x.abs().amax(dim=-1, keepdim=True) / most
     ratio = torch.where(scale == 0, 0.0, x / scale).clamp(-most, most)
-    codes = ratio.round() if activation == "int8" else ratio.to(FLOAT8[activation]).to(torch.float32)
+    codes = ratio.round() if activation == "int8" else ratio.to(_FLOAT8[activation]).to(torch.float32)
     return codes * scale

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from builder.core.errors import UserError
 from builder.core.step import Json
 
-NAMES = ("max_error", "rms_error", "kl", "top1", "perplexity")
+_NAMES = ("max_error", "rms_error", "kl", "top1", "perplexity")
 
 
 def choose_limits(
@@ -33,9 +33,9 @@ def choose_limits(
     if entry is None:
         raise UserError(
             f"verify.limits has no entry for the scheme {scheme['name']!r}; it has {', '.join(sorted(limits))}",
-            f"verify.limits.{scheme['name']}={{{', '.join(f'{name}: ...' for name in NAMES)}}}, or verify=off",
+            f"verify.limits.{scheme['name']}={{{', '.join(f'{name}: ...' for name in _NAMES)}}}, or verify=off",
         )
-    chosen = {name: entry[name] for name in NAMES}
+    chosen = {name: entry[name] for name in _NAMES}
     return chosen | {name: value for name, value in overrides.items() if value is not None} | dict(exact)
 
 

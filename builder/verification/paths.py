@@ -18,8 +18,8 @@ import numpy as np
 from builder.runtime.engine import PAGE_TOKENS
 
 ONE_SHOT, PREFILL, CHUNKED, DECODE, INTERLEAVED = "one shot", "prefill", "chunked prefill", "decode", "interleaved"
-PIECES_TOKENS = (5, 1, 23, 16, 2, 40)  # of a chunked prefill, over and over
-INTERLEAVED_STEPS = 12  # of each of its parts
+_PIECES_TOKENS = (5, 1, 23, 16, 2, 40)  # of a chunked prefill, over and over
+_INTERLEAVED_STEPS = 12  # of each of its parts
 
 Tick = Callable[[str, int], None]  # (path, tokens done in this call)
 
@@ -96,7 +96,7 @@ def _prefill(engine: Engine, windows: list[list[int]], tick: Tick) -> Iterator[P
 def _chunked(engine: Engine, index: int, window: list[int], tick: Tick) -> Iterator[PathLogits]:
     seq, start, turn = engine.add_sequence(), 0, 0
     while start < len(window):
-        stop = min(start + PIECES_TOKENS[turn % len(PIECES_TOKENS)], len(window))
+        stop = min(start + _PIECES_TOKENS[turn % len(_PIECES_TOKENS)], len(window))
         logits = engine.logits(seq, window[start:stop])
         tick(CHUNKED, stop - start)
         yield PathLogits(CHUNKED, index, range(start, stop), logits)
@@ -115,7 +115,7 @@ def _decode(engine: Engine, window: list[int], tick: Tick) -> Iterator[PathLogit
 
 def _interleaved_lengths(window: int) -> tuple[int, int, int, int]:
     """Tokens of: the first prefill, the second prefill, the decoding steps, the replacing prefill."""
-    steps = min(INTERLEAVED_STEPS, window // 5)  # so that the longer sequence still ends within its window
+    steps = min(_INTERLEAVED_STEPS, window // 5)  # so that the longer sequence still ends within its window
     return min(3, window // 4), min(2 * PAGE_TOKENS + 5, window // 2), 5 * steps, min(PAGE_TOKENS + 3, window // 2)
 
 

@@ -20,11 +20,11 @@ import torch
 from builder.core.step import File, Json
 from builder.verification import source_model
 
-DTYPES = {
+_DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, **source_model.DTYPES
 }  # fmt: skip
-MARKS = (".qweight", ".weight_packed", ".weight_scale")
-PARTS = (".qzeros", ".scales", ".g_idx", ".weight_zero_point", ".weight_shape", ".input_scale", ".input_zero_point")
+_MARKS = (".qweight", ".weight_packed", ".weight_scale")
+_PARTS = (".qzeros", ".scales", ".g_idx", ".weight_zero_point", ".weight_shape", ".input_scale", ".input_zero_point")
 
 ROWS = 256  # outputs at a time: what is in between takes several times the room of the weights
 
@@ -55,14 +55,14 @@ def open_checkpoint(
     shapes = {name: entry["shape"] for name, entry in layout.items()}
     if quantization is None:
         return shapes, fetch
-    stems = {name.removesuffix(mark) for name in layout for mark in MARKS if name.endswith(mark)}
-    plain = {name: shape for name, shape in shapes.items() if not name.endswith((*MARKS, *PARTS))}
+    stems = {name.removesuffix(mark) for name in layout for mark in _MARKS if name.endswith(mark)}
+    plain = {name: shape for name, shape in shapes.items() if not name.endswith((*_MARKS, *_PARTS))}
     return plain | {f"{stem}.weight": _shape(stem, quantization, layout) for stem in sorted(stems)}, fetch
 
 
 def _values(file: File, dtype: str, shape: list[int]) -> np.ndarray:
     data = torch.from_numpy(np.fromfile(file.path, np.uint8, file.nbytes, offset=file.offset))
-    values = data.view(DTYPES[dtype]).reshape(shape)
+    values = data.view(_DTYPES[dtype]).reshape(shape)
     if dtype == "I32":
         return np.asarray(values.numpy().astype(np.int64) & 0xFFFFFFFF)
     return np.asarray(values.to(torch.float32).numpy())

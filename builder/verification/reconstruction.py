@@ -32,7 +32,7 @@ from builder.quant.layout import FLOAT8_LARGEST, FLOAT8_MANTISSA_BITS, FLOAT8_SM
 from builder.quant.methods.mse import STEPS
 from builder.quant.storage import LARGEST, narrow, scales, widen
 
-STEP_SLACK = 1e-5  # w / scale + M is rounded in float32, at magnitudes up to 2 M
+_STEP_SLACK = 1e-5  # w / scale + M is rounded in float32, at magnitudes up to 2 M
 BLOCK_BYTES = 1 << 20  # of float32 compared at a time, so that it stays in the cache
 
 
@@ -53,7 +53,7 @@ class Reconstruction:
 
     @property
     def good(self) -> bool:
-        return self.steps <= 0.5 + STEP_SLACK and self.scale_ulps <= 0.501
+        return self.steps <= 0.5 + _STEP_SLACK and self.scale_ulps <= 0.501
 
 
 def plain(source: np.ndarray, stored: np.ndarray, scheme: Scheme) -> Reconstruction:
@@ -70,7 +70,7 @@ def grouped(
     source: np.ndarray, weight: np.ndarray, scale: np.ndarray, scheme: Scheme, method: str = "rtn"
 ) -> Reconstruction:
     """A packed parameter: source and dequantized weight, float32 (out, in); scale (out, groups) as it is stored."""
-    distances = RULES[method if scheme.kind == "group" or method == IMPORTED else "rtn"]
+    distances = _RULES[method if scheme.kind == "group" or method == IMPORTED else "rtn"]
     if scheme.zero_point and method == "rtn":
         distances = _asymmetric_distances
     scheme = scheme.for_width(source.shape[1])
@@ -161,9 +161,9 @@ def _no_distances(
     return np.zeros(len(source), np.float32), np.zeros(len(source), np.float32)
 
 
-RULES = {"rtn": _distances, "mse": _mse_distances, "awq": _mse_distances, "gptq": _no_distances}
+_RULES = {"rtn": _distances, "mse": _mse_distances, "awq": _mse_distances, "gptq": _no_distances}
 IMPORTED = "imported"
-RULES[IMPORTED] = _exact_distances
+_RULES[IMPORTED] = _exact_distances
 
 
 def _float8_steps(source: np.ndarray, difference: np.ndarray, scale_RG: np.ndarray, scheme: Scheme) -> np.ndarray:

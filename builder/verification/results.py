@@ -11,7 +11,7 @@ from builder.verification.measure import Divergence, Errors
 from builder.verification.paths import CHUNKED, DECODE, INTERLEAVED, ONE_SHOT, PREFILL
 
 Location = tuple[int, int]  # (window, position)
-MIN_POSITIONS = 64  # for a mean to be checked; the exact limits serve shorter paths
+_MIN_POSITIONS = 64  # for a mean to be checked; the exact limits serve shorter paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def _check_weights(verified: VerifyResult) -> None:
 
 
 def _check_exact(verified: VerifyResult, limits: Mapping[str, float]) -> None:
-    past = exact_failures(verified.paths, limits)
+    past = _exact_failures(verified.paths, limits)
     if not past:
         return
     path = ONE_SHOT if ONE_SHOT in past else max(past, key=lambda name: verified.paths[name].exact.max_error)
@@ -92,11 +92,11 @@ def _check_exact(verified: VerifyResult, limits: Mapping[str, float]) -> None:
         f"max error {result.exact.max_error:.3g} of the logits' spread (verify.exact_max {limits['exact_max']:.3g}), "
         f"rms error {result.exact.rms_error:.3g} (verify.exact_rms {limits['exact_rms']:.3g}), "
         f"largest in window {window} at position {position}. Max error by path: {every}",
-        diagnose(verified.paths, limits),
+        _diagnose(verified.paths, limits),
     )
 
 
-def exact_failures(paths: Mapping[str, PathResult], limits: Mapping[str, float]) -> set[str]:
+def _exact_failures(paths: Mapping[str, PathResult], limits: Mapping[str, float]) -> set[str]:
     """The paths that do not agree with the dequantized reference."""
     return {
         path
@@ -105,9 +105,9 @@ def exact_failures(paths: Mapping[str, PathResult], limits: Mapping[str, float])
     }
 
 
-def diagnose(paths: Mapping[str, PathResult], limits: Mapping[str, float]) -> str:
+def _diagnose(paths: Mapping[str, PathResult], limits: Mapping[str, float]) -> str:
     """What is likely wrong, from which paths agree with the dequantized reference and which do not."""
-    bad, start = exact_failures(paths, limits), paths[ONE_SHOT].start
+    bad, start = _exact_failures(paths, limits), paths[ONE_SHOT].start
     if ONE_SHOT in bad:
         if start is not None and start <= limits["exact_max"]:
             return (
@@ -148,14 +148,14 @@ def _past(path: str, result: PathResult, limits: Mapping[str, float]) -> list[tu
     """(how far past its limit, name, value, where) of one path's figures; means are checked over enough positions."""
     worst, least = result.locations[result.original.worst], result.locations[result.divergence.worst]
     figures = [("max_error", result.original.max_error, worst)]
-    if len(result.locations) >= MIN_POSITIONS:
+    if len(result.locations) >= _MIN_POSITIONS:
         figures += [("rms_error", result.original.rms_error, worst), ("kl", result.divergence.kl, least)]
     past = [
         (value / limits[key], key, value, f"{path}, worst in window {window} at position {position}")
         for key, value, (window, position) in figures
         if value > limits[key]
     ]
-    if len(result.locations) >= MIN_POSITIONS and result.divergence.top1_close < limits["top1"]:
+    if len(result.locations) >= _MIN_POSITIONS and result.divergence.top1_close < limits["top1"]:
         share = result.divergence.top1_close
         past.append(((1 - share) / max(1 - limits["top1"], 1e-6), "top1", share, path))
     return past

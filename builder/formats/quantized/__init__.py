@@ -75,7 +75,7 @@ def refuse(key: str, value: object, allowed: str, why: str = "") -> NoReturn:
     raise UserError(f"config.json: quantization_config.{key} is {value!r}; allowed: {allowed}{reason}", USE_THE_SOURCE)
 
 
-def logical_layout(packing: Packing, layout: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def _logical_layout(packing: Packing, layout: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """A layout with one tensor ``X.weight`` for the tensors of each quantized module X.
 
     Args:
@@ -116,9 +116,9 @@ def packed_weight_map(
     say what they are ``stored`` as.
 
     Raises:
-        UserError: see ``logical_layout``; or a parameter is made of quantized and of other tensors.
+        UserError: see ``_logical_layout``; or a parameter is made of quantized and of other tensors.
     """
-    layout, stored, dropped = logical_layout(packing, layout)
+    layout, stored, dropped = _logical_layout(packing, layout)
     plain = weight_map(layout)
     entries = tuple(_with_stored(entry, stored) for entry in plain.entries)
     return replace(plain, entries=entries, dropped=tuple(sorted([*plain.dropped, *dropped])))

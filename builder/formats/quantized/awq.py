@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 ROLES = ("qweight", "qzeros", "scales")
 UNREAD: tuple[str, ...] = ()
 SCALE = "scales"
-ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the output at each place of a word, lowest bits first
-PER_WORD = 8
+_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the output at each place of a word, lowest bits first
+_PER_WORD = 8
 
 
 def mark(packing: Packing) -> str:
@@ -60,8 +60,8 @@ def shape(packing: Packing, stem: str, parts: Mapping[str, Any]) -> tuple[int, i
     inputs, words = expect_tensor(stem, parts, "qweight", ("I32",), None)["shape"]
     groups = groups_of(stem, packing, inputs)
     expect_tensor(stem, parts, "qzeros", ("I32",), (groups, words))
-    expect_tensor(stem, parts, "scales", SCALES, (groups, words * PER_WORD))
-    return words * PER_WORD, inputs
+    expect_tensor(stem, parts, "scales", SCALES, (groups, words * _PER_WORD))
+    return words * _PER_WORD, inputs
 
 
 def check(packing: Packing, tensors: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -72,11 +72,11 @@ def read(packing: Packing, tensors: Mapping[str, Any], arrays: Mapping[str, np.n
     """Outputs [start, stop)."""
     import numpy as np
 
-    first, last = start // PER_WORD, -(-stop // PER_WORD)
+    first, last = start // _PER_WORD, -(-stop // _PER_WORD)
 
     def columns(role: str) -> np.ndarray:
         words = np.ascontiguousarray(arrays[role][:, first:last]).view(np.uint32)
-        return unpack_words(words, 4, ORDER)[:, start - first * PER_WORD :][:, : stop - start].T
+        return unpack_words(words, 4, _ORDER)[:, start - first * _PER_WORD :][:, : stop - start].T
 
     values, zeros = columns("qweight"), columns("qzeros")
     return Rows(values, scales_to_float32(arrays["scales"][:, start:stop].T, tensors["scales"]["dtype"]), zeros)

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 UNREAD = ("input_scale", "input_zero_point", "weight_shape")
 ROLES = ("weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_g_idx", *UNREAD)
 SCALE = "weight_scale"
-TYPES = {"pack-quantized": "int", "int-quantized": "int", "float-quantized": "float"}
-TURNED = "inputs in another order have no groups of neighbours"
-NAN = 0x7F  # of e4m3, but for the sign
+_TYPES = {"pack-quantized": "int", "int-quantized": "int", "float-quantized": "float"}
+_TURNED = "inputs in another order have no groups of neighbours"
+_NAN = 0x7F  # of e4m3, but for the sign
 
 
 def mark(packing: Packing) -> str:
@@ -56,17 +56,17 @@ def describe(given: Mapping[str, Any]) -> Packing:
         refuse("config_groups", [group.get("weights") for group in groups][:2], "the same weights in every group")
     group, weights = groups[0], groups[0].get("weights") or {}
     form = group.get("format") or given.get("format")
-    if form not in TYPES or weights.get("type", "int") != TYPES[form]:
-        refuse("format", form, ", ".join(TYPES))
+    if form not in _TYPES or weights.get("type", "int") != _TYPES[form]:
+        refuse("format", form, ", ".join(_TYPES))
     for key in ("kv_cache_scheme", "sparsity_config"):
         if given.get(key):
             refuse(key, given.get(key), "null")
     if weights.get("actorder") not in (None, False, "weight", "static"):
-        refuse("actorder", weights.get("actorder"), "weight, null", TURNED)
+        refuse("actorder", weights.get("actorder"), "weight, null", _TURNED)
     bits = weights.get("num_bits", 8)
     if bits not in ((4, 8) if form == "pack-quantized" else (8,)):
         refuse("num_bits", bits, "4, 8 packed; 8 otherwise")
-    kind, symmetric = "group" if TYPES[form] == "int" else "e4m3", weights.get("symmetric", True)
+    kind, symmetric = "group" if _TYPES[form] == "int" else "e4m3", weights.get("symmetric", True)
     if kind == "e4m3" and not symmetric:
         refuse("symmetric", symmetric, "true for floats")
     size = group_size(weights, ("channel", "tensor") if kind == "e4m3" else ("group", "channel"))
@@ -110,7 +110,7 @@ def shape(packing: Packing, stem: str, parts: Mapping[str, Any]) -> tuple[int, i
     one = packing.kind == "e4m3" and prod(parts["weight_scale"]["shape"]) == 1
     expect_tensor(stem, parts, "weight_scale", SCALES, parts["weight_scale"]["shape"] if one else (outputs, groups))
     if "weight_g_idx" in parts:
-        raise UserError(f"{stem}.weight_g_idx: {TURNED}", f"quantize with actorder: weight, or {USE_THE_SOURCE}")
+        raise UserError(f"{stem}.weight_g_idx: {_TURNED}", f"quantize with actorder: weight, or {USE_THE_SOURCE}")
     if packing.zero_point:
         words = -(-outputs * packing.bits // 32)
         packed = packing.format == "pack-quantized" and parts.get("weight_zero_point", {}).get("dtype") != "I8"
@@ -123,7 +123,7 @@ def check(packing: Packing, tensors: Mapping[str, Any], arrays: Mapping[str, np.
     """No code of a float is NaN, and symmetric integers have no zero points."""
     import numpy as np
 
-    if packing.kind == "e4m3" and ((arrays["weight"] & np.uint8(NAN)) == NAN).any():
+    if packing.kind == "e4m3" and ((arrays["weight"] & np.uint8(_NAN)) == _NAN).any():
         raise UserError(f"{tensors['weight']['tensor']} holds NaN", "fetch the checkpoint again")
     if not packing.zero_point and "weight_zero_point" in arrays and np.any(arrays["weight_zero_point"]):
         name = tensors["weight_zero_point"]["tensor"]

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 ROLES = ("qweight", "qzeros", "scales", "g_idx")
 UNREAD: tuple[str, ...] = ()
 SCALE = "scales"
-FORMATS = ("gptq", "gptq_v2")
+_FORMATS = ("gptq", "gptq_v2")
 
 
 def mark(packing: Packing) -> str:
@@ -55,8 +55,8 @@ def describe(given: Mapping[str, Any]) -> Packing:
     if type(size) is not int or not (size == -1 or 8 <= size <= 1024):
         refuse("group_size", size, "8 to 1024, or -1")
     form = given.get("checkpoint_format") or given.get("format") or "gptq"
-    if form not in FORMATS:
-        refuse("checkpoint_format", form, ", ".join(FORMATS))
+    if form not in _FORMATS:
+        refuse("checkpoint_format", form, ", ".join(_FORMATS))
     kept = [name for name in given.get("dynamic") or {} if not str(name).startswith("-")]
     if kept:
         refuse("dynamic", kept[0], "patterns that begin with '-:'", "one scheme for all quantized modules")

@@ -26,7 +26,7 @@ from builder.quant.methods import Method, mse
 
 ALPHAS = tuple(step / 20 for step in range(21))
 ROWS = 512  # of a matrix that are tried, evenly spread
-LARGEST_RATIO = 1e4  # of two magnitudes; a channel that is always zero has none
+_LARGEST_RATIO = 1e4  # of two magnitudes; a channel that is always zero has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def candidates(squares_C: np.ndarray) -> list[np.ndarray]:
     """Scales to try, float32 (C,): one per alpha, around 1, from the mean squares of the channels."""
     magnitudes_C = np.sqrt(np.maximum(squares_C, 0).astype(np.float64))
     largest = float(magnitudes_C.max()) or 1.0
-    magnitudes_C = np.maximum(magnitudes_C, largest / LARGEST_RATIO)
+    magnitudes_C = np.maximum(magnitudes_C, largest / _LARGEST_RATIO)
     magnitudes_C /= np.sqrt(magnitudes_C.max() * magnitudes_C.min())
     return [(magnitudes_C**alpha).astype(np.float32) for alpha in ALPHAS]
 
