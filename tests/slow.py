@@ -1,7 +1,7 @@
 """Tests that `pytest -m "not slow"` leaves out, with the CPU seconds that they take (a test runs on one core or two).
 
-Numbers of ranks, bad_input, bench, budget, families, imported, kill and gpu_code were measured on 2026-12-01; the others
-follow from how many builds of the demo a file runs (20 CPU seconds each) or from earlier runs of CI.
+Numbers of ranks, bad_input, bench, budget, families, imported, kill and gpu_code were measured on 2026-12-01; the
+others follow from how many builds of the demo a file runs (20 CPU seconds each) or from earlier runs of CI.
 """
 
 from __future__ import annotations
