@@ -26,7 +26,7 @@ from builder.planner.graph import graph
 from builder.planner.schemes import imported
 from builder.targets import android, link
 
-Check = tuple[Callable[[Step], bool], Callable[[], object]]  # which step it concerns, what raises when it cannot work
+_Check = tuple[Callable[[Step], bool], Callable[[], object]]  # which step it concerns, what raises when it cannot work
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,14 @@ def bring_up_to_date(options: BuildOptions, request: BuildRequest, session: Sess
         from builder.app.lock_check import require_match
 
         lock = require_match(options, request)
-    request, errors = download_checkpoints(request, options.keep_going)
+    request, errors = _download_checkpoints(request, options.keep_going)
     for recipe in request.recipes:
         check_folder(request.outputs[recipe.name])
     if request.key:
         from builder.provenance.signing import key_id
 
         key_id(request.key, request.store)  # a key that cannot sign is refused before any work
-    errors = {**early_errors(request), **errors}
+    errors = {**_early_errors(request), **errors}
     if lock and not errors:
         lock.check_read(options, request, session)
     if not errors:
@@ -104,7 +104,7 @@ def export_good(outcome: Outcome, request: BuildRequest, warn: Listener) -> None
         publish_if_allowed(request, built, warn)
 
 
-def early_errors(request: BuildRequest) -> dict[str, BuildError]:
+def _early_errors(request: BuildRequest) -> dict[str, BuildError]:
     """What cannot work, known before any step runs, by step id: bad checkpoints, tools that are missing."""
     first = {id_: step for id_, step in request.plan.steps.items() if not step.inputs}
     verdicts = examine_stores(Plan(first, ()), request.store)
@@ -121,9 +121,9 @@ def early_errors(request: BuildRequest) -> dict[str, BuildError]:
     return errors
 
 
-def _checks_of(recipe: Recipe) -> list[Check]:
+def _checks_of(recipe: Recipe) -> list[_Check]:
     """What the steps without inputs need."""
-    checks: list[Check] = [(lambda step: step.role == "source", partial(check_checkpoint, recipe))]
+    checks: list[_Check] = [(lambda step: step.role == "source", partial(check_checkpoint, recipe))]
     if recipe.target.library == "so":
         linker = partial(link.require_linker, recipe.target.triple)
         check = android.find_clang if recipe.target.kind == "opencl" else linker
@@ -131,7 +131,7 @@ def _checks_of(recipe: Recipe) -> list[Check]:
     return checks
 
 
-def download_checkpoints(request: BuildRequest, keep_going: bool) -> tuple[BuildRequest, dict[str, BuildError]]:
+def _download_checkpoints(request: BuildRequest, keep_going: bool) -> tuple[BuildRequest, dict[str, BuildError]]:
     """The request with every hf:// checkpoint complete on this disk. With ``keep_going`` a download that fails is an
     error of the step that would fetch it, by id; it is raised otherwise."""
     if not any(recipe.checkpoint.missing for recipe in request.recipes):

@@ -30,19 +30,19 @@ from builder.provenance.lock_file import ENDING, Cell, read
 
 def diff(options: BuildOptions, last: str, now: str) -> dict[str, Any]:
     """The comparison of two words as provenance/diff/report.py makes it. Overrides are of both recipes."""
-    sides = load_side(options, last), load_side(options, now)
+    sides = _load_side(options, last), _load_side(options, now)
     store = sides[0].store or sides[1].store or open_store(store_path())
     return compare(*sides, store, partial(_bench_of, store), RECIPE_KEYS)
 
 
 def folder_differences(options: BuildOptions, folder: Path, other: str) -> list[str]:
     """How a folder differs from a recipe, a lock or another folder, a line each."""
-    last, now = load_side(options, other), load_side(options, str(folder))
+    last, now = _load_side(options, other), _load_side(options, str(folder))
     differences = differences_between(last.lock, now.lock, modules_of(last, now), common=True)
     return [format_lock_difference(each) for each in differences]
 
 
-def load_side(options: BuildOptions, word: str) -> DiffSide:
+def _load_side(options: BuildOptions, word: str) -> DiffSide:
     """Raises UserError for a word that names nothing, with what it may name."""
     path = Path(word)
     if path.is_dir():

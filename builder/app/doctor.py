@@ -11,10 +11,10 @@ from pathlib import Path
 from builder.core.filestore import FileStore
 from builder.core.units import format_bytes
 
-ROOM_BYTES = 1 << 28  # less than this and even the demo may not fit
+_ROOM_BYTES = 1 << 28  # less than this and even the demo may not fit
 Row = dict[str, str]  # name, status (ok, missing, bad), found, needed for
 
-PACKAGES = {
+_PACKAGES = {
     "apache-tvm": "lower, verify, generate",
     "torch": "verify, .bin checkpoints",
     "transformers": "verify",
@@ -37,7 +37,7 @@ def _row(name: str, found: str, used_for: str, status: str = "ok") -> Row:
 
 def _packages() -> list[Row]:
     rows = []
-    for name, used_for in PACKAGES.items():
+    for name, used_for in _PACKAGES.items():
         try:
             rows.append(_row(name, version(name), used_for))
         except PackageNotFoundError:
@@ -109,7 +109,7 @@ def _disk(store: Path) -> Row:
     writable = os.access(existing, os.W_OK)
     if not writable:
         return _row("store", f"{existing} is not writable", "store.path=... names another", "bad")
-    low = free < ROOM_BYTES
+    low = free < _ROOM_BYTES
     return _row(
         "store", f"{store}: {format_bytes(free)} free", "little room: build gc" if low else "", "bad" if low else "ok"
     )

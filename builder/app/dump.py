@@ -12,7 +12,7 @@ from builder.core.errors import UserError
 from builder.core.step import Step
 from builder.report.operators import describe_kernels
 
-DUMP = "builder.steps.dump"  # loaded by name, as steps are: it brings the compiler
+_DUMP = "builder.steps.dump"  # loaded by name, as steps are: it brings the compiler
 
 
 def dump_lowering(
@@ -33,7 +33,7 @@ def dump_lowering(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}", "build lower --dump DIR") from error
-    import_module(DUMP).dump_lowering(step.params, folder, progress)
+    import_module(_DUMP).dump_lowering(step.params, folder, progress)
     operators = json.loads((folder / "operators.json").read_text("utf-8"))
     (folder / "operators.txt").write_text("".join(f"{line}\n" for line in describe_kernels(operators)), "utf-8")
 

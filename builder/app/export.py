@@ -21,10 +21,10 @@ from builder.core.run import Outcome
 from builder.core.step import Json
 from builder.provenance.statement import statement, subjects
 
-PROVENANCE = "build.json"
-INCOMING = ".incoming"  # files on their way in; what a killed build left there is removed by the next
-FICLONE = 0x40049409  # linux/fs.h
-OTHER_DISK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
+_PROVENANCE = "build.json"
+_INCOMING = ".incoming"  # files on their way in; what a killed build left there is removed by the next
+_FICLONE = 0x40049409  # linux/fs.h
+_OTHER_DISK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
 
 
 class Exported(NamedTuple):
@@ -45,11 +45,11 @@ def export(outcome: Outcome, goal_name: str, store: FileStore, folder: Path, rec
     UserError when the folder cannot be written, StepError when the disk is full."""
     goal = next(goal for goal in outcome.plan.goals if goal.name == goal_name)
     outputs = outcome.records[goal.artifact].outputs
-    assert PROVENANCE not in outputs, f"{PROVENANCE} is written by export"
+    assert _PROVENANCE not in outputs, f"{_PROVENANCE} is written by export"
     made = [(outcome.plan.steps[id_], outcome.records[id_]) for id_ in goal.steps]
     sha256s = _sha256s(outputs, store)
     document_parts = statement(recipe, made, outputs, sha256s.__getitem__)
-    before = _read(folder / PROVENANCE)
+    before = _read(folder / _PROVENANCE)
     known = sha256_hex(canonical(document_parts))  # writing it out takes ten times as long
     if store.statements.get(known) == sha256_hex(before.encode()):
         return put(goal_name, folder, outputs, before, store)
@@ -60,12 +60,12 @@ def export(outcome: Outcome, goal_name: str, store: FileStore, folder: Path, rec
 
 def put(name: str, folder: Path, outputs: Mapping[str, Output], document: str, store: FileStore) -> Exported:
     """As export of the goal ``name``, with the provenance given; "" leaves it out."""
-    before = _read(folder / PROVENANCE)
+    before = _read(folder / _PROVENANCE)
     wrong = [name for name, output in outputs.items() if not _in_place(folder / name, output)]
     gone = [name for name in _earlier(before) if name not in outputs]
-    if not wrong and not gone and before == document and not (folder / INCOMING).exists():
+    if not wrong and not gone and before == document and not (folder / _INCOMING).exists():
         return Exported(folder, (), ())
-    written = [*wrong, *([PROVENANCE] if before != document else [])]
+    written = [*wrong, *([_PROVENANCE] if before != document else [])]
     try:
         _bring(folder, {name: outputs[name] for name in wrong}, gone, document, store)
     except OSError as error:
@@ -74,7 +74,7 @@ def put(name: str, folder: Path, outputs: Mapping[str, Output], document: str, s
 
 
 def _bring(folder: Path, wanted: Mapping[str, Output], gone: list[str], document: str, store: FileStore) -> None:
-    incoming = folder / INCOMING
+    incoming = folder / _INCOMING
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -86,16 +86,16 @@ def _bring(folder: Path, wanted: Mapping[str, Output], gone: list[str], document
                 raise UserError(f"{folder / name} is a folder where a file must go", "move it away")
             _place(store.path(output.digest), incoming / name, output)
         if document:
-            (incoming / PROVENANCE).write_text(document)
+            (incoming / _PROVENANCE).write_text(document)
         for name in wanted:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(incoming / name, folder / name)
         for name in gone:
             _remove(folder, name)
         if document:
-            os.replace(incoming / PROVENANCE, folder / PROVENANCE)
+            os.replace(incoming / _PROVENANCE, folder / _PROVENANCE)
         else:
-            _remove(folder, PROVENANCE)
+            _remove(folder, _PROVENANCE)
     finally:
         disk.remove_tree(incoming)
         os.close(handle)
@@ -108,7 +108,7 @@ def _place(blob: Path, target: Path, output: Output) -> None:
         os.link(blob, target)
         return
     except OSError as error:
-        if error.errno not in OTHER_DISK:
+        if error.errno not in _OTHER_DISK:
             raise
     _copy(blob, target)
     os.chmod(target, 0o444)
@@ -120,7 +120,7 @@ def _copy(source: Path, target: Path) -> None:
 
     with open(source, "rb") as old, open(target, "wb") as new:
         try:
-            fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
+            fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
             return
         except OSError:
             pass

@@ -16,7 +16,7 @@ from builder.remote.bucket import AccessDenied, Unreachable
 from builder.remote.gc import Freed, gc
 from builder.remote.store import SharedStore
 
-ELSEWHERE = ("store.", "dist.")  # overrides that say where things are, and nothing of what is to stay
+_ELSEWHERE = ("store.", "dist.")  # overrides that say where things are, and nothing of what is to stay
 
 
 class Collected(NamedTuple):
@@ -48,7 +48,7 @@ def _locked_keys() -> set[str]:
 
 
 def _names_a_recipe(options: BuildOptions) -> bool:
-    return any(not o.lstrip("+~").startswith(ELSEWHERE) for o in options.overrides)
+    return any(not o.lstrip("+~").startswith(_ELSEWHERE) for o in options.overrides)
 
 
 def _keys_of_recipe(options: BuildOptions, composed: Composed) -> set[str]:

@@ -14,7 +14,7 @@ from builder.app.session import Session
 from builder.config.schema import Recipe
 from builder.core.errors import UserError
 
-RUNS = ("cpu", "cuda")  # kinds of targets that runtime/device.py knows
+_RUNS = ("cpu", "cuda")  # kinds of targets that runtime/device.py knows
 
 
 class Sampling(NamedTuple):
@@ -36,7 +36,7 @@ def build_for_generation(options: BuildOptions, request: BuildRequest, session: 
 def check_runs(recipe: Recipe) -> None:
     """Raises UserError, before anything is built, for what the runtime here does not load."""
     target, package = recipe.choices["target"], recipe.choices["package"]
-    if recipe.target.kind not in RUNS:
+    if recipe.target.kind not in _RUNS:
         hint = "build package=web_page   and open it in a browser" if recipe.target.kind == "webgpu" else "target=cpu"
         raise UserError(
             f"generate runs libraries of cpu and cuda here; target={target} is of kind {recipe.target.kind}", hint

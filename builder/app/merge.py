@@ -39,7 +39,7 @@ def merge(jobs: Sequence[Composed], folders: Folders) -> BuildRequest:
     A cell of a sweep that is Unsupported is kept as such; that of a plain build is raised.
     """
     recipes, refused, names = [], dict[str, BuildError](), []
-    jobs, excluded, notes = apply_sweep_exclude(jobs, folders) if len(jobs) > 1 else (jobs, (), ())
+    jobs, excluded, notes = _apply_sweep_exclude(jobs, folders) if len(jobs) > 1 else (jobs, (), ())
     memo = CellMemo()
     for composed in with_distinct_names(jobs):
         names.append(resolve.name_of(composed))
@@ -49,7 +49,7 @@ def merge(jobs: Sequence[Composed], folders: Folders) -> BuildRequest:
             if len(jobs) == 1:
                 raise
             refused[names[-1]] = error
-    check_pins(recipes)
+    _check_pins(recipes)
     places = places_of(jobs[0])
     request = BuildRequest(
         tuple(recipes), graph.build_plan(recipes), open_store_at(places), places.dist, tuple(names), refused,
@@ -58,7 +58,7 @@ def merge(jobs: Sequence[Composed], folders: Folders) -> BuildRequest:
     return with_decided_budgets(drop_unbuildable(request))
 
 
-def apply_sweep_exclude(
+def _apply_sweep_exclude(
     jobs: Sequence[Composed], folders: Folders
 ) -> tuple[Sequence[Composed], Sequence[Composed], tuple[str, ...]]:
     """The jobs that sweep.exclude keeps, the others, and what the user should read about that."""
@@ -97,7 +97,7 @@ def _last_part(override: str) -> str:
     return key.rpartition(".")[2] + equals + value
 
 
-def check_pins(recipes: Sequence[Recipe]) -> None:
+def _check_pins(recipes: Sequence[Recipe]) -> None:
     """Raises UserError when a tool that a recipe pins is not the one installed."""
     from importlib.metadata import PackageNotFoundError, version
 

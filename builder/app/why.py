@@ -10,7 +10,7 @@ from builder.core.errors import UserError
 from builder.core.why import Explanation, explain
 from builder.planner.graph import bench
 
-OPERATORS = "operators.json"  # an output of the step that compiles a library
+_OPERATORS = "operators.json"  # an output of the step that compiles a library
 
 
 def explain_step(request: BuildRequest, step: str) -> Explanation:
@@ -32,7 +32,7 @@ def operator_kernels(request: BuildRequest, explanation: Explanation) -> list[di
     """The kernel of each operator in the last library of a step, and what it was chosen by (lowering/choices.py); empty
     for a step that compiles none, and where there was none yet."""
     record = request.store.load(explanation.last_key).record if explanation.last_key else None
-    if explanation.step.role != "library" or record is None or OPERATORS not in record.outputs:
+    if explanation.step.role != "library" or record is None or _OPERATORS not in record.outputs:
         return []
-    kernels: list[dict[str, Any]] = json.loads(request.store.read(record.outputs[OPERATORS].digest))
+    kernels: list[dict[str, Any]] = json.loads(request.store.read(record.outputs[_OPERATORS].digest))
     return kernels

@@ -28,8 +28,8 @@ COMMANDS = {
     "doctor": "the tools and devices found here, and what a missing one is needed for",
     "list": "every choice with one line",
 }
-OVERRIDE = re.compile(r"^(~[\w./@-]+$|[+]{0,2}~?[A-Za-z_][\w./@:-]*=)")
-WORDS = {"why": "STEP", "generate": '"PROMPT"', "diff": "A B", "verify-provenance": "DIR"}  # what commands take
+_OVERRIDE = re.compile(r"^(~[\w./@-]+$|[+]{0,2}~?[A-Za-z_][\w./@:-]*=)")
+_WORDS = {"why": "STEP", "generate": '"PROMPT"', "diff": "A B", "verify-provenance": "DIR"}  # what commands take
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,17 +164,17 @@ def parse(argv: Sequence[str]) -> Arguments:
     """Raises UserError for an unknown flag or command, or a word that is missing."""
     parsed = parser().parse_intermixed_args(list(argv))
     options = CommandOptions(**{field.name: getattr(parsed, field.name) for field in fields(CommandOptions)})
-    words = [w for w in parsed.words if not OVERRIDE.match(w)]
-    overrides = tuple(w for w in parsed.words if OVERRIDE.match(w))
+    words = [w for w in parsed.words if not _OVERRIDE.match(w)]
+    overrides = tuple(w for w in parsed.words if _OVERRIDE.match(w))
     command = words.pop(0) if words and words[0] in COMMANDS else "build"
     if parsed.dry_run and command == "build":
         command = "plan"
-    word = words.pop(0) if words and command in (*WORDS, "list") else ""
+    word = words.pop(0) if words and command in (*_WORDS, "list") else ""
     other = words.pop(0) if words and command == "diff" else ""
     if words:
         raise _unknown_word(words[0], command)
-    if command in WORDS and not (other if command == "diff" else word) and not options.help:
-        raise UserError(f"build {command} needs {WORDS[command]}", f"build {command} {WORDS[command]}")
+    if command in _WORDS and not (other if command == "diff" else word) and not options.help:
+        raise UserError(f"build {command} needs {_WORDS[command]}", f"build {command} {_WORDS[command]}")
     build = BuildOptions(
         overrides, parsed.config_dir, parsed.multirun, parsed.locked, parsed.file, parsed.jobs or 0, parsed.keep_going
     )

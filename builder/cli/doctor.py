@@ -12,7 +12,7 @@ from builder.cli.output import print_document
 from builder.core.filestore import open_store
 from builder.core.units import format_bytes
 
-MARKS = {"ok": "✓", "missing": "–", "bad": "✗"}
+_MARKS = {"ok": "✓", "missing": "–", "bad": "✗"}
 
 
 def show(arguments: Arguments) -> int:
@@ -27,7 +27,7 @@ def show(arguments: Arguments) -> int:
     else:
         for row in rows:
             used_for = f"   ({row['for']})" if row["status"] != "ok" else ""
-            print(f"{MARKS[row['status']]} {row['name']:<18} {row['found']}{used_for}")
+            print(f"{_MARKS[row['status']]} {row['name']:<18} {row['found']}{used_for}")
     return 1 if any(row["status"] == "bad" for row in rows) else 0
 
 

@@ -14,8 +14,8 @@ from builder.core.filestore import open_store
 from builder.core.gc import Freed, gc
 from builder.core.units import format_bytes
 
-AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-SIZES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+_AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SIZES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
 
 def show(arguments: Arguments) -> int:
@@ -72,12 +72,12 @@ def _parse_age(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip().lower())
     if match is None:
         raise UserError(f"--max-age {text}: expected a number and s, m, h, d or w", "build gc --max-age 30d")
-    return float(match[1]) * AGES[match[2]]
+    return float(match[1]) * _AGES[match[2]]
 
 
 def _parse_size(text: str) -> int:
     """Bytes. Raises UserError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
-    if match is None or match[2] not in SIZES:
+    if match is None or match[2] not in _SIZES:
         raise UserError(f"--max-size {text}: expected a size such as 500MB or 20GB", "build gc --max-size 20GB")
-    return int(float(match[1]) * SIZES[match[2]])
+    return int(float(match[1]) * _SIZES[match[2]])

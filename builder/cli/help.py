@@ -9,7 +9,7 @@ from builder.app.request import folders_of
 from builder.cli.arguments import COMMANDS, Arguments, parser
 from builder.config.choices import GROUPS, choices_of
 
-EXAMPLES = """\
+_EXAMPLES = """\
   build                                              the demo in 4 bits on this CPU
   build model=llama2 model.source=/data/llama-2-7b quant=q4f16_1 target=cpu
   build -m model=demo quant=q0f16,q4f16_1            every combination; sweep.exclude=[{quant:"e4m3*",target:webgpu}]
@@ -38,7 +38,7 @@ def show(arguments: Arguments) -> int:
             )
         )
     print("\nevery key of a recipe may be set too: model.context_window_size=1024 (build --cfg job shows them all)")
-    print(f"\nexamples:\n{EXAMPLES}")
+    print(f"\nexamples:\n{_EXAMPLES}")
     pages = parser()
     for section in pages._action_groups[2:]:
         formatter = pages._get_formatter()

@@ -14,9 +14,9 @@ from builder.core.status import DONE
 from builder.report.matrix import Matrix, coloured, counted, legend, lines, lines_short, plain
 from builder.report.text import wrap_text
 
-PLAIN_WIDTH = 120  # of a matrix in a log
-SCREENS = 3  # of a terminal that a matrix may fill
-NAMED = 3  # cells that are named one by one
+_PLAIN_WIDTH = 120  # of a matrix in a log
+_SCREENS = 3  # of a terminal that a matrix may fill
+_NAMED = 3  # cells that are named one by one
 
 
 def print_sweep(matrix: Matrix, request: BuildRequest, outcome: Outcome, stream: TextIO) -> None:
@@ -35,8 +35,8 @@ def print_sweep(matrix: Matrix, request: BuildRequest, outcome: Outcome, stream:
 def print_matrix(matrix: Matrix, stream: TextIO) -> None:
     """In colours on a terminal, once and plain elsewhere."""
     terminal, screen = stream.isatty(), shutil.get_terminal_size((80, 24))
-    drawn = lines(matrix, screen.columns if terminal else PLAIN_WIDTH)
-    if terminal and len(drawn) > SCREENS * screen.lines:
+    drawn = lines(matrix, screen.columns if terminal else _PLAIN_WIDTH)
+    if terminal and len(drawn) > _SCREENS * screen.lines:
         drawn = lines_short(matrix, screen.lines - 3)
     for line in [*drawn, counted(matrix)]:
         print(coloured(line) if terminal else plain(line), file=stream)
@@ -73,5 +73,5 @@ def describe_cells(axes: Axes, names: Collection[str]) -> str:
             if {*v} != all_
         ]
         return f"{' '.join(own)} ({len(names)} of {len(axes.at)})"
-    shown = list(names)[:NAMED]
+    shown = list(names)[:_NAMED]
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")

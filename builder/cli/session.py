@@ -23,11 +23,11 @@ def for_each_request(arguments: Arguments, handle: Callable[[Arguments, BuildReq
 
 
 def _handle(arguments: Arguments, handle: Callable[[Arguments, BuildRequest], int], request: BuildRequest) -> int:
-    print_notes(request)
+    _print_notes(request)
     return handle(arguments, request)
 
 
-def print_notes(request: BuildRequest) -> None:
+def _print_notes(request: BuildRequest) -> None:
     for note in request.notes:
         print(note, file=sys.stderr)
 
@@ -36,13 +36,13 @@ def session_of(arguments: Arguments) -> Session:
     """Events go to standard output, unless that is for a document or for generated text."""
     stream = sys.stderr if arguments.options.json or arguments.command == "generate" else sys.stdout
     return Session(
-        partial(open_listener, stream, arguments.options.quiet),
+        partial(_open_listener, stream, arguments.options.quiet),
         partial(open_executor, jobs=arguments.build.jobs),
         Lines(sys.stderr, quiet=True),
     )
 
 
-def open_listener(stream: TextIO, quiet: bool, matrix: Matrix | None) -> AbstractContextManager[Listener]:
+def _open_listener(stream: TextIO, quiet: bool, matrix: Matrix | None) -> AbstractContextManager[Listener]:
     """``matrix``: that of the sweep to be watched, if it is one."""
     if stream.isatty() and not quiet:
         from builder.report.live import Live

@@ -10,7 +10,7 @@ from builder.cli.output import print_document
 from builder.core.units import format_bytes
 from builder.provenance.statement import NAME, SIGNATURE
 
-SHOWN = 20
+_SHOWN = 20
 
 
 def show(arguments: Arguments) -> int:
@@ -31,10 +31,10 @@ def _print_verified(folder: Path, verified: VerifiedFolder, against: str) -> Non
     for verb, names in (("changed", checked.changed), ("missing", checked.missing), ("extra", checked.extra)):
         for name in names:
             print(f"{verb}: {name}")
-    for text in differences[:SHOWN]:
+    for text in differences[:_SHOWN]:
         print(f"differs from {against}: {text}")
-    if len(differences) > SHOWN:
-        print(f"and {len(differences) - SHOWN} differences more: --json shows all")
+    if len(differences) > _SHOWN:
+        print(f"and {len(differences) - _SHOWN} differences more: --json shows all")
     files = len(checked.same)
     if checked.intact:
         signed = f"; signed by key {verified.signed_by}" if verified.signed_by else _unchecked_signature(folder)

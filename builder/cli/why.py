@@ -14,9 +14,9 @@ from builder.core.reason import Difference
 from builder.core.why import Explanation
 from builder.report.operators import describe_kernels
 
-CODE = "code."
-MOST = 120  # parts of one kind that are printed
-HEX = re.compile(
+_CODE = "code."
+_MOST = 120  # parts of one kind that are printed
+_HEX = re.compile(
     r"\b((?:sha256|blake3):[0-9a-f]{12})[0-9a-f]{52}"
 )  # a digest is known by its beginning; --json has all
 
@@ -56,9 +56,9 @@ def _print_explanation(explanation: Explanation) -> None:
 
 def format_difference(difference: Difference) -> str:
     """One difference in a line: of code and files that it is one, of values both."""
-    what, last, now = difference.what, *(HEX.sub(r"\1", text) for text in (difference.last, difference.now))
-    if what.startswith(CODE):
-        return f"{what.removeprefix(CODE)} was {'changed' if last and now else 'added' if now else 'removed'}"
+    what, last, now = difference.what, *(_HEX.sub(r"\1", text) for text in (difference.last, difference.now))
+    if what.startswith(_CODE):
+        return f"{what.removeprefix(_CODE)} was {'changed' if last and now else 'added' if now else 'removed'}"
     return f"{what}: {last or 'absent'} → {now or 'absent'}"
 
 
@@ -82,7 +82,7 @@ def _print_parts(parts: object, indent: str) -> None:
         print(f"{indent}{parts}")
         return
     for count, (name, value) in enumerate(parts.items()):
-        if count == MOST:
+        if count == _MOST:
             print(f"{indent}... and {len(parts) - count} more (--json shows all)")
             return
         if isinstance(value, dict) and value:

@@ -14,7 +14,7 @@ from typing import Any
 from builder.config.strict import nearest_names
 from builder.core.errors import UserError
 
-PACKAGE = Path(__file__).resolve().parent.parent  # builder
+_PACKAGE = Path(__file__).resolve().parent.parent  # builder
 GROUPS = ("model", "quant", "target", "package", "verify", "executor", "recipe")
 SECTIONS = (*GROUPS[:-1], "store", "dist", "pins", "provenance", "sweep")
 CHOICE = re.compile(rf"^(?P<group>{'|'.join(GROUPS)})=(?P<choice>[\w./-]+)$")
@@ -42,8 +42,8 @@ class Folders:
 
 def shipped(name: str) -> Path:
     """conf/ or recipes/: inside the wheel, or beside the package in a source checkout."""
-    inside = PACKAGE / name
-    return inside if inside.is_dir() else PACKAGE.parent / name
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
 def find_folders(extra: str | None = None) -> Folders:

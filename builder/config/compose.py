@@ -17,11 +17,11 @@ from typing import Any
 from builder.config.choices import SECTIONS, Composed, Folders, check_choices, find_folders, shipped
 from builder.core.errors import UserError
 
-HERE = Path(__file__).resolve().parent  # builder/config
+_HERE = Path(__file__).resolve().parent  # builder/config
 # Our own files that a composed result follows from
-COMPOSING = ("choices.py", "compose.py", "from_hydra.py", "hydra_plugins.py", "sweeps/batch.py")
-VALUE = re.compile(rf"^(?:{'|'.join(SECTIONS)})\.")
-IMPURE = re.compile(r"\$\{\s*(oc\.env|oc\.create|now|python_version|random)")
+_COMPOSING = ("choices.py", "compose.py", "from_hydra.py", "hydra_plugins.py", "sweeps/batch.py")
+_VALUE = re.compile(rf"^(?:{'|'.join(SECTIONS)})\.")
+_IMPURE = re.compile(r"\$\{\s*(oc\.env|oc\.create|now|python_version|random)")
 
 
 def normalise(overrides: Sequence[str]) -> list[str]:
@@ -30,7 +30,7 @@ def normalise(overrides: Sequence[str]) -> list[str]:
     for text in overrides:
         if "=" not in text and not text.startswith("~"):
             raise UserError(f"{text!r} is neither a command nor an override (name=value)", "build --help")
-        done.append(f"++{text}" if VALUE.match(text) else text)
+        done.append(f"++{text}" if _VALUE.match(text) else text)
     return done
 
 
@@ -39,11 +39,11 @@ def compose(overrides: Sequence[str], cache: Path | None, config_dir: str | None
     folders = find_folders(config_dir)
     check_choices(overrides, folders)
     slot = cache / f"{cache_key(overrides, folders)}.json" if cache else None
-    if slot and (known := recall(slot)):
+    if slot and (known := _recall(slot)):
         return known
     composed = hydra_compose(normalise(overrides), folders)
     if slot and is_pure(overrides, folders):
-        remember(slot, composed)
+        _remember(slot, composed)
     return composed
 
 
@@ -55,14 +55,14 @@ def cache_key(overrides: Sequence[str], folders: Folders) -> str:
         version("hydra-core"),
         version("omegaconf"),
         list(overrides),
-        *((HERE / name).stat().st_mtime_ns for name in COMPOSING),
+        *((_HERE / name).stat().st_mtime_ns for name in _COMPOSING),
     ]
     for root in (*folders.conf, *folders.recipes):
-        state += [str(root), *stat_tree(root)]
+        state += [str(root), *_stat_tree(root)]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
-def stat_tree(root: Path) -> list[Any]:
+def _stat_tree(root: Path) -> list[Any]:
     states: list[Any] = []
     folders = [str(root)]
     while folders:
@@ -82,13 +82,13 @@ def stat_tree(root: Path) -> list[Any]:
 
 def is_pure(overrides: Sequence[str], folders: Folders) -> bool:
     """False when a value may come from the environment, the clock or another search path."""
-    if any(IMPURE.search(o) or "searchpath" in o for o in overrides):
+    if any(_IMPURE.search(o) or "searchpath" in o for o in overrides):
         return False
     files = (f for root in (*folders.conf, *folders.recipes) for f in root.rglob("*.yaml"))
-    return not any(IMPURE.search(t) or "searchpath" in t for t in (f.read_text("utf-8", "replace") for f in files))
+    return not any(_IMPURE.search(t) or "searchpath" in t for t in (f.read_text("utf-8", "replace") for f in files))
 
 
-def recall(slot: Path) -> Composed | None:
+def _recall(slot: Path) -> Composed | None:
     try:
         values, choices, overrides, sweeps = json.loads(slot.read_bytes())
     except (OSError, ValueError):
@@ -96,7 +96,7 @@ def recall(slot: Path) -> Composed | None:
     return Composed(values, choices, tuple(overrides), sweeps)
 
 
-def remember(slot: Path, composed: Composed) -> None:
+def _remember(slot: Path, composed: Composed) -> None:
     """Best effort: a cache that cannot be written is no reason to stop."""
     try:
         slot.parent.mkdir(parents=True, exist_ok=True)

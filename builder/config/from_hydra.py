@@ -22,7 +22,7 @@ def to_plain(config: Any, overrides: Sequence[str]) -> Composed:
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {first_line(error)}", "build --cfg job") from error
+        raise UserError(f"{error.full_key}: {_first_line(error)}", "build --cfg job") from error
     return Composed(values, choices, tuple(overrides), sweeps)
 
 
@@ -38,15 +38,15 @@ def guard(call: Callable[[], Any], folders: Folders) -> Any:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         if group in GROUPS:
             raise unknown_choice(group, choice, list(choices_of(group, folders))) from error
-        raise UserError(first_line(error), "build list") from error
+        raise UserError(_first_line(error), "build list") from error
     except YAMLError as error:
         raise UserError("a configuration file is not valid YAML: " + " ".join(str(error).split())) from error
     except (HydraException, OmegaConfBaseException) as error:
         if "Ambiguous value" in str(error):
-            raise UserError(f"{first_line(error)}: several values make a sweep", "build -m ...") from error
+            raise UserError(f"{_first_line(error)}: several values make a sweep", "build -m ...") from error
         text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
         raise UserError(f"the recipe does not compose: {text}", "build --help") from error
 
 
-def first_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

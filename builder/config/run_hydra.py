@@ -11,7 +11,7 @@ from builder.config.choices import Composed, Folders, shipped
 from builder.config.from_hydra import guard, to_plain
 from builder.config.hydra_plugins import Launched, plugins
 
-FULL_ERROR = "HYDRA_FULL_ERROR"
+_FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 def run_hydra(
@@ -48,15 +48,15 @@ def run_hydra(
 @contextmanager
 def _raised_errors() -> Iterator[None]:
     """Hydra prints its errors and exits, unless this variable makes it raise them; it has no other switch."""
-    before = os.environ.get(FULL_ERROR)
-    os.environ[FULL_ERROR] = "1"
+    before = os.environ.get(_FULL_ERROR)
+    os.environ[_FULL_ERROR] = "1"
     try:
         yield
     finally:
         if before is None:
-            del os.environ[FULL_ERROR]
+            del os.environ[_FULL_ERROR]
         else:
-            os.environ[FULL_ERROR] = before
+            os.environ[_FULL_ERROR] = before
 
 
 def _composed(config: Any) -> Composed:

@@ -91,7 +91,7 @@ def parse(cls: type[T], data: object, path: str, where: Where = nowhere, allowed
     """
     if not isinstance(data, Mapping):
         raise UserError(f"{path}{where(path)}: expected a mapping, got {format_value(data)}")
-    hints = hints_of(cls)  # type: ignore[arg-type]
+    hints = _hints_of(cls)  # type: ignore[arg-type]
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in known:
@@ -107,7 +107,7 @@ def parse(cls: type[T], data: object, path: str, where: Where = nowhere, allowed
 
 
 @cache
-def hints_of(cls: type) -> dict[str, Any]:
+def _hints_of(cls: type) -> dict[str, Any]:
     """A dataclass's types; looking them up takes as long as all the rest."""
     return get_type_hints(cls)
 
@@ -143,26 +143,26 @@ def convert(hint: Any, value: object, path: str, where: Where, allowed: Allowed)
         origin, args = get_origin(hint), get_args(hint)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise wrong_type(path, where, value, "a list")
+            raise _wrong_type(path, where, value, "a list")
         return tuple(convert(args[0], v, f"{path}[{i}]", where, allowed) for i, v in enumerate(value))
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise wrong_type(path, where, value, "a mapping")
+            raise _wrong_type(path, where, value, "a mapping")
         kind = args[1]
         return {k: v if kind is Any else convert(kind, v, f"{path}.{k}", where, allowed) for k, v in value.items()}
     if hasattr(hint, "__dataclass_fields__"):
         return parse(hint, value, path, where, allowed)
-    return check_allowed(scalar(hint, value, path, where), path, where, allowed)
+    return check_allowed(_scalar(hint, value, path, where), path, where, allowed)
 
 
-def scalar(hint: type, value: object, path: str, where: Where) -> Any:
+def _scalar(hint: type, value: object, path: str, where: Where) -> Any:
     """A bool, int, float or str; an int is a float too, nothing else is converted."""
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is hint:
         return value
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    raise wrong_type(path, where, value, names[hint])
+    raise _wrong_type(path, where, value, names[hint])
 
 
 def check_allowed(value: Any, path: str, where: Where, allowed: Allowed) -> Any:
@@ -179,7 +179,7 @@ def check_allowed(value: Any, path: str, where: Where, allowed: Allowed) -> Any:
     raise UserError(f"{path}{where(path)}: {format_value(value)} is not possible; {expected}")
 
 
-def wrong_type(path: str, where: Where, value: object, expected: str) -> UserError:
+def _wrong_type(path: str, where: Where, value: object, expected: str) -> UserError:
     return UserError(f"{path}{where(path)}: expected {expected}, got {format_value(value)}")
 
 

@@ -35,7 +35,7 @@ from builder.targets.cpu import resolve as resolve_cpu
 from builder.targets.cpu import triple_of
 
 T = TypeVar("T")
-SECTIONS = ("name", *GROUPS[:-1], "store", "dist", "pins", "provenance", "sweep")
+_SECTIONS = ("name", *GROUPS[:-1], "store", "dist", "pins", "provenance", "sweep")
 
 
 def origin_of(composed: Composed, folders: Folders | None = None) -> Where:
@@ -62,25 +62,25 @@ def resolve(composed: Composed, folders: Folders, memo: CellMemo | None = None) 
     ``memo``: shared by the cells of a sweep, whose equal sections are the same objects.
     """
     where, choice, memo = origin_of(composed, folders), composed.choices, memo or CellMemo()
-    parts = parse_sections(composed, where, memo)
+    parts = _parse_sections(composed, where, memo)
     source, own_keys, quant = parts.model, parts.own_keys, parts.quant
 
     def check_capable(quant: Quant, target: Target) -> None:
         of = (quant, target, choice["target"])
-        memo("capable", of, lambda: check_capabilities(quant, target, choice["target"], folders))
+        memo("capable", of, lambda: _check_capabilities(quant, target, choice["target"], folders))
 
     check_capable(quant, parts.target)
-    model, target = decide_sharding(source, parts.target, choice["target"], where, memo)
+    model, target = _decide_sharding(source, parts.target, choice["target"], where, memo)
     checkpoint = memo("checkpoint", (source, choice["model"]), lambda: sources.locate(source.source, choice["model"]))
     memo("imported", (quant, checkpoint), lambda: imported.check(quant, checkpoint))
     family, architecture = memo(
         "architecture", (source, checkpoint, own_keys),
-        lambda: recognise_architecture(source, checkpoint, own_keys, where),
+        lambda: _recognise_architecture(source, checkpoint, own_keys, where),
     )  # fmt: skip
     metadata = memo("sizes", (model, architecture), lambda: sizing.decide_metadata(model, architecture, where))
     quant = memo(
         "rules", (parts.quant, checkpoint, architecture),
-        lambda: with_scheme_rules(parts.quant, checkpoint, family, architecture, folders),
+        lambda: _with_scheme_rules(parts.quant, checkpoint, family, architecture, folders),
     )  # fmt: skip
     if quant.method == imported.METHOD:
         check_capable(quant, target)
@@ -92,15 +92,15 @@ def resolve(composed: Composed, folders: Folders, memo: CellMemo | None = None) 
     )  # fmt: skip
     metadata = sizing.fit(model, metadata, family, architecture, quant, target, choice["target"], folders, memo)
     check_comparable(architecture, metadata, parts.verify)
-    budget = decide_budget(quant, family, architecture, folders, where)
+    budget = _decide_budget(quant, family, architecture, folders, where)
     model = memo("model", (model, own_keys), lambda: replace(model, architecture=own_keys))
     return Recipe(
         name_of(composed, where), model, quant, target, parts.verify, parts.pins, family, architecture, metadata,
-        checkpoint, recorded_choices(choice), composed.overrides, budget, budget is not None, parts.package,
+        checkpoint, _recorded_choices(choice), composed.overrides, budget, budget is not None, parts.package,
     )  # fmt: skip
 
 
-class Sections(NamedTuple):
+class _Sections(NamedTuple):
     """The sections of a job, each checked by itself. ``own_keys``: those of the model's architecture."""
 
     model: Model
@@ -112,36 +112,36 @@ class Sections(NamedTuple):
     pins: Pins
 
 
-def parse_sections(composed: Composed, where: Where, memo: CellMemo) -> Sections:
+def _parse_sections(composed: Composed, where: Where, memo: CellMemo) -> _Sections:
     """Raises UserError for an unknown section and for what cannot stand in one."""
     values = composed.values
     for key in values:
-        if key not in SECTIONS:
-            raise unknown_key(str(key), SECTIONS, where)
+        if key not in _SECTIONS:
+            raise unknown_key(str(key), _SECTIONS, where)
 
     def section(name: str, read: Callable[[object, Where], T]) -> T:
         return memo(f"section {name}", (values.get(name),), lambda: read(values.get(name), where))
 
-    quant, target = section("quant", read_quant), section("target", read_target)
+    quant, target = section("quant", _read_quant), section("target", _read_target)
     package = section("package", lambda data, where: parse(Package, data, "package", where))
-    check_package(package, target)
+    _check_package(package, target)
     verify = section("verify", lambda data, where: parse(Verify, data, "verify", where))
     pins = section("pins", lambda data, where: parse(Pins, data, "pins", where))
     if "sweep" in values:
         section("sweep", lambda data, where: parse(Sweep, data, "sweep", where))
-    model, own_keys = section("model", parse_model)
-    return Sections(model, own_keys, quant, target, package, verify, pins)
+    model, own_keys = section("model", _parse_model)
+    return _Sections(model, own_keys, quant, target, package, verify, pins)
 
 
-def recognise_architecture(
+def _recognise_architecture(
     model: Model, checkpoint: Checkpoint, own_keys: Mapping[str, Any], where: Where
 ) -> tuple[str, dict[str, Any]]:
     """The family and its architecture."""
-    family = family_of(model, checkpoint)
-    return family, architecture_of(family, imported.without_quantization(checkpoint), own_keys, where)
+    family = _family_of(model, checkpoint)
+    return family, _architecture_of(family, imported.without_quantization(checkpoint), own_keys, where)
 
 
-def decide_sharding(source: Model, target: Target, choice: str, where: Where, memo: CellMemo) -> tuple[Model, Target]:
+def _decide_sharding(source: Model, target: Target, choice: str, where: Where, memo: CellMemo) -> tuple[Model, Target]:
     """sharding.decide, with one object for all cells that spread a model, or a target, alike."""
     model, with_gpus = memo(
         "sharding", (source, target, choice), lambda: sharding.decide(source, target, choice, where)
@@ -151,20 +151,20 @@ def decide_sharding(source: Model, target: Target, choice: str, where: Where, me
     )
 
 
-def read_quant(data: object, where: Where) -> Quant:
+def _read_quant(data: object, where: Where) -> Quant:
     quant = parse(Quant, data, "quant", where)
     parse_scheme(scheme_of(replace(quant, rules=())))
-    check_method(quant, where)
+    _check_method(quant, where)
     return quant
 
 
-def read_target(data: object, where: Where) -> Target:
+def _read_target(data: object, where: Where) -> Target:
     target = parse(Target, data, "target", where)
-    check_library(target, where)
-    return resolve_target(target)
+    _check_library(target, where)
+    return _resolve_target(target)
 
 
-def with_scheme_rules(
+def _with_scheme_rules(
     quant: Quant, checkpoint: Checkpoint, family: str, architecture: Mapping[str, Any], folders: Folders
 ) -> Quant:
     """The scheme as it is for this model: with its rules spelled out, or as the checkpoint was quantized."""
@@ -173,12 +173,12 @@ def with_scheme_rules(
     return schemes.resolve_rules(quant, family, architecture, folders)
 
 
-def recorded_choices(choices: Mapping[str, str]) -> dict[str, str]:
+def _recorded_choices(choices: Mapping[str, str]) -> dict[str, str]:
     """The choices that decide what is made; who makes it is none of them."""
     return {group: choice for group, choice in choices.items() if group != "executor"}
 
 
-def decide_budget(
+def _decide_budget(
     quant: Quant, family: str, architecture: Mapping[str, Any], folders: Folders, where: Where
 ) -> Budget | None:
     """What quant.budget picks its rules from; a recipe without one loads nothing for it."""
@@ -189,7 +189,7 @@ def decide_budget(
     return budget.budget_of(quant, family, architecture, folders, where)
 
 
-def check_package(package: Package, target: Target) -> None:
+def _check_package(package: Package, target: Target) -> None:
     """Raises Unsupported when the target's library is not what the package's runtime loads."""
     if package.kind == "web_page" and target.kind != "webgpu":
         raise Unsupported(
@@ -205,7 +205,7 @@ def check_package(package: Package, target: Target) -> None:
         )
 
 
-def check_method(quant: Quant, where: Where) -> None:
+def _check_method(quant: Quant, where: Where) -> None:
     """Raises UserError when the scheme leaves the method nothing to choose."""
     if (quant.method == imported.METHOD) != (quant.name == imported.METHOD):
         raise UserError(
@@ -226,7 +226,7 @@ def check_method(quant: Quant, where: Where) -> None:
         )
 
 
-def check_capabilities(quant: Quant, target: Target, choice: str, folders: Folders) -> None:
+def _check_capabilities(quant: Quant, target: Target, choice: str, folders: Folders) -> None:
     """Raises Unsupported when the target cannot be built for at all, or cannot compute the scheme."""
     if target.refused:
         raise Unsupported(f"target={choice}: {target.refused}", "build list target")
@@ -236,14 +236,14 @@ def check_capabilities(quant: Quant, target: Target, choice: str, folders: Folde
         capabilities.check(quant, target, choice, folders)
 
 
-def parse_model(data: object, where: Where) -> tuple[Model, dict[str, Any]]:
+def _parse_model(data: object, where: Where) -> tuple[Model, dict[str, Any]]:
     """The model section, and the keys of it that belong to the family's architecture."""
     if not isinstance(data, Mapping):
         raise UserError(f"model{where('model')}: expected a mapping, got {data!r}")
     own = {f.name for f in fields(Model)} - {"architecture"}
     foreign = [key for key in data if key not in own]
     if foreign:  # only then are the families loaded: a build with nothing to do has no time for them
-        known = own | {name for family in architectures.FAMILIES for name in architecture_keys(family)}
+        known = own | {name for family in architectures.FAMILIES for name in _architecture_keys(family)}
         for key in foreign:
             if key not in known:
                 raise unknown_key(f"model.{key}", known, where)
@@ -251,11 +251,11 @@ def parse_model(data: object, where: Where) -> tuple[Model, dict[str, Any]]:
     return model, {k: v for k, v in data.items() if k not in own and v is not None}
 
 
-def architecture_keys(family: str) -> list[str]:
+def _architecture_keys(family: str) -> list[str]:
     return [f.name for f in fields(architectures.load(family).Config)]
 
 
-def family_of(model: Model, checkpoint: Checkpoint) -> str:
+def _family_of(model: Model, checkpoint: Checkpoint) -> str:
     """The family of the checkpoint; the recipe may name it, not change it."""
     family = architectures.recognise(dict(checkpoint.config))
     if model.family == "auto":
@@ -272,7 +272,7 @@ def family_of(model: Model, checkpoint: Checkpoint) -> str:
     return family
 
 
-def architecture_of(family: str, checkpoint: Checkpoint, own_keys: Mapping[str, Any], where: Where) -> dict[str, Any]:
+def _architecture_of(family: str, checkpoint: Checkpoint, own_keys: Mapping[str, Any], where: Where) -> dict[str, Any]:
     """The family's Config as a dict: config.json, with what the recipe says laid over it."""
     module = architectures.load(family)
     config = module.from_hf(dict(checkpoint.config))
@@ -280,10 +280,10 @@ def architecture_of(family: str, checkpoint: Checkpoint, own_keys: Mapping[str, 
     for key in own_keys:
         if key not in types:
             raise unknown_key(f"model.{key}", types, where)
-    return asdict(module.apply_overrides(config, parse_architecture_keys(module.Config, own_keys, where)))
+    return asdict(module.apply_overrides(config, _parse_architecture_keys(module.Config, own_keys, where)))
 
 
-def parse_architecture_keys(config: type, own_keys: Mapping[str, Any], where: Where) -> dict[str, Any]:
+def _parse_architecture_keys(config: type, own_keys: Mapping[str, Any], where: Where) -> dict[str, Any]:
     from typing import get_type_hints
 
     from builder.config.strict import convert
@@ -292,14 +292,14 @@ def parse_architecture_keys(config: type, own_keys: Mapping[str, Any], where: Wh
     return {k: convert(hints[k], v, f"model.{k}", where, ALLOWED) for k, v in own_keys.items()}
 
 
-LIBRARIES = {  # target.kind: what its library can be
+_LIBRARIES = {  # target.kind: what its library can be
     "cpu": ("so", "tar"), "cuda": ("so",), "webgpu": ("wasm",), "metal": ("tar",), "opencl": ("tar", "so"),
 }  # fmt: skip
 
 
-def check_library(target: Target, where: Where) -> None:
+def _check_library(target: Target, where: Where) -> None:
     """Raises UserError for a library that nothing here makes, or nothing there loads."""
-    allowed = LIBRARIES.get(target.kind, (target.library,))
+    allowed = _LIBRARIES.get(target.kind, (target.library,))
     if target.library not in allowed:
         raise UserError(
             f"target.library{where('target.library')}: found {target.library}; a target of kind {target.kind} allows: "
@@ -308,7 +308,7 @@ def check_library(target: Target, where: Where) -> None:
         )
 
 
-def resolve_target(target: Target) -> Target:
+def _resolve_target(target: Target) -> Target:
     """The target with its CPU and features named, and the architectures of its GPU: "host" becomes what this machine
     has. The host code of a GPU's library is for any processor of its triple."""
     if target.kind == "cpu":

@@ -13,11 +13,11 @@ from builder.config.schema import Checkpoint
 from builder.core.errors import UserError
 from builder.formats import checkpoint as layout
 
-DEMO = Path(builder.__file__).resolve().parent / "demo"
+_DEMO = Path(builder.__file__).resolve().parent / "demo"
 HF = re.compile(r"^hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
-COMMIT = re.compile(r"^[0-9a-f]{40}$")
-SMALL = ("*.json", "*.jinja", "*.model", "merges.txt")
-WEIGHTS = ("*.safetensors", "*.bin")
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_SMALL = ("*.json", "*.jinja", "*.model", "merges.txt")
+_WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def locate(source: str | None, choice: str) -> Checkpoint:
@@ -31,9 +31,9 @@ def locate(source: str | None, choice: str) -> Checkpoint:
             f"build model={choice} model.source=/path/to/checkpoint   (or hf://org/name, or model=demo)",
         )
     if source == "demo":
-        return checkpoint_at("demo", "demo", DEMO)
+        return checkpoint_at("demo", "demo", _DEMO)
     if source.startswith("hf://"):
-        return locate_hf(source)
+        return _locate_hf(source)
     if "://" in source:
         raise UserError(
             f"model.source={source}: this kind of address is not known; allowed: a folder, hf://org/name@revision, demo"
@@ -45,12 +45,12 @@ def checkpoint_at(kind: str, uri: str, root: Path, missing: tuple[str, ...] = ()
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "no such folder"
         raise UserError(f"model.source={root}: {what}", "model.source=/path/to/checkpoint, the folder with config.json")
-    config = read_config(root)
+    config = _read_config(root)
     inside = layout.find(root)
     return Checkpoint(kind, uri, root, inside.format, (*inside.weights, *inside.files), config, missing)
 
 
-def read_config(root: Path) -> dict[str, Any]:
+def _read_config(root: Path) -> dict[str, Any]:
     """config.json as a dict. Raises UserError when it is missing or is not a JSON object."""
     path = root / "config.json"
     try:
@@ -66,7 +66,7 @@ def read_config(root: Path) -> dict[str, Any]:
     return config
 
 
-def locate_hf(source: str) -> Checkpoint:
+def _locate_hf(source: str) -> Checkpoint:
     """The snapshot of a hub repository in the local hub cache, pinned to its commit.
 
     The cache layout (refs/<revision> holds a commit, snapshots/<commit> the files) is documented at
@@ -77,33 +77,33 @@ def locate_hf(source: str) -> Checkpoint:
     if match is None:
         raise UserError(f"model.source={source}: expected hf://org/name or hf://org/name@revision")
     repo, revision = match["repo"], match["revision"] or "main"
-    folder = hub_cache() / f"models--{repo.replace('/', '--')}"
-    commit = known_commit(folder, revision)
+    folder = _hub_cache() / f"models--{repo.replace('/', '--')}"
+    commit = _known_commit(folder, revision)
     if commit is None or not (folder / "snapshots" / commit / "config.json").is_file():
-        commit = download(repo, revision, SMALL)
+        commit = download(repo, revision, _SMALL)
     root, uri = folder / "snapshots" / commit, f"hf://{repo}@{commit}"
-    missing = missing_weights(root)
+    missing = _missing_weights(root)
     if not missing:
         return checkpoint_at("hf", uri, root)
-    config = read_config(root)
+    config = _read_config(root)
     suffix = ".bin" if missing[0].endswith(".bin") else ".safetensors"
     return Checkpoint("hf", uri, root, suffix[1:], missing, config, missing)
 
 
-def hub_cache() -> Path:
+def _hub_cache() -> Path:
     """As huggingface_hub decides it, without importing it."""
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
 
 
-def known_commit(folder: Path, revision: str) -> str | None:
-    if COMMIT.match(revision):
+def _known_commit(folder: Path, revision: str) -> str | None:
+    if _COMMIT.match(revision):
         return revision
     ref = folder / "refs" / revision
     return ref.read_text().strip() if ref.is_file() else None
 
 
-def missing_weights(root: Path) -> tuple[str, ...]:
+def _missing_weights(root: Path) -> tuple[str, ...]:
     """Weight files that the snapshot names or needs and does not hold yet."""
     for single, index in (
         ("model.safetensors", "model.safetensors.index.json"),
@@ -143,8 +143,8 @@ def download_missing(checkpoint: Checkpoint) -> Checkpoint:
     if not checkpoint.missing:
         return checkpoint
     repo, _, commit = checkpoint.uri.removeprefix("hf://").partition("@")
-    patterns = WEIGHTS[:1] if checkpoint.format == "safetensors" else WEIGHTS
+    patterns = _WEIGHTS[:1] if checkpoint.format == "safetensors" else _WEIGHTS
     download(repo, commit, patterns)
-    if checkpoint.format == "safetensors" and missing_weights(checkpoint.root):
-        download(repo, commit, WEIGHTS[1:])  # no index names its files: a single pickle, then
+    if checkpoint.format == "safetensors" and _missing_weights(checkpoint.root):
+        download(repo, commit, _WEIGHTS[1:])  # no index names its files: a single pickle, then
     return checkpoint_at("hf", checkpoint.uri, checkpoint.root)

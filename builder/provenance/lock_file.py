@@ -15,7 +15,7 @@ from typing import Any
 from builder.config.choices import shipped
 from builder.core.errors import UserError
 
-FORMAT = 1
+_FORMAT = 1
 ENDING = ".lock.yaml"
 Fact = str | int | float | bool
 Facts = Mapping[str, Fact]
@@ -92,7 +92,7 @@ def read(path: Path) -> Lock:
     try:
         document = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         version = document.pop("lock")
-        if version == FORMAT:
+        if version == _FORMAT:
             recipe, tools = document.pop("recipe"), document.pop("tools")
             lock = Lock(recipe, tools, {name: _cell_of(cell) for name, cell in document.pop("cells").items()})
             return lock if not document else _refuse(path, f"unknown: {', '.join(document)}")
@@ -102,7 +102,7 @@ def read(path: Path) -> Lock:
         message = " ".join(str(error).split())
         return _refuse(path, f"{type(error).__name__}: {message}")
     raise UserError(
-        f"{path} is a lock of format {version!r}; this llm-build reads {FORMAT}", "build lock writes it anew"
+        f"{path} is a lock of format {version!r}; this llm-build reads {_FORMAT}", "build lock writes it anew"
     )
 
 
@@ -125,7 +125,7 @@ def text_of(lock: Lock, command: str) -> str:
     import yaml
 
     document = {
-        "lock": FORMAT,
+        "lock": _FORMAT,
         "recipe": lock.recipe,
         "tools": dict(lock.tools),
         "cells": {name: _sections(cell) for name, cell in lock.cells.items()},

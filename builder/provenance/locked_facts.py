@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from builder.core.step import Json
 from builder.provenance.lock_file import Fact, Facts
 
-SECTIONS = ("architecture", "metadata", "model", "package", "quant", "target", "verify")  # of the recipe
-ELSEWHERE = (  # said by another section of the lock, or of no consequence for this cell
+_SECTIONS = ("architecture", "metadata", "model", "package", "quant", "target", "verify")  # of the recipe
+_ELSEWHERE = (  # said by another section of the lock, or of no consequence for this cell
     "model.source", "model.architecture", "package.kind", "quant.calibration.text", "verify.limits",
     "verify.exact_rounded",
 )  # fmt: skip
@@ -17,8 +17,8 @@ QUALITY = ("kl", "perplexity", "perplexity_original", "top1")  # of verify and v
 
 def settings_of(recipe: Mapping[str, Json], undecided: bool = False) -> Facts:
     """The recipe as build.json has it, flat; without what is null or empty and rules that are still to be picked."""
-    settings = flat({section: recipe.get(section, {}) for section in SECTIONS})
-    dropped = (*ELSEWHERE, *(("quant.rules",) if undecided else ()))
+    settings = flat({section: recipe.get(section, {}) for section in _SECTIONS})
+    dropped = (*_ELSEWHERE, *(("quant.rules",) if undecided else ()))
     return {key: value for key, value in settings.items() if not key.startswith(dropped)}
 
 

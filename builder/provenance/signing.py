@@ -21,8 +21,8 @@ from builder.provenance.statement import NAME, SIGNATURE
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
-KNOWN = (
+_PAYLOAD_TYPE = "application/vnd.in-toto+json"
+_KNOWN = (
     "cache/keys"  # {path of a private key: [state of the file, key id]}, so that a build with nothing to do loads none
 )
 MAKE = "openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
@@ -35,14 +35,14 @@ def pre_authentication(kind: str, payload: bytes) -> bytes:
 
 def key_id(key: Path, store: Store) -> str:
     """sha256 of the public key (DER) of a private key's file. Raises UserError for what is no ed25519 key."""
-    known = store.load_document(KNOWN) or {}
+    known = store.load_document(_KNOWN) or {}
     try:
         state = state_of_file("provenance.key", str(key))
     except UserError as error:
         raise UserError(f"provenance.key={key}: no such file can be read", MAKE) from error
     if known.get(str(key), [None])[0] != state:
-        known = {**known, str(key): [state, id_of(load_private(key).public_key())]}
-        store.save_document(KNOWN, known)
+        known = {**known, str(key): [state, _id_of(_load_private(key).public_key())]}
+        store.save_document(_KNOWN, known)
     return str(known[str(key)][1])
 
 
@@ -50,39 +50,39 @@ def keep_signed(folder: Path, key: Path | None, store: Store) -> None:
     """Makes build.json.sig speak of the build.json beside it, signed by ``key``; without a key, removes one that speaks
     of an earlier one. Touches nothing when it is right."""
     payload, path = (folder / NAME).read_bytes(), folder / SIGNATURE
-    signed, by = signed_by(path)
+    signed, by = _signed_by(path)
     if key is None:
         if signed != payload:
             path.unlink(missing_ok=True)
         return
     if (signed, by) == (payload, key_id(key, store)):
         return
-    private = load_private(key)
-    signature = private.sign(pre_authentication(PAYLOAD_TYPE, payload))
+    private = _load_private(key)
+    signature = private.sign(pre_authentication(_PAYLOAD_TYPE, payload))
     envelope = {
         "payload": base64.b64encode(payload).decode(),
-        "payloadType": PAYLOAD_TYPE,
-        "signatures": [{"keyid": id_of(private.public_key()), "sig": base64.b64encode(signature).decode()}],
+        "payloadType": _PAYLOAD_TYPE,
+        "signatures": [{"keyid": _id_of(private.public_key()), "sig": base64.b64encode(signature).decode()}],
     }
     fresh = folder / f".{SIGNATURE}"
     fresh.write_text(json.dumps(envelope, indent=1) + "\n")
     fresh.replace(path)
 
 
-def signed_by(path: Path) -> tuple[bytes, str]:
+def _signed_by(path: Path) -> tuple[bytes, str]:
     """The payload of an envelope and the id of the key that it names, unchecked; (b"", "") where there is none."""
     try:
-        payload, ((by, _),) = opened(path)
+        payload, ((by, _),) = _opened(path)
     except (OSError, ValueError, StepError):
         return b"", ""
     return payload, by
 
 
-def opened(path: Path) -> tuple[bytes, list[tuple[str, bytes]]]:
+def _opened(path: Path) -> tuple[bytes, list[tuple[str, bytes]]]:
     """(payload, [(key id, signature)]) of an envelope. Raises StepError for what is none of a statement."""
     try:
         envelope = json.loads(path.read_bytes())
-        if envelope["payloadType"] != PAYLOAD_TYPE:
+        if envelope["payloadType"] != _PAYLOAD_TYPE:
             raise ValueError(f"payloadType {envelope['payloadType']!r}")
         payload = base64.b64decode(envelope["payload"], validate=True)
         signatures = [(s.get("keyid", ""), base64.b64decode(s["sig"], validate=True)) for s in envelope["signatures"]]
@@ -96,18 +96,18 @@ def check_signature(folder: Path, public: Path) -> str:
     UserError when ``public`` is no such key."""
     from cryptography.exceptions import InvalidSignature
 
-    key, path = load_public(public), folder / SIGNATURE
+    key, path = _load_public(public), folder / SIGNATURE
     if not path.is_file():
         raise StepError(f"{folder} is not signed: it has no {SIGNATURE}", "build provenance.key=... signs it")
-    payload, signatures = opened(path)
+    payload, signatures = _opened(path)
     if payload != (folder / NAME).read_bytes():
         raise StepError(
             f"{path} signs another {NAME} than the one beside it", "build it again, or take it from elsewhere"
         )
-    wanted = id_of(key)
+    wanted = _id_of(key)
     for _, signature in signatures:  # a key id is a hint and proves nothing
         try:
-            key.verify(signature, pre_authentication(PAYLOAD_TYPE, payload))
+            key.verify(signature, pre_authentication(_PAYLOAD_TYPE, payload))
             return wanted
         except InvalidSignature:
             continue
@@ -116,7 +116,7 @@ def check_signature(folder: Path, public: Path) -> str:
     raise StepError(f"{path}: {problem}; {public} is key {wanted}", "ask whoever built it for the public key")
 
 
-def load_private(path: Path) -> Ed25519PrivateKey:
+def _load_private(path: Path) -> Ed25519PrivateKey:
     serialization, ed25519 = cryptography()
     try:
         key: Any = serialization.load_pem_private_key(path.read_bytes(), password=None)
@@ -129,7 +129,7 @@ def load_private(path: Path) -> Ed25519PrivateKey:
     return cast("Ed25519PrivateKey", key)
 
 
-def load_public(path: Path) -> Ed25519PublicKey:
+def _load_public(path: Path) -> Ed25519PublicKey:
     serialization, ed25519 = cryptography()
     try:
         key: Any = serialization.load_pem_public_key(path.read_bytes())
@@ -142,7 +142,7 @@ def load_public(path: Path) -> Ed25519PublicKey:
     return cast("Ed25519PublicKey", key)
 
 
-def id_of(key: Ed25519PublicKey) -> str:
+def _id_of(key: Ed25519PublicKey) -> str:
     serialization, _ = cryptography()
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     return sha256_hex(key.public_bytes(serialization.Encoding.DER, form))

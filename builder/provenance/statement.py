@@ -20,8 +20,8 @@ from builder.core.step import Json, Step
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
-BUILD_TYPE = "urn:llm-build:recipe:v1"
-BUILDER = "urn:llm-build"
+_BUILD_TYPE = "urn:llm-build:recipe:v1"
+_BUILDER = "urn:llm-build"
 NAME = "build.json"
 SIGNATURE = "build.json.sig"
 HASHES: dict[str, Callable[[Path], str]] = {
@@ -60,7 +60,7 @@ def statement(
         "predicateType": PREDICATE,
         "predicate": {
             "buildDefinition": {
-                "buildType": BUILD_TYPE,
+                "buildType": _BUILD_TYPE,
                 "externalParameters": {"recipe": recipe},
                 "internalParameters": {"tools": _tools(record for _, record in made)},
                 "resolvedDependencies": [
@@ -71,7 +71,7 @@ def statement(
                 ],
             },
             "runDetails": {
-                "builder": {"id": BUILDER, "version": {"llm-build": _own_version()}},
+                "builder": {"id": _BUILDER, "version": {"llm-build": _own_version()}},
                 "metadata": {
                     "startedOn": _time(min(record.started for _, record in made)),
                     "finishedOn": _time(max(record.started + record.seconds for _, record in made)),

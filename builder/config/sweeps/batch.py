@@ -2,7 +2,7 @@
 
 Hydra takes 80 ms to compose a job. Where each choice writes below its own group alone, a section of a job follows from
 the choice made in its group and the overrides of its keys, so 3 models x 4 quants x 3 targets need 8 compositions, not
-36. Whether that holds is read from the files and from what Hydra composed of them (``Separable``); a job for which it
+36. Whether that holds is read from the files and from what Hydra composed of them (``_Separable``); a job for which it
 is not certain goes through Hydra. tests/planning/test_batch.py compares both.
 """
 
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 from builder.config.choices import CHOICE, GROUPS, SECTIONS, Composed
 from builder.config.from_hydra import to_plain
 
-SETTING = re.compile(rf"^(?:\+\+?|~)?(?P<section>{'|'.join(SECTIONS)})\.[\w.-]+(?:=|$)|^name=")
-ABSENT = object()
+_SETTING = re.compile(rf"^(?:\+\+?|~)?(?P<section>{'|'.join(SECTIONS)})\.[\w.-]+(?:=|$)|^name=")
+_ABSENT = object()
 
 Load = Callable[[Sequence[str]], Any]  # a job's overrides -> its DictConfig, by Hydra
-SectionKey = tuple[str, ...]  # what a section follows from
+_SectionKey = tuple[str, ...]  # what a section follows from
 
 
 class JobOverrides(NamedTuple):
@@ -30,7 +30,7 @@ class JobOverrides(NamedTuple):
     choices: Mapping[str, str]  # as "quant=q4f16_1", by group
     settings: Mapping[str, tuple[str, ...]]  # as "++quant.method=mse", by section
 
-    def section_key(self, section: str) -> SectionKey:
+    def section_key(self, section: str) -> _SectionKey:
         """A recipe may write anywhere, so it decides every section."""
         made = (self.choices.get("recipe", ""), self.choices.get(section, "") if section in GROUPS else "")
         return (section, *made, *self.settings.get(section, ()))
@@ -46,7 +46,7 @@ def parse_overrides(overrides: Iterable[str]) -> JobOverrides | None:
                 return None
             choices[choice["group"]] = text
             continue
-        setting = SETTING.match(text)
+        setting = _SETTING.match(text)
         if setting is None or "${" in text:
             return None
         section = setting["section"] or "name"
@@ -56,14 +56,14 @@ def parse_overrides(overrides: Iterable[str]) -> JobOverrides | None:
 
 def compose_jobs(jobs: Sequence[Sequence[str]], load: Load, repository: Any, primary: str = "build") -> list[Composed]:
     """``repository``: Hydra's, which holds the files that ``load`` reads. Raises what Hydra and ``to_plain`` raise."""
-    sections = SectionCache(Separable(repository, primary))
+    sections = _SectionCache(_Separable(repository, primary))
     composed = []
     for overrides in jobs:
         parsed = parse_overrides(overrides)
         job = sections.assemble(parsed) if parsed else None
         if job is None:
             config = load(overrides)
-            pure = parsed is not None and not interpolates(config)
+            pure = parsed is not None and not _interpolates(config)
             job = to_plain(config, overrides)
             if parsed and pure:
                 sections.keep(parsed, job)
@@ -71,13 +71,13 @@ def compose_jobs(jobs: Sequence[Sequence[str]], load: Load, repository: Any, pri
     return composed
 
 
-class SectionCache:
+class _SectionCache:
     """Sections of composed jobs, by what decided each."""
 
-    def __init__(self, separable: Separable) -> None:
+    def __init__(self, separable: _Separable) -> None:
         self._separable = separable
-        self._values: dict[SectionKey, Any] = {}
-        self._choices: dict[SectionKey, str] = {}
+        self._values: dict[_SectionKey, Any] = {}
+        self._choices: dict[_SectionKey, str] = {}
         self._names: tuple[str, ...] = ()
         self._sweeps = False
 
@@ -87,7 +87,7 @@ class SectionCache:
             return
         self._names = tuple(dict.fromkeys((*self._names, *job.values, *SECTIONS, "name")))
         for name in self._names:
-            self._values.setdefault(parsed.section_key(name), job.values.get(name, ABSENT))
+            self._values.setdefault(parsed.section_key(name), job.values.get(name, _ABSENT))
         for group in GROUPS:
             self._choices.setdefault(parsed.section_key(group)[:3], job.choices.get(group, ""))
         self._sweeps = job.sweeps
@@ -97,12 +97,12 @@ class SectionCache:
         keys = {name: parsed.section_key(name) for name in self._names}
         if not keys or not all(key in self._values for key in keys.values()):
             return None
-        values = {name: self._values[key] for name, key in keys.items() if self._values[key] is not ABSENT}
+        values = {name: self._values[key] for name, key in keys.items() if self._values[key] is not _ABSENT}
         chosen = {group: self._choices[parsed.section_key(group)[:3]] for group in GROUPS}
         return Composed(values, {g: c for g, c in chosen.items() if c}, (), self._sweeps)
 
 
-class Separable:
+class _Separable:
     """Whether choices depend on nothing but themselves: what their files, the primary configuration and the recipe say
     in their defaults lists. Anything unusual there is a no."""
 
@@ -122,7 +122,7 @@ class Separable:
     def _is_plain(self, path: str) -> bool:
         """A file over the whole configuration: it picks choices of our groups, each for the place of its name."""
         if path not in self._known:
-            self._known[path] = all(map(is_plain_default, self._defaults(path)))
+            self._known[path] = all(map(_is_plain_default, self._defaults(path)))
         return self._known[path]
 
     def _is_local(self, group: str, choice: str) -> bool:
@@ -134,7 +134,7 @@ class Separable:
                 loaded is not None
                 and not loaded.header.get("package")
                 and all(
-                    each.is_self() or (is_beside(each) and self._is_local(group, each.path))
+                    each.is_self() or (_is_beside(each) and self._is_local(group, each.path))
                     for each in self._defaults(path)
                 )
             )  # fmt: skip
@@ -145,7 +145,7 @@ class Separable:
         return list(loaded.defaults_list or ()) if loaded else []
 
 
-def is_plain_default(default: Any) -> bool:
+def _is_plain_default(default: Any) -> bool:
     """``- quant: x``, ``- override /quant: x``, ``- override hydra/launcher: x``: no packages, no interpolation."""
     from hydra.core.default_element import GroupDefault
 
@@ -157,7 +157,7 @@ def is_plain_default(default: Any) -> bool:
     return group in GROUPS or group.startswith("hydra/")
 
 
-def is_beside(default: Any) -> bool:
+def _is_beside(default: Any) -> bool:
     """``- other``, a choice of the same group."""
     from hydra.core.default_element import ConfigDefault
 
@@ -165,20 +165,20 @@ def is_beside(default: Any) -> bool:
     return plain and re.fullmatch(r"[\w.-]+", str(default.path)) is not None
 
 
-def interpolates(config: Any) -> bool:
+def _interpolates(config: Any) -> bool:
     """Whether any value outside of Hydra's own is taken from another."""
     from omegaconf import OmegaConf
 
     values = OmegaConf.to_container(config, resolve=False)
-    return any("${" in text for name, value in values.items() if name != "hydra" for text in texts_in(value))
+    return any("${" in text for name, value in values.items() if name != "hydra" for text in _texts_in(value))
 
 
-def texts_in(value: Any) -> Iterable[str]:
+def _texts_in(value: Any) -> Iterable[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for each in value.values():
-            yield from texts_in(each)
+            yield from _texts_in(each)
     elif isinstance(value, list):
         for each in value:
-            yield from texts_in(each)
+            yield from _texts_in(each)

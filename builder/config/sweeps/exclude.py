@@ -21,8 +21,8 @@ from builder.config.strict import Where, format_value, nearest_names, nowhere, p
 from builder.core.errors import UserError
 
 Rule = Mapping[str, Any]
-ABSENT = object()
-EXAMPLE = "'sweep.exclude=[{quant:\"e4m3*\",target:webgpu}]'"
+_ABSENT = object()
+_EXAMPLE = "'sweep.exclude=[{quant:\"e4m3*\",target:webgpu}]'"
 
 
 class SortedCells(NamedTuple):
@@ -35,12 +35,12 @@ class SortedCells(NamedTuple):
 
 def apply_rules(jobs: Sequence[Composed], where: Where = nowhere) -> SortedCells:
     """Raises UserError for a rule that cannot be one, names no key, or when nothing is left."""
-    rules = {written(rule): rule for job in jobs for rule in rules_of(job, where)}
+    rules = {written(rule): rule for job in jobs for rule in _rules_of(job, where)}
     for text, rule in rules.items():
         check(rule, text, jobs, where)
     kept, excluded, used = list[Composed](), list[Composed](), set[str]()
     for job in jobs:
-        hits = {written(rule) for rule in rules_of(job, where) if matches(rule, job)}
+        hits = {written(rule) for rule in _rules_of(job, where) if matches(rule, job)}
         used |= hits
         (excluded if hits else kept).append(job)
     if jobs and not kept:
@@ -48,7 +48,7 @@ def apply_rules(jobs: Sequence[Composed], where: Where = nowhere) -> SortedCells
     return SortedCells(kept, excluded, [text for text in rules if text not in used])
 
 
-def rules_of(job: Composed, where: Where) -> tuple[Rule, ...]:
+def _rules_of(job: Composed, where: Where) -> tuple[Rule, ...]:
     section = job.values.get("sweep")
     return parse(Sweep, section, "sweep", where).exclude if section else ()
 
@@ -57,41 +57,41 @@ def check(rule: object, text: str, jobs: Sequence[Composed], where: Where) -> No
     """Raises UserError for a rule without keys, or with one that no cell has."""
     at = f"sweep.exclude{where('sweep.exclude')}"
     if not isinstance(rule, Mapping) or not rule:
-        raise UserError(f"{at}: {text} is no rule; a rule is a mapping of choices or keys to patterns", EXAMPLE)
+        raise UserError(f"{at}: {text} is no rule; a rule is a mapping of choices or keys to patterns", _EXAMPLE)
     for key in rule:
-        if all(value_of(str(key), job) is ABSENT for job in jobs):
-            known = [*GROUPS, *keys_of(jobs[0].values, str(key).partition(".")[0])]
+        if all(_value_of(str(key), job) is _ABSENT for job in jobs):
+            known = [*GROUPS, *_keys_of(jobs[0].values, str(key).partition(".")[0])]
             near = nearest_names(str(key), known)
             suggestion = (
                 f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join(GROUPS)}, or a dotted key"
             )
-            raise UserError(f"{at}: {key} in {text} is neither a choice group nor a key; {suggestion}", EXAMPLE)
+            raise UserError(f"{at}: {key} in {text} is neither a choice group nor a key; {suggestion}", _EXAMPLE)
 
 
 def matches(rule: Rule, job: Composed) -> bool:
-    return all(agrees(value_of(str(key), job), wanted) for key, wanted in rule.items())
+    return all(_agrees(_value_of(str(key), job), wanted) for key, wanted in rule.items())
 
 
-def agrees(value: Any, wanted: Any) -> bool:
+def _agrees(value: Any, wanted: Any) -> bool:
     """``wanted``: a pattern or a value, or a list of them."""
     if isinstance(wanted, list):
-        return any(agrees(value, one) for one in wanted)
-    return value is not ABSENT and (value == wanted or fnmatchcase(written(value), written(wanted)))
+        return any(_agrees(value, one) for one in wanted)
+    return value is not _ABSENT and (value == wanted or fnmatchcase(written(value), written(wanted)))
 
 
-def value_of(key: str, job: Composed) -> Any:
+def _value_of(key: str, job: Composed) -> Any:
     """The choice made in a group ("" for none), or the value of a dotted key."""
     if key in GROUPS:
         return job.choices.get(key, "")
     value: Any = job.values
     for part in key.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            return ABSENT
+            return _ABSENT
         value = value[part]
     return value
 
 
-def keys_of(values: Mapping[str, Any], section: str) -> Collection[str]:
+def _keys_of(values: Mapping[str, Any], section: str) -> Collection[str]:
     """Dotted keys that a rule may name, those of one section if it is one."""
     sections = [section] if section in SECTIONS else SECTIONS
     return [f"{name}.{key}" for name in sections for key in values.get(name) or {}]

@@ -10,7 +10,7 @@ from pathlib import Path
 from builder.config.choices import Composed
 from builder.core.errors import UserError
 
-BYTES = "bytes"  # of all files of the artifact
+_BYTES = "bytes"  # of all files of the artifact
 
 
 def objective_of(job: Composed) -> str:
@@ -24,19 +24,19 @@ def value_of(folder: Path, objective: str) -> float:
     if not (folder / "build.json").exists():
         return math.nan
     document = json.loads((folder / "build.json").read_bytes())
-    if objective == BYTES:
+    if objective == _BYTES:
         return float(sum((folder / subject["name"]).stat().st_size for subject in document["subject"]))
-    figures = numbers_in(document)
+    figures = _numbers_in(document)
     if objective not in figures:
         raise UserError(
             f"sweep.objective={objective}: no step of {folder.name} noted that; allowed: "
-            f"{', '.join(sorted({*figures, BYTES}))}",
-            f"sweep.objective={BYTES}",
+            f"{', '.join(sorted({*figures, _BYTES}))}",
+            f"sweep.objective={_BYTES}",
         )
     return figures[objective]
 
 
-def numbers_in(document: Mapping[str, object]) -> dict[str, float]:
+def _numbers_in(document: Mapping[str, object]) -> dict[str, float]:
     """Figures of all steps, as build.json keeps them."""
     figures: dict[str, float] = {}
     run = document["predicate"]["runDetails"]  # type: ignore[index]

@@ -17,18 +17,18 @@ from builder.core.errors import Unsupported
 from builder.planner.schemes.schemes import choices_without_rules, nearest_scheme, scheme_of, table_of_choice
 from builder.quant.layout import Scheme, parse_scheme
 
-DTYPE_ASKS = {"float16": "float16", "bfloat16": "bfloat16"}
-ACTIVATION_ASKS = {"int8": "int8_dot", "e4m3": "float8", "e5m2": "float8"}
+_DTYPE_ASKS = {"float16": "float16", "bfloat16": "bfloat16"}
+_ACTIVATION_ASKS = {"int8": "int8_dot", "e4m3": "float8", "e5m2": "float8"}
 DESCRIPTIONS = {
     "float16": "float16 arithmetic", "bfloat16": "bfloat16 arithmetic", "float8": "8-bit float matrix instructions",
     "int8_dot": "int8 dot products", "subgroups": "subgroups",
 }  # fmt: skip
-CUDA_SINCE = {  # compute capability, from "Feature Support per Compute Capability" of the CUDA C++ Programming Guide
+_CUDA_SINCE = {  # compute capability, from "Feature Support per Compute Capability" of the CUDA C++ Programming Guide
     "float16": 53, "int8_dot": 61, "bfloat16": 80, "float8": 89,
 }  # fmt: skip
-METAL_SINCE = {"bfloat16": {"macos": 14, "ios": 17}}  # Metal 3.1, Metal Shading Language Specification, section 2.1
-ARCH = re.compile(r"sm_(\d+)[a-z]?")
-SYSTEM = re.compile(r"(macos|ios)(\d*)")
+_METAL_SINCE = {"bfloat16": {"macos": 14, "ios": 17}}  # Metal 3.1, Metal Shading Language Specification, section 2.1
+_ARCH = re.compile(r"sm_(\d+)[a-z]?")
+_SYSTEM = re.compile(r"(macos|ios)(\d*)")
 
 
 def check(quant: Quant, target: Target, choice: str, folders: Folders) -> None:
@@ -37,7 +37,7 @@ def check(quant: Quant, target: Target, choice: str, folders: Folders) -> None:
     Needs no checkpoint.
     """
     used = _schemes_used(quant, folders)
-    lacking = [(ask, why) for ask, why in required_capabilities(used) if ask not in capabilities_of(target)]
+    lacking = [(ask, why) for ask, why in _required_capabilities(used) if ask not in _capabilities_of(target)]
     if not lacking:
         return
     ask, why = lacking[0]
@@ -59,19 +59,19 @@ def _schemes_used(quant: Quant, folders: Folders) -> list[Scheme]:
     return [parse_scheme(table), *(parse_scheme(table_of_choice(name, folders)) for name in named)]
 
 
-def required_capabilities(schemes: Iterable[Scheme]) -> list[tuple[str, str]]:
+def _required_capabilities(schemes: Iterable[Scheme]) -> list[tuple[str, str]]:
     """(capability, who asks for it) of some schemes."""
     required = []
     for index, scheme in enumerate(schemes):
         who = f"a rule's {scheme.name}" if index else "the scheme"
         if scheme.activation:
-            required.append((ACTIVATION_ASKS[scheme.activation], f"{who} multiplies inputs as {scheme.activation}"))
-        if scheme.dtype in DTYPE_ASKS:
-            required.append((DTYPE_ASKS[scheme.dtype], f"{who} has tensors of {scheme.dtype}"))
+            required.append((_ACTIVATION_ASKS[scheme.activation], f"{who} multiplies inputs as {scheme.activation}"))
+        if scheme.dtype in _DTYPE_ASKS:
+            required.append((_DTYPE_ASKS[scheme.dtype], f"{who} has tensors of {scheme.dtype}"))
     return required
 
 
-def capabilities_of(target: Target) -> frozenset[str]:
+def _capabilities_of(target: Target) -> frozenset[str]:
     """What every device of a target can do."""
     if target.kind == "cpu":
         return frozenset(DESCRIPTIONS)
@@ -81,17 +81,17 @@ def capabilities_of(target: Target) -> frozenset[str]:
 def _too_old(ask: str, target: Target) -> list[str]:
     """The architectures, or the system, of a target that are older than a capability."""
     if target.kind == "cuda":
-        return [arch for arch in target.arch if capability(arch) < CUDA_SINCE.get(ask, 0)]
-    since = METAL_SINCE.get(ask, {})
-    system = SYSTEM.search(target.triple)
+        return [arch for arch in target.arch if _capability(arch) < _CUDA_SINCE.get(ask, 0)]
+    since = _METAL_SINCE.get(ask, {})
+    system = _SYSTEM.search(target.triple)
     if target.kind != "metal" or system is None or system[1] not in since:
         return []
     return [] if system[2] and int(system[2]) >= since[system[1]] else [system[0]]
 
 
-def capability(arch: str) -> int:
+def _capability(arch: str) -> int:
     """sm_90a -> 90; 0 for what is no such name, which the target's own check refuses."""
-    match = ARCH.fullmatch(arch)
+    match = _ARCH.fullmatch(arch)
     return int(match[1]) if match else 0
 
 
@@ -99,10 +99,10 @@ def _explain_missing(ask: str, target: Target) -> str:
     """What of the target is too old, and since when there is the capability."""
     old = _too_old(ask, target)
     if target.kind == "cuda" and (old or target.arch):
-        return f": {', '.join(old or target.arch)}; sm_{CUDA_SINCE[ask]} or later has them"
+        return f": {', '.join(old or target.arch)}; sm_{_CUDA_SINCE[ask]} or later has them"
     if old:
         system = old[0].rstrip("0123456789")
-        return f" on {old[0]}; {system} {METAL_SINCE[ask][system]} or later has it (target.triple)"
+        return f" on {old[0]}; {system} {_METAL_SINCE[ask][system]} or later has it (target.triple)"
     return ""
 
 
@@ -113,7 +113,7 @@ def _suggest_schemes(wanted: Scheme, target: Target, folders: Folders) -> list[s
     choices = choices_without_rules(folders)
     plain = Scheme("", "none", 0, 0, "", wanted.dtype, "", True, True)
     offered = computable_schemes(target, choices)
-    nearest = [nearest_scheme(start, offered) for start in (wanted, plain, choices.get(default_scheme(), plain))]
+    nearest = [nearest_scheme(start, offered) for start in (wanted, plain, choices.get(_default_scheme(), plain))]
     return list(dict.fromkeys(name for name in nearest if name))
 
 
@@ -122,11 +122,11 @@ def computable_schemes(target: Target, choices: Mapping[str, Scheme]) -> dict[st
     return {
         name: scheme
         for name, scheme in choices.items()
-        if all(ask in capabilities_of(target) for ask, _ in required_capabilities([scheme]))
+        if all(ask in _capabilities_of(target) for ask, _ in _required_capabilities([scheme]))
     }
 
 
-def default_scheme() -> str:
+def _default_scheme() -> str:
     """The choice of quant that conf/build.yaml makes."""
     import yaml
 

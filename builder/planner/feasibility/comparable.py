@@ -13,11 +13,11 @@ def check_comparable(architecture: Mapping[str, Any], metadata: Metadata, verify
     """Raises UserError where verify would compare the library with a model that computes something else."""
     if verify.enabled:
         window = min(verify.window, metadata.context_window_size)
-        check_same_factors(architecture, metadata.context_window_size, window)
-        check_same_window(architecture, metadata, window)
+        _check_same_factors(architecture, metadata.context_window_size, window)
+        _check_same_window(architecture, metadata, window)
 
 
-def check_same_factors(architecture: Mapping[str, Any], context: int, window: int) -> None:
+def _check_same_factors(architecture: Mapping[str, Any], context: int, window: int) -> None:
     """LongRoPE: transformers takes the factors for the tokens that it sees, a library those for its whole context."""
     if "long_factor" not in (architecture.get("rope_scaling") or ()):
         return
@@ -31,7 +31,7 @@ def check_same_factors(architecture: Mapping[str, Any], context: int, window: in
         )
 
 
-def check_same_window(architecture: Mapping[str, Any], metadata: Metadata, window: int) -> None:
+def _check_same_window(architecture: Mapping[str, Any], metadata: Metadata, window: int) -> None:
     """A recipe may look through another window than the checkpoint: they agree for as long as both see everything."""
     context, configured = metadata.context_window_size, metadata.sliding_window_size
     own = min(architecture.get("sliding_window") or context, context)

@@ -20,10 +20,10 @@ from builder.config.schema import Metadata, Target
 from builder.quant.layout import Scheme, layer_of, stored_tensors
 
 PAGE_TOKENS = 16
-REUSE_RANGE = 16  # the planner takes memory up to this many times larger or smaller than asked for
+_REUSE_RANGE = 16  # the planner takes memory up to this many times larger or smaller than asked for
 FLOAT32, INDEX = 4, 4  # bytes
-PEERS_BYTES = 680_000_000  # NCCL and the rooms for small sums, on each of two H200s (10,489 MiB in all, of a 7B shape)
-POOL_BYTES = 4096  # TVM's memory pool hands out multiples of it
+_PEERS_BYTES = 680_000_000  # NCCL and the rooms for small sums, on each of two H200s (10,489 MiB in all, of a 7B shape)
+_POOL_BYTES = 4096  # TVM's memory pool hands out multiples of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +83,18 @@ def model_shapes(
 ) -> Shapes:
     """``table``: the family's parameters; ``architecture``: its Config as a dict; both as one of ``shards`` ranks has
     them (sharding.of_each_rank)."""
-    layer, layers = layer_of_model(table, architecture, scheme, shards), int(architecture["num_hidden_layers"])
-    widths = tuple(planned_widths(layer, layers, FLOAT32))
+    layer, layers = _layer_of_model(table, architecture, scheme, shards), int(architecture["num_hidden_layers"])
+    widths = tuple(_planned_widths(layer, layers, FLOAT32))
     weights = {piece.name: piece.nbytes for parameter in table for piece in stored_tensors(parameter, scheme)}
     vocab, runtime = int(architecture["vocab_size"]), target.runtime_bytes
-    runtime += PEERS_BYTES if target.kind == "cuda" and shards > 1 else 0
+    runtime += _PEERS_BYTES if target.kind == "cuda" and shards > 1 else 0
     parts = next((vocab // parameter.shape[0] for parameter in table if parameter.kind == "head"), 1)
     return Shapes(layer, layers, vocab, parts, FLOAT32, widths, weights, runtime, target.max_sequences)
 
 
 def memory_needed(model: Shapes, sizes: Metadata) -> Memory:
     """What a run of these sizes takes."""
-    cache = model.layers * page_tensor(model, sizes)
+    cache = model.layers * _page_tensor(model, sizes)
     weights = sum(model.weights.values()) + model.spare
     return Memory(weights, cache, activations(model, sizes), model.runtime)
 
@@ -103,7 +103,7 @@ def largest_tensor(model: Shapes, sizes: Metadata) -> tuple[str, int]:
     """(what it is, bytes) of the largest tensor that a kernel gets."""
     tensors = {
         **model.weights,
-        "the KV cache of a layer": page_tensor(model, sizes),
+        "the KV cache of a layer": _page_tensor(model, sizes),
         "a chunk's activations": max(model.widths) * sizes.prefill_chunk_size,
         "the logits": model.vocab * FLOAT32 * sequences(model, sizes),
     }
@@ -114,13 +114,13 @@ def sequences(model: Shapes, sizes: Metadata) -> int:
     return min(sizes.max_batch_size, model.sequences or sizes.max_batch_size)
 
 
-def page_tensor(model: Shapes, sizes: Metadata) -> int:
+def _page_tensor(model: Shapes, sizes: Metadata) -> int:
     """One layer's part of the KV cache, in bytes."""
     pages = -(-sequences(model, sizes) * sizes.context_window_size // PAGE_TOKENS) + 1
     return pages * PAGE_TOKENS * 2 * model.layer.keys * model.element_bytes
 
 
-def layer_of_model(table: Sequence[Parameter], architecture: Mapping[str, Any], scheme: Scheme, shards: int) -> Layer:
+def _layer_of_model(table: Sequence[Parameter], architecture: Mapping[str, Any], scheme: Scheme, shards: int) -> Layer:
     """The first layer, read from the parameters' names and shapes: matrices come in the order of the computation."""
     first = [parameter for parameter in table if layer_of(parameter.name) == 0]
     router = next((parameter.shape[0] for parameter in first if parameter.kind == "router"), 0)
@@ -140,48 +140,48 @@ def activations(model: Shapes, sizes: Metadata) -> int:
     """Bytes that all functions of a library keep beside weights and pages; of logits also those of the call before."""
     chunk, batch = sizes.prefill_chunk_size, sequences(model, sizes)
     rows = {chunk, batch, 1}
-    planned = sum(round_up_to_pages(width * count) for count in rows for width in model.widths)
-    embedded = sum(round_up_to_pages(count * model.layer.hidden * model.element_bytes) for count in input_rows(chunk))
+    planned = sum(_round_up_to_pages(width * count) for count in rows for width in model.widths)
+    embedded = sum(_round_up_to_pages(count * model.layer.hidden * model.element_bytes) for count in _input_rows(chunk))
     if model.layer.norms_before and model.layer.norms_after:  # Gemma, whose embeddings are scaled: one buffer more
-        embedded += round_up_to_pages(chunk * model.layer.hidden * model.element_bytes)
-    logits = sum(2 * round_up_to_pages(count * model.vocab * FLOAT32) for count in {batch, 1})
+        embedded += _round_up_to_pages(chunk * model.layer.hidden * model.element_bytes)
+    logits = sum(2 * _round_up_to_pages(count * model.vocab * FLOAT32) for count in {batch, 1})
     if model.vocab_parts > 1:  # a rank's part, and all parts before they are put in order
         widths = (model.vocab, model.vocab // model.vocab_parts)
-        logits += sum(round_up_to_pages(count * width * FLOAT32) for count in {batch, 1} for width in widths)
-    return planned + embedded + logits + cache_buffers(model, chunk)
+        logits += sum(_round_up_to_pages(count * width * FLOAT32) for count in {batch, 1} for width in widths)
+    return planned + embedded + logits + _cache_buffers(model, chunk)
 
 
-def input_rows(chunk: int) -> set[int]:
+def _input_rows(chunk: int) -> set[int]:
     """How many rows of inputs there are at once: the engine fills prompts up to a power of two, or the whole chunk."""
     return {min(1 << bits, chunk) for bits in range(chunk.bit_length() + 1)}
 
 
-def cache_buffers(model: Shapes, chunk: int) -> int:
+def _cache_buffers(model: Shapes, chunk: int) -> int:
     """The cache's copies of one chunk's queries, keys, values and results, and two sums of every head (float32)."""
     layer = model.layer
     return chunk * ((2 * layer.queries + 2 * layer.keys) * model.element_bytes + 2 * layer.heads * FLOAT32)
 
 
-def round_up_to_pages(nbytes: int) -> int:
-    return -(-nbytes // POOL_BYTES) * POOL_BYTES
+def _round_up_to_pages(nbytes: int) -> int:
+    return -(-nbytes // _POOL_BYTES) * _POOL_BYTES
 
 
-def planned_widths(layer: Layer, layers: int, nbytes: int) -> list[int]:
+def _planned_widths(layer: Layer, layers: int, nbytes: int) -> list[int]:
     """Bytes per row of the buffers that the planner ends with."""
-    planner = Planner()
+    planner = _Planner()
     residual = None
     for _ in range(layers):
-        residual = plan_layer(layer, nbytes, planner, residual)
+        residual = _plan_layer(layer, nbytes, planner, residual)
     routes = [layer.experts * nbytes, 2 * layer.pairs * nbytes] if layer.experts else []
     return planner.sizes + routes
 
 
-def plan_layer(layer: Layer, nbytes: int, planner: Planner, residual: int | None) -> int:
+def _plan_layer(layer: Layer, nbytes: int, planner: _Planner, residual: int | None) -> int:
     """One layer's buffers, taken and freed as its graph does; the residual stream comes in and goes out."""
     hidden, pairs = layer.hidden * nbytes, layer.pairs
     (width, fused), (queries, _), *inner = layer.matrices
-    heads = [(codes(layer, width), fused * nbytes), *[(0, fused * nbytes)] * layer.head_norms, (0, queries * nbytes)]
-    heads.append((codes(layer, queries), hidden))
+    heads = [(_codes(layer, width), fused * nbytes), *[(0, fused * nbytes)] * layer.head_norms, (0, queries * nbytes)]
+    heads.append((_codes(layer, queries), hidden))
     total = [(0, hidden)] * layer.summed  # of the ranks' parts, each with its share of the residual
     after = int(layer.summed and not layer.norms_after)
     attended = planner.block(residual, layer, hidden, [*heads, *total], 0 if layer.parallel else after)
@@ -192,19 +192,19 @@ def plan_layer(layer: Layer, nbytes: int, planner: Planner, residual: int | None
     return planner.block(attended, layer, hidden, [*made, *total], after)
 
 
-def codes(layer: Layer, width: int) -> int:
+def _codes(layer: Layer, width: int) -> int:
     """Bytes of a row of a matrix's inputs where they are rounded to bytes (quant.activation), four in a word."""
     return -(-width // 4) * 4 if layer.rounded else 0
 
 
 def steps(layer: Layer, matrix: tuple[int, int], after: tuple[int, int] | None) -> Iterator[tuple[int, int]]:
     """(rounded input, width made) of a matrix, and of what makes the next one's input of its output."""
-    yield codes(layer, matrix[0]), matrix[1]
+    yield _codes(layer, matrix[0]), matrix[1]
     if after is not None:
         yield 0, after[0]
 
 
-class Planner:
+class _Planner:
     """TVM's greedy memory planner (StorageAllocator1D of apache/tvm, src/relax/transform/static_plan_block_memory.cc):
     a request takes the smallest free buffer of its dtype that is large enough, else the largest of the smaller ones,
     which grows."""
@@ -216,8 +216,8 @@ class Planner:
 
     def take(self, nbytes: int, words: bool = False) -> int:
         unused = [i for i in self.unused if (i in self.words) == words]
-        larger = [i for i in unused if nbytes <= self.sizes[i] <= nbytes * REUSE_RANGE]
-        smaller = [i for i in unused if nbytes // REUSE_RANGE <= self.sizes[i] < nbytes]
+        larger = [i for i in unused if nbytes <= self.sizes[i] <= nbytes * _REUSE_RANGE]
+        smaller = [i for i in unused if nbytes // _REUSE_RANGE <= self.sizes[i] < nbytes]
         if larger or smaller:
             index = min(larger, key=self.sizes.__getitem__) if larger else max(smaller, key=self.sizes.__getitem__)
             self.unused.remove(index)

@@ -8,7 +8,7 @@ from builder.config.schema import Recipe, Target
 from builder.config.strict import as_plain_data
 from builder.targets import android, cpu, cuda, link, nvidia_gpus
 
-MEMORY = ("memory_bytes", "runtime_bytes", "max_sequences", "gpus", "refused")  # of a target, and not in its code
+_MEMORY = ("memory_bytes", "runtime_bytes", "max_sequences", "gpus", "refused")  # of a target, and not in its code
 
 
 def target_of(target: Target) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def target_of(target: Target) -> dict[str, Any]:
         names = ("kind", "triple", "cpu", "features")
         fields = {k: fields[k] for k in (names if target.library == "so" else (*names, "library"))}
     else:
-        fields = {k: v for k, v in fields.items() if k not in MEMORY}
+        fields = {k: v for k, v in fields.items() if k not in _MEMORY}
     return {**fields, "features": list(fields["features"] or ())}
 
 

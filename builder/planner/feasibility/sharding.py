@@ -19,9 +19,9 @@ from builder.planner.schemes.schemes import scheme_of
 from builder.quant import cuts
 from builder.quant.layout import Scheme, parse_scheme
 
-AUTO = "auto"
-KINDS = ("cpu", "cuda")  # whose runtime has ranks
-MOST = 64  # ranks, of those that are offered
+_AUTO = "auto"
+_KINDS = ("cpu", "cuda")  # whose runtime has ranks
+_MOST = 64  # ranks, of those that are offered
 GPUS, SHARDS = "target.gpus", "model.tensor_parallel_shards"
 
 
@@ -33,14 +33,14 @@ def decide(model: Model, target: Target, choice: str, where: Where) -> tuple[Mod
         UserError: auto finds no GPU, or there are fewer GPUs than shards.
         Unsupported: a target of this kind runs a model on one device.
     """
-    gpus = _count_gpus(target, where) if target.gpus == AUTO else target.gpus
+    gpus = _count_gpus(target, where) if target.gpus == _AUTO else target.gpus
     assert gpus is None or isinstance(gpus, int)
     shards = model.tensor_parallel_shards or gpus or 1
     key = _count_key(gpus, shards)
-    if shards > 1 and target.kind not in KINDS:
+    if shards > 1 and target.kind not in _KINDS:
         raise Unsupported(
-            f"{key}={shards}: target={choice} runs a model on one device; targets of kind {' and '.join(KINDS)} spread "
-            "it over several",
+            f"{key}={shards}: target={choice} runs a model on one device; targets of kind {' and '.join(_KINDS)} "
+            "spread it over several",
             f"build target=cuda {key}={shards}, or {key}=1",
         )
     if gpus is not None and gpus < shards:
@@ -62,14 +62,14 @@ def _count_gpus(target: Target, where: Where) -> int:
 
     if target.kind != "cuda":
         raise UserError(
-            f"{GPUS}{where(GPUS)}: {AUTO} counts this machine's NVIDIA GPUs; a target of kind {target.kind} allows a "
+            f"{GPUS}{where(GPUS)}: {_AUTO} counts this machine's NVIDIA GPUs; a target of kind {target.kind} allows a "
             "number",
             f"build {GPUS}=1",
         )
     count = nvidia_gpus.count()
     if not count:
         raise UserError(
-            f"{GPUS}{where(GPUS)}: {AUTO}, but nvidia-smi finds no GPU here; say how many there are where it is to run",
+            f"{GPUS}{where(GPUS)}: {_AUTO}, but nvidia-smi finds no GPU here; say how many there are where it runs",
             f"build target=cuda {GPUS}=2",
         )
     return count
@@ -86,11 +86,11 @@ def check(
     problem = cut_problems(family, architecture)
     misfit = problem(own, shards)
     if not misfit:
-        check_candidates(quant, key, shards, problem, folders)
+        _check_candidates(quant, key, shards, problem, folders)
         return
     from builder.planner.feasibility.capabilities import computable_schemes
 
-    counts = [count for count in range(1, MOST + 1) if not problem(own, count)]
+    counts = [count for count in range(1, _MOST + 1) if not problem(own, count)]
     table = schemes.parameters(family, architecture)
     choices = {name: it for name, it in schemes.choices_without_rules(folders).items() if schemes.can_pack(it, table)}
     fitting = {name: it for name, it in computable_schemes(target, choices).items() if not problem(it, shards)}
@@ -102,7 +102,7 @@ def check(
     )
 
 
-def check_candidates(
+def _check_candidates(
     quant: Quant, key: str, shards: int, problem: Callable[[Scheme, int], str], folders: Folders
 ) -> None:
     """Raises Unsupported when a budget could pick a scheme that cannot be cut; ``key``: what says ``shards``."""
@@ -117,13 +117,13 @@ def check_candidates(
 
 def cut_problems(family: str, architecture: Mapping[str, Any]) -> Callable[[Scheme, int], str]:
     """What says why the model in a scheme cannot be cut for a number of ranks; "": it can."""
-    table, cut = schemes.parameters(family, architecture), cuts_of(family, architecture)
+    table, cut = schemes.parameters(family, architecture), _cuts_of(family, architecture)
     return lambda scheme, count: next(
         filter(None, (cuts.split_problem(each, cut, scheme, count) for each in table)), ""
     )
 
 
-def cuts_of(family: str, architecture: Mapping[str, Any]) -> Mapping[str, Cut]:
+def _cuts_of(family: str, architecture: Mapping[str, Any]) -> Mapping[str, Cut]:
     """Module name -> its cut."""
     module = architectures.load(family)
     return module.cuts(module.from_architecture(architecture))
@@ -137,4 +137,4 @@ def of_each_rank(
     if shards == 1:
         return table, architecture
     own = {"num_attention_heads": per_rank(architecture["num_attention_heads"], shards)}
-    return local_parameters(table, cuts_of(family, architecture), shards), {**architecture, **own}
+    return local_parameters(table, _cuts_of(family, architecture), shards), {**architecture, **own}

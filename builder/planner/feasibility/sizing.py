@@ -29,9 +29,9 @@ from builder.planner.schemes import schemes
 from builder.planner.schemes.schemes import scheme_of
 from builder.quant.layout import Scheme, parse_scheme
 
-AUTO = "auto"
+_AUTO = "auto"
 LARGEST_CHUNK_TOKENS, GOOD_CHUNK_TOKENS = 2048, 512
-MORE_GPUS = (2, 4, 8)  # of one host, that are offered
+_MORE_GPUS = (2, 4, 8)  # of one host, that are offered
 LARGEST_BATCH, USUAL_BATCH = 64, 4  # of auto: where memory is limited, and where it is not known
 CONTEXT, CHUNK = "context_window_size", "prefill_chunk_size"
 FLOORS = {CONTEXT: 512, CHUNK: 128, "max_batch_size": 1}  # of auto, in its order
@@ -44,7 +44,7 @@ def decide_metadata(model: Model, architecture: Mapping[str, Any], where: Where)
     """
     positions = int(architecture["max_position_embeddings"])
     context = number(model.context_window_size) or positions
-    window, windows = decide_window(model, architecture, context)
+    window, windows = _decide_window(model, architecture, context)
     chunk = number(model.prefill_chunk_size) or min(context, LARGEST_CHUNK_TOKENS)
     sink = model.attention_sink_size or 0
     bounds = {
@@ -67,7 +67,7 @@ def number(value: int | str | None) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def decide_window(model: Model, architecture: Mapping[str, Any], context: int) -> tuple[int, tuple[int, int, str]]:
+def _decide_window(model: Model, architecture: Mapping[str, Any], context: int) -> tuple[int, tuple[int, int, str]]:
     """The window of all layers in tokens (-1: off) and (lowest, highest, why). A family that has one says so with the
     key sliding_window; null and auto in the recipe mean: as the checkpoint says, and off where no context outgrows it
     (a window takes no less memory: every token stays in the cache)."""
@@ -88,7 +88,7 @@ def memory_of(recipe: Recipe) -> Memory:
     return memory_needed(model, recipe.metadata)
 
 
-class TargetBudget(NamedTuple):
+class _TargetBudget(NamedTuple):
     """A target's memory, and the model that it shall hold."""
 
     name: str  # of the target
@@ -111,7 +111,7 @@ def fit(
     Raises Unsupported when what the recipe fixes does not fit: what takes how much, and the largest that would.
     """
     limited = target.memory_bytes is not None or target.limits.max_binding_bytes
-    if not limited and AUTO not in (getattr(model, key) for key in FLOORS):
+    if not limited and _AUTO not in (getattr(model, key) for key in FLOORS):
         return largest
     shards, wanted = largest.tensor_parallel_shards, memo("scheme", (quant,), lambda: parse_scheme(scheme_of(quant)))
     table, own_architecture = memo(
@@ -129,7 +129,7 @@ def fit(
             sharding.cut_problems(family, architecture),
         )
         fitting = {k: it for k, it in choices.items() if schemes.can_pack(it, table) and not problem(it, shards)}
-        counts = [n for n in MORE_GPUS if n > shards and target.kind == "cuda" and not problem(wanted, n)]
+        counts = [n for n in _MORE_GPUS if n > shards and target.kind == "cuda" and not problem(wanted, n)]
         spread = {n: model_shapes(*sharding.of_each_rank(family, architecture, n), wanted, target, n) for n in counts}
         return Alternatives({name: in_scheme(candidate) for name, candidate in fitting.items()}, spread)
 
@@ -138,7 +138,7 @@ def fit(
     if quant.budget is not None:
         allowed = int(quant.budget * sum(prod(parameter.shape) for parameter in table) / 8)
         own = replace(own, spare=max(0, allowed - sum(own.weights.values())))
-    return decide_autos(model, largest, TargetBudget(name, target, own), others)
+    return _decide_autos(model, largest, _TargetBudget(name, target, own), others)
 
 
 class Alternatives(NamedTuple):
@@ -148,30 +148,32 @@ class Alternatives(NamedTuple):
     gpus: Mapping[int, Shapes]
 
 
-def decide_autos(model: Model, largest: Metadata, budget: TargetBudget, others: Callable[[], Alternatives]) -> Metadata:
-    autos = [key for key in FLOORS if getattr(model, key) == AUTO]
+def _decide_autos(
+    model: Model, largest: Metadata, budget: _TargetBudget, others: Callable[[], Alternatives]
+) -> Metadata:
+    autos = [key for key in FLOORS if getattr(model, key) == _AUTO]
     for chunk in (GOOD_CHUNK_TOKENS, FLOORS[CHUNK]):  # the context is long, but not at the price of a crawling prefill
         sizes = largest
         for key, value in ((CHUNK, chunk), ("max_batch_size", 1)):
             sizes = resized(sizes, key, min(value, getattr(largest, key))) if key in autos else sizes
-        least = resized(sizes, CONTEXT, floor(CONTEXT, model, largest)) if CONTEXT in autos else sizes
+        least = resized(sizes, CONTEXT, _floor(CONTEXT, model, largest)) if CONTEXT in autos else sizes
         if budget.fits(least):
             break
     else:
-        raise Unsupported(refusal(least, budget), suggest_fix(model, least, budget, others))
+        raise Unsupported(_refusal(least, budget), _suggest_fix(model, least, budget, others))
     for key in autos:
-        sizes = resized(sizes, key, largest_number(key, sizes, upper(key, largest, sizes, budget), budget) or 1)
+        sizes = resized(sizes, key, _largest_number(key, sizes, _upper(key, largest, sizes, budget), budget) or 1)
     return sizes
 
 
-def floor(key: str, model: Model, largest: Metadata) -> int:
+def _floor(key: str, model: Model, largest: Metadata) -> int:
     """How small an auto may become: a context holds the chunk and the window that the recipe asks for."""
     fixed = (number(model.prefill_chunk_size) or 0, number(model.sliding_window_size) or 0)
     least = max(FLOORS[key], *fixed) if key == CONTEXT else FLOORS[key]
     return min(least, int(getattr(largest, key)))
 
 
-def upper(key: str, largest: Metadata, sizes: Metadata, budget: TargetBudget) -> int:
+def _upper(key: str, largest: Metadata, sizes: Metadata, budget: _TargetBudget) -> int:
     """How large an auto may become: as the model allows, and of use."""
     if key == "max_batch_size":
         unknown = budget.target.memory_bytes is None
@@ -193,7 +195,7 @@ def resized(sizes: Metadata, key: str, value: int) -> Metadata:
     )
 
 
-def largest_number(key: str, sizes: Metadata, high: int, budget: TargetBudget) -> int | None:
+def _largest_number(key: str, sizes: Metadata, high: int, budget: _TargetBudget) -> int | None:
     """The largest number from 1 to ``high`` that fits, a context in whole pages; None when none does."""
     step = PAGE_TOKENS if key == CONTEXT else 1
     if budget.fits(resized(sizes, key, high)):
@@ -205,7 +207,7 @@ def largest_number(key: str, sizes: Metadata, high: int, budget: TargetBudget) -
     return low * step or None
 
 
-def refusal(sizes: Metadata, budget: TargetBudget) -> str:
+def _refusal(sizes: Metadata, budget: _TargetBudget) -> str:
     """What does not fit."""
     memory, needed = budget.target.memory_bytes, memory_needed(budget.shapes, sizes)
     if memory is not None and needed.total > memory:
@@ -227,30 +229,30 @@ def describe_memory(memory: Memory, sizes: Metadata, target: Target) -> str:
     return f"{format_bytes(memory.total)}{limit}: {', '.join(parts)}"
 
 
-def suggest_fix(model: Model, sizes: Metadata, budget: TargetBudget, others: Callable[[], Alternatives]) -> str:
+def _suggest_fix(model: Model, sizes: Metadata, budget: _TargetBudget, others: Callable[[], Alternatives]) -> str:
     """The next command: the largest of each number that would fit with the others as they are, else all at once, else
     more GPUs or another scheme."""
-    single = list(alternatives(model, sizes, budget))
+    single = list(_alternatives(model, sizes, budget))
     if single:
         return f"build {' or '.join(single)}   (the largest that fit; auto finds them)"
     least = sizes
     for key, smallest in FLOORS.items():
         least = resized(least, key, min(smallest, getattr(least, key)))
     if budget.fits(least):
-        return "build " + " ".join(f"model.{key}={AUTO}" for key in FLOORS)
+        return "build " + " ".join(f"model.{key}={_AUTO}" for key in FLOORS)
     known = others()
     fitting = {name: model for name, model in known.schemes.items() if budget._replace(shapes=model).fits(least)}
     best = sorted(fitting, key=lambda name: -sum(fitting[name].weights.values()))[:3]
     enough = [count for count, model in known.gpus.items() if budget._replace(shapes=model).fits(least)][:1]
     suggestions = [*(f"{sharding.GPUS}={count}" for count in enough), *(f"quant={name}" for name in best)]
     if suggestions:
-        return f"build {' or '.join(suggestions)}, with model.{CONTEXT}={AUTO}"
+        return f"build {' or '.join(suggestions)}, with model.{CONTEXT}={_AUTO}"
     return "a smaller model, or a larger target: build list target"
 
 
-def alternatives(model: Model, sizes: Metadata, budget: TargetBudget) -> Iterator[str]:
+def _alternatives(model: Model, sizes: Metadata, budget: _TargetBudget) -> Iterator[str]:
     """The numbers of which a smaller one alone would do, with the largest such."""
     for key in (CONTEXT, "max_batch_size", CHUNK):
-        value = largest_number(key, sizes, getattr(sizes, key), budget)
-        if value is not None and value >= floor(key, model, sizes):
+        value = _largest_number(key, sizes, getattr(sizes, key), budget)
+        if value is not None and value >= _floor(key, model, sizes):
             yield f"model.{key}={value}"

@@ -38,14 +38,14 @@ def budget_of(quant: Quant, family: str, architecture: Mapping[str, Any], folder
     check_own(quant, model, where)
     tables = {name: schemes.table_of_choice(name, folders) for name in quant.candidates}
     for name, table in tables.items():
-        check_candidate(name, parse_scheme(table), quant, model, where)
+        _check_candidate(name, parse_scheme(table), quant, model, where)
     if len(tables) < 2:
         names = ", ".join(quant.candidates) or "none"
         raise UserError(
             f"quant.candidates{where('quant.candidates')}: found {names}; allowed: two schemes or more",
             "build list quant",
         )
-    return Budget(quant.budget, tables, check_range(quant, model, tables, where))
+    return Budget(quant.budget, tables, _check_range(quant, model, tables, where))
 
 
 def check_own(quant: Quant, model: Sequence[Parameter], where: Where) -> None:
@@ -64,7 +64,7 @@ def check_own(quant: Quant, model: Sequence[Parameter], where: Where) -> None:
         )
 
 
-def check_candidate(name: str, candidate: Scheme, quant: Quant, model: Sequence[Parameter], where: Where) -> None:
+def _check_candidate(name: str, candidate: Scheme, quant: Quant, model: Sequence[Parameter], where: Where) -> None:
     """Raises UserError for a scheme that cannot be one of several in this recipe."""
     at, wrong = f"quant.candidates{where('quant.candidates')}: {name}", ""
     if candidate.dtype != quant.dtype:
@@ -77,7 +77,9 @@ def check_candidate(name: str, candidate: Scheme, quant: Quant, model: Sequence[
         raise UserError(f"{at} {wrong}", f"quant.candidates=[...] of dtype {quant.dtype}: build list quant")
 
 
-def check_range(quant: Quant, model: Sequence[Parameter], tables: Mapping[str, Mapping[str, Any]], where: Where) -> str:
+def _check_range(
+    quant: Quant, model: Sequence[Parameter], tables: Mapping[str, Mapping[str, Any]], where: Where
+) -> str:
     """The largest candidate that the budget would pay for the whole model, else the smallest there is: what the result
     has to be at least as good as. Raises UserError when the budget is out of the candidates' range."""
     own, weights = parse_scheme(schemes.scheme_of(quant)), sum(prod(parameter.shape) for parameter in model)

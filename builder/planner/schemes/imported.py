@@ -19,18 +19,18 @@ from builder.formats import quantized, safetensors
 from builder.formats.quantized import USE_THE_SOURCE, Packing
 
 METHOD = "imported"
-KEY = "quantization_config"  # of config.json
-DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-SHORT = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
+_KEY = "quantization_config"  # of config.json
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+_SHORT = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
 
 
 def check(quant: Quant, checkpoint: Checkpoint) -> None:
     """Raises UserError when a quantized checkpoint is to be quantized again, or another one to be imported."""
-    is_quantized, is_imported = checkpoint.config.get(KEY) is not None, quant.method == METHOD
+    is_quantized, is_imported = checkpoint.config.get(_KEY) is not None, quant.method == METHOD
     if quant.packing:
         raise UserError("quant.packing is what the checkpoint says; it cannot be set", "build quant=imported")
     if is_quantized and not is_imported:
-        quantization = checkpoint.config[KEY]
+        quantization = checkpoint.config[_KEY]
         how = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
         raise UserError(
             f"the checkpoint is quantized already ({how}); quantizing its weights again (quant={quant.name}, method "
@@ -39,7 +39,7 @@ def check(quant: Quant, checkpoint: Checkpoint) -> None:
         )
     if is_imported and not is_quantized:
         raise UserError(
-            f"quant=imported: {checkpoint.root / 'config.json'} has no {KEY}: the checkpoint is not quantized",
+            f"quant=imported: {checkpoint.root / 'config.json'} has no {_KEY}: the checkpoint is not quantized",
             "build list quant   shows the schemes that quantize it",
         )
     if is_imported and (quant.rules or quant.budget is not None):
@@ -56,7 +56,7 @@ def check(quant: Quant, checkpoint: Checkpoint) -> None:
 
 def without_quantization(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint as a family reads it: how its weights are stored changes no maths."""
-    return replace(checkpoint, config={key: value for key, value in checkpoint.config.items() if key != KEY})
+    return replace(checkpoint, config={key: value for key, value in checkpoint.config.items() if key != _KEY})
 
 
 def imported_quant(quant: Quant, checkpoint: Checkpoint, family: str, architecture: Mapping[str, Any]) -> Quant:
@@ -78,11 +78,11 @@ def imported_quant(quant: Quant, checkpoint: Checkpoint, family: str, architectu
     quant = replace(quant, kind=packing.kind, group_size=packing.group_size, zero_point=packing.zero_point)
     if packing.activation:
         quant = replace(quant, kind="int8", activation=packing.activation, activation_scale="dynamic")
-    quant = replace(quant, dtype=dtype_of(entries), name="")
+    quant = replace(quant, dtype=_dtype_of(entries), name="")
     kinds = {entry.parameter.kind for entry in entries if entry.is_stored}
     left = [entry.name for entry in entries if entry.parameter.kind == "linear" and not entry.is_stored]
     return replace(
-        quant, name=name_of(quant), quantize_embedding="embedding" in kinds, quantize_head="head" in kinds,
+        quant, name=_name_of(quant), quantize_embedding="embedding" in kinds, quantize_head="head" in kinds,
         rules=(_rule_to_keep(left, quant.dtype),) if left else (),
     )  # fmt: skip
 
@@ -94,15 +94,15 @@ def with_scheme_of_headers(recipe: Recipe) -> Recipe:
     return replace(recipe, quant=imported_quant(recipe.quant, recipe.checkpoint, recipe.family, recipe.architecture))
 
 
-def dtype_of(entries: Sequence[Entry]) -> str:
+def _dtype_of(entries: Sequence[Entry]) -> str:
     """Of the scales, so that they are taken over exactly; float32 where they differ."""
     dtypes = {source.dtype for entry in entries for source in entry.sources if source.stored} or {"F16"}
-    return DTYPES[dtypes.pop()] if len(dtypes) == 1 else "float32"
+    return _DTYPES[dtypes.pop()] if len(dtypes) == 1 else "float32"
 
 
-def name_of(quant: Quant) -> str:
+def _name_of(quant: Quant) -> str:
     """As the shipped schemes are named: q4f16_zp128, q4f16_g128, e4m3_f16, int8_int8_f16; ch: one group per row."""
-    dtype = SHORT[quant.dtype]
+    dtype = _SHORT[quant.dtype]
     if quant.kind != "group":
         return f"{quant.kind}_{quant.activation}_{dtype}" if quant.activation else f"{quant.kind}_{dtype}"
     return f"q{quant.bits}{dtype}_{'zp' if quant.zero_point else 'g'}{quant.group_size or 'ch'}"
@@ -111,7 +111,7 @@ def name_of(quant: Quant) -> str:
 def _rule_to_keep(names: list[str], dtype: str) -> dict[str, Any]:
     """Keeps these parameters as they are, in the form of quant/rules.py's results."""
     use = {
-        "name": f"q0{SHORT[dtype]}", "kind": "none", "bits": 0, "group_size": 0, "layout": "", "dtype": dtype,
+        "name": f"q0{_SHORT[dtype]}", "kind": "none", "bits": 0, "group_size": 0, "layout": "", "dtype": dtype,
         "storage_dtype": "", "quantize_embedding": True, "quantize_head": True,
     }  # fmt: skip
     return {"match": [name.removesuffix(".weight") for name in names], "layers": None, "use": use}

@@ -15,8 +15,8 @@ from builder.core.errors import Unsupported, UserError
 from builder.quant import rules
 from builder.quant.layout import OPTIONAL, Scheme, parse_scheme, stored_tensors
 
-KINDS = {"none": "floats", "group": "integers", "int8": "integers", "e4m3": "8-bit floats", "e5m2": "8-bit floats"}
-IMPORTED = "imported"  # the choice that is no scheme until a quantized checkpoint says which: see imported.py
+_KINDS = {"none": "floats", "group": "integers", "int8": "integers", "e4m3": "8-bit floats", "e5m2": "8-bit floats"}
+_IMPORTED = "imported"  # the choice that is no scheme until a quantized checkpoint says which: see imported.py
 NOT_SCHEME = (
     "max_shard_bytes",
     "method",
@@ -84,7 +84,7 @@ def check_fits(family: str, architecture: Mapping[str, Any], quant: Quant, folde
 
 def schemes_that_quantize(folders: Folders) -> list[str]:
     """Every choice of conf/quant that quantizes a checkpoint, or keeps its weights."""
-    return [name for name in choices_of("quant", folders) if name != IMPORTED]
+    return [name for name in choices_of("quant", folders) if name != _IMPORTED]
 
 
 def choices_without_rules(folders: Folders) -> dict[str, Scheme]:
@@ -101,7 +101,7 @@ def nearest_scheme(wanted: Scheme, candidates: Mapping[str, Scheme]) -> str:
 
     def distance(name: str) -> tuple[Any, ...]:
         candidate = candidates[name]
-        kind = (KINDS[candidate.kind] != KINDS[wanted.kind], candidate.activation != wanted.activation)
+        kind = (_KINDS[candidate.kind] != _KINDS[wanted.kind], candidate.activation != wanted.activation)
         size = (candidate.dtype != wanted.dtype, abs(candidate.bits - wanted.bits), candidate.kind != wanted.kind)
         return *kind, *size, candidate.layout != wanted.layout, abs(candidate.group_size - wanted.group_size), name
 

@@ -13,7 +13,7 @@ INDEX = "tensor-cache.json"
 READ_BYTES = 1 << 20
 
 
-class Stored(NamedTuple):
+class _Stored(NamedTuple):
     """A tensor and where it lies."""
 
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class Tensors(NamedTuple):
     same: int
 
 
-def tensors_of(folder: Path) -> dict[str, Stored]:
+def _tensors_of(folder: Path) -> dict[str, _Stored]:
     """Of tensor-cache.json, in its order; empty when there is none. Raises StepError for what is no such index."""
     path = folder / INDEX
     if not path.is_file():
@@ -45,7 +45,7 @@ def tensors_of(folder: Path) -> dict[str, Stored]:
     try:
         shards: list[Any] = json.loads(path.read_bytes())["records"]
         return {
-            each["name"]: Stored(
+            each["name"]: _Stored(
                 tuple(each["shape"]), each["dtype"], each["nbytes"], shard["dataPath"], each["byteOffset"]
             )
             for shard in shards
@@ -59,14 +59,14 @@ def compare(last: Path, now: Path, equal: Mapping[str, bool]) -> Tensors:
     """``equal``: {shard: whether both folders have the same file}; tensors at one place of such a shard are not read.
 
     Raises StepError for a shard that ends before its tensors do, or is not there."""
-    olds, news = tensors_of(last), tensors_of(now)
+    olds, news = _tensors_of(last), _tensors_of(now)
     both = [name for name in news if name in olds]
     alike = [name for name in both if olds[name][:3] == news[name][:3]]
     changed = [
         name
         for name in alike
         if not (equal.get(news[name].shard) and olds[name][3:] == news[name][3:])
-        and not same_bytes(last, olds[name], now, news[name])
+        and not _same_bytes(last, olds[name], now, news[name])
     ]
     return Tensors(
         added={name: str(news[name]) for name in news if name not in olds},
@@ -78,17 +78,17 @@ def compare(last: Path, now: Path, equal: Mapping[str, bool]) -> Tensors:
     )
 
 
-def same_bytes(last: Path, old: Stored, now: Path, new: Stored) -> bool:
+def _same_bytes(last: Path, old: _Stored, now: Path, new: _Stored) -> bool:
     try:
         with open(last / old.shard, "rb") as left, open(now / new.shard, "rb") as right:
             left.seek(old.offset)
             right.seek(new.offset)
-            return all(a == b for a, b in zip(pieces(left, old), pieces(right, new), strict=True))
+            return all(a == b for a, b in zip(_pieces(left, old), _pieces(right, new), strict=True))
     except OSError as error:
         raise StepError(f"{error.filename}: cannot be read: {error.strerror}", "build") from error
 
 
-def pieces(file: BinaryIO, tensor: Stored) -> Iterator[bytes]:
+def _pieces(file: BinaryIO, tensor: _Stored) -> Iterator[bytes]:
     left = tensor.nbytes
     while left:
         piece = file.read(min(READ_BYTES, left))

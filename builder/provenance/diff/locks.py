@@ -10,9 +10,9 @@ from builder.core.reason import Difference
 from builder.core.units import format_bytes
 from builder.provenance.lock_file import Cell, Facts, Lock, Names
 
-SHORT = 19  # characters of a digest that are shown: "blake3:" and twelve digits
-NAMED = 3  # cells
-MADE_OF_MODEL = ("architecture", "metadata")  # sections of the settings whose keys a recipe has under model
+_SHORT = 19  # characters of a digest that are shown: "blake3:" and twelve digits
+_NAMED = 3  # cells
+_MADE_OF_MODEL = ("architecture", "metadata")  # sections of the settings whose keys a recipe has under model
 Modules = Callable[[str], "Names | None"]  # code fingerprint -> {module file: digest}, where that is known
 
 
@@ -100,9 +100,9 @@ def _setting_differences(last: Facts, now: Facts) -> Iterator[Difference]:
     differing = {each.what: each for each in _facts_that_differ("", last, now)}
     for what, difference in differing.items():
         section, dot, name = what.partition(".")
-        if section == "model" and any(f"{made}.{name}" in differing for made in MADE_OF_MODEL):
+        if section == "model" and any(f"{made}.{name}" in differing for made in _MADE_OF_MODEL):
             continue
-        key = f"model{dot}{name}" if section in MADE_OF_MODEL else what
+        key = f"model{dot}{name}" if section in _MADE_OF_MODEL else what
         yield difference._replace(what=key, text=key + difference.text.removeprefix(what))
 
 
@@ -123,7 +123,7 @@ def _format_change(old: object, new: object) -> str:
 
 def _shorten(value: object) -> str:
     text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return text[:SHORT] + "…" if text.startswith(("blake3:", "sha256:", "sha512-")) else text
+    return text[:_SHORT] + "…" if text.startswith(("blake3:", "sha256:", "sha512-")) else text
 
 
 def _checkpoint_differences(last: Names, now: Names) -> Iterator[Difference]:
@@ -183,5 +183,5 @@ def _output_differences(last: Cell, now: Cell) -> Iterator[Difference]:
 def format_lock_difference(each: LockDifference) -> str:
     if not each.cells:
         return each.difference.text
-    more = f" and {len(each.cells) - NAMED} more" if len(each.cells) > NAMED else ""
-    return f"{', '.join(each.cells[:NAMED])}{more}: {each.difference.text}"
+    more = f" and {len(each.cells) - _NAMED} more" if len(each.cells) > _NAMED else ""
+    return f"{', '.join(each.cells[:_NAMED])}{more}: {each.difference.text}"

@@ -14,8 +14,8 @@ from builder.provenance.diff.sides import DiffSide, modules_of
 from builder.provenance.diff.steps import reruns
 from builder.provenance.lock_file import Cell, Names
 
-SHOWN = 20  # lines of one kind
-KINDS = {  # heading: what its differences start with
+_SHOWN = 20  # lines of one kind
+_KINDS = {  # heading: what its differences start with
     "tools": ("tools.",),
     "checkpoint": ("checkpoint.",),
     "code": ("code.",),
@@ -91,14 +91,14 @@ def format_comparison(comparison: Json) -> Iterator[str]:
 
 
 def _heading_of(row: Mapping[str, Any]) -> str:
-    return next((title for title, starts in KINDS.items() if row["what"].startswith(starts)), "recipe")
+    return next((title for title, starts in _KINDS.items() if row["what"].startswith(starts)), "recipe")
 
 
 def _section(title: str, texts: list[str]) -> Iterator[str]:
     yield title
-    yield from (f"  {text}" for text in texts[:SHOWN])
-    if len(texts) > SHOWN:
-        yield f"  and {len(texts) - SHOWN} more (--json shows all)"
+    yield from (f"  {text}" for text in texts[:_SHOWN])
+    if len(texts) > _SHOWN:
+        yield f"  and {len(texts) - _SHOWN} more (--json shows all)"
 
 
 def _sections_of_cell(cell: Json) -> dict[str, list[str]]:
