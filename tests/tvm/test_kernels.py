@@ -16,6 +16,7 @@ from builder.lowering.schedules.cpu.vector import Arg, Isa
 from builder.ops.embedding import EmbeddingLabel
 from builder.ops.kv_cache import CacheLayout, rope_frequencies
 from builder.ops.linear import Linear, LinearLabel
+from builder.ops.weights import StoredWeight
 from builder.quant import layout, reference
 from builder.targets import cpu
 
@@ -70,11 +71,11 @@ def empty(*shape: int) -> np.ndarray:
     return np.full(shape, np.nan, np.float32)
 
 
-def linear_case(n: int, k: int, stored: Any) -> tuple[dict[str, Any], list[np.ndarray], np.ndarray]:
+def linear_case(n: int, k: int, stored: Any) -> tuple[StoredWeight, list[np.ndarray], np.ndarray]:
     """(how the weight is stored, stored arrays, the weight they stand for)."""
     if isinstance(stored, str):
         weight = normal(n, k).astype(stored)
-        return {"n": n, "k": k, "kind": "none", "dtype": stored}, [weight], weight.astype(np.float64)
+        return StoredWeight(n, k, "none", stored), [weight], weight.astype(np.float64)
     bits, group, *rest = stored
     kind, order, dtype = rest or ("group", "NK", "float16")
     zeros, order = order == "zeros", "KN" if order == "KN" else "NK"
