@@ -24,11 +24,11 @@ def drop_unbuildable(request: BuildRequest) -> BuildRequest:
         target = recipe.target
         several = ("cuda.several",) if len(target.arch) > 1 else ()
         kinds = (target.kind, f"{target.kind}.{target.library}", recipe.package.kind, *several)
-        for tool in tools.lacking(*kinds):
+        for tool in tools.missing_tools(*kinds):
             if _is_made(request, goal, tool.program):
                 continue
             group = "package" if recipe.package.kind in tool.needed else "target"
-            refused.setdefault(recipe.name, tools.refusal(tool, f"{group}={recipe.choices[group]}"))
+            refused.setdefault(recipe.name, tools.missing_tool_error(tool, f"{group}={recipe.choices[group]}"))
     if refused and not request.is_sweep:
         raise refused[request.names[0]]
     if request.is_sweep:  # a plain build without a linker fails in its step lower, before that runs

@@ -128,7 +128,7 @@ def _gpus() -> list[Row]:
     rows.append(_row("gpus", ", ".join(kinds) or "none that nvidia-smi shows", "target.gpus", "ok" if names else "bad"))
     return [
         *rows,
-        *(rows_of_several_gpus(machine.in_words(machine.links()), machine.find_nccl()) if len(names) > 1 else ()),
+        *(rows_of_several_gpus(machine.describe_links(machine.links()), machine.find_nccl()) if len(names) > 1 else ()),
     ]
 
 

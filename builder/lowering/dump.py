@@ -23,9 +23,14 @@ from tvm import ir, relax, tirx
 
 from builder.lowering.choices import OperatorKernel, as_json
 
-ENDINGS = {"cuda": "cu", "webgpu": "wgsl", "metal": "metal", "opencl": "cl"}  # kind of target -> of its kernels' source
-CODE_FORMATS = ("ll", "s")  # that TVM's module of LLVM can print: LLVM IR and assembly
-HOST = "host"
+_ENDINGS = {
+    "cuda": "cu",
+    "webgpu": "wgsl",
+    "metal": "metal",
+    "opencl": "cl",
+}  # kind of target -> of its kernels' source
+_CODE_FORMATS = ("ll", "s")  # that TVM's module of LLVM can print: LLVM IR and assembly
+_HOST = "host"
 
 
 class Dump:
@@ -52,12 +57,12 @@ class Dump:
                 self._kernel(variable.name_hint, "tir.txt").write_text(text + "\n", "utf-8")
 
     def machine_code(self, function: str, module: Any) -> None:
-        for code_format in CODE_FORMATS:
+        for code_format in _CODE_FORMATS:
             self._code(function, code_format).write_text(module.inspect_source(code_format), "utf-8")
         module.write_to_file(str(self._code(function, "o")), "o")
 
     def device_code(self, source: str, kind: str) -> None:
-        (self._folder / f"device.{ENDINGS[kind]}").write_text(source, "utf-8")
+        (self._folder / f"device.{_ENDINGS[kind]}").write_text(source, "utf-8")
 
     def device_binary(self, code: bytes, ending: str) -> None:
         (self._folder / f"device.{ending}").write_bytes(code)
@@ -71,4 +76,4 @@ class Dump:
         return self._folder / "kernels" / f"{function}.{ending}"
 
     def _code(self, function: str, ending: str) -> Path:
-        return self._folder / f"{HOST}.{ending}" if function == HOST else self._kernel(function, ending)
+        return self._folder / f"{_HOST}.{ending}" if function == _HOST else self._kernel(function, ending)

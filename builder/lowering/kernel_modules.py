@@ -17,8 +17,8 @@ from typing import Any
 from builder import ops
 from builder.targets.planned_tools import LINKERS
 
-PASSES = "builder.lowering.passes"
-SCHEDULES = "builder.lowering.schedules"
+_PASSES = "builder.lowering.passes"
+_SCHEDULES = "builder.lowering.schedules"
 BACKENDS: dict[str, str] = {  # kind of target -> its code generator
     "cpu": "builder.lowering.backends.cpu",
     "cuda": "builder.lowering.backends.cuda",
@@ -26,7 +26,7 @@ BACKENDS: dict[str, str] = {  # kind of target -> its code generator
     "opencl": "builder.lowering.backends.opencl",
     "webgpu": "builder.lowering.backends.webgpu",
 }
-CACHE_KERNELS = ("attention", "cache", "sampling")  # modules of schedules/<machine> that every model needs
+_CACHE_KERNELS = ("attention", "cache", "sampling")  # modules of schedules/<machine> that every model needs
 KERNELS: dict[str, dict[str, str]] = {  # machine -> operator -> module of schedules/<machine>, and function
     "cpu": {
         "embedding": "embedding:embedding",
@@ -91,7 +91,7 @@ class Schedules(Mapping[str, Callable[..., Any]]):
 
     def __getitem__(self, operator: str) -> Callable[..., Any]:
         module, _, function = self._table[operator].partition(":")
-        loaded: Callable[..., Any] = getattr(import_module(f"{SCHEDULES}.{self._machine}.{module}"), function)
+        loaded: Callable[..., Any] = getattr(import_module(f"{_SCHEDULES}.{self._machine}.{module}"), function)
         return loaded
 
     def __iter__(self) -> Iterator[str]:
@@ -124,7 +124,7 @@ class Kernels:
         return self._load("sampling")
 
     def _load(self, name: str) -> ModuleType:
-        return import_module(f"{SCHEDULES}.{self.machine}.{name}")
+        return import_module(f"{_SCHEDULES}.{self.machine}.{name}")
 
 
 def backend(kind: str) -> Any:
@@ -150,7 +150,7 @@ def optional_passes(kind: str, ranks: int) -> tuple[str, ...]:
 
 def load_passes(kind: str, ranks: int) -> dict[str, ModuleType]:
     """The modules of ``optional_passes``, by name."""
-    return {name: import_module(f"{PASSES}.{name}") for name in optional_passes(kind, ranks)}
+    return {name: import_module(f"{_PASSES}.{name}") for name in optional_passes(kind, ranks)}
 
 
 def modules_of(kind: str, library: str, ranks: int, rounds_inputs: bool) -> tuple[str, ...]:
@@ -164,9 +164,9 @@ def modules_of(kind: str, library: str, ranks: int, rounds_inputs: bool) -> tupl
     on_demand = {"rounded_inputs": rounds_inputs, "collectives": ranks > 1}
     return (
         BACKENDS[kind],
-        *(f"{SCHEDULES}.{machine}.{name}" for name in CACHE_KERNELS),
-        f"{ops.__name__}.* > {SCHEDULES}.{machine}.*",
+        *(f"{_SCHEDULES}.{machine}.{name}" for name in _CACHE_KERNELS),
+        f"{ops.__name__}.* > {_SCHEDULES}.{machine}.*",
         *(ops.ON_DEMAND[name] for name, used in on_demand.items() if used),
-        *(f"{PASSES}.{name}" for name in optional_passes(kind, ranks)),
+        *(f"{_PASSES}.{name}" for name in optional_passes(kind, ranks)),
         *((LINKERS[kind],) if library == "so" else ()),
     )

@@ -57,7 +57,7 @@ def graph_passes(
         ("builtins", relax.transform.LowerRuntimeBuiltin()),
         ("computed values", relax.transform.ComputePrimValue()),
         ("shapes", relax.transform.VMShapeLower()),
-        ("order of shapes", shape_functions.ordered()),
+        ("order of shapes", shape_functions.order_shape_functions()),
         ("symbols", symbols.attach(machine)),
     ]
 
@@ -73,15 +73,15 @@ def _optional_passes(
     graphs: list[Pass] = []
     cuts: dict[str, dict[str, Any]] = {}
     if gate_up := loaded.get("fuse_gate_up"):
-        before.append(("fuse gate and up", gate_up.fused()))
+        before.append(("fuse gate and up", gate_up.fuse_gate_up()))
     if allreduce := loaded.get("fuse_allreduce_rmsnorm"):
-        before.append(("fuse allreduce and RMS norm", allreduce.fused(machine)))
+        before.append(("fuse allreduce and RMS norm", allreduce.fuse_allreduce_rmsnorm(machine)))
         after.append(("peers", allreduce.attach_peers(machine)))
     if cut_weights := loaded.get("cut_weights"):
         after.append(("cuts of weights", cut_weights.attach(shares, model.ranks, machine)))
         cuts = cut_weights.describe(shares, model.ranks)
-    if (cuda_graphs := loaded.get("cuda_graphs")) and cuda_graphs.pay(model, machine.description):
-        graphs.append(("CUDA graphs", cuda_graphs.captured()))
+    if (cuda_graphs := loaded.get("cuda_graphs")) and cuda_graphs.library_captures(model, machine.description):
+        graphs.append(("CUDA graphs", cuda_graphs.capture_graphs()))
     return before, after, graphs, cuts
 
 

@@ -196,7 +196,9 @@ def _check_package(package: Package, target: Target) -> None:
             f"package=web_page needs a library for browsers; the target is of kind {target.kind}",
             "build target=webgpu package=web_page, or target=webgpu-f32 for browsers without shader-f16",
         )
-    if package.kind in mlc_apps.APPS and not mlc_apps.fits(package.kind, target.kind, target.triple, target.library):
+    if package.kind in mlc_apps.APPS and not mlc_apps.package_fits(
+        package.kind, target.kind, target.triple, target.library
+    ):
         system = mlc_apps.APPS[package.kind][1]
         raise Unsupported(
             f"package={package.kind} needs objects for {system}; the target is of kind {target.kind}, for "

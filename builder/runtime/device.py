@@ -119,9 +119,9 @@ class Device:
         """Have a GPU write to this memory by itself, from now on; where that cannot be, copies to it take longer."""
         if self.kind == "cpu":
             return
-        from builder.targets.cuda_runtime import RUNTIME, linked
+        from builder.targets.cuda_runtime import RUNTIME, open_linked_library
 
-        runtime = linked(RUNTIME)
+        runtime = open_linked_library(RUNTIME)
         if runtime.cudaHostRegister(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), 0):
             runtime.cudaGetLastError()  # or what is called next takes this error for its own
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from builder.core.errors import StepError, UserError
 from builder.runtime.peers import PeerKernels, Peers
-from builder.targets.cuda import starts_early
-from builder.targets.cuda_runtime import RUNTIME, linked
+from builder.targets.cuda import supports_pdl
+from builder.targets.cuda_runtime import RUNTIME, open_linked_library
 from builder.targets.nvidia_gpus import find_nccl
 from builder.targets.peer_allreduce import MOST, NAME, NORM_ROWS, SET_PEERS
 from builder.targets.tvm_import import import_tvm
@@ -57,7 +57,7 @@ class Nccl:
         if NAME not in metadata:
             return True
         if self._kernels is None:
-            self._kernels = PeerKernels(metadata[NAME], starts_early(metadata["target"]["arch"]))
+            self._kernels = PeerKernels(metadata[NAME], supports_pdl(metadata["target"]["arch"]))
             try:
                 self._peers = Peers(self._kernels, self._rank, self._ranks, self._exchange)
             except StepError as error:
@@ -131,7 +131,7 @@ def _library() -> ctypes.CDLL:
 
 def _set_device(number: int) -> None:
     """For the calling thread: NCCL takes the device that is current."""
-    if code := linked(RUNTIME).cudaSetDevice(number):
+    if code := open_linked_library(RUNTIME).cudaSetDevice(number):
         raise StepError(f"cudaSetDevice({number}): error {code}", "nvidia-smi")
 
 

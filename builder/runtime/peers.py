@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from builder.core.errors import StepError
-from builder.targets.cuda_runtime import DRIVER, RUNTIME, did, linked
+from builder.targets.cuda_runtime import DRIVER, RUNTIME, check_cuda, open_linked_library
 from builder.targets.peer_allreduce import (
     GATHER,
     LINE_BYTES,
@@ -74,15 +74,17 @@ class PeerKernels:
         StepError when the driver does not take it."""
         attributes = [_LaunchAttribute(_PROGRAMMATIC_LAUNCH, 0, 1)] if pdl else []
         self._attributes = (_LaunchAttribute * len(attributes))(*attributes)
-        self._driver, self._module = linked(DRIVER), Pointer()
-        did("cuModuleLoadData", self._driver.cuModuleLoadData(ctypes.byref(self._module), base64.b64decode(code)))
+        self._driver, self._module = open_linked_library(DRIVER), Pointer()
+        check_cuda(
+            "cuModuleLoadData", self._driver.cuModuleLoadData(ctypes.byref(self._module), base64.b64decode(code))
+        )
         self._functions = {name: self._function(name) for name in (NAME, GATHER, NORM)}
 
     def launch(self, name: str, blocks: int, threads: int, values: Sequence[Any], stream: int) -> None:
         addresses = (Pointer * len(values))(*(ctypes.addressof(value) for value in values))
         launch = _LaunchConfig((blocks, 1, 1), (threads, 1, 1), 0, stream, self._attributes, len(self._attributes))
         code = self._driver.cuLaunchKernelEx(ctypes.byref(launch), self._functions[name], addresses, None)
-        did("cuLaunchKernelEx", code)
+        check_cuda("cuLaunchKernelEx", code)
 
     def norm(
         self, part: Any, weight: Any, eps: float, total: Any, normed: Any, stream: int, peers: Sequence[Any]
@@ -100,7 +102,7 @@ class PeerKernels:
     def _function(self, name: str) -> Pointer:
         function = Pointer()
         code = self._driver.cuModuleGetFunction(ctypes.byref(function), self._module, name.encode())
-        did("cuModuleGetFunction", code)
+        check_cuda("cuModuleGetFunction", code)
         return function
 
 
@@ -114,7 +116,7 @@ class Peers:
             raise StepError(f"{SWITCH}=0")
         if ranks > _MAX_RANKS:
             raise StepError(f"{ranks} GPUs; the kernel is made for {_MAX_RANKS}")
-        self._kernels, self._runtime, self._rank, self._ranks = kernels, linked(RUNTIME), rank, ranks
+        self._kernels, self._runtime, self._rank, self._ranks = kernels, open_linked_library(RUNTIME), rank, ranks
         pairs = MOST // 2
         sums = self._exchange_buffers("room", 2 * ranks * pairs, exchange)
         norms = self._exchange_buffers("rows", 2 * ranks * NORM_ROWS * NORM_PAIRS, exchange)
@@ -158,21 +160,23 @@ class Peers:
         handle = _Handle()
         try:
             own = self._allocate_zeros(nbytes)
-            did("cudaIpcGetMemHandle", self._runtime.cudaIpcGetMemHandle(ctypes.byref(handle), own))
+            check_cuda("cudaIpcGetMemHandle", self._runtime.cudaIpcGetMemHandle(ctypes.byref(handle), own))
         except StepError:
             return Pointer(), b""
         return own, bytes(handle)
 
     def _allocate_zeros(self, nbytes: int) -> Pointer:
         buffer, size = Pointer(), ctypes.c_size_t(nbytes)
-        did("cudaMalloc", self._runtime.cudaMalloc(ctypes.byref(buffer), size))
-        did("cudaMemset", self._runtime.cudaMemset(buffer, 0, size))
-        did("cudaDeviceSynchronize", self._runtime.cudaDeviceSynchronize())
+        check_cuda("cudaMalloc", self._runtime.cudaMalloc(ctypes.byref(buffer), size))
+        check_cuda("cudaMemset", self._runtime.cudaMemset(buffer, 0, size))
+        check_cuda("cudaDeviceSynchronize", self._runtime.cudaDeviceSynchronize())
         return buffer
 
     def _open(self, handle: bytes) -> Pointer:
         if len(handle) != _HANDLE_BYTES:
             raise StepError("another rank has no memory that others may open")
         buffer, other = Pointer(), _Handle.from_buffer_copy(handle)
-        did("cudaIpcOpenMemHandle", self._runtime.cudaIpcOpenMemHandle(ctypes.byref(buffer), other, _PEER_ACCESS))
+        check_cuda(
+            "cudaIpcOpenMemHandle", self._runtime.cudaIpcOpenMemHandle(ctypes.byref(buffer), other, _PEER_ACCESS)
+        )
         return buffer

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from builder.runtime.device import Device
-from builder.targets.cuda_runtime import RUNTIME, did, linked
+from builder.targets.cuda_runtime import RUNTIME, check_cuda, open_linked_library
 
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed: TVM may allocate memory while it is captured
@@ -30,10 +30,10 @@ class TokenGraph:
     def __init__(self, device: Device) -> None:
         import tvm_ffi
 
-        self._cuda, self._use_stream, self._device = linked(RUNTIME), tvm_ffi.use_raw_stream, device.tvm
+        self._cuda, self._use_stream, self._device = open_linked_library(RUNTIME), tvm_ffi.use_raw_stream, device.tvm
         self._stream_of = tvm_ffi.get_raw_stream
         self._stream, self._ready = Pointer(), Pointer()
-        did(
+        check_cuda(
             "cudaStreamCreateWithFlags", self._cuda.cudaStreamCreateWithFlags(ctypes.byref(self._stream), _NON_BLOCKING)
         )
         self._key: Hashable = None
@@ -44,7 +44,7 @@ class TokenGraph:
         """Launch the graph of ``key``, if there is one: what its calls had returned."""
         if key != self._key:
             return None
-        did("cudaGraphLaunch", self._cuda.cudaGraphLaunch(self._ready, Pointer(self._stream_of(self._device))))
+        check_cuda("cudaGraphLaunch", self._cuda.cudaGraphLaunch(self._ready, Pointer(self._stream_of(self._device))))
         return self._outputs
 
     def capture(self, key: Hashable, calls: Callable[[], Outputs]) -> None:
@@ -65,13 +65,13 @@ class TokenGraph:
 
     def _capture(self, calls: Callable[[], Outputs]) -> Outputs:
         graph = Pointer()
-        did("cudaStreamBeginCapture", self._cuda.cudaStreamBeginCapture(self._stream, _RELAXED))
+        check_cuda("cudaStreamBeginCapture", self._cuda.cudaStreamBeginCapture(self._stream, _RELAXED))
         try:
             with self._use_stream(self._device, self._stream.value or 0):
                 outputs = calls()
         finally:
             code = self._cuda.cudaStreamEndCapture(self._stream, ctypes.byref(graph))
-        did("cudaStreamEndCapture", code)
+        check_cuda("cudaStreamEndCapture", code)
         try:
             self._make_ready(graph)
         finally:
@@ -84,7 +84,7 @@ class TokenGraph:
             if not self._cuda.cudaGraphExecUpdate(self._ready, graph, ctypes.create_string_buffer(_INFO_BYTES)):
                 return
             self._cuda.cudaGetLastError()
-            did("cudaGraphExecDestroy", self._cuda.cudaGraphExecDestroy(self._ready))
+            check_cuda("cudaGraphExecDestroy", self._cuda.cudaGraphExecDestroy(self._ready))
             self._ready = Pointer()
         code = self._cuda.cudaGraphInstantiateWithFlags(ctypes.byref(self._ready), graph, ctypes.c_ulonglong(0))
-        did("cudaGraphInstantiateWithFlags", code)
+        check_cuda("cudaGraphInstantiateWithFlags", code)

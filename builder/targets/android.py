@@ -13,15 +13,15 @@ from pathlib import Path
 
 from builder.core.errors import StepError
 
-NDK_PLACES = ("ANDROID_NDK_HOME", "ANDROID_NDK_ROOT", "ANDROID_NDK")  # variables that Android's own tools read
-CLANG = re.compile(r"aarch64-linux-android(\d+)-clang")
-OLDEST_API = 24  # Android 7, the oldest that MLC's app runs on
-FLAGS = ("-shared", "-fPIC", "-Wl,--build-id=none", "-Wl,--strip-all", "-Wl,-z,max-page-size=16384")
+NDK_VARIABLES = ("ANDROID_NDK_HOME", "ANDROID_NDK_ROOT", "ANDROID_NDK")  # variables that Android's own tools read
+_CLANG = re.compile(r"aarch64-linux-android(\d+)-clang")
+_OLDEST_API = 24  # Android 7, the oldest that MLC's app runs on
+_FLAGS = ("-shared", "-fPIC", "-Wl,--build-id=none", "-Wl,--strip-all", "-Wl,-z,max-page-size=16384")
 
 
 def find_ndk() -> Path | None:
     """The folder of the NDK that Android's variables name."""
-    named = (Path(os.environ.get(variable) or "/nowhere") for variable in NDK_PLACES)
+    named = (Path(os.environ.get(variable) or "/nowhere") for variable in NDK_VARIABLES)
     return next((folder for folder in named if (folder / "source.properties").is_file()), None)
 
 
@@ -46,19 +46,19 @@ def find_clang() -> Path:
     folder = find_ndk()
     if folder is None:
         raise StepError(
-            f"an Android .so is linked by the NDK, and none of {', '.join(NDK_PLACES)} names one",
+            f"an Android .so is linked by the NDK, and none of {', '.join(NDK_VARIABLES)} names one",
             "build target=android   leaves the objects, which need no NDK",
         )
-    found = {
+    compilers = {
         int(match[1]): file
         for file in folder.glob("toolchains/llvm/prebuilt/*/bin/*-clang")
-        if (match := CLANG.fullmatch(file.name)) and int(match[1]) >= OLDEST_API
+        if (match := _CLANG.fullmatch(file.name)) and int(match[1]) >= _OLDEST_API
     }
-    if not found:
+    if not compilers:
         raise StepError(
-            f"{folder} has no toolchains/llvm/prebuilt/*/bin/aarch64-linux-android{OLDEST_API}-clang or later"
+            f"{folder} has no toolchains/llvm/prebuilt/*/bin/aarch64-linux-android{_OLDEST_API}-clang or later"
         )
-    return found[min(found)]
+    return compilers[min(compilers)]
 
 
 def link(objects: Sequence[Path], library: Path, triple: str = "") -> None:
@@ -68,7 +68,7 @@ def link(objects: Sequence[Path], library: Path, triple: str = "") -> None:
     StepError when the linker fails; says what it printed.
     """
     clang = find_clang()
-    command = [str(clang), *FLAGS, "-o", library.name, *(str(path.resolve()) for path in objects)]
+    command = [str(clang), *_FLAGS, "-o", library.name, *(str(path.resolve()) for path in objects)]
     done = subprocess.run(command, cwd=library.parent, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StepError(f"{clang.name} could not link {library.name}: {done.stderr.strip()[-2000:]}", "build doctor")

@@ -13,32 +13,32 @@ from tempfile import TemporaryDirectory
 
 from builder.core.errors import StepError
 
-SDKS = {"ios": "iphoneos", "macos": "macosx"}  # by the system in a target's triple
-SOURCE, COMPILED = "metal", "metallib"  # formats of kernels, as TVM's runtime names them
+_SDKS = {"ios": "iphoneos", "macos": "macosx"}  # by the system in a target's triple
+_SOURCE, COMPILED = "metal", "metallib"  # formats of kernels, as TVM's runtime names them
 
 
 def find_xcrun() -> Path | None:
     """Xcode's launcher on the path, or None."""
-    found = which("xcrun")
-    return Path(found) if found else None
+    launcher = which("xcrun")
+    return Path(launcher) if launcher else None
 
 
 def identity() -> str:
     """For keys: what kernels are kept as, and with which Xcode they were compiled (its developer folder)."""
-    found = find_xcrun()
-    if found is None:
-        return SOURCE
-    return f"{COMPILED} {os.environ.get('DEVELOPER_DIR', '')} {found.stat().st_size}"
+    launcher = find_xcrun()
+    if launcher is None:
+        return _SOURCE
+    return f"{COMPILED} {os.environ.get('DEVELOPER_DIR', '')} {launcher.stat().st_size}"
 
 
 def sdk_of(triple: str) -> str:
     """arm64-apple-ios17 -> iphoneos."""
     system = triple.split("-")[2].rstrip("0123456789.")
-    if system not in SDKS:
+    if system not in _SDKS:
         raise StepError(
             f"target.triple: {triple} names no system with Metal; allowed: arm64-apple-ios, arm64-apple-macos"
         )
-    return SDKS[system]
+    return _SDKS[system]
 
 
 def compile_kernels(source: str, triple: str) -> bytes:
@@ -53,6 +53,6 @@ def compile_kernels(source: str, triple: str) -> bytes:
         ):
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
             if done.returncode:
-                said = (done.stderr.strip() or done.stdout.strip())[-2000:]
-                raise StepError(f"{' '.join(command[1:4])} could not compile the kernels: {said}", "build doctor")
+                message = (done.stderr.strip() or done.stdout.strip())[-2000:]
+                raise StepError(f"{' '.join(command[1:4])} could not compile the kernels: {message}", "build doctor")
         return Path(folder, "kernels.metallib").read_bytes()

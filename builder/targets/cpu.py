@@ -24,10 +24,10 @@ LEVELS: dict[str, tuple[str, ...]] = {  # level -> what it adds to the level bef
     "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
 }
 ARM = "arm64"
-MACHINES = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": ARM, "arm64": ARM}  # first part of a triple, uname -m
+_MACHINES = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": ARM, "arm64": ARM}  # first part of a triple, uname -m
 LINUX = {"x86-64": "x86_64-linux-gnu", ARM: "aarch64-linux-gnu"}
-EXTRA = ("avxvnni", "avx512vnni", "avx512bf16", "avx512fp16", "avx512vbmi")  # beyond the levels
-KERNEL_NAMES = {  # /proc/cpuinfo -> LLVM, where they differ
+_EXTRA = ("avxvnni", "avx512vnni", "avx512bf16", "avx512fp16", "avx512vbmi")  # beyond the levels
+_KERNEL_NAMES = {  # /proc/cpuinfo -> LLVM, where they differ
     "pni": "sse3",
     "lahf_lm": "sahf",
     "sse4_1": "sse4.1",
@@ -57,14 +57,14 @@ def host_features() -> frozenset[str]:
     for line in text.splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "flags":
-            return frozenset(KERNEL_NAMES.get(flag, flag) for flag in value.split())
+            return frozenset(_KERNEL_NAMES.get(flag, flag) for flag in value.split())
     raise UserError(
         f"{CPUINFO} has no x86 flags: this machine is {os.uname().machine}",
         "name what to build for: target.cpu=x86-64-v3, target.cpu=arm64",
     )
 
 
-def implied(cpu: str, features: Iterable[str] = ()) -> frozenset[str]:
+def implied_features(cpu: str, features: Iterable[str] = ()) -> frozenset[str]:
     """Everything a library for this level (and these extra features) may use, beyond what each machine of its kind
     has."""
     if cpu == ARM:
@@ -76,16 +76,16 @@ def implied(cpu: str, features: Iterable[str] = ()) -> frozenset[str]:
 
 def describe_host() -> dict[str, object]:
     """{"cpu": the highest level this machine has, "features": what it has beyond, in a fixed order}."""
-    if kind_of(os.uname().machine) == ARM:
+    if _kind_of(os.uname().machine) == ARM:
         return {"cpu": ARM, "features": []}
     found = host_features()
-    reached = [level for level in LEVELS if implied(level) <= found]
+    reached = [level for level in LEVELS if implied_features(level) <= found]
     if not reached:
-        lacking = ", ".join(sorted(implied("x86-64-v2") - found))
+        lacking = ", ".join(sorted(implied_features("x86-64-v2") - found))
         raise UserError(
             f"this CPU is older than x86-64-v2 (it lacks {lacking})", "build for another machine: target.cpu="
         )
-    return {"cpu": reached[-1], "features": [name for name in EXTRA if name in found]}
+    return {"cpu": reached[-1], "features": [name for name in _EXTRA if name in found]}
 
 
 def resolve(cpu: str, features: Sequence[str] | None = None) -> tuple[str, tuple[str, ...]]:
@@ -99,7 +99,7 @@ def resolve(cpu: str, features: Sequence[str] | None = None) -> tuple[str, tuple
     if cpu == ARM and features:
         raise UserError(f"target.features: found {', '.join(features)}; arm64 has none to choose", f"target.cpu={ARM}")
     for name in features or ():
-        _check_known("target.features", name, EXTRA)
+        _check_known("target.features", name, _EXTRA)
     if cpu != HOST:
         return cpu, _ordered(features or ())
     host = describe_host()
@@ -110,7 +110,7 @@ def resolve(cpu: str, features: Sequence[str] | None = None) -> tuple[str, tuple
 
 def _ordered(features: Iterable[str]) -> tuple[str, ...]:
     given = set(features)
-    return tuple(name for name in EXTRA if name in given)
+    return tuple(name for name in _EXTRA if name in given)
 
 
 def _check_known(key: str, found: str, allowed: Sequence[str]) -> None:
@@ -120,9 +120,9 @@ def _check_known(key: str, found: str, allowed: Sequence[str]) -> None:
         raise UserError(f"{key}: found {found!r}; allowed: {', '.join(allowed)}{meant}", "build doctor")
 
 
-def kind_of(machine: str) -> str:
+def _kind_of(machine: str) -> str:
     """The kind of processor that the first part of a triple, or `uname -m`, names; "" for one without kernels here."""
-    return MACHINES.get(machine.partition("-")[0], "")
+    return _MACHINES.get(machine.partition("-")[0], "")
 
 
 def triple_of(cpu: str, triple: str) -> str:
@@ -132,7 +132,7 @@ def triple_of(cpu: str, triple: str) -> str:
         UserError: the triple is of another kind of processor.
     """
     kind = ARM if cpu == ARM else "x86-64"
-    if kind_of(triple) == kind:
+    if _kind_of(triple) == kind:
         return triple
     if triple in LINUX.values():
         return LINUX[kind]
@@ -145,9 +145,9 @@ def triple_of(cpu: str, triple: str) -> str:
 def runs_here(cpu: str, features: Sequence[str]) -> bool:
     """Whether this machine has all that a library was built with."""
     try:
-        if cpu == ARM or kind_of(os.uname().machine) == ARM:
-            return cpu == kind_of(os.uname().machine)
-        return implied(cpu, features) <= host_features()
+        if cpu == ARM or _kind_of(os.uname().machine) == ARM:
+            return cpu == _kind_of(os.uname().machine)
+        return implied_features(cpu, features) <= host_features()
     except UserError:
         return False
 
@@ -155,11 +155,11 @@ def runs_here(cpu: str, features: Sequence[str]) -> bool:
 def check_runs_here(cpu: str, features: Sequence[str], library: str) -> None:
     """UserError if this machine lacks an instruction set that the library was built with."""
     machine = os.uname().machine
-    if (cpu == ARM) != (kind_of(machine) == ARM):
+    if (cpu == ARM) != (_kind_of(machine) == ARM):
         raise UserError(f"{library} was built for {cpu}; this machine is {machine}", "build target.cpu=host")
     if cpu == ARM:
         return
-    lacking = implied(cpu, features) - host_features()
+    lacking = implied_features(cpu, features) - host_features()
     if lacking:
         host = describe_host()
         raise UserError(

@@ -15,14 +15,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from builder.core.errors import StepError, UserError
-from builder.targets.cuda import packaged
+from builder.targets.cuda import files_of_packages
 from builder.targets.link import find_linker
 from builder.targets.tvm_import import import_tvm
 
 DRIVER, RUNTIME = "libcuda.so.1", "libcudart.so.13"
-PLACES = ("/usr/local/cuda/lib64", "/usr/local/cuda/lib", "/opt/cuda/lib64")
-CREATE = "ffi.Module.create.cuda"  # what the runtime registers
-UNKNOWN_ERROR = 999  # cudaErrorUnknown
+_FOLDERS = ("/usr/local/cuda/lib64", "/usr/local/cuda/lib", "/opt/cuda/lib64")
+_CREATE = "ffi.Module.create.cuda"  # what the runtime registers
+_UNKNOWN_ERROR = 999  # cudaErrorUnknown
 DRIVER_FUNCTIONS = (
     "cuDeviceGetName", "cuFuncSetAttribute", "cuGetErrorName", "cuGetErrorString", "cuLaunchKernelEx",
     "cuModuleGetFunction", "cuModuleLoadData", "cuModuleUnload", "cuTensorMapEncodeTiled",
@@ -38,19 +38,19 @@ RUNTIME_FUNCTIONS = (
 
 def load_for_compiling() -> None:
     """Have TVM make CUDA modules of machine code. StepError where no stand-in can be made for a missing library."""
-    load_runtime(stand_ins=True)
+    _load_runtime(stand_ins=True)
 
 
 def load_for_running() -> None:
     """Have TVM run on this machine's GPU. UserError when its driver or CUDA's runtime library is missing."""
-    load_runtime(stand_ins=False)
+    _load_runtime(stand_ins=False)
 
 
-def load_runtime(stand_ins: bool) -> None:
+def _load_runtime(stand_ins: bool) -> None:
     tvm = import_tvm(runtime_only=not stand_ins)
-    if registered(tvm):
+    if _is_registered(tvm):
         return
-    held = [opened(name) for name in (DRIVER, RUNTIME)]
+    held = [_open(name) for name in (DRIVER, RUNTIME)]
     if None in held:
         names = [name for name, library in zip((DRIVER, RUNTIME), held, strict=True) if library is None]
         if not stand_ins:
@@ -59,25 +59,25 @@ def load_runtime(stand_ins: bool) -> None:
                 "install NVIDIA's driver, and: pip install 'llm-build[cuda]'",
             )
         for name in names:
-            stand_in(name)
-    load_tvm_library("tvm_runtime_cuda")
-    assert registered(tvm)
+            _load_stub(name)
+    _load_tvm_library("tvm_runtime_cuda")
+    assert _is_registered(tvm)
 
 
-def registered(tvm: Any) -> bool:
-    return tvm.get_global_func(CREATE, allow_missing=True) is not None
+def _is_registered(tvm: Any) -> bool:
+    return tvm.get_global_func(_CREATE, allow_missing=True) is not None
 
 
-def load_tvm_library(name: str) -> None:
+def _load_tvm_library(name: str) -> None:
     from tvm.libinfo import package_lib_paths
     from tvm_ffi.libinfo import load_lib_ctypes
 
     load_lib_ctypes("tvm", name, "RTLD_LOCAL", extra_lib_paths=package_lib_paths())
 
 
-def opened(name: str) -> ctypes.CDLL | None:
+def _open(name: str) -> ctypes.CDLL | None:
     """A shared library of the system, of the toolkit or of PyPI's nvidia-cuda-runtime, for all to see."""
-    places = [name, *(f"{place}/{name}" for place in PLACES), *map(str, packaged(f"lib/{name}"))]
+    places = [name, *(f"{place}/{name}" for place in _FOLDERS), *map(str, files_of_packages(f"lib/{name}"))]
     for place in places:
         try:
             return ctypes.CDLL(place, ctypes.RTLD_GLOBAL)
@@ -86,20 +86,20 @@ def opened(name: str) -> ctypes.CDLL | None:
     return None
 
 
-def linked(name: str) -> ctypes.CDLL:
+def open_linked_library(name: str) -> ctypes.CDLL:
     """RUNTIME or DRIVER, which TVM's runtime is linked to: where that runs on a GPU, they are there."""
-    found = opened(name)
+    found = _open(name)
     assert found is not None, "TVM's runtime is linked to it"
     return found
 
 
-def did(name: str, code: int) -> None:
+def check_cuda(name: str, code: int) -> None:
     """StepError when a function of CUDA's runtime or driver says that it did not."""
     if code:
         raise StepError(f"{name}: error {code}")
 
 
-def stand_in(name: str) -> None:
+def _load_stub(name: str) -> None:
     """Make and load a library with the functions that TVM's runtime is linked to."""
     if name == DRIVER:
         functions: Sequence[str] = DRIVER_FUNCTIONS
@@ -107,7 +107,7 @@ def stand_in(name: str) -> None:
         functions = [f"cuda{function}" for function in RUNTIME_FUNCTIONS]
     with TemporaryDirectory(prefix="llm-build-cuda-") as folder:
         Path(folder, "stand_in.c").write_text(
-            "".join(f"int {function}(void) {{ return {UNKNOWN_ERROR}; }}\n" for function in functions)
+            "".join(f"int {function}(void) {{ return {_UNKNOWN_ERROR}; }}\n" for function in functions)
         )
         Path(folder, "versions").write_text(f"{name} {{ global: *; }};\n")
         start = find_linker()

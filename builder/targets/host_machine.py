@@ -10,31 +10,31 @@ from pathlib import Path
 from builder.core.errors import UserError
 from builder.targets import cpu
 
-MODEL_KEYS = ("model name", "Model", "CPU implementer")  # of /proc/cpuinfo: x86, some ARM boards, other ARM
-OS_RELEASE = Path("/etc/os-release")
+_MODEL_KEYS = ("model name", "Model", "CPU implementer")  # of /proc/cpuinfo: x86, some ARM boards, other ARM
+_OS_RELEASE = Path("/etc/os-release")
 
 
 def describe(gpu: bool) -> dict[str, object]:
     """The machine's identity: the same after a restart, another after a new kernel, driver or size. ``gpu``: whether
     the library runs on one."""
     found: dict[str, object] = {
-        "cpu": model(),
+        "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "instructions": instructions(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)),
-        "system": f"{platform.system()} {platform.release()}, {distribution()}",
+        "system": f"{platform.system()} {platform.release()}, {_distribution()}",
     }
-    return {**found, "gpu": graphics()} if gpu else found
+    return {**found, "gpu": _gpu()} if gpu else found
 
 
-def model() -> str:
+def _cpu_model() -> str:
     """The processor's name; that of its instruction set where the kernel knows none."""
     try:
         pairs = [line.partition(":") for line in cpu.CPUINFO.read_text().splitlines()]
     except OSError:
         pairs = []
     known = {key.strip(): value.strip() for key, _, value in reversed(pairs)}  # the first processor's
-    return next((known[key] for key in MODEL_KEYS if key in known), platform.machine())
+    return next((known[key] for key in _MODEL_KEYS if key in known), platform.machine())
 
 
 def instructions() -> str:
@@ -45,16 +45,16 @@ def instructions() -> str:
     return " +".join([str(host["cpu"]), *map(str, host["features"])])  # type: ignore[call-overload]
 
 
-def distribution() -> str:
+def _distribution() -> str:
     try:
-        lines = OS_RELEASE.read_text().splitlines()
+        lines = _OS_RELEASE.read_text().splitlines()
     except OSError:
         return "unknown"
     names = [line.partition("=")[2].strip('"') for line in lines if line.startswith("PRETTY_NAME=")]
     return names[0] if names else "unknown"
 
 
-def graphics() -> str:
+def _gpu() -> str:
     """The first NVIDIA GPU and its driver: "NVIDIA H100 80GB HBM3, 580.65.06, 81559 MiB"."""
     command = ["nvidia-smi", "--id=0", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:

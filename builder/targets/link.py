@@ -18,7 +18,7 @@ from builder.core.errors import StepError
 DRIVERS = ("cc", "gcc", "clang")  # compilers, which call a linker
 LINKERS = ("ld", "ld.lld")
 EMULATIONS = {"x86_64-linux-gnu": "elf_x86_64", "aarch64-linux-gnu": "aarch64linux"}  # as ld names them
-FLAGS = ("--build-id=none", "--strip-all", "-z", "noexecstack", "-z", "relro", "--hash-style=gnu")
+_FLAGS = ("--build-id=none", "--strip-all", "-z", "noexecstack", "-z", "relro", "--hash-style=gnu")
 
 
 def is_native(triple: str) -> bool:
@@ -30,14 +30,14 @@ def find_linker(triple: str = "") -> list[str] | None:
     """The start of a command line that links shared libraries; or None. For this machine: the first of DRIVERS,
     LINKERS, ziglang. For another kind of Linux: its gcc, ld.lld, its ld, ziglang. There is none for other systems."""
     if not is_native(triple):
-        return find_cross_linker(triple)
+        return _find_cross_linker(triple)
     for name in DRIVERS + LINKERS:
         if found := which(name):
             return [found]
-    return zig(triple or f"{platform.machine()}-linux-gnu")
+    return _zig(triple or f"{platform.machine()}-linux-gnu")
 
 
-def find_cross_linker(triple: str) -> list[str] | None:
+def _find_cross_linker(triple: str) -> list[str] | None:
     emulation = EMULATIONS.get(triple)
     if emulation is None:
         return None
@@ -46,10 +46,10 @@ def find_cross_linker(triple: str) -> list[str] | None:
     for name in ("ld.lld", f"{triple}-ld"):
         if found := which(name):
             return [found, "-m", emulation]
-    return zig(triple)
+    return _zig(triple)
 
 
-def zig(triple: str) -> list[str] | None:
+def _zig(triple: str) -> list[str] | None:
     """The compiler of the Python package ziglang, which brings a linker for every Linux."""
     if find_spec("ziglang") is None:
         return None
@@ -100,7 +100,7 @@ def link(objects: Sequence[Path], library: Path, triple: str = "") -> None:
     """
     start = require_linker(triple)
     plain = Path(start[0]).name in (*LINKERS, f"{triple}-ld")
-    flags = list(FLAGS) if plain else ["-nostdlib", "-fPIC", *_driver_flags()]
+    flags = list(_FLAGS) if plain else ["-nostdlib", "-fPIC", *_driver_flags()]
     command = [*start, "-shared", *flags, "-o", library.name, *(str(path.resolve()) for path in objects)]
     import subprocess
 
@@ -113,4 +113,4 @@ def link(objects: Sequence[Path], library: Path, triple: str = "") -> None:
 
 def _driver_flags() -> list[str]:
     """A compiler driver takes the linker's flags behind -Wl."""
-    return ["-Wl," + ",".join(FLAGS)]
+    return ["-Wl," + ",".join(_FLAGS)]

@@ -12,7 +12,7 @@ from builder.core.digest import canonical
 APPS = {"ios_app": ("metal", "ios"), "android_app": ("opencl", "android")}  # package.kind: target.kind, in its triple
 
 
-def fits(package: str, kind: str, triple: str, library: str) -> bool:
+def package_fits(package: str, kind: str, triple: str, library: str) -> bool:
     """Whether a package that is an app's can hold a library for a target."""
     wanted, system = APPS[package]
     return kind == wanted and system in triple and library == "tar"

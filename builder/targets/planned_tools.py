@@ -16,7 +16,7 @@ LINKERS: dict[str, str] = {  # kind of target -> what links its objects to a .so
     "cuda": "builder.targets.link",
     "opencl": "builder.targets.android",
 }
-IDENTITIES: dict[str, str] = {  # parameter of a step -> what finds the same here
+_IDENTITIES: dict[str, str] = {  # parameter of a step -> what finds the same here
     "compiler": "builder.targets.cuda:identity",
     "kernels": "builder.targets.apple:identity",
     "emscripten": "builder.targets.webgpu:emcc_version",
@@ -31,14 +31,14 @@ def linker_identity(target: Mapping[str, Json]) -> str:
 
 def tool_identity(name: str) -> str:
     """Which program there is here for a parameter of ``IDENTITIES``."""
-    module, _, function = IDENTITIES[name].partition(":")
+    module, _, function = _IDENTITIES[name].partition(":")
     identity: str = getattr(import_module(module), function)()
     return identity
 
 
 def check_planned_tools(params: Mapping[str, Json]) -> None:
     """``params`` of lower, runtime.wasm or link. Raises UserError where another program would make the result."""
-    here = {name: tool_identity(name) for name in IDENTITIES if name in params}
+    here = {name: tool_identity(name) for name in _IDENTITIES if name in params}
     if "linker" in params:
         here["linker"] = linker_identity(params["target"])
     for name, identity in here.items():

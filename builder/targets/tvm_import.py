@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-RUNTIME_ONLY = "TVM_USE_RUNTIME_LIB"
+_RUNTIME_ONLY = "TVM_USE_RUNTIME_LIB"
 
 
 def import_tvm(runtime_only: bool = False) -> Any:
     """The ``tvm`` module; ``runtime_only``: without the compiler, unless it is loaded already."""
     if "tvm" in sys.modules:
         return sys.modules["tvm"]
-    with _without("torch"), _environment(RUNTIME_ONLY, "1" if runtime_only else os.environ.get(RUNTIME_ONLY)):
+    with _without("torch"), _environment(_RUNTIME_ONLY, "1" if runtime_only else os.environ.get(_RUNTIME_ONLY)):
         return import_module("tvm")
 
 

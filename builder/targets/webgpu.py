@@ -18,11 +18,11 @@ from typing import Any
 from builder.core.digest import digest_of_tree
 from builder.core.errors import StepError
 
-HEADERS = Path(__file__).parent / "wasm"  # what the wheels lack: README.md there
+_HEADERS = Path(__file__).parent / "wasm"  # what the wheels lack: README.md there
 RUNTIME = ("wasm_runtime", "tvmjs_support", "webgpu_runtime")  # tvm/web/emcc/<name>.cc
-COMPILE = ("-O2", "-std=c++17", "-Wno-ignored-attributes")
+_COMPILE = ("-O2", "-std=c++17", "-Wno-ignored-attributes")
 INCLUDE = (".", "include", "3rdparty/tvm-ffi/include", "3rdparty/tvm-ffi/3rdparty/dlpack/include")
-SOURCES = {  # place in the tree that the sources expect: (distribution, place in its wheel)
+_SOURCES = {  # place in the tree that the sources expect: (distribution, place in its wheel)
     "src": ("apache-tvm", "tvm/src"),
     "include": ("apache-tvm", "tvm/include"),
     "web/emcc": ("apache-tvm", "tvm/web/emcc"),
@@ -30,16 +30,18 @@ SOURCES = {  # place in the tree that the sources expect: (distribution, place i
     "3rdparty/tvm-ffi/include": ("apache-tvm-ffi", "tvm_ffi/include"),
     "3rdparty/tvm-ffi/3rdparty/dlpack": ("apache-tvm-ffi", "tvm_ffi/3rdparty/dlpack"),
 }
-LINK = (
+_LINK = (
     "-O1",  # -O2 takes a third off the file, and half a minute
     "--no-entry",
     *("-s", "STANDALONE_WASM=1", "-s", "WASM_BIGINT=1", "-s", "ALLOW_MEMORY_GROWTH=1"),
     *("-s", "ERROR_ON_UNDEFINED_SYMBOLS=0", "-Wl,--strip-all"),
 )
-FROM_JAVASCRIPT = {"TVMFFIWasmSafeCall", "TVMFFIWasmFunctionDeleter"}  # what tvmjs gives a library when it loads it
-MIB = 1 << 20
-STACK_BYTES = 5 * MIB  # emscripten 3.1.6's own
-HEAP_BYTES = 16 * MIB  # of the runtime; beside stack and data the demo was seen to take 2.4 MiB, kernels' text included
+_FROM_JAVASCRIPT = {"TVMFFIWasmSafeCall", "TVMFFIWasmFunctionDeleter"}  # what tvmjs gives a library when it loads it
+_MIB = 1 << 20
+_STACK_BYTES = 5 * _MIB  # emscripten 3.1.6's own
+_HEAP_BYTES = (
+    16 * _MIB
+)  # of the runtime; beside stack and data the demo was seen to take 2.4 MiB, kernels' text included
 
 
 def find_emcc() -> Path | None:
@@ -48,7 +50,7 @@ def find_emcc() -> Path | None:
     return Path(found) if found else None
 
 
-def require_emcc() -> Path:
+def _require_emcc() -> Path:
     """As find_emcc; raises StepError when it has gone since the build was planned (targets/tools.py looked then)."""
     found = find_emcc()
     if found is None:
@@ -58,7 +60,7 @@ def require_emcc() -> Path:
 
 def identity() -> dict[str, str]:
     """What the runtime's objects depend on beside the wheels: the version of emscripten and our headers."""
-    return {"emscripten": emcc_version(), "headers": digest_of_tree(HEADERS)}
+    return {"emscripten": emcc_version(), "headers": digest_of_tree(_HEADERS)}
 
 
 def emcc_version() -> str:
@@ -78,16 +80,16 @@ def compile_runtime(objects: Mapping[str, Path], tree: Path) -> None:
 
     The objects depend on the sources alone: paths are relative to the tree.
     """
-    emcc = require_emcc()
+    emcc = _require_emcc()
     lay_out_sources(tree)
     include = [f"-I{folder}" for folder in INCLUDE]
     for name, path in objects.items():
-        _run([str(emcc), *COMPILE, *include, "-c", f"web/emcc/{name}.cc", "-o", str(path.resolve())], tree)
+        _run([str(emcc), *_COMPILE, *include, "-c", f"web/emcc/{name}.cc", "-o", str(path.resolve())], tree)
 
 
 def lay_out_sources(tree: Path) -> None:
     """Sources from the wheels, and our headers for what they lack. Raises StepError when a wheel has no sources."""
-    for place, (name, inside) in SOURCES.items():
+    for place, (name, inside) in _SOURCES.items():
         try:
             folder = Path(str(distribution(name).locate_file(inside)))
         except PackageNotFoundError as error:
@@ -95,7 +97,7 @@ def lay_out_sources(tree: Path) -> None:
         if not folder.is_dir():
             raise StepError(f"this {name} brings no {inside}, so its runtime cannot be compiled for browsers")
         shutil.copytree(folder, tree / place, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(HEADERS, tree, dirs_exist_ok=True)
+    shutil.copytree(_HEADERS, tree, dirs_exist_ok=True)
 
 
 def link(objects: Sequence[Path], runtime: Sequence[Path], library: Path, memory_bytes: int) -> None:
@@ -103,11 +105,11 @@ def link(objects: Sequence[Path], runtime: Sequence[Path], library: Path, memory
 
     Raises StepError when the linker fails, or when something stays undefined that no browser brings.
     """
-    emcc = require_emcc()
+    emcc = _require_emcc()
     paths = [str(path.resolve()) for path in (*runtime, *objects)]
     memory = ["-s", f"INITIAL_MEMORY={memory_bytes}"]
-    said = _run([str(emcc), *LINK, *memory, *paths, "-o", library.name], library.parent)
-    missing = set(re.findall(r"undefined symbol: (\w+)", said)) - FROM_JAVASCRIPT
+    said = _run([str(emcc), *_LINK, *memory, *paths, "-o", library.name], library.parent)
+    missing = set(re.findall(r"undefined symbol: (\w+)", said)) - _FROM_JAVASCRIPT
     if missing:
         raise StepError(f"{library.name}: the runtime lacks {', '.join(sorted(missing))}", "build doctor")
 
@@ -121,8 +123,8 @@ def initial_memory(metadata: Mapping[str, Any], objects_bytes: int) -> int:
     """
     logits = 2 * 4 * int(metadata["vocab_size"])
     tables = 8 * 4 * int(metadata["context_window_size"]) * int(metadata["max_batch_size"])
-    whole = STACK_BYTES + HEAP_BYTES + 3 * objects_bytes + logits + tables
-    return -(-whole // MIB) * MIB
+    whole = _STACK_BYTES + _HEAP_BYTES + 3 * objects_bytes + logits + tables
+    return -(-whole // _MIB) * _MIB
 
 
 def _run(command: list[str], folder: Path) -> str:

@@ -92,7 +92,7 @@ def test_on_an_arm_machine(monkeypatch: pytest.MonkeyPatch):
 
 def test_on_an_x86_machine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cpu.os, "uname", lambda: SimpleNamespace(machine="x86_64"))
-    monkeypatch.setattr(cpu, "host_features", lambda: cpu.implied("x86-64-v3"))
+    monkeypatch.setattr(cpu, "host_features", lambda: cpu.implied_features("x86-64-v3"))
     assert cpu.runs_here("x86-64-v3", ())
     assert not cpu.runs_here("x86-64-v4", ())
     assert not cpu.runs_here("arm64", ())

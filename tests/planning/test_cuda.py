@@ -62,14 +62,14 @@ def test_the_compiler_is_looked_for_on_the_path_then_in_its_places_then_in_packa
     in_package = program(tmp_path / "site" / "nvidia" / "cu13" / "bin" / "nvcc")
     for folder in (on_path.parent, tmp_path):
         program(folder / "g++")
-    monkeypatch.setattr(cuda, "PLACES", (str(tmp_path / "cuda"),))
+    monkeypatch.setattr(cuda, "FOLDERS", (str(tmp_path / "cuda"),))
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
     monkeypatch.setenv("PATH", str(on_path.parent))
     assert cuda.find_compiler() == cuda.Compiler("nvcc", on_path, "PATH")
     assert cuda.identity() == "nvcc 13.0.88"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert cuda.find_compiler() == cuda.Compiler("nvcc", in_place, str(tmp_path / "cuda"))
-    monkeypatch.setattr(cuda, "PLACES", ())
+    monkeypatch.setattr(cuda, "FOLDERS", ())
     assert cuda.find_compiler() == cuda.Compiler("nvcc", in_package, "the Python package nvidia-cuda-nvcc")
     monkeypatch.setattr(sys, "path", [])
     assert cuda.identity() == "none"
@@ -86,7 +86,7 @@ def only_nvrtc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         program(cu13 / name)
     (tmp_path / "site" / "nvidia_cuda_nvrtc-13.5.37.dist-info").mkdir()
     program(tmp_path / "bin" / "nvcc")
-    monkeypatch.setattr(cuda, "PLACES", ())
+    monkeypatch.setattr(cuda, "FOLDERS", ())
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.delenv("NVCC_CCBIN", raising=False)
@@ -99,7 +99,7 @@ def test_nvrtc_is_the_compiler_where_nvcc_has_no_host_compiler(only_nvrtc: Path,
     assert (found.name, found.program) == ("NVRTC", only_nvrtc / "lib/libnvrtc.so.13")
     assert found.includes == (only_nvrtc / "include", only_nvrtc / "include" / "cccl")
     assert cuda.identity() == "NVRTC 13.5.37"
-    assert [tool.name for tool in tools.lacking("cuda")] == []
+    assert [tool.name for tool in tools.missing_tools("cuda")] == []
     monkeypatch.setenv("NVCC_CCBIN", "clang++")
     assert cuda.require_compiler().name == "nvcc"
 

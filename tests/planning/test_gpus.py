@@ -147,7 +147,7 @@ def test_auto_counts_the_gpus_of_this_machine(two_gpus: None):
 
 
 def test_auto_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(nvidia_gpus, "said", lambda _: "")
+    monkeypatch.setattr(nvidia_gpus, "run_nvidia_smi", lambda _: "")
     with pytest.raises(UserError, match="auto, but nvidia-smi finds no GPU here"):
         resolved("target=h100", "target.gpus=auto")
 
@@ -185,8 +185,10 @@ def test_more_gpus_are_offered_where_one_is_too_small(tmp_path: Path):
 def test_links_between_gpus_are_read():
     found = nvidia_gpus.read_links(TOPOLOGY)
     assert found == [(0, 1, "NV18"), (0, 2, "NV18"), (0, 3, "SYS"), (1, 2, "NV18"), (1, 3, "SYS"), (2, 3, "SYS")]
-    assert nvidia_gpus.in_words(found) == "NVLink (NV18) 0-1 0-2 1-2, the link between NUMA nodes (SYS) 0-3 1-3 2-3"
-    assert nvidia_gpus.in_words(found[:2]) == "NVLink (NV18) between all"
+    assert (
+        nvidia_gpus.describe_links(found) == "NVLink (NV18) 0-1 0-2 1-2, the link between NUMA nodes (SYS) 0-3 1-3 2-3"
+    )
+    assert nvidia_gpus.describe_links(found[:2]) == "NVLink (NV18) between all"
     assert nvidia_gpus.read_links("\tGPU0\tCPU Affinity\nGPU0\t X \t0-31\n") == []
 
 

@@ -71,7 +71,7 @@ CUDA_MISSING = (
 
 
 def test_a_missing_tool_costs_only_the_cells_that_need_it(monkeypatch):
-    monkeypatch.setattr(tools, "lacking", lambda *kinds: [tools.REQUIRED[0]] if "cuda" in kinds else [])
+    monkeypatch.setattr(tools, "missing_tools", lambda *kinds: [tools.REQUIRED[0]] if "cuda" in kinds else [])
     with pytest.raises(Unsupported) as caught:
         merged(["target=a6000"])
     assert caught.value.message == CUDA_MISSING
@@ -84,7 +84,7 @@ def test_a_missing_tool_costs_only_the_cells_that_need_it(monkeypatch):
 
 
 def test_a_missing_linker_too(monkeypatch):
-    monkeypatch.setattr(tools, "lacking", lambda *kinds: [])
+    monkeypatch.setattr(tools, "missing_tools", lambda *kinds: [])
     monkeypatch.setattr(link, "find_linker", lambda triple="": None if "aarch64" in triple else ["/usr/bin/cc"])
     job = merged(GOOD, ["target=jetson-orin"])
     (error,) = job.refused.values()
@@ -94,14 +94,14 @@ def test_a_missing_linker_too(monkeypatch):
 
 def test_tools_are_found_by_kind(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert [tool.name for tool in tools.lacking("webgpu", "web_page")] == ["emscripten", "npm"]
-    assert tools.lacking("cpu", "mlc") == []
+    assert [tool.name for tool in tools.missing_tools("webgpu", "web_page")] == ["emscripten", "npm"]
+    assert tools.missing_tools("cpu", "mlc") == []
     (tmp_path / "emcc").touch(0o755)
-    assert [tool.name for tool in tools.lacking("webgpu", "web_page")] == ["npm"]
+    assert [tool.name for tool in tools.missing_tools("webgpu", "web_page")] == ["npm"]
 
 
 def test_the_ndk_is_where_androids_variables_say(monkeypatch, tmp_path):
-    for variable in tools.NDK_PLACES:
+    for variable in tools.NDK_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     assert (tools.find_ndk(), tools.ndk_version()) == (None, "")
     (tmp_path / "source.properties").write_text("Pkg.Desc = Android NDK\nPkg.Revision = 27.2.12479018\n")

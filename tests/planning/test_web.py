@@ -94,8 +94,8 @@ def test_the_lock_file_of_the_browser_tests_has_the_engine_that_pages_get():
 def test_missing_tools_are_named_with_the_way_out(tools: Path):
     (tools / "emcc").unlink()
     (tools / "npm").unlink()
-    emscripten, from_npm = (lacking.refusal(tool, asked) for tool, asked in zip(
-        lacking.lacking("webgpu", "web_page"), ("target=webgpu", "package=web_page"), strict=True
+    emscripten, from_npm = (lacking.missing_tool_error(tool, asked) for tool, asked in zip(
+        lacking.missing_tools("webgpu", "web_page"), ("target=webgpu", "package=web_page"), strict=True
     ))  # fmt: skip
     assert emscripten.message == (
         "target=webgpu needs emscripten, and no emcc was found on the path; every other target builds without it"

@@ -62,7 +62,7 @@ CUDA = {
 @pytest.mark.parametrize(("function", "fused"), [("decode", 4), ("batch_decode", 4), ("prefill", 0)])
 def test_sums_take_their_norms_along_where_there_are_few_rows(function: str, fused: int):
     """The last norm of the model as well; what adds to the sum later has the sum itself."""
-    text = graph(2, fuse_allreduce_rmsnorm.fused(machine_of(CUDA)))[function]
+    text = graph(2, fuse_allreduce_rmsnorm.fuse_allreduce_rmsnorm(machine_of(CUDA)))[function]
     assert text.count(f'"{SUM_NORM}"') == fused
     assert counts(text)["allreduce"] == 4 - fused
     assert text.count("R.call_tir(rms_norm") == 5 - fused  # the first one is of the embedding
@@ -70,7 +70,7 @@ def test_sums_take_their_norms_along_where_there_are_few_rows(function: str, fus
 
 @pytest.mark.parametrize(("function", "fused"), [("decode", 2), ("batch_decode", 0), ("prefill", 0)])
 def test_a_decoded_token_has_its_gates_in_the_products(function: str, fused: int):
-    text = graph(1, fuse_gate_up.fused())[function]
+    text = graph(1, fuse_gate_up.fuse_gate_up())[function]
     assert text.count("R.call_tir(gated_linear") == fused
     assert text.count("R.call_tir(silu_mul") == 2 - fused
     assert text.count("R.call_tir(linear") == 9 - fused

@@ -88,7 +88,7 @@ def test_not_a_library(copy: Path):
 def test_cpu_without_what_the_library_uses(case: Built, monkeypatch: pytest.MonkeyPatch):
     if case.engine().metadata["target"]["cpu"] == "x86-64-v2":
         pytest.skip("built for the oldest level")
-    monkeypatch.setattr(cpu, "host_features", lambda: cpu.implied("x86-64-v2"))
+    monkeypatch.setattr(cpu, "host_features", lambda: cpu.implied_features("x86-64-v2"))
     refused(r"library\.so was built for x86-64-v\d.*this machine is x86-64-v2 and lacks .*avx", case.folder)
 
 

@@ -102,7 +102,7 @@ def test_no_kernel_computes_with_64_bits(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_a_cuda_library_holds_machine_code_for_each_architecture_and_no_source(tmp_path: Path):
-    if cuda.find_compiler() is None or cuda.joins() is None:
+    if cuda.find_compiler() is None or cuda.find_fatbinary() is None:
         pytest.skip("no CUDA compiler for several architectures")
     lower.run(params(target("cuda", arch=["sm_80", "sm_90a"])), {}, tiny.FolderOut(tmp_path))
     library = (tmp_path / "library.so").read_bytes()
@@ -220,7 +220,7 @@ def test_what_nvrtc_refuses_is_said(nvrtc: cuda.Compiler):
 
 
 def test_nvrtc_and_fatbinary_make_code_for_several_architectures(nvrtc: cuda.Compiler):
-    if cuda.joins() is None:
+    if cuda.find_fatbinary() is None:
         pytest.skip("no fatbinary")
     made = cuda.compile_kernels('extern "C" __global__ void nothing() {}', ["sm_80", "sm_90a"])
     assert made.startswith(b"\x50\xed\x55\xba")

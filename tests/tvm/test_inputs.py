@@ -38,7 +38,7 @@ Run = Callable[..., np.ndarray]
 def run(request: pytest.FixtureRequest) -> Run:
     """(label, tensors with symbolic rows, other tensors, empty output) -> the output."""
     isa, level, features = TARGETS[request.param]
-    if not {*cpu.implied(level), *features} <= cpu.host_features():
+    if not {*cpu.implied_features(level), *features} <= cpu.host_features():
         pytest.skip(f"this CPU is not {level} with {features}")
     target = {"kind": "llvm", "mcpu": level, "mattr": [f"+{name}" for name in features]}
 

@@ -45,7 +45,7 @@ LINEAR_CASES = [  # outputs, inputs, (bits, group) or stored dtype
 
 @pytest.fixture(params=ISAS, ids=lambda isa: f"{isa.lanes}-lanes")
 def isa(request: pytest.FixtureRequest) -> Isa:
-    if not cpu.implied(LEVELS[request.param.lanes]) <= cpu.host_features():
+    if not cpu.implied_features(LEVELS[request.param.lanes]) <= cpu.host_features():
         pytest.skip(f"this CPU is not {LEVELS[request.param.lanes]}")
     return request.param
 

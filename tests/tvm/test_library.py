@@ -167,7 +167,7 @@ def test_plain_loops_compute_what_kernels_compute():
     """The meaning of an operation, compiled without any schedule, against its kernel."""
     _, functions = exported("q4f32_1")
     target = machine_of({"kind": "cpu", "cpu": "x86-64-v3", "features": (), "triple": "x86_64-linux-gnu"})
-    if not cpu.implied("x86-64-v3") <= cpu.host_features():
+    if not cpu.implied_features("x86-64-v3") <= cpu.host_features():
         pytest.skip("this CPU is not x86-64-v3")
     random = np.random.default_rng(3)
     x = random.standard_normal((5, 64)).astype(np.float32)

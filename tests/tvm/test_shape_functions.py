@@ -43,5 +43,5 @@ def test_stores_come_by_place_and_equal_functions_are_one() -> None:
     for places in permutations((1, 2, 5)):
         before = module_of(working_out(*places), working_out(3), working_out(5, 2, 1))
         with tvm.transform.PassContext():
-            after = shape_functions.ordered()(before)
+            after = shape_functions.order_shape_functions()(before)
         assert bodies(after) == [[1, 2, 5], [3]]

@@ -16,18 +16,18 @@ from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Isa
 from builder.targets import cpu
 
-KERNELS = Kernels("cpu")
+_KERNELS = Kernels("cpu")
 
 
 def machine_of(target: Mapping[str, Any], prefix: str = "") -> Machine:
     """``target["cpu"]`` is a level, never "host"."""
-    features = cpu.implied(target["cpu"], target["features"])
+    features = cpu.implied_features(target["cpu"], target["features"])
     description = host_target(target)
     arm = target["cpu"] == cpu.ARM  # which converts float16 in hardware, four at a time
     lanes = 16 if "avx512f" in features else 8 if "avx2" in features else 4
     vnni = "avx512vnni" in features or ("avxvnni" in features and lanes == 8)
     isa = Isa(lanes, arm or "f16c" in features, vnni)
-    return Machine(tvm.target.Target(description, host=description), KERNELS, isa, target)
+    return Machine(tvm.target.Target(description, host=description), _KERNELS, isa, target)
 
 
 def passes(machine: Machine) -> list[Pass]:

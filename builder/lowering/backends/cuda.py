@@ -18,22 +18,22 @@ from builder.targets import cuda, cuda_runtime, peer_allreduce
 
 __all__ = ["elementwise", "generate", "machine_of", "metadata", "passes"]
 
-SHARED_BYTES = 48 << 10  # that every block may have
-OTHER_BYTES = 4 << 10  # of them for other things than an input row
-LOAD_BYTES = 16
-ROWS_PER_THREAD = 8  # of a large product: NVIDIA's GPUs have the registers
-COMPILER = "tvm_callback_cuda_compile"  # the function of the registry that TVM compiles CUDA with
+_SHARED_BYTES = 48 << 10  # that every block may have
+_OTHER_BYTES = 4 << 10  # of them for other things than an input row
+_LOAD_BYTES = 16
+_ROWS_PER_THREAD = 8  # of a large product: NVIDIA's GPUs have the registers
+_COMPILER = "tvm_callback_cuda_compile"  # the function of the registry that TVM compiles CUDA with
 
 
 def machine_of(target: Mapping[str, Any], prefix: str = "") -> Machine:
     """As for every GPU, and with what NVIDIA's have besides."""
     arch = target["arch"][-1]  # it steers no kernel here; the compiler gets all of them
     machine = gpu.machine_of(target, prefix, arch=arch)
-    limit = target["limits"]["max_shared_memory_bytes"] or SHARED_BYTES
+    limit = target["limits"]["max_shared_memory_bytes"] or _SHARED_BYTES
     traits = replace(
-        machine.traits, rows_per_thread=ROWS_PER_THREAD, smem_values=(min(limit, SHARED_BYTES) - OTHER_BYTES) // 4
+        machine.traits, rows_per_thread=_ROWS_PER_THREAD, smem_values=(min(limit, _SHARED_BYTES) - _OTHER_BYTES) // 4
     )
-    traits = replace(traits, load_bytes=LOAD_BYTES, shuffles=True)
+    traits = replace(traits, load_bytes=_LOAD_BYTES, shuffles=True)
     if dependent_launch.is_possible(target):
         names = dependent_launch
         traits = replace(traits, pdl_wait=names.WAIT, pdl_trigger=names.TRIGGER, pdl_off=names.OFF)
@@ -42,10 +42,10 @@ def machine_of(target: Mapping[str, Any], prefix: str = "") -> Machine:
 
 def generate(functions: Any, machine: Machine, progress: StageProgress) -> Any:
     """The host's module, which imports the device's."""
-    return gpu.generate(functions, machine, progress, device_code)
+    return gpu.generate(functions, machine, progress, _device_code)
 
 
-def device_code(functions: Any, machine: Machine, progress: StageProgress) -> Any:
+def _device_code(functions: Any, machine: Machine, progress: StageProgress) -> Any:
     """A module of machine code for each architecture of the target."""
     arch = tuple(machine.description["arch"])
     cuda_runtime.load_for_compiling()
@@ -60,17 +60,17 @@ def device_code(functions: Any, machine: Machine, progress: StageProgress) -> An
             progress.observer.device_binary(code, "fatbin")
         return code
 
-    tvm.register_global_func(COMPILER, compiled, override=True)
+    tvm.register_global_func(_COMPILER, compiled, override=True)
     return gpu.source_code(dependent_launch.mark_kernels()(functions) if dependent else functions, machine)
 
 
 def metadata(model: Any, target: Mapping[str, Any]) -> dict[str, Any]:
     """Whether the library captures graphs itself, and for several ranks the code of the kernels that sum over GPUs."""
-    peers = {peer_allreduce.NAME: peer_sum_code(target["arch"])} if model.ranks > 1 else {}
-    return {"cuda_graphs": cuda_graphs.pay(model, target), **peers}
+    peers = {peer_allreduce.NAME: _peer_allreduce_code(target["arch"])} if model.ranks > 1 else {}
+    return {"cuda_graphs": cuda_graphs.library_captures(model, target), **peers}
 
 
-def peer_sum_code(arch: Sequence[str]) -> str:
+def _peer_allreduce_code(arch: Sequence[str]) -> str:
     """The machine code of the kernels that sum over GPUs, for these architectures, in base64 for ``_metadata``."""
-    source = cuda.EARLY_START + peer_allreduce.LINES + peer_allreduce.SOURCE
+    source = cuda.PDL_FUNCTIONS + peer_allreduce.LINES + peer_allreduce.SOURCE
     return base64.b64encode(cuda.compile_kernels(source, arch)).decode()

@@ -22,14 +22,14 @@ from builder.targets import cuda
 WAIT = "inputs_ready"  # what a kernel calls that has a better place for the wait than its start
 TRIGGER = "next_may_start"  # what one calls that lets the next one start later than at its own start
 OFF = "starts_late"  # what one calls that does not start early
-LAUNCH = "tirx.kernel_launch_params"
-DEPENDENT = "tirx.use_programtic_dependent_launch"  # as TVM's runtime spells it (src/runtime/metadata.h)
-KERNEL = re.compile(r'^extern "C" __global__ void [^;{]*\{\n', re.MULTILINE)
+_LAUNCH = "tirx.kernel_launch_params"
+_DEPENDENT = "tirx.use_programtic_dependent_launch"  # as TVM's runtime spells it (src/runtime/metadata.h)
+_KERNEL = re.compile(r'^extern "C" __global__ void [^;{]*\{\n', re.MULTILINE)
 
 
 def is_possible(target: Mapping[str, Any]) -> bool:
     """Whether all architectures of the target have it."""
-    return target["kind"] == "cuda" and cuda.starts_early(target["arch"])
+    return target["kind"] == "cuda" and cuda.supports_pdl(target["arch"])
 
 
 def mark_kernels() -> transform.Pass:
@@ -40,7 +40,7 @@ def mark_kernels() -> transform.Pass:
     def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
         functions = {
             variable: function.with_attr(
-                LAUNCH, [*function.attrs[LAUNCH], *([] if is_opted_out(function) else [DEPENDENT])]
+                _LAUNCH, [*function.attrs[_LAUNCH], *([] if _is_opted_out(function) else [_DEPENDENT])]
             )
             for variable, function in module.functions_items()
         }
@@ -49,7 +49,7 @@ def mark_kernels() -> transform.Pass:
     return transform.module_pass(rewrite, opt_level=0, name="DependentLaunch")
 
 
-def is_opted_out(function: Any) -> bool:
+def _is_opted_out(function: Any) -> bool:
     """Whether a device function says that it is launched without PDL."""
     calls = []
 
@@ -66,8 +66,8 @@ def insert_waits(source: str) -> str:
     """The source of kernels with the waits in it. Without __restrict__: what may not be written by others may be read
     at any time, so that the compiler moves loads to either side of a wait."""
     source = source.replace(" __restrict__", "")
-    starts = [match.end() for match in KERNEL.finditer(source)]
-    parts, ends = [cuda.EARLY_START, source[: starts[0]] if starts else source], [*starts[1:], len(source)]
+    starts = [match.end() for match in _KERNEL.finditer(source)]
+    parts, ends = [cuda.PDL_FUNCTIONS, source[: starts[0]] if starts else source], [*starts[1:], len(source)]
     for start, end in zip(starts, ends, strict=False):
         wait = "" if f"{WAIT}()" in source[start:end] else f"  {WAIT}();\n"
         trigger = "" if f"{TRIGGER}()" in source[start:end] else f"  {TRIGGER}();\n"

@@ -21,13 +21,13 @@ from builder.lowering.progress import StageProgress
 from builder.lowering.schedules.gpu import block as b
 from builder.lowering.schedules.gpu.block import SHARED_BYTES, THREADS, GpuTraits
 
-KERNELS = Kernels("gpu")
+_KERNELS = Kernels("gpu")
 HOST = [
     ("runtime calls", tirx.transform.LowerTVMBuiltin()),
     ("host intrinsics", tirx.transform.LowerIntrin()),
 ]
 DEVICE = [
-    ("shared memory outside", shared_memory.outside()),
+    ("shared memory outside", shared_memory.hoist_shared_memory()),
     ("device values", tirx.transform.StmtSimplify()),
     ("device intrinsics", tirx.transform.LowerIntrin()),
 ]
@@ -41,13 +41,13 @@ def machine_of(target: Mapping[str, Any], prefix: str = "", **options: Any) -> M
     Raises:
         UserError: the kernels here need more threads or shared memory than the target's limits allow.
     """
-    check_limits(target["limits"])
+    _check_limits(target["limits"])
     description = {"kind": target["kind"], "max_num_threads": THREADS, **options}
-    found = tvm.target.Target(description, host=host_target(target))
-    return Machine(found, KERNELS, GpuTraits(THREADS, SHARED_BYTES), target, prefix)
+    tvm_target = tvm.target.Target(description, host=host_target(target))
+    return Machine(tvm_target, _KERNELS, GpuTraits(THREADS, SHARED_BYTES), target, prefix)
 
 
-def check_limits(limits: Mapping[str, Any]) -> None:
+def _check_limits(limits: Mapping[str, Any]) -> None:
     """UserError where a target has fewer threads or less shared memory than kernels here need; 0 is unknown."""
     threads = limits["max_threads_per_block"] or THREADS
     shared_bytes = limits["max_shared_memory_bytes"] or SHARED_BYTES

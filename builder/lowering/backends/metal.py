@@ -15,15 +15,15 @@ from builder.targets import apple
 
 __all__ = ["elementwise", "generate", "machine_of", "metadata", "passes"]
 
-COMPILER = "tvm_callback_metal_compile"  # the function of the registry that TVM compiles Metal with
+_COMPILER = "tvm_callback_metal_compile"  # the function of the registry that TVM compiles Metal with
 
 
 def generate(functions: Any, machine: Machine, progress: StageProgress) -> Any:
     """The host's module, which imports the device's."""
-    return gpu.generate(functions, machine, progress, device_code)
+    return gpu.generate(functions, machine, progress, _device_code)
 
 
-def device_code(functions: Any, machine: Machine, progress: StageProgress) -> Any:
+def _device_code(functions: Any, machine: Machine, progress: StageProgress) -> Any:
     """A module of Metal libraries where there is Apple's compiler, else of their source."""
     triple = machine.description["triple"]
 
@@ -36,8 +36,8 @@ def device_code(functions: Any, machine: Machine, progress: StageProgress) -> An
 
     if apple.find_xcrun() is None:
         return gpu.shipped_source(functions, machine, progress)
-    tvm.register_global_func(COMPILER, compiled, override=True)
+    tvm.register_global_func(_COMPILER, compiled, override=True)
     try:
         return gpu.source_code(functions, machine)
     finally:
-        tvm_ffi.registry.remove_global_func(COMPILER)
+        tvm_ffi.registry.remove_global_func(_COMPILER)

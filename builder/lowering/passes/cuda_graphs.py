@@ -16,25 +16,25 @@ from tvm import DataType, ir, relax, transform
 
 from builder.lowering.backends import dependent_launch
 
-BY_BATCH = "batch_decode"  # a graph is captured for each number of sequences
-LARGE = 2e9  # bytes of weights on one GPU
-SYMBOLS = "relax.rewrite_cuda_graph.capture_symbolic_vars"
+_BATCH_DECODE = "batch_decode"  # a graph is captured for each number of sequences
+_LARGE_BYTES = 2e9  # bytes of weights on one GPU
+_SYMBOLS = "relax.rewrite_cuda_graph.capture_symbolic_vars"
 
 
-def pay(model: Any, target: Mapping[str, Any]) -> bool:
+def library_captures(model: Any, target: Mapping[str, Any]) -> bool:
     """Whether a library for this GPU captures graphs itself."""
-    held = sum(prod(map(int, each.shape)) * DataType(each.dtype).bits // 8 for each in model.parameters())
-    return not dependent_launch.is_possible(target) or held < LARGE
+    weight_bytes = sum(prod(map(int, each.shape)) * DataType(each.dtype).bits // 8 for each in model.parameters())
+    return not dependent_launch.is_possible(target) or weight_bytes < _LARGE_BYTES
 
 
-def captured() -> transform.Pass:
+def capture_graphs() -> transform.Pass:
     """Comes after the memory plan, as only planned memory keeps its place."""
 
     def capture(module: ir.IRModule, _context: Any) -> ir.IRModule:
         result = ir.IRModule(dict(module.functions_items()), attrs=module.attrs)
         for variable, function in module.functions_items():
-            if variable.name_hint == BY_BATCH:
-                result.update_func(variable, function.with_attr(SYMBOLS, ["batch_size"]))
+            if variable.name_hint == _BATCH_DECODE:
+                result.update_func(variable, function.with_attr(_SYMBOLS, ["batch_size"]))
         with transform.PassContext(config={"relax.backend.use_cuda_graph": True}):
             return relax.transform.RewriteCUDAGraph()(result)
 

@@ -53,7 +53,9 @@ def kernel(share: SplitTensor, shards: int, machine: Machine) -> tirx.PrimFunc:
 
         def one(index: Expr) -> None:
             cut_value = (
-                fields(cut, whole, own, shards, index, value) if cut.bits else value(place_of(share, shards, index))
+                _repacked_word(cut, whole, own, shards, index, value)
+                if cut.bits
+                else value(_index_in_whole(share, shards, index))
             )
             T.buffer_store(parts, cut_value, [index])
 
@@ -62,52 +64,54 @@ def kernel(share: SplitTensor, shards: int, machine: Machine) -> tirx.PrimFunc:
     return backend(machine.kind).elementwise(args, count, store, machine.traits)
 
 
-def div(value: Expr, by: Expr | int) -> Expr:
+def _div(value: Expr, by: Expr | int) -> Expr:
     """Rounded down; nothing here is below zero."""
     return tirx.truncdiv(value, tirx.const(by, "int32") if isinstance(by, int) else by)
 
 
-def mod(value: Expr, by: Expr | int) -> Expr:
+def _mod(value: Expr, by: Expr | int) -> Expr:
     return tirx.truncmod(value, tirx.const(by, "int32") if isinstance(by, int) else by)
 
 
-def place_of(share: SplitTensor, shards: int, index: Expr) -> Expr:
+def _index_in_whole(share: SplitTensor, shards: int, index: Expr) -> Expr:
     """Where the value ``index`` of the parts is in the whole."""
     assert share.slicing is not None
     axis, whole, own = share.slicing.axis, share.full.shape, share.local.shape
     inner, outer = prod(own[axis + 1 :]), prod(own[:axis])
-    run = div(index, inner)
-    at, row = mod(run, own[axis]), mod(div(run, own[axis]), outer)
-    rank = div(run, own[axis] * outer)
-    return (row * whole[axis] + along(share.slicing, shards, rank, at)) * inner + mod(index, inner)
+    run = _div(index, inner)
+    at, row = _mod(run, own[axis]), _mod(_div(run, own[axis]), outer)
+    rank = _div(run, own[axis] * outer)
+    return (row * whole[axis] + _position_on_axis(share.slicing, shards, rank, at)) * inner + _mod(index, inner)
 
 
-def along(cut: Slicing, shards: int, rank: Expr, at: Expr) -> Expr:
+def _position_on_axis(cut: Slicing, shards: int, rank: Expr, at: Expr) -> Expr:
     """Position ``at`` of a rank's part as a position of the whole axis."""
     owned = [max(1, units // shards) * width for units, width in cut.parts]
-    place, within = None, mod(at, sum(owned))
+    place, within = None, _mod(at, sum(owned))
     for index in reversed(range(len(owned))):
         units, width = cut.parts[index]
         start = sum(units * width for units, width in cut.parts[:index])
-        found = start + div(rank * units, shards) * width + within - sum(owned[:index])
+        found = start + _div(rank * units, shards) * width + within - sum(owned[:index])
         place = found if place is None else tirx.if_then_else(within < sum(owned[: index + 1]), found, place)
-    return div(at, sum(owned)) * sum(units * width for units, width in cut.parts) + place
+    return _div(at, sum(owned)) * sum(units * width for units, width in cut.parts) + place
 
 
-def fields(cut: Slicing, whole: tuple[int, ...], own: tuple[int, ...], shards: int, index: Expr, value: Any) -> Expr:
+def _repacked_word(
+    cut: Slicing, whole: tuple[int, ...], own: tuple[int, ...], shards: int, index: Expr, value: Any
+) -> Expr:
     """The word ``index`` of the parts: fields of words of the whole (rows, words), put together anew."""
     per_word, owned = WORD_BITS // cut.bits, cut.parts[0][0] // shards
-    row, word, rank = mod(div(index, own[1]), own[0]), mod(index, own[1]), div(index, own[0] * own[1])
+    row, word, rank = _mod(_div(index, own[1]), own[0]), _mod(index, own[1]), _div(index, own[0] * own[1])
     found = tirx.const(0, "uint32")
     for slot in range(per_word):
         at = word * per_word + slot
         field = rank * owned + at
-        held = value(row * whole[1] + div(field, per_word))
-        moved = tirx.bitwise_and(held >> shift(field, per_word, cut.bits), tirx.const((1 << cut.bits) - 1, "uint32"))
+        held = value(row * whole[1] + _div(field, per_word))
+        moved = tirx.bitwise_and(held >> _shift(field, per_word, cut.bits), tirx.const((1 << cut.bits) - 1, "uint32"))
         moved = moved << tirx.const(slot * cut.bits, "uint32")
         found = tirx.bitwise_or(found, tirx.if_then_else(at < owned, moved, tirx.const(0, "uint32")))
     return found
 
 
-def shift(field: Expr, per_word: int, bits: int) -> Expr:
-    return tirx.Cast("uint32", mod(field, per_word) * bits)
+def _shift(field: Expr, per_word: int, bits: int) -> Expr:
+    return tirx.Cast("uint32", _mod(field, per_word) * bits)

@@ -22,20 +22,20 @@ from builder.ops.linear import LinearLabel
 from builder.ops.norms import RMSNormLabel
 from builder.targets.peer_allreduce import NORM_PAIRS, SET_PEERS, SUM_NORM
 
-ONE_ROW, SOME_ROWS, TOKENS = "decode", "batch_decode", "embed"
-BROADCAST = "runtime.disco.broadcast_from_worker0"
-ALL_REDUCE = "runtime.disco.allreduce"
+_ONE_ROW, _SOME_ROWS, _TOKENS = "decode", "batch_decode", "embed"
+_BROADCAST = "runtime.disco.broadcast_from_worker0"
+_ALL_REDUCE = "runtime.disco.allreduce"
 
 
-def fused(machine: Machine) -> transform.Pass:
+def fuse_allreduce_rmsnorm(machine: Machine) -> transform.Pass:
     """Comes before operations lose their labels."""
 
     def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
-        for name in (ONE_ROW, SOME_ROWS, TOKENS):
-            module = op.rewritten(_Pairs(module, machine), name)
+        for name in (_ONE_ROW, _SOME_ROWS, _TOKENS):
+            module = op.rewritten(_AllreduceFuser(module, machine), name)
         return module
 
-    return transform.module_pass(rewrite, opt_level=0, name="SumsWithNorms")
+    return transform.module_pass(rewrite, opt_level=0, name="FuseAllreduceRmsNorm")
 
 
 def attach_peers(machine: Machine) -> transform.Pass:
@@ -50,7 +50,7 @@ def attach_peers(machine: Machine) -> transform.Pass:
 
 
 @mutator
-class _Pairs(PyExprMutator):  # type: ignore[misc]
+class _AllreduceFuser(PyExprMutator):  # type: ignore[misc]
     def __init__(self, module: ir.IRModule, machine: Machine) -> None:
         super().__init__(module)
         self.module, self.machine = module, machine
@@ -59,13 +59,13 @@ class _Pairs(PyExprMutator):  # type: ignore[misc]
         self.sent: set[Any] = set()  # variables of products that are sent as they are made
 
     def visit_dataflow_block_(self, block: Any) -> Any:
-        sums = {binding.var for binding in block.bindings if is_sum(binding.value)}
+        sums = {binding.var for binding in block.bindings if _is_allreduce(binding.value)}
         for binding in block.bindings:
             if (normed := self.normed(binding.value)) in sums:
                 self.norms.setdefault(normed, binding.value)
         parts = {binding.value.args[1][0] for binding in block.bindings if binding.var in self.norms}
         for binding in block.bindings:
-            if binding.var in parts and is_sendable(self.label(binding.value), binding.var):
+            if binding.var in parts and _is_sendable(self.label(binding.value), binding.var):
                 self.sent.add(binding.var)
         return super().visit_dataflow_block_(block)
 
@@ -86,7 +86,7 @@ class _Pairs(PyExprMutator):  # type: ignore[misc]
             self.set_var_remap(binding.var, self.part_of(binding.var, 0))
         elif normed in self.norms and self.norms[normed].same_as(binding.value):
             self.set_var_remap(binding.var, self.part_of(normed, 1))
-        elif is_packed(binding.value, BROADCAST):
+        elif _is_packed_call(binding.value, _BROADCAST):
             self.set_var_remap(binding.var, self.visit_expr(binding.value.args[1][0]))
         elif binding.var in self.sent:
             self.set_var_remap(binding.var, self.builder_.emit(self.sending(binding.value, binding.var.ty)))
@@ -114,16 +114,16 @@ class _Pairs(PyExprMutator):  # type: ignore[misc]
         return relax.call_tir(self.builder_.add_func(kernel, "sent_norm"), [part, weight], both)
 
 
-def is_sum(value: Any) -> bool:
-    return is_packed(value, ALL_REDUCE) and int(value.args[1][1].values[0]) == 0
+def _is_allreduce(value: Any) -> bool:
+    return _is_packed_call(value, _ALL_REDUCE) and int(value.args[1][1].values[0]) == 0
 
 
-def is_packed(value: Any, name: str) -> bool:
+def _is_packed_call(value: Any, name: str) -> bool:
     packed = isinstance(value, relax.Call) and value.op.same_as(ir.Op.get("relax.call_dps_packed"))
     return packed and value.args[0].global_symbol == name
 
 
-def is_sendable(label: op.Label | None, made: Any) -> bool:
+def _is_sendable(label: op.Label | None, made: Any) -> bool:
     """Whether it is one row of a product whose kernel can send it."""
     if not isinstance(label, LinearLabel) or not op.has_one_row(made):
         return False

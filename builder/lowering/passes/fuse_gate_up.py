@@ -15,21 +15,21 @@ from builder.ops.gated_linear import GATES, GatedLinearLabel, gated_linear
 from builder.ops.gates import GateLabel
 from builder.ops.linear import LinearLabel
 
-FUNCTION = "decode"
-NAME = "gated_linear"
+_FUNCTION = "decode"
+_NAME = "gated_linear"
 
 
-def fused() -> transform.Pass:
+def fuse_gate_up() -> transform.Pass:
     """Comes before operations lose their labels."""
 
     def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
-        return op.rewritten(_Gates(module), FUNCTION)
+        return op.rewritten(_GateFuser(module), _FUNCTION)
 
-    return transform.module_pass(rewrite, opt_level=0, name="GatedProducts")
+    return transform.module_pass(rewrite, opt_level=0, name="FuseGateUp")
 
 
 @mutator
-class _Gates(PyExprMutator):  # type: ignore[misc]
+class _GateFuser(PyExprMutator):  # type: ignore[misc]
     def __init__(self, module: ir.IRModule) -> None:
         super().__init__(module)
         self.module = module
@@ -43,7 +43,7 @@ class _Gates(PyExprMutator):  # type: ignore[misc]
     def visit_dataflow_block_(self, block: Any) -> Any:
         readers, found = relax.analysis.udchain(block), {}
         for binding in block.bindings:
-            if is_plain(op.label_called(self.module, binding.value), binding.value):
+            if _is_plain(op.label_called(self.module, binding.value), binding.value):
                 (reader, *others) = readers[binding.var]
                 if not others:
                     found[binding.var] = (reader, binding.value)
@@ -67,11 +67,11 @@ class _Gates(PyExprMutator):  # type: ignore[misc]
         arguments = [self.visit_expr(each) for each in made.args[1]]
         if label not in self.made:
             signature = tuple((tuple(map(int, each.ty.shape)), str(each.ty.dtype)) for each in arguments)
-            self.made[label] = self.builder_.add_func(op.prim_func(label, gated_linear, signature), NAME)
+            self.made[label] = self.builder_.add_func(op.prim_func(label, gated_linear, signature), _NAME)
         return relax.call_tir(self.made[label], arguments, var.ty)
 
 
-def is_plain(label: op.Label | None, call: Any) -> bool:
+def _is_plain(label: op.Label | None, call: Any) -> bool:
     """Whether it is a product of one row and nothing else, whose rows can be taken in pairs."""
     if type(label) is not LinearLabel or label.bias or label.residual:
         return False

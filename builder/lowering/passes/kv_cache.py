@@ -13,8 +13,8 @@ from builder.lowering.choices import OperatorKernel, name_of, recording
 from builder.lowering.machine import Machine
 from builder.ops.kv_cache import CREATE, CacheLayout
 
-ATTENTION_KIND_MHA, ROPE_MODE_NORMAL = 0, 1  # as TVM's runtime numbers them
-SLIDING_LAYERS = 1024  # window of single layers: none here has one
+_ATTENTION_KIND_MHA, _ROPE_MODE_NORMAL = 0, 1  # as TVM's runtime numbers them
+_SLIDING_LAYERS = 1024  # window of single layers: none here has one
 
 
 def with_kernels(machine: Machine, chosen: list[OperatorKernel] | None = None) -> transform.Pass:
@@ -26,7 +26,7 @@ def with_kernels(machine: Machine, chosen: list[OperatorKernel] | None = None) -
     return transform.module_pass(rewrite, opt_level=0, name="KVCache")
 
 
-def layout_of(text: str) -> CacheLayout:
+def _layout_of(text: str) -> CacheLayout:
     fields = json.loads(text)
     return CacheLayout(**{**fields, "inv_freq": tuple(fields["inv_freq"])})
 
@@ -46,7 +46,7 @@ class _Creation(PyExprMutator):  # type: ignore[misc]
     def visit_call_(self, call: Any) -> Any:
         call = super().visit_call_(call)
         if call.op.same_as(ir.Op.get("relax.call_pure_packed")) and call.args[0].global_symbol == CREATE:
-            return self.create(call.args[1], layout_of(str(call.args[2].value)))
+            return self.create(call.args[1], _layout_of(str(call.args[2].value)))
         return call
 
     def create(self, sizes: Any, layout: CacheLayout) -> Any:
@@ -65,15 +65,15 @@ class _Creation(PyExprMutator):  # type: ignore[misc]
         nothing, number = relax.Tuple([]), relax.prim_value
         return relax.call_pure_packed(
             "vm.builtin.paged_attention_kv_cache_create",
-            relax.ShapeExpr([*sizes.values, SLIDING_LAYERS]),
+            relax.ShapeExpr([*sizes.values, _SLIDING_LAYERS]),
             relax.ShapeExpr([0, layout.layers]),
             number(layout.query_heads),
             number(layout.key_heads),
             number(layout.head_dim),
             number(layout.head_dim),
-            relax.ShapeExpr([ATTENTION_KIND_MHA] * layout.layers),
+            relax.ShapeExpr([_ATTENTION_KIND_MHA] * layout.layers),
             number(0),  # no disaggregation
-            number(ROPE_MODE_NORMAL),
+            number(_ROPE_MODE_NORMAL),
             number(1),  # rotary scale and base: unused, the frequencies are constants of the kernel
             number(1),
             self.frequencies(layout),

@@ -12,7 +12,7 @@ from tvm.relax.expr_functor import PyExprVisitor, visitor
 from builder.lowering.kernel_modules import backend
 from builder.lowering.machine import Machine
 
-FUNCTION = "_metadata"
+_FUNCTION = "_metadata"
 
 
 def bound_sizes(metadata: Mapping[str, int]) -> transform.Pass:
@@ -64,7 +64,7 @@ class _Storage(PyExprVisitor):  # type: ignore[misc]
         super().visit_call_(call)
 
 
-def describe(
+def _describe(
     model: Any,
     family: str,
     scheme: str,
@@ -102,12 +102,12 @@ def describe(
         "disaggregation": False,
         "model_task": "chat",
         "vocab_size": model.vocab,
-        "target": built_for(target),
+        "target": _target_of(target),
         **backend(target["kind"]).metadata(model, target),
     }
 
 
-def built_for(target: Mapping[str, Any]) -> dict[str, Any]:
+def _target_of(target: Mapping[str, Any]) -> dict[str, Any]:
     """What a runtime must have to run the library."""
     host = {"cpu": target["cpu"], "features": list(target["features"]), "triple": target["triple"]}
     return host if target["kind"] == "cpu" else {"kind": target["kind"], "arch": list(target["arch"]), **host}
@@ -119,9 +119,9 @@ def attach(
     """A function ``_metadata`` that returns the description as JSON; ``cuts`` as of ``describe``."""
 
     def add(module: ir.IRModule, _context: Any) -> ir.IRModule:
-        text = json.dumps(describe(model, family, scheme, machine.description, memory.bytes, cuts), sort_keys=True)
+        text = json.dumps(_describe(model, family, scheme, machine.description, memory.bytes, cuts), sort_keys=True)
         builder = relax.BlockBuilder(module)
-        with builder.function(FUNCTION, params=[]):
+        with builder.function(_FUNCTION, params=[]):
             builder.emit_func_output(ir.StringImm(text))
         return builder.get()
 

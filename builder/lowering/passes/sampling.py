@@ -9,30 +9,30 @@ from tvm import ir, relax, tirx, transform
 
 from builder.lowering.machine import Machine
 
-Table = tuple[str, tuple[Any, ...], str]  # name, shape (strings are symbolic), dtype
-PROBS: Table = ("probs", ("batch_size", "vocab_size"), "float32")
-TOKENS: Table = ("sorted_indices", ("batch_size", "vocab_size"), "int32")
-SAMPLES: Table = ("sample_indices", ("num_samples",), "int32")
+_Tensor = tuple[str, tuple[Any, ...], str]  # name, shape (strings are symbolic), dtype
+_PROBS: _Tensor = ("probs", ("batch_size", "vocab_size"), "float32")
+_TOKENS: _Tensor = ("sorted_indices", ("batch_size", "vocab_size"), "int32")
+_SAMPLES: _Tensor = ("sample_indices", ("num_samples",), "int32")
 
-RETURNING: dict[str, tuple[str, Sequence[Table], Sequence[Table]]] = {  # kernel, arguments, results
-    "argsort_probs": ("argsort", (PROBS,), (PROBS, TOKENS)),
+_RETURNING: dict[str, tuple[str, Sequence[_Tensor], Sequence[_Tensor]]] = {  # kernel, arguments, results
+    "argsort_probs": ("argsort", (_PROBS,), (_PROBS, _TOKENS)),
     "sample_with_top_p": (
         "sample_with_top_p",
         (
-            PROBS,
-            TOKENS,
+            _PROBS,
+            _TOKENS,
             ("uniform_samples", ("num_samples",), "float32"),
-            SAMPLES,
+            _SAMPLES,
             ("top_p", ("batch_size",), "float32"),
         ),
-        (SAMPLES,),
+        (_SAMPLES,),
     ),
     "sampler_take_probs": (
         "take_probs",
         (
-            PROBS,
-            TOKENS,
-            SAMPLES,
+            _PROBS,
+            _TOKENS,
+            _SAMPLES,
             ("sampling_result", ("num_samples",), "int32"),
             ("offsets", ("num_positions",), "int32"),
         ),
@@ -43,7 +43,7 @@ RETURNING: dict[str, tuple[str, Sequence[Table], Sequence[Table]]] = {  # kernel
         ),
     ),
 }
-IN_PLACE = {
+_IN_PLACE = {
     "apply_logit_bias_inplace": "apply_logit_bias",
     "apply_penalty_inplace": "apply_penalty",
     "apply_bitmask_inplace": "apply_bitmask",
@@ -53,25 +53,25 @@ IN_PLACE = {
 def attach(vocab: int, hidden: int, metadata: Mapping[str, int], machine: Machine) -> transform.Pass:
     """Add the functions that MLC's runtimes look up beside the model's own."""
     kernels, traits = machine.kernels.sampling, machine.traits
-    logits: Table = ("logits", ("batch_size", 1, vocab), "float32")
-    temperature: Table = ("temperature", ("batch_size",), "float32")
+    logits: _Tensor = ("logits", ("batch_size", 1, vocab), "float32")
+    temperature: _Tensor = ("temperature", ("batch_size",), "float32")
 
     def add(module: ir.IRModule, _context: Any) -> ir.IRModule:
         builder = relax.BlockBuilder(module)
-        embedding_buffer(builder, metadata["prefill_chunk_size"], hidden)
-        for name, (kernel, arguments, results) in RETURNING.items():
-            returning(builder, name, getattr(kernels, kernel)(traits), arguments, results)
+        _add_embedding_buffer(builder, metadata["prefill_chunk_size"], hidden)
+        for name, (kernel, arguments, results) in _RETURNING.items():
+            _add_returning(builder, name, getattr(kernels, kernel)(traits), arguments, results)
         softmax = kernels.softmax_with_temperature(vocab, traits)
-        returning(builder, "softmax_with_temperature", softmax, (logits, temperature), (logits,))
+        _add_returning(builder, "softmax_with_temperature", softmax, (logits, temperature), (logits,))
         result = builder.get()
-        for name, kernel in IN_PLACE.items():
+        for name, kernel in _IN_PLACE.items():
             result[name] = getattr(kernels, kernel)(traits).with_attr("global_symbol", name)
         return result
 
     return transform.module_pass(add, opt_level=0, name="AttachSampling")
 
 
-def embedding_buffer(builder: Any, tokens: int, hidden: int) -> None:
+def _add_embedding_buffer(builder: Any, tokens: int, hidden: int) -> None:
     """alloc_embedding_tensor() -> (tokens, hidden) float32."""
     with builder.function("alloc_embedding_tensor", params=[]):
         shape = relax.ShapeExpr([tokens, hidden])
@@ -79,11 +79,13 @@ def embedding_buffer(builder: Any, tokens: int, hidden: int) -> None:
         builder.emit_func_output(allocated)
 
 
-def returning(builder: Any, name: str, kernel: Any, arguments: Sequence[Table], results: Sequence[Table]) -> None:
+def _add_returning(
+    builder: Any, name: str, kernel: Any, arguments: Sequence[_Tensor], results: Sequence[_Tensor]
+) -> None:
     """A graph function that allocates its results and calls the kernel."""
     sizes: dict[str, Any] = {}
 
-    def tensor(table: Table) -> Any:
+    def tensor(table: _Tensor) -> Any:
         shape = [a if isinstance(a, int) else sizes.setdefault(a, tirx.Var(a, "int64")) for a in table[1]]
         return relax.TensorType(shape, table[2])
 

@@ -15,37 +15,37 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 NAME = "shape_func"  # TVM's: shape_func, shape_func1, ...
 
 
-def ordered() -> transform.Pass:
+def order_shape_functions() -> transform.Pass:
     """Comes after VMShapeLower."""
 
     def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
         functions = dict(module.functions_items())
-        found = sorted((v for v in functions if is_shape_function(v, functions[v])), key=number)
-        kept: list[tuple[ir.GlobalVar, Any]] = []
+        variables = sorted((v for v in functions if _is_shape_function(v, functions[v])), key=_number_of)
+        distinct: list[tuple[ir.GlobalVar, Any]] = []
         renamed: dict[str, ir.GlobalVar] = {}
-        for variable in found:
-            function = sorted_stores(functions.pop(variable))
-            same = next((v for v, other in kept if tvm_ffi.structural_equal(other, function)), None)
+        for variable in variables:
+            function = _sort_stores(functions.pop(variable))
+            same = next((v for v, other in distinct if tvm_ffi.structural_equal(other, function)), None)
             if same is None:
-                same = found[len(kept)]
-                kept.append((same, function))
+                same = variables[len(distinct)]
+                distinct.append((same, function))
             renamed[variable.name_hint] = same
-        calls = _Calls(renamed)
+        calls = _CallRenamer(renamed)
         result = {v: calls.visit_expr(f) if isinstance(f, relax.Function) else f for v, f in functions.items()}
-        return ir.IRModule({**result, **dict(kept)}, attrs=module.attrs)
+        return ir.IRModule({**result, **dict(distinct)}, attrs=module.attrs)
 
     return transform.module_pass(rewrite, opt_level=0, name="OrderedShapeFunctions")
 
 
-def is_shape_function(variable: ir.GlobalVar, function: Any) -> bool:
+def _is_shape_function(variable: ir.GlobalVar, function: Any) -> bool:
     return isinstance(function, tirx.PrimFunc) and variable.name_hint.startswith(NAME)
 
 
-def number(variable: ir.GlobalVar) -> int:
+def _number_of(variable: ir.GlobalVar) -> int:
     return int(variable.name_hint.removeprefix(NAME) or 0)
 
 
-def sorted_stores(function: Any) -> Any:
+def _sort_stores(function: Any) -> Any:
     """Each store reads sizes that were there before, so any order will do: that of their places."""
     if not isinstance(function.body, tirx.SeqStmt):
         return function
@@ -54,7 +54,7 @@ def sorted_stores(function: Any) -> Any:
 
 
 @mutator
-class _Calls(PyExprMutator):  # type: ignore[misc]
+class _CallRenamer(PyExprMutator):  # type: ignore[misc]
     def __init__(self, renamed: dict[str, ir.GlobalVar]) -> None:
         super().__init__()
         self.renamed = renamed
