@@ -11,7 +11,7 @@ import pytest
 from builder.lowering.kernel_modules import Schedules
 from builder.lowering.schedules.cpu import attention, cache
 from builder.lowering.schedules.cpu.vector import Isa
-from builder.ops import experts, gemma, rotary
+from builder.ops import experts, gates, gemma, rotary
 from builder.ops.emit import LABEL, Label, prim_func
 from builder.ops.kv_cache import CacheLayout, LayerAttention, encode
 from tests.tvm.test_kernels import ISAS, LAYOUT, close, empty, filled_pages, isa, linear_case, normal, run
@@ -87,10 +87,10 @@ def test_gemma(isa: Isa):
         close(found, 0.7 * np.tanh(wide / 0.7))
     for found in both(gemma.ScaledLabel(width, 8.0), gemma._scaled, isa, x.shape, x):
         close(found, 8 * wide)
-    gates = 3 * normal(5, 2 * width)
-    gate, up = np.split(gates.astype(np.float64), 2, axis=1)
+    gate_up = 3 * normal(5, 2 * width)
+    gate, up = np.split(gate_up.astype(np.float64), 2, axis=1)
     gelu = gate / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
-    for found in both(gates.GeluMulLabel(width), gates.gelu_gate, isa, (5, width), gates):
+    for found in both(gates.GeluMulLabel(width), gates.gelu_gate, isa, (5, width), gate_up):
         close(found, gelu * up)
 
 
