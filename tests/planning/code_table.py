@@ -36,7 +36,9 @@ ROOMS: dict[str, tuple[str, ...]] = {  # step -> rooms, or files where a step ne
     "fetch": ("steps/fetch.py", "steps/ports.py", "formats/*"),
     "convert": ("steps/convert.py", "steps/ports.py", "architectures/*", "formats/*"),
     "shard": ("steps/shard.py", "steps/ports.py", "architectures/*", "formats/*", "quant/*"),
-    "quantize": ("steps/quantize.py", "steps/imported.py", "steps/ports.py", "architectures/*", "formats/*", "quant/*"),
+    "quantize": ("steps/quantize.py", "steps/imported.py", "steps/shard_file.py", "steps/ports.py", "architectures/*",
+        "formats/*", "quant/*",
+    ),
     "lower": (
         "steps/lower.py", "architectures/*", "models/*", "ops/*", "quant/__init__.py", "quant/layout.py",
         "lowering/*", "targets/*",
