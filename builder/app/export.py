@@ -18,7 +18,7 @@ from builder.core.errors import UserError
 from builder.core.filestore import FileStore
 from builder.core.record import Output
 from builder.core.run import Outcome
-from builder.core.step import Json
+from builder.core.step_io import Json
 from builder.provenance.statement import statement, subjects
 
 _PROVENANCE = "build.json"

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from builder.core.errors import BuildError
 from builder.core.plan import Plan
 from builder.core.status import Status
-from builder.core.step import Json, Role
+from builder.core.step import Role
+from builder.core.step_io import Json
 
 
 class Planned(NamedTuple):

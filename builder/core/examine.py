@@ -17,7 +17,8 @@ from builder.core.fingerprint import FileSources, Sources
 from builder.core.plan import Goal, Plan, check_plan, goals_of_steps, producers_of
 from builder.core.record import LastResult, Lookup, Output, Record
 from builder.core.status import Status
-from builder.core.step import File, Input, Json, Step
+from builder.core.step import Input, Step
+from builder.core.step_io import File, Json
 from builder.core.store import Store
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from builder.core.errors import BuildError, UserError
 from builder.core.events import Event, Listener
 from builder.core.memo import Memo, is_settled, stat_key
 from builder.core.record import LastResult, Lookup, Output, Record, decode_record, encode_record
-from builder.core.step import Json
+from builder.core.step_io import Json
 from builder.core.store import RemoteLookup
 
 VERSION = "1"

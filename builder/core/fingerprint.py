@@ -14,7 +14,7 @@ from typing import Protocol
 from builder.core.digest import digest_of_names
 from builder.core.disk import read_whole
 from builder.core.memo import is_settled
-from builder.core.step import Json
+from builder.core.step_io import Json
 from builder.core.store import Store
 
 _OWN = "builder"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from builder.core.digest import canonical, sha256_hex
-from builder.core.step import Json
+from builder.core.step_io import Json
 
 
 class Output(NamedTuple):

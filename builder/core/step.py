@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Literal
 
 from builder.core.digest import canonical, sha256_hex
+from builder.core.step_io import Json
 
-if TYPE_CHECKING:
-    from builder.core.memo import Memo
-
-Json = Any  # a JSON value: None, bool, int, float, str, list, dict
 # What a step is to those who ask a plan for it: it reads the sources; its result decides what else is planned; it
 # compiles the library; it makes the model that a runtime loads.
 Role = Literal["", "source", "decision", "library", "model"]
@@ -79,44 +75,3 @@ def _id_of(step: Step) -> str:
     params, watch, context = dict(step.params), dict(step.watch), dict(step.context)
     whole = [step.function, params, inputs, watch, context, step.tools, step.code]
     return f"{step.name}-{sha256_hex(canonical(whole))[:12]}"
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """Bytes that a step may read: a whole blob, or a slice of a file (a tensor inside a checkpoint)."""
-
-    path: Path
-    digest: str  # "blake3:<hex>"
-    nbytes: int
-    offset: int = 0
-
-
-class Out(Protocol):
-    """What a running step writes to and reports through."""
-
-    context: Mapping[str, Json]
-    threads: int
-    memo: Memo  # what is known of the bytes of files outside the store, by their stat; it only saves reading them again
-
-    def path(self, name: str) -> Path:
-        """Where to write the output ``name`` (its folder exists; "a/b" is allowed)."""
-        ...
-
-    def link(self, name: str, source: File) -> None:
-        """Make an input blob an output too, without copying it."""
-        ...
-
-    def slice(self, name: str, digest: str, nbytes: int, of: str, offset: int) -> None:
-        """Declare an output that is a slice of a watched file ("watch:<name>") or of an output ("output:<name>")."""
-        ...
-
-    def fact(self, name: str, value: Json) -> None:
-        """Record a small figure with the result (shown by the report, kept in build.json)."""
-        ...
-
-    def warn(self, message: str) -> None: ...
-
-    def progress(self, done: int, total: int, unit: str = "", label: str = "") -> None: ...
-
-
-InputFiles = Mapping[str, "File | Mapping[str, File]"]

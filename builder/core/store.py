@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from builder.core.events import Event
 from builder.core.record import LastResult, Lookup, Output, Record
-from builder.core.step import Json
+from builder.core.step_io import Json
 
 
 class Lock(Protocol):

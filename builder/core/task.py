@@ -8,7 +8,8 @@ from typing import NamedTuple, Protocol
 
 from builder.core.errors import BuildError
 from builder.core.record import Output
-from builder.core.step import InputFiles, Json, Resources
+from builder.core.step import Resources
+from builder.core.step_io import InputFiles, Json
 
 
 class StepTask(NamedTuple):

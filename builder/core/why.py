@@ -12,7 +12,8 @@ from builder.core.fingerprint import FileSources, Sources
 from builder.core.plan import Plan
 from builder.core.reason import Difference
 from builder.core.status import Status
-from builder.core.step import Json, Step
+from builder.core.step import Step
+from builder.core.step_io import Json
 from builder.core.store import Store
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from builder.core.errors import BuildError, StepError, UserError
 from builder.core.record import Output
-from builder.core.step import File, InputFiles, Json, Resources
+from builder.core.step import Resources
+from builder.core.step_io import File, InputFiles, Json
 from builder.core.task import StepResult, StepTask, TaskDone, TaskProgress, TaskReport, TaskWarned
 
 _HEADER = struct.Struct(">I")

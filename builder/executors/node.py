@@ -13,7 +13,8 @@ from pathlib import Path
 from builder.core.errors import BuildError, UserError
 from builder.core.filestore import FileStore
 from builder.core.record import Output
-from builder.core.step import File, Json, Resources
+from builder.core.step import Resources
+from builder.core.step_io import File, Json
 from builder.core.task import StepTask, TaskDone
 from builder.executors.local import LocalExecutor
 from builder.executors.log import Tail

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import builder
 from builder.core.digest import digest_of_names, sha256_hex
 from builder.core.filestore import FileStore
-from builder.core.step import File
+from builder.core.step_io import File
 from builder.core.task import StepTask
 from builder.remote.location import Location
 

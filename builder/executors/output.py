@@ -9,7 +9,7 @@ from pathlib import Path
 from builder.core.errors import StepError
 from builder.core.filestore import FileStore
 from builder.core.record import Output
-from builder.core.step import File, Json
+from builder.core.step_io import File, Json
 from builder.core.task import StepTask, TaskProgress, TaskReport, TaskWarned
 
 _PROGRESS_EVERY_S = 0.05

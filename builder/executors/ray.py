@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from builder.core.errors import BuildError, StepError, UserError
 from builder.core.filestore import FileStore
-from builder.core.step import Json, Resources
+from builder.core.step import Resources
+from builder.core.step_io import Json
 from builder.core.task import StepTask, TaskDone, TaskReport, TaskWarned
 from builder.executors.blob_transfer import BlobTransfer, check_shared_store, location_of
 from builder.executors.log import write_log

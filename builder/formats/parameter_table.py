@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from builder.core.step import Json
+from builder.core.step_io import Json
 from builder.formats.slicing import Slicing, slicing_from_json, slicing_to_json
 
 

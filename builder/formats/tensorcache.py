@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from builder.core.step import Json
+from builder.core.step_io import Json
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from builder.core.step import Json
+from builder.core.step_io import Json
 from builder.provenance.lock_file import Fact, Facts
 
 _SECTIONS = ("architecture", "metadata", "model", "package", "quant", "target", "verify")  # of the recipe

@@ -16,7 +16,8 @@ from builder.core.digest import digest_of_file, digest_of_names, sha256_of_file
 from builder.core.errors import StepError
 from builder.core.fingerprint import installed_versions
 from builder.core.record import Output, Record
-from builder.core.step import Json, Step
+from builder.core.step import Step
+from builder.core.step_io import Json
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from builder.core.disk import FULL
 from builder.core.errors import UserError
-from builder.core.step import Json
+from builder.core.step_io import Json
 from builder.remote.location import Location, with_environment
 
 _T = TypeVar("_T")

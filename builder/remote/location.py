@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from builder.core.errors import UserError
-from builder.core.step import Json
+from builder.core.step_io import Json
 
 URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 _FROM_ENVIRONMENT = "env:"

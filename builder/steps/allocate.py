@@ -9,7 +9,7 @@ from math import prod
 
 from builder.architectures.weights import Parameter, parameter_count, read_map
 from builder.core.digest import canonical
-from builder.core.step import InputFiles, Json, Out
+from builder.core.step_io import InputFiles, Json, Out
 from builder.quant.allocation import choose_options, pattern_of, rules_of
 from builder.quant.layout import Scheme, is_quantized, parse_scheme, stored_tensors
 from builder.steps.ports import one

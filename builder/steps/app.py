@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Mapping
 from typing import Any
 
-from builder.core.step import File, InputFiles, Json, Out
+from builder.core.step_io import File, InputFiles, Json, Out
 from builder.formats.archive import static_library
 from builder.steps.ports import group
 

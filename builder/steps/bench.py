@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 
 from builder.core.errors import StepError
-from builder.core.step import InputFiles, Json, Out
+from builder.core.step_io import InputFiles, Json, Out
 from builder.runtime import measured
 from builder.steps.ports import group
 

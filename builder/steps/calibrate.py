@@ -29,7 +29,7 @@ import torch
 
 from builder.architectures.weights import Entry, read_map
 from builder.core.errors import StepError
-from builder.core.step import InputFiles, Json, Out
+from builder.core.step_io import InputFiles, Json, Out
 from builder.quant.layout import layer_of, stem_of
 from builder.steps.ports import group, one
 from builder.verification import heldout, source_model

@@ -9,7 +9,7 @@ from functools import partial
 from builder import architectures
 from builder.architectures.weights import map_json, parameter_count
 from builder.core.digest import canonical
-from builder.core.step import InputFiles, Json, Out
+from builder.core.step_io import InputFiles, Json, Out
 from builder.formats import quantized
 from builder.steps.ports import one
 

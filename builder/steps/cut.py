@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from builder.core.digest import canonical
-from builder.core.step import InputFiles, Json, Out
+from builder.core.step_io import InputFiles, Json, Out
 from builder.formats.parameter_table import CutTensor, cut_tensor_from_json
 from builder.formats.slicing import take_tp_shard, tp_shard_name
 from builder.formats.tensorcache import TensorRecord, shard_entry

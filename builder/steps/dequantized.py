@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from builder.architectures.weights import Entry, read_map, to_source
-from builder.core.step import File, InputFiles, Json, Out
+from builder.core.step_io import File, InputFiles, Json, Out
 from builder.formats.parameter_table import TensorLocation, read_parameter_table
 from builder.quant import reference as packing
 from builder.quant import scaling

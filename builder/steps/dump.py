@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from builder.core.step import Json
+from builder.core.step_io import Json
 from builder.steps.lower import compile_model
 from builder.targets.planned_tools import check_planned_tools
 from builder.targets.tvm_import import import_tvm

@@ -18,7 +18,7 @@ from threading import local
 from builder.core.digest import canonical, digest_of_names
 from builder.core.errors import UserError
 from builder.core.memo import is_settled, stat_key
-from builder.core.step import File, InputFiles, Json, Out
+from builder.core.step_io import File, InputFiles, Json, Out
 from builder.formats import checkpoint, safetensors
 from builder.steps.ports import group
 

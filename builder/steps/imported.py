@@ -9,7 +9,7 @@ import numpy as np
 
 from builder.architectures.weights import Entry, Slice
 from builder.core.errors import UserError
-from builder.core.step import InputFiles
+from builder.core.step_io import InputFiles
 from builder.formats import quantized
 from builder.quant import asymmetric
 from builder.quant.layout import Scheme

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.core.step import InputFiles, Json, Out
+from builder.core.step_io import InputFiles, Json, Out
 from builder.steps.ports import group, one
 from builder.targets import webgpu
 from builder.targets.planned_tools import check_planned_tools

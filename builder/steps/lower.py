@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder import architectures
 from builder.core.errors import StepError
-from builder.core.step import InputFiles, Json, Out
+from builder.core.step_io import InputFiles, Json, Out
 from builder.quant import layout
 from builder.targets.mlc_apps import library_name, symbol_prefix
 from builder.targets.planned_tools import check_planned_tools

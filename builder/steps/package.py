@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from builder import architectures
-from builder.core.step import File, InputFiles, Json, Out
+from builder.core.step_io import File, InputFiles, Json, Out
 from builder.formats.chatconfig import Texts, chat_config, chat_template
 from builder.formats.chattemplate import CannotExpress, Translation, translate
 from builder.formats.checkpoint import TOKENIZER_FILES, read_json

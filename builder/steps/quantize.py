@@ -17,7 +17,7 @@ import numpy as np
 from builder.architectures.weights import Entry, Slice, read_entry
 from builder.core.digest import canonical
 from builder.core.errors import StepError, UserError
-from builder.core.step import File, InputFiles, Json, Out
+from builder.core.step_io import File, InputFiles, Json, Out
 from builder.formats.tensorcache import TensorRecord, shard_entry
 from builder.quant import pack, scaling
 from builder.quant.layout import Scheme, is_transposed, parse_scheme

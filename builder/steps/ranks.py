@@ -8,7 +8,7 @@ from typing import Any
 from builder import architectures
 from builder.core.digest import canonical
 from builder.core.errors import StepError
-from builder.core.step import InputFiles, Json, Out
+from builder.core.step_io import InputFiles, Json, Out
 from builder.formats.parameter_table import CutTensor, TensorLocation, cut_tensor_to_json, read_parameter_table
 from builder.quant.cuts import SplitTensor, split_tensors
 from builder.quant.layout import parse_scheme

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from builder.core.step import InputFiles, Json, Out
+from builder.core.step_io import InputFiles, Json, Out
 from builder.steps.ports import group, one
 from builder.verification import heldout, quantized, source_model
 from builder.verification.measure import nll, perplexity

@@ -15,7 +15,7 @@ import numpy as np
 
 from builder.architectures.folds import Fold
 from builder.architectures.weights import Entry, read_map
-from builder.core.step import File, InputFiles, Json, Out
+from builder.core.step_io import File, InputFiles, Json, Out
 from builder.quant import pack, storage
 from builder.quant.layout import Scheme, is_quantized, parse_scheme
 from builder.quant.methods import awq

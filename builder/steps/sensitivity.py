@@ -28,7 +28,7 @@ import torch
 from builder.architectures.weights import Entry, read_map
 from builder.core.digest import canonical
 from builder.core.errors import StepError
-from builder.core.step import InputFiles, Json, Out
+from builder.core.step_io import InputFiles, Json, Out
 from builder.quant.layout import Scheme, parse_scheme
 from builder.quant.rounding import rounded
 from builder.steps.ports import group, one

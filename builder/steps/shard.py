@@ -21,7 +21,7 @@ from builder.architectures.folds import Fold
 from builder.architectures.weights import Entry, entry_json, parameter_count, read_map
 from builder.core.digest import canonical
 from builder.core.errors import UserError
-from builder.core.step import InputFiles, Json, Out
+from builder.core.step_io import InputFiles, Json, Out
 from builder.formats.parameter_table import TensorLocation, parameter_table
 from builder.quant.layout import DTYPE_BYTES, Scheme, StoredTensor, parse_scheme, stored_tensors
 from builder.quant.placement import PlacedTensor, placed_to_json

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from builder.core.step import InputFiles, Json, Out
+from builder.core.step_io import InputFiles, Json, Out
 from builder.steps.ports import group
 from builder.steps.verify import compare, report
 from builder.verification import paths

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.core.step import InputFiles, Json, Out
+from builder.core.step_io import InputFiles, Json, Out
 from builder.targets import npm
 
 

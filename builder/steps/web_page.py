@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.core.step import File, InputFiles, Json, Out
+from builder.core.step_io import File, InputFiles, Json, Out
 from builder.steps.ports import group
 
 _TEMPLATE = Path(__file__).resolve().parents[1] / "web_page"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import import_module
 
 from builder.core.errors import UserError
-from builder.core.step import Json
+from builder.core.step_io import Json
 
 LINKERS: dict[str, str] = {  # kind of target -> what links its objects to a .so
     "cpu": "builder.targets.link",

@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from builder.core.errors import UserError
-from builder.core.step import File, Json
+from builder.core.step_io import File, Json
 
 READ_BYTES = 4 << 20  # of the text; more adds nothing to a few hundred tokens
 _LEAST_WINDOW_TOKENS = 16

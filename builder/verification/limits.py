@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from builder.core.errors import UserError
-from builder.core.step import Json
+from builder.core.step_io import Json
 
 _NAMES = ("max_error", "rms_error", "kl", "top1", "perplexity")
 

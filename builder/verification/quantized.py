@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from builder.core.step import File, Json
+from builder.core.step_io import File, Json
 from builder.verification import source_model
 
 _DTYPES = {

@@ -27,7 +27,7 @@ from functools import partial
 
 import numpy as np
 
-from builder.core.step import Json
+from builder.core.step_io import Json
 from builder.quant.layout import FLOAT8_LARGEST, FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST, Scheme
 from builder.quant.methods.mse import STEPS
 from builder.quant.storage import LARGEST, narrow, scales, widen

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from builder.core.errors import StepError
-from builder.core.step import Json
+from builder.core.step_io import Json
 from builder.verification.measure import Divergence, Errors
 from builder.verification.paths import CHUNKED, DECODE, INTERLEAVED, ONE_SHOT, PREFILL
 

@@ -23,7 +23,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from builder.core.errors import StepError, UserError
-from builder.core.step import File, Json
+from builder.core.step_io import File, Json
 
 Tensor: TypeAlias = torch.Tensor
 Fetch = Callable[[str], Tensor]  # checkpoint tensor name -> its value, float32

@@ -10,7 +10,8 @@ import pytest
 from builder.config.paths import store_path
 from builder.core.errors import UserError
 from builder.core.filestore import FileStore
-from builder.core.step import File, Resources
+from builder.core.step import Resources
+from builder.core.step_io import File
 from builder.core.task import StepTask
 from builder.executors.log import Tail, write_log
 from builder.executors.node import run_request

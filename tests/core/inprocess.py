@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 from builder.core.errors import BuildError, StepError
 from builder.core.record import Output
-from builder.core.step import File, Json, Resources
+from builder.core.step import Resources
+from builder.core.step_io import File, Json
 from builder.core.task import StepResult, StepTask, TaskDone, TaskProgress, TaskReport, TaskWarned
 from tests.core.memory_store import MemoryStore
 

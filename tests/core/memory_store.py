@@ -8,7 +8,7 @@ from pathlib import Path
 from builder.core.digest import sha256_hex
 from builder.core.events import Event
 from builder.core.record import LastResult, Lookup, Output, Record
-from builder.core.step import Json
+from builder.core.step_io import Json
 from builder.core.store import RemoteLookup
 
 

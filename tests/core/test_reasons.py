@@ -13,7 +13,8 @@ from builder.core.examine import PlanState
 from builder.core.plan import Goal, Plan
 from builder.core.reason import Difference, summarize_differences
 from builder.core.record import LastResult, Record
-from builder.core.step import Input, Json
+from builder.core.step import Input
+from builder.core.step_io import Json
 from builder.core.why import explain
 from tests.core.fakes import Bench, plan_of
 from tests.core.test_scheduler import chain, fan

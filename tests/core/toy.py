@@ -16,7 +16,8 @@ from typing import Any
 from builder.core.errors import BuildError, StepError, UserError
 from builder.core.events import Event
 from builder.core.plan import Goal, Plan
-from builder.core.step import File, Input, Out, Resources, Step
+from builder.core.step import Input, Resources, Step
+from builder.core.step_io import File, Out
 
 Inputs = Mapping[str, Any]
 

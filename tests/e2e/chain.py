@@ -13,7 +13,7 @@ import yaml
 
 from builder import architectures
 from builder.config.schema import Quant
-from builder.core.step import File
+from builder.core.step_io import File
 from builder.planner.schemes import schemes
 from builder.steps import dequantized, lower, package, reference, verify
 from builder.targets.cpu import resolve as resolve_cpu

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from builder.core.errors import StepError
-from builder.core.step import File
+from builder.core.step_io import File
 from tests.e2e.chain import DEMO, Line, line, stored_array, whole
 from tests.matrix import checkpoints
 

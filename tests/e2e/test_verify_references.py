@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from builder.core.errors import UserError
-from builder.core.step import File
+from builder.core.step_io import File
 from builder.formats import safetensors
 from builder.steps import dequantized, reference
 from builder.verification import heldout, source_model

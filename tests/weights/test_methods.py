@@ -10,7 +10,7 @@ import pytest
 
 from builder.architectures.weights import Entry, Parameter, whole
 from builder.core.errors import StepError, UserError
-from builder.core.step import File
+from builder.core.step_io import File
 from builder.quant import pack, reference, storage
 from builder.quant.layout import Scheme
 from builder.quant.methods import METHODS, Method, prepare

@@ -13,7 +13,7 @@ import pytest
 
 from builder.architectures.weights import Entry, Parameter, Slice, whole
 from builder.core.errors import UserError
-from builder.core.step import File
+from builder.core.step_io import File
 from builder.quant import reference
 from builder.quant.layout import Scheme
 from builder.quant.storage import narrow

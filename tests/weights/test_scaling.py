@@ -15,7 +15,7 @@ import pytest
 from builder import architectures
 from builder.architectures.folds import Fold
 from builder.architectures.weights import read_map, to_source
-from builder.core.step import File
+from builder.core.step_io import File
 from builder.formats import checkpoint
 from builder.quant import reference
 from builder.quant.layout import Scheme

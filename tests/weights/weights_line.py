@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from builder.core.memo import Memo
-from builder.core.step import File
+from builder.core.step_io import File
 from builder.formats import checkpoint, safetensors
 from builder.quant.layout import Scheme
 from builder.quant.storage import NUMPY_DTYPE

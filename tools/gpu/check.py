@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.core.errors import BuildError
-from builder.core.step import File
+from builder.core.step_io import File
 from builder.runtime.engine import Engine
 from builder.runtime.generate import generate
 from builder.steps import verify
