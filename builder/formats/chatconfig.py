@@ -7,24 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.core.errors import UserError
-from builder.formats.chattemplate import Template, Translation
 from builder.formats.checkpoint import TOKENIZER_FILES
+from builder.formats.conversation_template import ROLE_TEMPLATES, Translation
+from builder.formats.generation_config import GenerationConfig, read_generation_config
+from builder.formats.tokenizer import TokenizerFiles, named_tokens
 
 VERSION = "0.1.0"
-_SAMPLING = {  # the format's defaults; the checkpoint's generation_config.json may change the ones it knows
-    "temperature": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "repetition_penalty": 1.0,
-    "top_p": 1.0,
-}
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-_TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _SHARED_TEMPLATE: dict[str, Any] = {
     "system_template": "{system_message}",
     "system_message": "",
     "add_role_after_system_message": True,
-    "role_templates": {"user": "{user_message}", "assistant": "{assistant_message}", "tool": "{tool_message}"},
+    "role_templates": ROLE_TEMPLATES,
     "messages": [],
     "stop_str": [],
     "function_string": "",
@@ -51,12 +44,11 @@ _CONV_TEMPLATES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """The checkpoint's own JSON files, {} where it has none."""
+    """The checkpoint's own JSON files, {} where it has none; ``tokenizer.tokenizer`` is the one that is shipped."""
 
     config: Mapping[str, Any]
     generation: Mapping[str, Any]
-    tokenizer: Mapping[str, Any]
-    tokenizer_config: Mapping[str, Any]
+    tokenizer: TokenizerFiles
 
 
 def chat_config(
@@ -73,8 +65,9 @@ def chat_config(
 
     Token ids that the checkpoint does not give are left out, so the reader's own defaults hold.
     """
-    sampling = {key: texts.generation.get(key) for key in _SAMPLING}
-    ids = {key: _first(texts.generation.get(key), texts.config.get(key)) for key in _TOKEN_IDS}
+    own, ends = read_generation_config(texts.generation, texts.config), _stop_ids(texts)
+    ids = {"pad_token_id": own.pad, "bos_token_id": own.bos, "eos_token_id": _one_or_all(ends)}
+    tokenizer = texts.tokenizer.tokenizer
     vocab_size = model_config["vocab_size"]
     return {
         "version": VERSION,
@@ -82,7 +75,7 @@ def chat_config(
         "quantization": quantization,
         "model_config": dict(model_config),
         "vocab_size": vocab_size,
-        "active_vocab_size": min(vocab_size, _tokens(texts.tokenizer) or vocab_size),
+        "active_vocab_size": min(vocab_size, _tokens(tokenizer) or vocab_size),
         "context_window_size": model_config["context_window_size"],
         "sliding_window_size": model_config["sliding_window_size"],
         "prefill_chunk_size": model_config["prefill_chunk_size"],
@@ -90,22 +83,33 @@ def chat_config(
         "tensor_parallel_shards": model_config["tensor_parallel_shards"],
         "pipeline_parallel_stages": model_config["pipeline_parallel_stages"],
         "max_batch_size": model_config["max_batch_size"],
-        **{key: _SAMPLING[key] if value is None else float(value) for key, value in sampling.items()},
+        **own.sampling,
         "tokenizer_files": [name for name in TOKENIZER_FILES if name in files],
-        "tokenizer_info": tokenizer_info(texts.tokenizer),
-        "conv_template": _template(conv_template, texts, ids),
+        "tokenizer_info": tokenizer_info(tokenizer),
+        "conv_template": _template(conv_template, texts, own, ends),
         **{key: value for key, value in ids.items() if value is not None},
         "model_task": "chat",
     }
 
 
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
+def _stop_ids(texts: Texts) -> list[int]:
+    """Every token that ends a text: those of generation_config.json and config.json, and the tokenizer's own."""
+    own = read_generation_config(texts.generation, texts.config)
+    named = named_tokens(texts.tokenizer).get("eos_token", "")
+    eos = _token_ids(texts.tokenizer.tokenizer).get(named)
+    return list(dict.fromkeys([*own.eos, *([] if eos is None else [eos])]))
 
 
-def _template(name: str | Translation, texts: Texts, ids: Mapping[str, Any]) -> dict[str, Any]:
+def _one_or_all(ids: Sequence[int]) -> int | list[int] | None:
+    """As generation_config.json writes ids."""
+    return None if not ids else ids[0] if len(ids) == 1 else list(ids)
+
+
+def _template(
+    name: str | Translation, texts: Texts, own: GenerationConfig, ends: Sequence[int]
+) -> dict[str, Any]:  # fmt: skip
     if isinstance(name, Translation):
-        return _translated(name, texts, ids)
+        return _translated(name, texts, own, ends)
     if name not in _CONV_TEMPLATES:
         raise UserError(
             f"model.conv_template: found {name!r}; allowed: {', '.join(_CONV_TEMPLATES)}", "model.conv_template=plain"
@@ -114,51 +118,36 @@ def _template(name: str | Translation, texts: Texts, ids: Mapping[str, Any]) -> 
         "name": name,
         **_SHARED_TEMPLATE,
         **_CONV_TEMPLATES[name],
-        "system_prefix_token_ids": _prefix_ids(texts, ids["bos_token_id"]),
-        "stop_token_ids": _ends(ids),
+        "system_prefix_token_ids": _prefix_ids(texts, own.bos),
+        "stop_token_ids": list(ends),
     }
 
 
-def _translated(translation: Translation, texts: Texts, ids: Mapping[str, Any]) -> dict[str, Any]:
+def _translated(
+    translation: Translation, texts: Texts, own: GenerationConfig, ends: Sequence[int]
+) -> dict[str, Any]:  # fmt: skip
     """Token ids for what the template begins with and for what ends an answer, where they are tokens."""
-    added = {token["content"]: token["id"] for token in texts.tokenizer.get("added_tokens", [])}
-    begins = added.get(translation.begins, ids["bos_token_id"])
+    added = {token["content"]: token["id"] for token in texts.tokenizer.tokenizer.get("added_tokens") or []}
+    begins = added.get(translation.begins, own.bos)
     stops = [added[text] for text in translation.conv["stop_str"] if text in added]
     return {
         "name": "checkpoint",
         **_SHARED_TEMPLATE,
         **translation.conv,
         "system_prefix_token_ids": [begins] if translation.begins and begins is not None else [],
-        "stop_token_ids": list(dict.fromkeys([*_ends(ids), *stops])),
+        "stop_token_ids": list(dict.fromkeys([*ends, *stops])),
     }
-
-
-def _ends(ids: Mapping[str, Any]) -> list[int]:
-    eos = ids["eos_token_id"]
-    return [] if eos is None else list(eos) if isinstance(eos, list) else [eos]
-
-
-def chat_template(texts: Texts, jinja: str | None) -> Template | None:
-    """The checkpoint's own chat template: from its file, or from tokenizer_config.json (where there may be many)."""
-    source = jinja or texts.tokenizer_config.get("chat_template")
-    if isinstance(source, list):
-        source = {entry.get("name"): entry.get("template") for entry in source}.get("default")
-    if not isinstance(source, str):
-        return None
-    named = {key: texts.tokenizer_config.get(key) for key in _SPECIAL_TOKENS}
-    tokens = {key: value.get("content") if isinstance(value, Mapping) else value for key, value in named.items()}
-    return Template(source, {key: value for key, value in tokens.items() if isinstance(value, str)})
 
 
 def _prefix_ids(texts: Texts, bos: int | None) -> list[int]:
     """What the tokenizer puts before every text: the runtimes encode without it, so the template must say it."""
-    for processor in _parts(texts.tokenizer.get("post_processor"), "processors"):
+    for processor in _parts(texts.tokenizer.tokenizer.get("post_processor"), "processors"):
         if processor.get("type") == "TemplateProcessing":
             first = processor["single"][0] if processor["single"] else {}
             if "SpecialToken" not in first:
                 return []
             return list(processor["special_tokens"][first["SpecialToken"]["id"]]["ids"])
-    adds_bos = not texts.tokenizer and texts.tokenizer_config.get("add_bos_token") is True
+    adds_bos = not texts.tokenizer.tokenizer and texts.tokenizer.config.get("add_bos_token") is True
     return [bos] if adds_bos and bos is not None else []
 
 
@@ -170,6 +159,8 @@ def tokenizer_info(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
     decoders = list(_parts(tokenizer.get("decoder"), "decoders"))
     normalizers = list(_parts(tokenizer.get("normalizer"), "normalizers"))
     kinds = {decoder.get("type") for decoder in decoders}
+    if not decoders:  # then what a text is cut with says how its tokens are written
+        kinds = {part.get("type") for part in _parts(tokenizer.get("pre_tokenizer"), "pretokenizers")}
     if "ByteLevel" in kinds:
         method = "byte_level"
     else:
@@ -193,8 +184,13 @@ def _parts(node: Any, key: str) -> Iterator[Mapping[str, Any]]:
         yield node
 
 
+def _token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    """{token: id} of tokenizer.json; added tokens go before words of the vocabulary."""
+    vocab = tokenizer.get("model", {}).get("vocab", {})
+    words = vocab if isinstance(vocab, Mapping) else {word[0]: number for number, word in enumerate(vocab)}
+    return {**words, **{token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}}
+
+
 def _tokens(tokenizer: Mapping[str, Any]) -> int:
     """One more than the largest token id of tokenizer.json; 0 if it has none."""
-    vocab = tokenizer.get("model", {}).get("vocab", {})
-    ids = list(vocab.values()) if isinstance(vocab, Mapping) else list(range(len(vocab)))
-    return max([*ids, *(token["id"] for token in tokenizer.get("added_tokens", []))], default=-1) + 1
+    return max(_token_ids(tokenizer).values(), default=-1) + 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -36,6 +36,19 @@ TOKENIZER_FILES = (  # what runtimes read to tokenize, in the artifact's order
     "added_tokens.json",
     "tokenizer_config.json",
 )
+TOKENIZER_SOURCES = (  # what transformers makes a tokenizer of
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+BPE_FILES = ("vocab.json", "merges.txt")  # a tokenizer of before there was tokenizer.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +84,11 @@ def find(folder: Path) -> Checkpoint:
         f"allowed: {', '.join(name for name, _ in _WEIGHTS)}",
         "is the download complete?",
     )
+
+
+def has_tokenizer(files: Collection[str]) -> bool:
+    """Whether fetch makes a tokenizer.json from these files of a checkpoint."""
+    return "tokenizer.json" in files or set(BPE_FILES) <= set(files)
 
 
 def _members(folder: Path, name: str) -> tuple[str, ...]:
@@ -109,6 +127,13 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{name}: is a JSON {type(value).__name__}; allowed: an object")
     return value
+
+
+def require(is_right: bool, where: str, found: Any, allowed: str) -> None:
+    """UserError for a field of another type than it must have: ``where`` is "<file>: <path of the field>"."""
+    if not is_right:
+        text = json.dumps(found, ensure_ascii=False, default=str)
+        raise UserError(f"{where} is {text[:80]}{'...' if len(text) > 80 else ''}; allowed: {allowed}")
 
 
 def check_index(name: str, index: Mapping[str, str], owners: Mapping[str, str]) -> None:

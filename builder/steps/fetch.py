@@ -1,7 +1,8 @@
 """fetch: check a checkpoint's files strictly and name the content of every tensor. Copies no safetensors weights.
 
 Output: layout.json {"tensors": {name: {"dtype", "shape"}}}, sorted and without file names, so that a checkpoint that is
-only sharded another way changes nothing; tensor/<name>, a slice of the watched file; file/<name>, config and tokenizer.
+only sharded another way changes nothing; tensor/<name>, a slice of the watched file; file/<name>, config and tokenizer,
+where file/tokenizer.json is put together from all of the tokenizer's files; source/<name>, those files as they are.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from builder.core.errors import UserError
 from builder.core.memo import is_settled, stat_key
 from builder.core.step_io import File, InputFiles, Json, Out
 from builder.formats import checkpoint, safetensors
+from builder.formats.generation_config import read_generation_config
+from builder.formats.tokenizer import assemble, read_files
 from builder.steps.ports import group
 
 READ_BYTES = 1 << 20
@@ -94,6 +97,21 @@ def _companions(watch: Mapping[str, File], out: Out) -> None:
         if name.endswith(".json"):
             checkpoint.read_json(watch[name].path, name)
         shutil.copyfile(watch[name].path, out.path(f"file/{name}"))
+        if name in checkpoint.TOKENIZER_SOURCES:
+            shutil.copyfile(watch[name].path, out.path(f"source/{name}"))
+    paths = {name: file.path for name, file in watch.items() if name in checkpoint.COMPANIONS}
+    read_generation_config(*(_read_json(paths, name) for name in ("generation_config.json", "config.json")))
+    if checkpoint.has_tokenizer(paths):
+        data, warnings = assemble(paths)
+        out.path("file/tokenizer.json").write_bytes(data)
+        for warning in warnings:
+            out.warn(warning)
+    else:
+        read_files(paths)
+
+
+def _read_json(paths: Mapping[str, Path], name: str) -> dict[str, Json]:
+    return checkpoint.read_json(paths[name], name) if name in paths else {}
 
 
 def _hash(located: list[Located], out: Out) -> dict[str, str]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from builder import architectures
 from builder.core.step_io import File, InputFiles, Json, Out
-from builder.formats.chatconfig import Texts, chat_config, chat_template
-from builder.formats.chattemplate import CannotExpress, Translation, translate
+from builder.formats import chat_template
+from builder.formats.chatconfig import Texts, chat_config
 from builder.formats.checkpoint import TOKENIZER_FILES, read_json
+from builder.formats.conversation_template import CannotExpress, Translation, translate
 from builder.formats.tensorcache import tensor_cache
+from builder.formats.tokenizer import named_tokens, read_files
 from builder.steps.ports import group, one
 
 
@@ -36,8 +39,11 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     for name in TOKENIZER_FILES:
         if name in files:
             out.link(name, group(inputs["files"])[f"file/{name}"])
-    _write_json(out.path("mlc-chat-config.json"), _chat_config(params, files, out))
-    card = _card(params, cache["metadata"], total_parameters, library.nbytes)
+    texts = _texts(files)
+    chat = _own_chat(texts, files) if params["conv_template"] is None else Chat(params["conv_template"])
+    _write_template(chat, texts, out)
+    _write_json(out.path("mlc-chat-config.json"), _chat_config(params, texts, files, chat))
+    card = _card(params, cache["metadata"], total_parameters, library.nbytes, chat)
     out.path("README.md").write_text(card, "utf-8")
     out.fact("weights_bytes", cache["metadata"]["ParamBytes"])
     out.fact("bits_per_parameter", round(cache["metadata"]["BitsPerParam"], 4))
@@ -54,13 +60,27 @@ def _link_shards(files: Mapping[str, File], out: Out) -> list[Json]:
     return shards
 
 
-def _chat_config(params: Mapping[str, Json], files: Mapping[str, Path], out: Out) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """How the artifact chats: MLC's conversation template (a name of CONV_TEMPLATES, or the checkpoint's own in MLC's
+    format), and the checkpoint's own template as it is, where it can be rendered. ``notes`` go into the card."""
+
+    conversation: str | Translation
+    template: chat_template.Template | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def _texts(files: Mapping[str, Path]) -> Texts:
     def text(name: str) -> dict[str, Any]:
         return read_json(files[name], name) if name in files else {}
 
-    texts = Texts(
-        text("config.json"), text("generation_config.json"), text("tokenizer.json"), text("tokenizer_config.json")
-    )
+    return Texts(text("config.json"), text("generation_config.json"), read_files(files))
+
+
+def _chat_config(
+    params: Mapping[str, Json], texts: Texts, files: Mapping[str, Path], chat: Chat
+) -> dict[str, Any]:  # fmt: skip
     family = architectures.load(params["family"])
     config = family.from_architecture(params["architecture"])
     return chat_config(
@@ -69,35 +89,52 @@ def _chat_config(params: Mapping[str, Json], files: Mapping[str, Path], out: Out
         model_config=family.model_config(config, params["metadata"]),
         texts=texts,
         files=list(files),
-        conv_template=params["conv_template"] or _own_template(texts, files, out),
+        conv_template=chat.conversation,
     )
 
 
-def _own_template(texts: Texts, files: Mapping[str, Path], out: Out) -> str | Translation:
+def _own_chat(texts: Texts, files: Mapping[str, Path]) -> Chat:
     """The checkpoint's chat template in the artifact's format; plain text where it has none or cannot be expressed."""
-    jinja = files["chat_template.jinja"].read_text("utf-8") if "chat_template.jinja" in files else None
-    template = chat_template(texts, jinja)
+    template = chat_template.read_template(texts.tokenizer, files.get(chat_template.FILE))
     if template is None:
-        return "plain"
+        return Chat("plain")
+    dated = [f"it writes the day: here that is always {chat_template.DATE}"] * chat_template.writes_date(template)
     try:
         translation = translate(template)
     except CannotExpress as error:
-        out.warn(
-            f"the checkpoint's chat template has no counterpart in MLC's format ({error}); it completes plain text"
+        try:
+            chat_template.render(template, chat_template.messages_of("Why?"))
+        except chat_template.CannotRender as failure:
+            warning = f"the checkpoint's chat template is not used ({failure}): the model completes plain text"
+            return Chat("plain", warnings=(warning,))
+        note = (
+            f"MLC's own format cannot express it ({error}): `build generate` and package=web_page render "
+            f"{chat_template.FILE}; runtimes that read mlc-chat-config.json alone complete plain text"
         )
-        return "plain"
-    for note in translation.notes:
-        out.warn(f"chat template: {note}")
-    return translation
+        return Chat("plain", template, (*dated, note), (f"chat template: {note}",))
+    return Chat(translation, template, (*dated, *translation.notes))
+
+
+def _write_template(chat: Chat, texts: Texts, out: Out) -> None:
+    """chat_template.jinja in UTF-8, and the named tokens that it writes."""
+    for warning in chat.warnings:
+        out.warn(warning)
+    if chat.template is not None:
+        out.path(chat_template.FILE).write_text(chat.template.source, "utf-8")
+        _write_json(out.path("special_tokens_map.json"), named_tokens(texts.tokenizer))
 
 
 def _write_json(path: Path, value: Json) -> None:
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
-def _card(params: Mapping[str, Json], stored: Mapping[str, Any], total_parameters: int, library_bytes: int) -> str:
+def _card(
+    params: Mapping[str, Json], stored: Mapping[str, Any], total_parameters: int, library_bytes: int, chat: Chat
+) -> str:
     metadata = params["metadata"]
     shards = metadata["tensor_parallel_shards"]
+    notes = "".join(f"- {note}\n" for note in chat.notes)
+    template = f"\nThe chat template of the checkpoint, in chat_template.jinja:\n\n{notes}" if notes else ""
     spread = f"| GPUs | {shards}, each with its share of every layer |\n" if shards > 1 else ""
     return f"""# {params["name"]}
 
@@ -113,6 +150,6 @@ A {params["family"]} model of {total_parameters:,} parameters, compiled by llm-b
 
 `build generate "PROMPT"`, with the overrides that built it, streams text from this folder.
 The layout is MLC's: `mlc-chat-config.json`, `tensor-cache.json`, `params_shard_*.bin`, the tokenizer and the library.
-
+{template}
 Where every byte came from, with which tools and how it was checked: `build.json`.
 """

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builder.formats.chattemplate import translate
 
 from builder.core.errors import UserError
 from builder.formats.chatconfig import Texts, chat_config, chat_template, tokenizer_info
-from builder.formats.chattemplate import translate
 from tests.weights.weights_line import (
     ARCHITECTURE,
     METADATA,

@@ -11,6 +11,7 @@ import builder
 from builder.config.schema import Recipe
 from builder.core.errors import UserError
 from builder.core.step import Input, Resources, Step
+from builder.formats.checkpoint import has_tokenizer
 from builder.planner.feasibility.platforms import platform_of, runs_here
 from builder.planner.graph.recipe_keys import VERIFY_KEYS
 from builder.planner.graph.step_resources import reference_bytes, running_bytes
@@ -103,7 +104,7 @@ def source_inputs(recipe: Recipe, fetch: Step) -> dict[str, Input]:
         "layout": Input(fetch.id, "layout.json"),
         "config": Input(fetch.id, "file/config.json"),
     }
-    if "tokenizer.json" in recipe.checkpoint.files:
+    if has_tokenizer(recipe.checkpoint.files):
         inputs["tokenizer"] = Input(fetch.id, "file/tokenizer.json")
     return inputs
 

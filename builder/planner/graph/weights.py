@@ -48,7 +48,7 @@ def _fetch_step(recipe: Recipe) -> Step:
         params=params,
         recipe_keys=RECIPE_KEYS,
         watch={name: str(checkpoint.root / name) for name in here},
-        tools=("torch",) if checkpoint.format == "bin" else (),
+        tools=_fetch_tools(checkpoint),
         role="source",
     )
 

@@ -1,0 +1,125 @@
+"""A checkpoint's chat template (Jinja): where it is, and what it makes of conversations.
+
+Templates are programs of strangers: they run in a sandbox, in a process of its own with limits (jinja_process.py).
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builder.core.errors import UserError
+from builder.formats import jinja_process
+from builder.formats.checkpoint import require
+from builder.formats.tokenizer import TokenizerFiles, named_tokens
+
+FILE = "chat_template.jinja"
+DATE = "2024-07-26"  # of templates that write the day: an artifact must not depend on when it is built. Llama 3.2's own
+WALL_SECONDS = 60  # of a busy machine; the limit that counts is of processor time
+Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content"}
+
+
+class CannotRender(Exception):
+    """The template refuses a conversation, or fails; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """``answer``: up to where the assistant begins."""
+
+    messages: Sequence[Message]
+    answer: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A chat template with its special tokens, by name."""
+
+    source: str
+    tokens: Mapping[str, str]
+
+
+def render_all(template: Template, conversations: Sequence[Conversation]) -> list[str | CannotRender]:
+    """The prompts, in one process. An entry is a CannotRender where the template refuses that conversation.
+
+    Raises:
+        CannotRender: it takes more time or memory than a template may.
+    """
+    request = {
+        "source": template.source,
+        "tokens": dict(template.tokens),
+        "date": DATE,
+        "conversations": [{"messages": list(each.messages), "answer": each.answer} for each in conversations],
+    }
+    command = [sys.executable, "-P", jinja_process.__file__]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(request), capture_output=True, text=True, timeout=WALL_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise CannotRender(f"the template takes more than {WALL_SECONDS} s") from None
+    if done.returncode < 0:
+        raise CannotRender(f"the template takes more than {jinja_process.CPU_SECONDS:g} s of processor time")
+    if done.returncode:
+        last = "".join(done.stderr.strip().splitlines()[-1:])
+        raise CannotRender(f"the template takes more than {jinja_process.MEMORY_BYTES >> 20} MB, or fails: {last}")
+    answers = json.loads(done.stdout)
+    return [answer["text"] if "text" in answer else CannotRender(answer["error"]) for answer in answers]
+
+
+def render(template: Template, messages: Sequence[Message], answer: bool = True) -> str:
+    """One prompt. Raises CannotRender."""
+    (text,) = render_all(template, [Conversation(messages, answer)])
+    if isinstance(text, CannotRender):
+        raise text
+    return text
+
+
+def writes_date(template: Template) -> bool:
+    """Whether it may write the day that it is; here that is DATE."""
+    return jinja_process.DATE_NAME in template.source
+
+
+def read_template(files: TokenizerFiles, jinja: Path | None) -> Template | None:
+    """The checkpoint's own: chat_template.jinja (``jinja``), else what tokenizer_config.json has; None: it has none.
+
+    Raises:
+        UserError: chat_template has another type than it must have; the file cannot be read as text.
+    """
+    source = read_text(jinja) if jinja else files.config.get("chat_template")
+    where = "tokenizer_config.json: chat_template"
+    if isinstance(source, list):
+        by_name = {}
+        for number, entry in enumerate(source):
+            right = isinstance(entry, Mapping) and all(isinstance(entry.get(key), str) for key in ("name", "template"))
+            require(right, f"{where}[{number}]", entry, "an object with a name and a template")
+            by_name[entry["name"]] = entry["template"]
+        source = by_name.get("default")
+    require(source is None or isinstance(source, str), where, source, "a template, or a list of templates with names")
+    return Template(source, named_tokens(files)) if source else None
+
+
+def read_text(path: Path) -> str:
+    """A template's text: UTF-8, with or without a mark at its beginning, UTF-16 with one, else Latin-1."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{FILE}: cannot be read: {error.strerror}", f"look at {path}") from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def messages_of(text: str, system: str = "") -> list[dict[str, Any]]:
+    """A conversation of one question."""
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, {"role": "user", "content": text}]
