@@ -16,7 +16,7 @@ _WEIGHTS: tuple[tuple[str, str], ...] = (  # first found wins, in transformers' 
     ("pytorch_model.bin", "bin"),
     ("pytorch_model.bin.index.json", "bin"),
 )
-_COMPANIONS = (  # small files that travel into the artifact or fill it in
+COMPANIONS = (  # small files that travel into the artifact or fill it in
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -74,7 +74,7 @@ def find(folder: Path) -> Checkpoint:
         )
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json", "model.source must be a transformers checkpoint folder")
-    files = tuple(name for name in _COMPANIONS if (folder / name).is_file())
+    files = tuple(name for name in COMPANIONS if (folder / name).is_file())
     for name, kind in _WEIGHTS:
         if (folder / name).is_file():
             return Checkpoint(kind, _members(folder, name), files)

@@ -39,7 +39,7 @@ def compile_template(source: str) -> Any:
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Generation(Extension):
+    class Generation(Extension):  # type: ignore[misc]
         """{% generation %} marks an answer for training; a prompt has it as it is, in a scope of its own."""
 
         tags = {"generation"}  # noqa: RUF012
@@ -48,7 +48,7 @@ def compile_template(source: str) -> Any:
             line = next(parser.stream).lineno
             return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
-    class Namespace(utils.Namespace):
+    class Namespace(utils.Namespace):  # type: ignore[misc]
         def __setitem__(self, name: str, value: Any) -> None:
             if name.startswith("_"):
                 raise jinja2.TemplateError(f"a namespace holds no {name}")

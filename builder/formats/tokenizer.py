@@ -68,7 +68,8 @@ def assemble(paths: Mapping[str, Path]) -> tuple[bytes, list[str]]:
     Raises:
         UserError: a file is damaged, or a field has another type than it must have.
     """
-    files, warnings = read_files(paths), []
+    files = read_files(paths)
+    warnings: list[str] = []
     if "tokenizer.json" in paths:
         source, base = paths["tokenizer.json"].read_bytes(), dict(files.tokenizer)
     else:

@@ -9,9 +9,10 @@ from typing import Any
 
 import builder
 from builder import architectures
-from builder.config.schema import Budget, Recipe
+from builder.config.schema import Budget, Checkpoint, Recipe
 from builder.core.step import Input, Resources, Step
 from builder.formats import quantized
+from builder.formats.checkpoint import has_tokenizer
 from builder.planner.graph.recipe_keys import CALIBRATION_KEYS, RECIPE_KEYS, SENSITIVITY_KEYS
 from builder.planner.graph.step_resources import model_size, moments_bytes, reference_bytes
 from builder.planner.graph.verify import TORCH_TOOLS, source_inputs, text_digest
@@ -51,6 +52,14 @@ def _fetch_step(recipe: Recipe) -> Step:
         tools=_fetch_tools(checkpoint),
         role="source",
     )
+
+
+def _fetch_tools(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What reads pickles, and what puts a tokenizer together."""
+    torch = ("torch",) if checkpoint.format == "bin" else ()
+    if not has_tokenizer(checkpoint.files):
+        return torch
+    return (*torch, "tokenizers") if "tokenizer.json" in checkpoint.files else (*torch, "transformers", "tokenizers")
 
 
 def _convert_step(recipe: Recipe, fetch: Step) -> Step:
