@@ -234,8 +234,9 @@ class _Build:
     def task_of(self, step: Step) -> StepTask:
         inputs = self.state.files(step)
         return StepTask(
-            step.id, step.name, step.function, step.params, inputs, step.context, step.resources, self.store.scratch()
-        )
+            step.id, step.name, step.function, step.params, inputs, step.context, step.resources, self.store.scratch(),
+            step.loads,
+        )  # fmt: skip
 
     # Hearing back
 

@@ -12,6 +12,8 @@ from builder.core.step_io import Json
 # What a step is to those who ask a plan for it: it reads the sources; its result decides what else is planned; it
 # compiles the library; it makes the model that a runtime loads.
 Role = Literal["", "source", "decision", "library", "model"]
+# What a step loads into its process and what then stays there: TVM with its compiler, TVM's runtime alone, torch.
+Loads = Literal["", "tvm-compiler", "tvm-runtime", "torch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Step:
     # a.b.X that is reached by import, the module c.d.X, where there is one
     code: tuple[str, ...] = ()
     role: Role = ""
+    loads: Loads = ""  # not identity: which worker process can run it (executors/process_libraries.py)
     programs: tuple[str, ...] = ()  # that it runs and that a machine may not have: "nvcc", "linker"
     locked_params: tuple[str, ...] = ()  # those of ``params`` that come from this machine or a file, not from a recipe
     recipe_keys: Mapping[str, str] = field(default_factory=dict)  # {path below ``params``: how a user types it}

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from builder.core.errors import BuildError
 from builder.core.record import Output
-from builder.core.step import Resources
+from builder.core.step import Loads, Resources
 from builder.core.step_io import InputFiles, Json
 
 
@@ -21,6 +21,7 @@ class StepTask(NamedTuple):
     context: Mapping[str, Json]
     resources: Resources  # within the executor's capacity; ``cpu`` is the number of threads
     scratch: Path  # an empty folder of its own; the log goes to scratch/log, outputs to scratch/out
+    loads: Loads = ""  # Step.loads: an executor picks the process by it
 
 
 class StepResult(NamedTuple):

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from builder.core import disk
 from builder.core.errors import StepError
 from builder.core.filestore import FileStore
-from builder.core.step import Resources
+from builder.core.step import Loads, Resources
 from builder.core.task import StepTask, TaskDone, TaskReport, TaskWarned
 from builder.executors.messages import Frames, report_from_json, send, task_to_json
+from builder.executors.process_libraries import can_load, has_loaded, with_library
 
 if TYPE_CHECKING:
     import subprocess
@@ -69,6 +70,7 @@ class _Worker:
         self.gpus = gpus  # the ones that it sees; a step that takes none sees all
         self.task: StepTask | None = None
         self.loaded: set[str] = set()  # functions whose modules it has loaded
+        self.libraries: frozenset[Loads] = frozenset()  # what its steps loaded beside
         self.frames = Frames()
 
 
@@ -103,20 +105,26 @@ class LocalExecutor:
         worker = self._pick(task)
         worker.task = task
         worker.loaded.add(task.function)
+        worker.libraries = with_library(worker.libraries, task.loads)
         with suppress(BrokenPipeError):  # it died: its other pipe says so too, and there the failure is reported
             send(worker.commands, task_to_json(task))
 
     def _pick(self, task: StepTask) -> _Worker:
-        """An idle worker with this many threads and GPUs, best one that has loaded the step's modules; or a new one."""
+        """An idle worker with this many threads and GPUs whose process can load what the step loads, best one that has
+        loaded the step's modules; or a new one."""
         idle = [worker for worker in self._workers if worker.task is None]
         free = self._free_gpus()
         size = (task.resources.cpu, task.resources.gpu)
-        fitting = [each for each in idle if (each.threads, len(each.gpus)) == size and each.gpus <= free]
+        fitting = [
+            each
+            for each in idle
+            if (each.threads, len(each.gpus)) == size and each.gpus <= free and can_load(each.libraries, task.loads)
+        ]
         for worker in fitting:
             if task.function in worker.loaded:
                 return worker
         if fitting and len(self._workers) >= self._capacity.cpu:
-            return fitting[0]
+            return max(fitting, key=lambda each: has_loaded(each.libraries, task.loads))
         if idle and len(self._workers) >= self._capacity.cpu:
             self._end(idle[0])
         return self._spawn(task)

@@ -54,6 +54,7 @@ def task_to_json(task: StepTask) -> Json:
         "context": task.context,
         "resources": _resources_to_json(task.resources),
         "scratch": str(task.scratch),
+        "loads": task.loads,
     }
 
 

@@ -13,11 +13,16 @@ _RUNTIME_ONLY = "TVM_USE_RUNTIME_LIB"
 
 
 def import_tvm(runtime_only: bool = False) -> Any:
-    """The ``tvm`` module; ``runtime_only``: without the compiler, unless it is loaded already."""
-    if "tvm" in sys.modules:
-        return sys.modules["tvm"]
-    with _without("torch"), _environment(_RUNTIME_ONLY, "1" if runtime_only else os.environ.get(_RUNTIME_ONLY)):
-        return import_module("tvm")
+    """The ``tvm`` module; ``runtime_only``: without the compiler, unless it is loaded already.
+
+    A process has one TVM for good. Where it is the runtime alone, a step that compiles must get another process: that
+    is Step.loads."""
+    if "tvm" not in sys.modules:
+        with _without("torch"), _environment(_RUNTIME_ONLY, "1" if runtime_only else None):
+            import_module("tvm")
+    tvm = sys.modules["tvm"]
+    assert runtime_only or hasattr(tvm, "relax"), "this process has loaded TVM's runtime without the compiler"
+    return tvm
 
 
 @contextmanager
@@ -35,13 +40,13 @@ def _without(name: str) -> Iterator[None]:
 
 @contextmanager
 def _environment(name: str, value: str | None) -> Iterator[None]:
-    before = os.environ.get(name)
+    """The variable has this value, or none, whatever it is outside."""
+    before = os.environ.pop(name, None)
     if value is not None:
         os.environ[name] = value
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
+        os.environ.pop(name, None)
+        if before is not None:
             os.environ[name] = before

@@ -44,6 +44,7 @@ def lower_step(recipe: Recipe, linker: str) -> Step:
         ),
         resources=Resources(cpu=1, memory_bytes=lowering_bytes(recipe)),
         role="library",
+        loads="tvm-compiler",
         programs=_programs_of(recipe, str(tools.get("kernels", ""))),
         locked_params=tuple(tools),
     )

@@ -43,6 +43,7 @@ def reference_steps(recipe: Recipe, weights: Mapping[str, Step]) -> list[Step]:
         inputs=source,
         context={"text": str(text)},
         tools=TORCH_TOOLS,
+        loads="torch",
         resources=resources,
     )
     dequantized = Step(
@@ -59,6 +60,7 @@ def reference_steps(recipe: Recipe, weights: Mapping[str, Step]) -> list[Step]:
         },
         context={"text": str(text)},
         tools=TORCH_TOOLS,
+        loads="torch",
         resources=resources,
     )
     return [reference, dequantized]
@@ -84,6 +86,7 @@ def verify_step(recipe: Recipe, references: Sequence[Step], package: Step) -> St
             tools=("apache-tvm", "numpy"),
             validation=True,
             resources=Resources(cpu=1, memory_bytes=running_bytes(recipe)),
+            loads="tvm-runtime",
         )
     return Step(
         name="verify.weights",

@@ -50,6 +50,7 @@ def _fetch_step(recipe: Recipe) -> Step:
         recipe_keys=RECIPE_KEYS,
         watch={name: str(checkpoint.root / name) for name in here},
         tools=_fetch_tools(checkpoint),
+        loads="torch" if checkpoint.format == "bin" else "",
         role="source",
     )
 
@@ -112,6 +113,7 @@ def _budget_steps(recipe: Recipe, budget: Budget, fetch: Step, convert: Step) ->
         inputs={**source_inputs(recipe, fetch), "weight_map": weight_map},
         context=context,
         tools=TORCH_TOOLS,
+        loads="torch",
         resources=Resources(cpu=_ALL_CORES, memory_bytes=_GIB + reference_bytes(recipe)),
         locked_params=("text",),
     )
@@ -147,6 +149,7 @@ def _calibrate_step(recipe: Recipe, fetch: Step, convert: Step) -> Step:
         inputs={**source_inputs(recipe, fetch), "weight_map": Input(convert.id, "weight_map.json")},
         context=context,
         tools=TORCH_TOOLS,
+        loads="torch",
         resources=Resources(cpu=1, memory_bytes=reference_bytes(recipe) + moments_bytes(recipe)),
         locked_params=("text",),
     )
