@@ -10,6 +10,7 @@ import ctypes
 import os
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,21 +48,26 @@ def load_for_running() -> None:
 
 
 def _load_runtime(stand_ins: bool) -> None:
+    """Whatever the process has loaded before: stand-ins that it compiled with never serve to run."""
     tvm = import_tvm(runtime_only=not stand_ins)
+    missing = _missing_libraries()
+    if missing and not stand_ins:
+        raise UserError(
+            f"no {' and no '.join(missing)} on this machine: TVM cannot use a GPU",
+            "install NVIDIA's driver, and: pip install 'llm-build[cuda]'",
+        )
     if _is_registered(tvm):
         return
-    held = [_open(name) for name in (DRIVER, RUNTIME)]
-    if None in held:
-        names = [name for name, library in zip((DRIVER, RUNTIME), held, strict=True) if library is None]
-        if not stand_ins:
-            raise UserError(
-                f"no {' and no '.join(names)} on this machine: TVM cannot use a GPU",
-                "install NVIDIA's driver, and: pip install 'llm-build[cuda]'",
-            )
-        for name in names:
-            _load_stub(name)
+    for name in missing:
+        _load_stub(name)
     _load_tvm_library("tvm_runtime_cuda")
     assert _is_registered(tvm)
+
+
+@cache
+def _missing_libraries() -> tuple[str, ...]:
+    """Those of NVIDIA's that this machine has not; asked before a stand-in answers to the name."""
+    return tuple(name for name in (DRIVER, RUNTIME) if _open(name) is None)
 
 
 def _is_registered(tvm: Any) -> bool:
