@@ -13,7 +13,6 @@ from builder.core.run import Outcome, run
 from builder.core.task import Executor
 from builder.planner.feasibility.preflight import refused_outcome
 from builder.planner.graph import graph
-from builder.planner.schemes import budget
 
 Built = tuple[Outcome, BuildRequest]  # what became of the steps; the request with the rules that were picked
 
@@ -60,6 +59,8 @@ def without_goals(
 
 def _with_picked_rules(request: BuildRequest, first: Outcome) -> BuildRequest:
     """The request with the rules that ``first`` picked."""
+    from builder.planner.schemes import budget  # most builds have none
+
     recipes = [
         budget.with_picked_rules(recipe, first.records.get(goal.steps[-1]), request.store)
         if recipe.undecided

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from builder.app.request import BuildRequest
 from builder.core.events import Listener
 from builder.core.task import Executor
-from builder.report.matrix import Matrix
+
+if TYPE_CHECKING:
+    from builder.report.matrix import Matrix
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from builder.app.places import places_of
 from builder.app.request import BuildRequest, composition_cache, folders_of, is_sweep
 from builder.config.choices import Composed, check_choices
 from builder.config.compose import normalise
-from builder.config.sweeps import memo
 from builder.core.errors import StepError
 from builder.planner.resolve import name_of
 
@@ -36,6 +35,8 @@ def sweep(options: BuildOptions, build: Callable[[Sequence[Composed]], int]) -> 
     Returns the worst exit code of the batches (a sweeper may launch several). A line whose jobs are remembered needs
     no Hydra.
     """
+    from builder.config.sweeps import memo  # a plain build has no time for it
+
     overrides, folders = options.overrides, folders_of(options)
     check_choices([o for o in overrides if "," not in o], folders)
     slot = memo.slot_of(overrides, folders, composition_cache())

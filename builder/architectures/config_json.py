@@ -204,12 +204,14 @@ def settings(config_json: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
 
 
 _CHAT_NAMES = {"rope_theta": "position_embedding_base"}  # Config -> MLC
+_CHAT_FIRST = ("hidden_size", "intermediate_size", "num_attention_heads")  # then as in Config
 _CHAT_OMITS = {"max_position_embeddings", "attention_bias", "mlp_bias", "sliding_window", "rotary_dim", "hidden_act"}
 
 
 def chat_fields(config: Any) -> dict[str, Any]:
     """A Config's fields under MLC's names, but those that MLC's runtimes have no use for."""
-    names = (field.name for field in fields(config) if field.name not in _CHAT_OMITS)
+    own = [field.name for field in fields(config) if field.name not in _CHAT_OMITS]
+    names = [*(name for name in _CHAT_FIRST if name in own), *(name for name in own if name not in _CHAT_FIRST)]
     return {_CHAT_NAMES.get(name, name): getattr(config, name) for name in names}
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from builder.app.request import BuildRequest
 from builder.app.session import Session, open_executor
@@ -14,7 +14,9 @@ from builder.app.sweep import each_request
 from builder.cli.arguments import Arguments
 from builder.core.events import Listener
 from builder.report.lines import Lines
-from builder.report.matrix import Matrix
+
+if TYPE_CHECKING:
+    from builder.report.matrix import Matrix
 
 
 def for_each_request(arguments: Arguments, handle: Callable[[Arguments, BuildRequest], int]) -> int:
