@@ -91,17 +91,19 @@ def _owners(located: Iterable[Located]) -> dict[str, str]:
 
 
 def _companions(watch: Mapping[str, File], out: Out) -> None:
+    paths = {name: file.path for name, file in watch.items() if name in checkpoint.COMPANIONS}
+    assembled = checkpoint.has_tokenizer(paths)
     for name in sorted(watch):
         if name.endswith((".safetensors", ".bin", ".index.json")):
             continue
         if name.endswith(".json"):
             checkpoint.read_json(watch[name].path, name)
-        shutil.copyfile(watch[name].path, out.path(f"file/{name}"))
+        if not (assembled and name == "tokenizer.json"):
+            shutil.copyfile(watch[name].path, out.path(f"file/{name}"))
         if name in checkpoint.TOKENIZER_SOURCES:
             shutil.copyfile(watch[name].path, out.path(f"source/{name}"))
-    paths = {name: file.path for name, file in watch.items() if name in checkpoint.COMPANIONS}
     read_generation_config(*(_read_json(paths, name) for name in ("generation_config.json", "config.json")))
-    if checkpoint.has_tokenizer(paths):
+    if assembled:
         data, warnings = assemble(paths)
         out.path("file/tokenizer.json").write_bytes(data)
         for warning in warnings:
