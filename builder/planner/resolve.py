@@ -160,8 +160,10 @@ def _read_quant(data: object, where: Where) -> Quant:
 
 def _read_target(data: object, where: Where) -> Target:
     target = parse(Target, data, "target", where)
+    stated = frozenset(data) if isinstance(data, Mapping) else frozenset()
     _check_library(target, where)
-    return _resolve_target(target)
+    _check_read(target, stated, where)
+    return _resolve_target(target, stated)
 
 
 def _with_scheme_rules(
@@ -310,13 +312,30 @@ def _check_library(target: Target, where: Where) -> None:
         )
 
 
-def _resolve_target(target: Target) -> Target:
+def _check_read(target: Target, stated: frozenset[str], where: Where) -> None:
+    """Raises UserError for a key that somebody set and that a target of this kind does not read."""
+    unread = ("arch",) if target.kind == "cpu" else ("cpu", "features") if target.kind == "cuda" else (
+        "cpu", "features", "arch",
+    )  # fmt: skip
+    for key in unread:
+        value = getattr(target, key)
+        if key in stated and value:
+            shown = ", ".join(value) if isinstance(value, tuple) else value
+            raise UserError(
+                f"target.{key}{where(f'target.{key}')}: found {shown}; a target of kind {target.kind} has none to "
+                "choose",
+                f"build target.triple={target.triple}" if key != "arch" else "build target=cuda target.arch=[sm_90a]",
+            )
+
+
+def _resolve_target(target: Target, stated: frozenset[str]) -> Target:
     """The target with its CPU and features named, and the architectures of its GPU: "host" becomes what this machine
-    has. The host code of a GPU's library is for any processor of its triple."""
+    has. The host code of a GPU's library is for any processor of its triple. ``stated``: keys that have a value of
+    their own, which no default of the schema stands for; those are never replaced."""
     if target.kind == "cpu":
         cpu, features = resolve_cpu(target.cpu, target.features)
-        triple = triple_of(cpu, target.triple)
-        library = link.library_for(triple) if target.library == "so" else target.library
+        triple = triple_of(cpu, target.triple if "triple" in stated else None)
+        library = target.library if "library" in stated else link.library_for(triple)
         return replace(target, cpu=cpu, features=features, triple=triple, library=library)
     arch = cuda.resolve(target.arch) if target.kind == "cuda" else target.arch
     return replace(target, cpu="", features=(), arch=arch)

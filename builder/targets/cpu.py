@@ -125,20 +125,23 @@ def _kind_of(machine: str) -> str:
     return _MACHINES.get(machine.partition("-")[0], "")
 
 
-def triple_of(cpu: str, triple: str) -> str:
-    """The triple of a target: the default one, x86_64 Linux, gives way to the CPU's own.
+def triple_of(cpu: str, triple: str | None) -> str:
+    """The triple of a target whose ``cpu`` is resolved; None: nobody named one, so it is the CPU's own Linux.
 
     Raises:
         UserError: the triple is of another kind of processor.
     """
     kind = ARM if cpu == ARM else "x86-64"
-    if _kind_of(triple) == kind:
-        return triple
-    if triple in LINUX.values():
+    if triple is None:
         return LINUX[kind]
+    named = _kind_of(triple)
+    if named == kind:
+        return triple
+    remedy = f"target.cpu={ARM if named == ARM else 'x86-64-v3'} target.triple={triple}"
     raise UserError(
-        f"target.triple: found {triple!r}, which is not of {cpu}; allowed: {LINUX[kind]}, or another system's",
-        f"build target.cpu={cpu} target.triple={LINUX[kind]}",
+        f"target.triple: found {triple!r}, which is not of {cpu} (target.cpu); allowed: {LINUX[kind]}, or another "
+        f"system's",
+        f"build {remedy}" if named else f"build target.cpu={cpu} target.triple={LINUX[kind]}",
     )
 
 

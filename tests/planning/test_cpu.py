@@ -98,3 +98,38 @@ def test_on_an_x86_machine(monkeypatch: pytest.MonkeyPatch):
     assert not cpu.runs_here("arm64", ())
     with pytest.raises(UserError, match=r"demo\.so was built for arm64; this machine is x86_64"):
         cpu.check_runs_here("arm64", (), "demo.so")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message", "remedy"),
+    [
+        (("target.triple=aarch64-linux-gnu",), r"'aarch64-linux-gnu', which is not of x86-64", "target.cpu=arm64"),
+        (
+            ("target.triple=aarch64-linux-gnu", "target.cpu=x86-64-v3"),
+            r"'aarch64-linux-gnu', which is not of x86-64-v3",
+            "target.cpu=arm64 target.triple=aarch64-linux-gnu",
+        ),
+        (
+            ("target.cpu=arm64", "target.triple=x86_64-linux-gnu"),
+            r"'x86_64-linux-gnu', which is not of arm64",
+            "target.cpu=x86-64-v3 target.triple=x86_64-linux-gnu",
+        ),
+        (("target=cuda", "target.cpu=x86-64-v3"), r"target\.cpu .*: found x86-64-v3; a target of kind cuda", "triple"),
+        (("target=webgpu", "target.features=[avx512bf16]"), r"target\.features .*: found avx512bf16", "triple"),
+        (("target.arch=[sm_80]",), r"target\.arch .*: found sm_80; a target of kind cpu", "target=cuda"),
+    ],
+)
+def test_a_value_that_is_set_is_never_taken_for_a_default(overrides, message, remedy, monkeypatch):
+    monkeypatch.setattr(cpu, "describe_host", lambda: {"cpu": "x86-64-v3", "features": []})
+    with pytest.raises(UserError, match=message) as caught:
+        recipe_of(*overrides)
+    assert remedy in caught.value.hint
+
+
+def test_the_values_of_defaults_may_be_set(linkers):
+    linkers("gcc")
+    plain = recipe_of("target.cpu=x86-64-v3").target
+    assert plain == recipe_of("target.cpu=x86-64-v3", "target.triple=x86_64-linux-gnu").target
+    foreign = "arm64" if os.uname().machine != "aarch64" else "x86-64-v3"
+    assert recipe_of(f"target.cpu={foreign}").target.library == "tar"
+    assert recipe_of(f"target.cpu={foreign}", "target.library=so").target.library == "so", "said, so not replaced"
