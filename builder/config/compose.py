@@ -19,7 +19,7 @@ from builder.core.errors import UserError
 
 _HERE = Path(__file__).resolve().parent  # builder/config
 # Our own files that a composed result follows from
-_COMPOSING = ("choices.py", "compose.py", "from_hydra.py", "hydra_plugins.py", "sweeps/batch.py")
+_COMPOSING = ("choices.py", "compose.py", "from_hydra.py", "hydra_plugins.py", "yaml_files.py", "sweeps/batch.py")
 _VALUE = re.compile(rf"^(?:{'|'.join(SECTIONS)})\.")
 _IMPURE = re.compile(r"\$\{\s*(oc\.env|oc\.create|now|python_version|random)")
 
@@ -119,4 +119,5 @@ def hydra_compose(overrides: list[str], folders: Folders) -> Composed:
     GlobalHydra.instance().clear()
     with plugins(folders), initialize_config_dir(str(shipped("conf")), version_base="1.3", job_name="build"):
         config = guard(lambda: hydra_compose_api("build", overrides, return_hydra_config=True), folders)
-        return to_plain(config, overrides)
+        composed: Composed = guard(lambda: to_plain(config, overrides), folders)
+        return composed

@@ -46,6 +46,22 @@ def guard(call: Callable[[], Any], folders: Folders) -> Any:
             raise UserError(f"{_first_line(error)}: several values make a sweep", "build -m ...") from error
         text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
         raise UserError(f"the recipe does not compose: {text}", "build --help") from error
+    except (AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        if not _is_theirs(error):
+            raise
+        raise UserError(
+            f"the recipe does not compose: {type(error).__name__}: {_first_line(error)[:400]}",
+            "look at the defaults list and the ${...} of the files that the command names",
+        ) from error
+
+
+def _is_theirs(error: BaseException) -> bool:
+    """Whether Hydra, OmegaConf or YAML raised it over what they were given to read; else it is a defect of ours."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = str(trace.tb_frame.f_globals.get("__name__", "")) if trace else ""
+    return module.partition(".")[0] in ("hydra", "omegaconf", "yaml", "antlr4")
 
 
 def _first_line(error: BaseException) -> str:

@@ -25,11 +25,15 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from builder.config.choices import Composed, Folders
 from builder.config.from_hydra import to_plain
 from builder.config.sweeps.batch import compose_jobs
+from builder.config.yaml_files import invalid_yaml, read_text
+from builder.core.errors import UserError
 
 Launched = Callable[[list[Composed], bool], list[Any]]
 BASIC = ("hydra_plugins.llm_build.OneGraphSweeper", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
@@ -51,7 +55,7 @@ _SESSION: ContextVar[Session] = ContextVar("llm_build_hydra_session")
 @contextmanager
 def plugins(folders: Folders, launched: Launched | None = None) -> Iterator[None]:
     """While it is open Hydra finds our configuration files, and hands the jobs of a sweep to ``launched``."""
-    for plugin in (RecipeSource, OurSearchPath, OneGraphSweeper, OneGraphLauncher):
+    for plugin in (ChoiceSource, RecipeSource, OurSearchPath, OneGraphSweeper, OneGraphLauncher):
         Plugins.instance().register(plugin)
     if "hydra_plugins" not in sys.modules:
         sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
@@ -69,12 +73,46 @@ class OurSearchPath(SearchPathPlugin):  # type: ignore[misc]
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         folders, main = _SESSION.get().folders, SearchPathQuery(provider="main")
         for folder in folders.conf[:-1]:
-            search_path.prepend("user", f"file://{folder}", main)
+            search_path.prepend("user", f"choices://{folder}", main)
         for folder in folders.recipes:
             search_path.append("recipes", f"recipes://{folder}")
 
 
-class RecipeSource(FileConfigSource):  # type: ignore[misc]
+class ChoiceSource(FileConfigSource):  # type: ignore[misc]
+    """A folder of the user's own choices. What is wrong in a file is said with the file's name."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "choices"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        text = read_text(path)
+        try:
+            config = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
+        except (YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
+            raise invalid_yaml(path, error) from error
+        if not isinstance(config, DictConfig):
+            raise UserError(f"{path}: holds a list; allowed: a mapping of keys and values")
+        _name_choices(config)
+        header = self._get_header_dict(text[:512])
+        return ConfigResult(self.provider, f"{self.scheme()}://{self.path}", config, header)
+
+
+def _name_choices(config: DictConfig) -> None:
+    """``- override /verify: off`` means the choice of that name: YAML reads off and on as booleans, and names of digits
+    as numbers."""
+    defaults = config._get_node("defaults")
+    for item in defaults if isinstance(defaults, ListConfig) else ():
+        for key in item if isinstance(item, DictConfig) else ():
+            value = item._get_node(key)._value()
+            if isinstance(value, bool):
+                item[key] = "on" if value else "off"
+            elif isinstance(value, (int, float)):
+                item[key] = str(value)
+
+
+class RecipeSource(ChoiceSource):
     """A folder of recipes, seen by Hydra as the group "recipe"; each lies over the whole configuration."""
 
     @staticmethod

@@ -46,12 +46,12 @@ def activations_of(table: Mapping[str, Any]) -> list[str]:
 
 def table_of_choice(name: str, folders: Folders) -> dict[str, Any]:
     """A choice of conf/quant by name, as ``scheme_of`` gives it."""
-    import yaml
+    from builder.config.yaml_files import read_mapping
 
     known = choices_of("quant", folders)
     if name not in known:
         raise unknown_choice("quant", name, list(known))
-    return scheme_of(parse(Quant, yaml.safe_load(known[name].read_text("utf-8")), f"quant={name}"))
+    return scheme_of(parse(Quant, read_mapping(known[name]), f"quant={name}"))
 
 
 def resolve_rules(quant: Quant, family: str, architecture: Mapping[str, Any], folders: Folders) -> Quant:
