@@ -90,11 +90,13 @@ def as_float(value: Any, kind: str) -> Any:
 
 
 def merge(config: T, model: str, overrides: Mapping[str, Any], free: Sequence[str]) -> T:
-    """The recipe's values over the checkpoint's: free ones win, the others must agree with the weights."""
+    """The recipe's values over the checkpoint's: free ones win, the others must agree with the weights. A recipe may
+    untie the head, as convert asks for where the weights hold one of their own."""
     merged = strict(type(config), model, {**asdict(config), **overrides})  # type: ignore[call-overload]
     for field in fields(config):  # type: ignore[arg-type]
         before, after = getattr(config, field.name), getattr(merged, field.name)
-        if before != after and field.name not in free:
+        unties = field.name == "tie_word_embeddings" and before is True
+        if before != after and field.name not in free and not unties:
             raise UserError(
                 f"architecture.{field.name}: the recipe says {after!r} and the checkpoint says {before!r}; "
                 f"its weights fix this. A recipe may change: {', '.join(free)}",

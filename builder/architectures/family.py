@@ -9,7 +9,7 @@ from typing import Any
 from builder.architectures import config_json, table, weights
 from builder.architectures.cuts import Cut
 from builder.architectures.folds import Fold
-from builder.architectures.parts.decoder import Decoder, droppable, graph_modules, rows_of
+from builder.architectures.parts.decoder import Decoder, copies, droppable, graph_modules, rows_of
 from builder.architectures.table import Row
 from builder.architectures.weights import Parameter, WeightMap
 
@@ -60,6 +60,10 @@ class Family:
         rows = list(rows_of(decoder))
         checked = weights.weight_map(table.entries_of(rows), droppable(decoder), layout)
         return replace(checked, folds=tuple(table.folds_of(rows)))
+
+    def copies(self, config: Any) -> dict[str, str]:
+        """Tensors that are left out if they are copies, and of what; see ``parts.decoder.copies``."""
+        return copies(self.describe(config))
 
     def folds(self, config: Any) -> Iterator[Fold]:
         """Where input channels may be scaled, for quant.method=awq."""

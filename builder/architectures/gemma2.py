@@ -13,7 +13,7 @@ from builder.architectures import config_json as read
 from builder.architectures import rope
 from builder.architectures.family import Family
 from builder.architectures.parts.attention import Attention
-from builder.architectures.parts.decoder import OLD_ANGLES, Decoder, Layer, sandwich_norm
+from builder.architectures.parts.decoder import Decoder, Layer, sandwich_norm
 from builder.architectures.parts.mlp import GELU_TANH, GatedMLP
 from builder.architectures.parts.norms import gemma_norm
 from builder.architectures.parts.rotary import Rotary
@@ -110,7 +110,6 @@ def _describe(config: Config) -> Decoder:
         logit_cap=config.final_logit_softcapping,
         window=config.layer_window,
         embedding_scale=hidden**0.5,
-        unused=OLD_ANGLES,
     )
 
 

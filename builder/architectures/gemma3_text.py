@@ -14,7 +14,7 @@ from builder.architectures import config_json as read
 from builder.architectures import rope
 from builder.architectures.family import Family
 from builder.architectures.parts.attention import Attention
-from builder.architectures.parts.decoder import OLD_ANGLES, Decoder, Layer, sandwich_norm
+from builder.architectures.parts.decoder import Decoder, Layer, sandwich_norm
 from builder.architectures.parts.head_norm_rotary import HeadNormRotary
 from builder.architectures.parts.mlp import GELU_TANH, GatedMLP
 from builder.architectures.parts.norms import gemma_norm
@@ -127,7 +127,6 @@ def _describe(config: Config) -> Decoder:
         tied=config.tie_word_embeddings,
         window=config.layer_window,
         embedding_scale=hidden**0.5,
-        unused=OLD_ANGLES,
     )
 
 

@@ -13,7 +13,7 @@ from builder.architectures import config_json as read
 from builder.architectures import rope
 from builder.architectures.family import Family
 from builder.architectures.parts.attention import Attention
-from builder.architectures.parts.decoder import OLD_ANGLES, Decoder, pre_norm
+from builder.architectures.parts.decoder import Decoder, pre_norm
 from builder.architectures.parts.mlp import GatedMLP
 from builder.architectures.parts.norms import rms_norm
 from builder.architectures.parts.rotary import Rotary
@@ -76,7 +76,6 @@ def _describe(config: Config) -> Decoder:
         tied=config.tie_word_embeddings,
         rotary=Rotary(width, config.rope_theta, config.rope_scaling),
         recipe_window=True,
-        unused=OLD_ANGLES,
     )
 
 

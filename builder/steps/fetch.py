@@ -1,8 +1,9 @@
 """fetch: check a checkpoint's files strictly and name the content of every tensor. Copies no safetensors weights.
 
-Output: layout.json {"tensors": {name: {"dtype", "shape"}}}, sorted and without file names, so that a checkpoint that is
-only sharded another way changes nothing; tensor/<name>, a slice of the watched file; file/<name>, config and tokenizer,
-where file/tokenizer.json is put together from all of the tokenizer's files; source/<name>, those files as they are.
+Output: layout.json {"tensors": {name: {"dtype", "shape"}}, "copies": [[names of tensors of equal bytes]]}, sorted and
+without file names, so that a checkpoint that is only sharded another way changes nothing; tensor/<name>, a slice of the
+watched file; file/<name>, config and tokenizer, where file/tokenizer.json is put together from all of the tokenizer's
+files; source/<name>, those files as they are.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         if name.endswith(".index.json"):
             checkpoint.check_index(name, checkpoint.read_index(watch[name].path, name), owners)
     _companions(watch, out)
-    checkpoint_digest = digest_of_names(_hash(located, out))
+    digests = _hash(located, out)
+    checkpoint_digest = digest_of_names(digests)
     if params["pin"] not in (None, checkpoint_digest):
         raise UserError(
             f"pins.checkpoint is {params['pin']}, and this checkpoint is {checkpoint_digest}",
@@ -57,7 +59,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         )
     out.fact("checkpoint", checkpoint_digest)
     layout = {item.tensor.name: {"dtype": item.tensor.dtype, "shape": list(item.tensor.shape)} for item in located}
-    out.path("layout.json").write_bytes(canonical({"tensors": layout}))
+    out.path("layout.json").write_bytes(canonical({"tensors": layout, "copies": _copies(digests)}))
     out.fact("tensors", len(located))
     out.fact("source_bytes", sum(item.tensor.nbytes for item in located))
 
@@ -135,6 +137,14 @@ def _hash(located: list[Located], out: Out) -> dict[str, str]:
         digests[tensor.name] = digest
         out.slice(f"tensor/{tensor.name}", digest, tensor.nbytes, item.of, tensor.offset)
     return digests
+
+
+def _copies(digests: Mapping[str, str]) -> list[list[str]]:
+    """Groups of tensors of the same bytes, in the order of their names."""
+    names: dict[str, list[str]] = {}
+    for name in sorted(digests):
+        names.setdefault(digests[name], []).append(name)
+    return [group for group in names.values() if len(group) > 1]
 
 
 def _extent(item: Located) -> str:

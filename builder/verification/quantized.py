@@ -52,9 +52,9 @@ def open_checkpoint(
         weight = _weight(name.removesuffix(".weight"), quantization, layout, values)
         return source_model.as_tensor(weight)
 
+    if quantization is None:  # what is no float is no weight: GPT-NeoX's masks
+        return {name: entry["shape"] for name, entry in layout.items() if entry["dtype"] in source_model.DTYPES}, fetch
     shapes = {name: entry["shape"] for name, entry in layout.items()}
-    if quantization is None:
-        return shapes, fetch
     stems = {name.removesuffix(mark) for name in layout for mark in _MARKS if name.endswith(mark)}
     plain = {name: shape for name, shape in shapes.items() if not name.endswith((*_MARKS, *_PARTS))}
     return plain | {f"{stem}.weight": _shape(stem, quantization, layout) for stem in sorted(stems)}, fetch

@@ -71,7 +71,7 @@ def load_named(
     """
     assert len(shapes) < 1 << 24, "placeholders number the tensors in float32"
     names = sorted(shapes)
-    numbers = {name: torch.full((1,), float(i)).expand(shapes[name]) for i, name in enumerate(names)}
+    numbers = {name: torch.tensor(float(i)).expand(shapes[name]) for i, name in enumerate(names)}
     model = _instantiate(config, numbers)
     sources = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from builder.core.errors import UserError
 from builder.core.step_io import File
@@ -16,6 +18,7 @@ from builder.formats import safetensors
 from builder.steps import dequantized, reference
 from builder.verification import heldout, source_model
 from tests.e2e.chain import DEMO, HELDOUT, Line, line, sample, stored_array
+from tests.matrix import checkpoints
 from tests.weights.weights_line import FolderOut, hf_config
 
 
@@ -217,3 +220,38 @@ def test_without_a_tokenizer_random_ids_serve_and_a_warning_says_so(tmp_path: Pa
     reference.run(sample(), inputs, out)
     assert np.load(out.folder / "tokens.npy").shape == (2, 64)
     assert "no tokenizer.json" in out.warnings[0]
+
+
+def old_buffers(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """What older versions of transformers saved beside the weights, by model_type."""
+    length, width = config["max_position_embeddings"], config["hidden_size"] // config["num_attention_heads"]
+    angles = torch.rand(width // 2)
+    layers = range(config["num_hidden_layers"])
+    if config["model_type"] != "gpt_neox":
+        per_layer = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": angles.clone() for layer in layers}
+        return per_layer | {"model.rotary_emb.inv_freq": angles}
+    causal = torch.ones(1, 1, length, length).tril()
+    buffers = {}
+    for layer in layers:
+        stem = f"gpt_neox.layers.{layer}.attention"
+        buffers[f"{stem}.bias"] = causal.to((torch.bool, torch.uint8)[layer % 2])
+        buffers[f"{stem}.masked_bias"] = torch.tensor(-1e9 if layer % 2 else -1e4, dtype=torch.float32)  # no dimension
+        buffers[f"{stem}.rotary_emb.inv_freq"] = angles.clone()
+    return buffers
+
+
+@pytest.mark.parametrize("model_type", checkpoints.FAMILIES)
+def test_buffers_that_transformers_ignores_change_nothing(model_type: str, tmp_path: Path):
+    folder = checkpoints.make(model_type, tmp_path / "source")
+    config = json.loads((folder / "config.json").read_text())
+    tensors, buffers = load_file(folder / "model.safetensors"), old_buffers(config)
+    save_file(tensors | buffers, folder / "model.safetensors", {"format": "pt"})
+    made = line(folder, "q0f32", tmp_path / "line")
+    assert made.built.convert.json("weight_map.json")["dropped"] == sorted(buffers)
+    original = made.out("reference")
+    reference.run(sample(), made.reference_inputs(), original)
+    stored = run_dequantized(made, "dequantized")
+    tokens = np.load(original.folder / "tokens.npy")
+    expected = transformers_logits(folder, tokens)
+    for out in (original, stored):
+        np.testing.assert_allclose(np.load(out.folder / "logits.npy"), expected, rtol=0, atol=1e-5)

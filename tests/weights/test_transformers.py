@@ -20,8 +20,6 @@ from tests.weights.weights_line import (
     plain_scheme,
     run_package,
     run_weights,
-    source_tensors,
-    write_checkpoint,
 )
 
 llama = architectures.load("llama")
@@ -89,14 +87,6 @@ def test_there_and_back(tmp_path: Path, shape: str) -> None:
     model.load_state_dict(state, strict=False)
     error = np.abs(logits(model) - expected).max() / expected.std()
     assert 0 < error < 1.5, error
-
-
-def test_an_old_tied_checkpoint_with_a_head_in_it(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "source", source_tensors(), tie_word_embeddings=True)
-    config = llama.from_hf(json.loads((folder / "config.json").read_text()))
-    built = run_weights(folder, tmp_path / "w", asdict(config), asdict(plain_scheme("q0f16", "float16")))
-    assert built.convert.json("weight_map.json")["dropped"] == ["lm_head.weight"]
-    assert "lm_head.weight" not in built.arrays()
 
 
 def test_bfloat16_and_pickles(tmp_path: Path) -> None:

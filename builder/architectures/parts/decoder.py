@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from builder.architectures import cuts, table
@@ -15,6 +15,7 @@ from builder.architectures.table import Row
 
 SCALED = "builder.ops.gemma:scaled"
 SOFT_CAP = "builder.ops.gemma:soft_cap"
+_OLD_ANGLES = ("model.rotary_emb.inv_freq", "model.layers.{layer}.self_attn.rotary_emb.inv_freq")  # transformers < 4.32
 
 
 class Part(Protocol):
@@ -97,7 +98,7 @@ class Decoder:
     score_cap: float | None = None
     embedding_scale: float | None = None
     logit_cap: float | None = None
-    unused: Sequence[str] = field(default=())
+    unused: Sequence[str] = _OLD_ANGLES
     stem: str = "model"
     embedding_name: str = "embed_tokens"
     norm_name: str = "norm"
@@ -107,9 +108,6 @@ class Decoder:
     def attention(self) -> Attention:
         """The first layer's; all layers have as many heads."""
         return self.layers[0].attention
-
-
-OLD_ANGLES = ("model.rotary_emb.inv_freq", "model.layers.{layer}.self_attn.rotary_emb.inv_freq")  # transformers < 4.32
 
 
 def rows_of(decoder: Decoder) -> Iterator[Row]:
@@ -136,11 +134,16 @@ def _layer_rows(name: str, layer: Layer) -> Iterator[Row]:
 
 
 def droppable(decoder: Decoder) -> Iterator[str]:
-    """Tensors that a checkpoint may hold and the model does not need: unused ones, and a tied head (the embedding)."""
+    """Tensors that a checkpoint may hold and the model does not need: unused ones, and those of ``copies``."""
     for name in decoder.unused:
         yield from dict.fromkeys(name.format(layer=index) for index in range(len(decoder.layers)))
-    if decoder.tied:
-        yield f"{decoder.head_name}.weight"
+    yield from copies(decoder)
+
+
+def copies(decoder: Decoder) -> dict[str, str]:
+    """{tensor: the tensor that it has to be a copy of to be left out}: a tied head, of the embedding."""
+    head, embedding = f"{decoder.head_name}.weight", f"{decoder.stem}.{decoder.embedding_name}.weight"
+    return {head: embedding} if decoder.tied else {}
 
 
 def graph_modules(decoder: Decoder) -> tuple[str, ...]:
