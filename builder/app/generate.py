@@ -47,9 +47,17 @@ def check_runs(recipe: Recipe) -> None:
         )
 
 
-def generate_text(folder: Path, prompt: str, sampling: Sampling) -> Iterator[str]:
-    """Pieces of text as they come. Raises UserError for a prompt that the model cannot take."""
+def generate_text(folder: Path, prompt: str, sampling: Sampling, chat: bool = False) -> Iterator[str]:
+    """Pieces of text as they come: with ``chat`` the answer to a question, else what follows a text. Raises UserError
+    for a prompt that the model cannot take."""
     from builder.runtime.engine import Engine
     from builder.runtime.generate import generate
 
-    return generate(Engine.from_folder(folder), folder / "tokenizer.json", prompt, *sampling)
+    return generate(Engine.from_folder(folder), folder / "tokenizer.json", prompt, *sampling, chat=chat)
+
+
+def answers(folder: Path) -> bool:
+    """Whether what was built is a chat model: one with a chat template."""
+    from builder.runtime.chat import has_chat
+
+    return has_chat(folder)

@@ -48,6 +48,7 @@ class CommandOptions:
     temperature: float
     top_p: float
     seed: int
+    plain: bool
     again: bool  # bench
     check: bool  # lock
     key: str | None  # verify-provenance
@@ -125,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
         help="from the likeliest tokens of this share (default: 0.9)",
     )
     text.add_argument("--seed", type=int, default=0, metavar="N", help="of the random choice (default: 0)")
+    text.add_argument("--plain", action="store_true", help="continue the prompt as it is, without a chat template")
     bench = p.add_argument_group("bench")
     bench.add_argument("--again", action="store_true", help="measure what was measured on this machine already")
     lock = p.add_argument_group("lock, verify-provenance")

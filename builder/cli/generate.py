@@ -1,10 +1,11 @@
-"""`build generate "PROMPT"`: bring the recipe up to date, then stream text from what was built."""
+"""`build generate "PROMPT"`: bring the recipe up to date, then stream text from what was built: a chat model answers,
+another one continues the prompt."""
 
 from __future__ import annotations
 
 import sys
 
-from builder.app.generate import Sampling, build_for_generation, generate_text
+from builder.app.generate import Sampling, answers, build_for_generation, generate_text
 from builder.app.merge import request_of
 from builder.cli.arguments import Arguments
 from builder.cli.build import print_result
@@ -27,11 +28,13 @@ def show(arguments: Arguments) -> int:
         print_recipe(rows["recipes"][0], sys.stderr, options.quiet)
     (folder,) = result.request.outputs.values()
     sampling = Sampling(options.max_tokens, options.temperature, options.top_p, options.seed)
-    pieces = generate_text(folder, arguments.word, sampling)
+    chat = not options.plain and answers(folder)
+    pieces = generate_text(folder, arguments.word, sampling, chat)
     if options.json:
         print_document({**rows, "prompt": arguments.word, "text": "".join(pieces)})
         return 0
-    print(arguments.word, end="", flush=True)
+    if not chat:
+        print(arguments.word, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from builder.core.errors import UserError
+from builder.formats import tokenizer as tokenizer_file
+from builder.formats.chat_template import messages_of
+from builder.runtime.chat import chat_config_of, chat_ids
 from builder.runtime.engine import Engine, Floats
-
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of bytes that are not yet a character
-_CONTEXT_TOKENS = 6  # tokens decoded before the new ones, so that spaces and accents come out as in the whole text
+from builder.runtime.streaming import Streamer
 
 
 @dataclass(slots=True)
@@ -43,42 +43,11 @@ class Sampling:
             raise UserError(f"top_p: found {self.top_p}; allowed: above 0, up to 1")
 
 
-@dataclass(slots=True)
-class Streamer:
-    """Tokens -> text, never half a character."""
-
-    tokenizer: Any
-    tokens: list[int] = field(default_factory=list)
-    start: int = 0  # of the window that is decoded again for each token
-    emitted: str = ""  # the part of the window's text that was returned
-
-    def add(self, token: int) -> str:
-        """The text that this token completes; often a word, sometimes nothing."""
-        self.tokens.append(token)
-        text = self.tokenizer.decode(self.tokens[self.start :], skip_special_tokens=True)
-        if text.endswith(_UNFINISHED):
-            return ""
-        piece = text[len(self.emitted) :]
-        self.start = max(self.start, len(self.tokens) - _CONTEXT_TOKENS)
-        self.emitted = self.tokenizer.decode(self.tokens[self.start :], skip_special_tokens=True)
-        return str(piece)
-
-    def finish(self) -> str:
-        """What is left at the end: a character that was never completed shows as a replacement mark."""
-        text = self.tokenizer.decode(self.tokens[self.start :], skip_special_tokens=True)
-        return str(text[len(self.emitted) :])
-
-
 def load_tokenizer(path: Path) -> Any:
     """A tokenizers.Tokenizer from tokenizer.json."""
-    from tokenizers import Tokenizer
-
     if not path.is_file():
         raise UserError(f"{path} does not exist: this model has no tokenizer.json, so no text can be made with it")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise UserError(f"{path} is not a tokenizer.json: {error}") from error
+    return tokenizer_file.load(path)
 
 
 def eos_tokens(config: Mapping[str, Any]) -> set[int]:
@@ -87,10 +56,9 @@ def eos_tokens(config: Mapping[str, Any]) -> set[int]:
     return {ids} if isinstance(ids, int) else set(ids or ())
 
 
-def _end_tokens(tokenizer_path: Path) -> set[int]:
-    """Where the text ends, as the artifact beside the tokenizer says; no such file: never."""
-    chat = tokenizer_path.with_name("mlc-chat-config.json")
-    return eos_tokens(json.loads(chat.read_text())) if chat.is_file() else set()
+def _end_tokens(config: Mapping[str, Any]) -> set[int]:
+    """Where a text or an answer ends, as an mlc-chat-config.json says."""
+    return eos_tokens(config) | set(config.get("conv_template", {}).get("stop_token_ids", ()))
 
 
 def sample(logits: Floats, sampling: Sampling, random: np.random.Generator) -> int:
@@ -119,10 +87,12 @@ def generate(
     seed: int | None = None,
     eos: Collection[int] | None = None,
     stats: GenerationStats | None = None,
+    chat: bool = False,
 ) -> Iterator[str]:
-    """Stream the continuation of ``prompt``, piece by piece.
+    """Stream the continuation of ``prompt``, or the answer to it, piece by piece.
 
     Args:
+        chat: the prompt is a question, written as the chat template beside the tokenizer has it, where there is one.
         eos: tokens that end the text; None: those of the mlc-chat-config.json beside the tokenizer.
         stats: filled in with the reason and the times when the stream is exhausted.
 
@@ -131,7 +101,11 @@ def generate(
     """
     sampling = Sampling(temperature, top_p, seed)
     tokenizer = load_tokenizer(tokenizer_path)
-    ids = tokenizer.encode(prompt).ids
+    folder = tokenizer_path.parent
+    config = chat_config_of(folder)
+    ids = chat_ids(folder, tokenizer, messages_of(prompt)) if chat and prompt else None
+    if ids is None:
+        ids = tokenizer.encode(prompt).ids
     if not ids:
         raise UserError("the prompt is empty: give at least one character")
     if max_tokens < 1:
@@ -141,8 +115,9 @@ def generate(
             f"the prompt has {len(ids)} tokens and the context window {engine.context}, so nothing can follow it",
             "shorten the prompt, or build with a larger model.context_window_size",
         )
-    stops = _end_tokens(tokenizer_path) if eos is None else set(eos)
-    return _stream(engine, tokenizer, ids, max_tokens, sampling, stops, stats or GenerationStats())
+    stops = _end_tokens(config) if eos is None else set(eos)
+    words = config.get("active_vocab_size", engine.vocab_size)
+    return _stream(engine, tokenizer, ids, max_tokens, sampling, stops, stats or GenerationStats(), words)
 
 
 def _stream(
@@ -153,7 +128,9 @@ def _stream(
     sampling: Sampling,
     stops: set[int],
     stats: GenerationStats,
+    words: int,
 ) -> Iterator[str]:  # fmt: skip
+    """``words``: rows of the vocabulary that are tokens; those after them pad it and are never sampled."""
     from time import perf_counter
 
     random, streamer = np.random.default_rng(sampling.seed), Streamer(tokenizer)
@@ -164,7 +141,7 @@ def _stream(
         stats.prompt_tokens, stats.prefill_seconds = len(ids), perf_counter() - started
         started = perf_counter()
         while not stats.reason:
-            token = sample(logits, sampling, random)
+            token = sample(logits[:words], sampling, random)
             if token in stops:
                 stats.reason = "eos"
                 break

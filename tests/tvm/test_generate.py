@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,16 +12,18 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from builder.core.errors import UserError
+from builder.formats.chat_template import messages_of
+from builder.runtime.chat import chat_ids, has_chat
 from builder.runtime.generate import (
     GenerationStats,
     Sampling,
-    Streamer,
     eos_tokens,
     generate,
     load_tokenizer,
     sample,
     stop_reason,
 )
+from builder.runtime.streaming import Streamer
 from tests.tvm.conftest import Built
 
 TEXT = "naïve café — 日本語 🦙🏽 done"
@@ -131,3 +135,57 @@ def test_reasons_and_eos():
     assert eos_tokens({"eos_token_id": 2}) == {2}
     assert eos_tokens({"eos_token_id": [2, 5]}) == {2, 5}
     assert eos_tokens({"eos_token_id": None}) == eos_tokens({}) == set()
+
+
+CHAT = "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}{{ '!' if add_generation_prompt }}"
+    "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}{% if add_generation_prompt %}!{% endif %}"
+)
+
+
+def test_a_question_is_written_as_the_template_has_it(bytes_tokenizer: Path, tmp_path: Path):
+    tokenizer = load_tokenizer(bytes_tokenizer)
+
+    def text() -> str | None:
+        ids = chat_ids(tmp_path, tokenizer, messages_of("Why?"))
+        return None if ids is None else tokenizer.decode(ids)
+
+    assert (text(), has_chat(tmp_path)) == (None, False)
+    native = {"roles": {"user": "U:", "assistant": "A:"}, "role_content_sep": " ", "role_empty_sep": "", "seps": ["\n"]}
+    native |= {"system_template": "{system_message}", "system_message": "S.", "add_role_after_system_message": True}
+    chat = {"conv_template": {"name": "x", "system_prefix_token_ids": [0], **native}}
+    (tmp_path / "mlc-chat-config.json").write_text(json.dumps(chat))
+    assert (text(), has_chat(tmp_path)) == (tokenizer.decode([0]) + "S.U: Why?\nA:", True)
+    (tmp_path / "chat_template.jinja").write_text(CHAT)
+    assert (text(), has_chat(tmp_path)) == ("<user>Why?!", True)
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('ask more') }}")
+    with pytest.raises(UserError, match=r"chat_template\.jinja: the template refuses: ask more"):
+        text()
+
+
+def test_padding_rows_of_the_vocabulary_are_never_sampled(
+    built: Callable[[str, str], Built], bytes_tokenizer: Path, tmp_path: Path
+):
+    """Rows after active_vocab_size are no tokens; at this temperature every row is as likely as another."""
+    engine = built("grouped", "q0f32").engine()
+    shutil.copy(bytes_tokenizer, tmp_path / "tokenizer.json")
+
+    def text(active: int) -> str:
+        (tmp_path / "mlc-chat-config.json").write_text(json.dumps({"active_vocab_size": active}))
+        words = {"max_tokens": 60, "temperature": 100.0, "top_p": 1.0, "seed": 0}
+        return "".join(generate(engine, tmp_path / "tokenizer.json", "!", **words))  # type: ignore[arg-type]
+
+    two = set("".join(load_tokenizer(bytes_tokenizer).decode([row]) for row in range(2)))
+    assert set(text(2)) <= two
+    assert not set(text(engine.vocab_size)) <= two
+
+
+def test_an_answer_ends_at_stops_of_the_template_too(
+    built: Callable[[str, str], Built], bytes_tokenizer: Path, tmp_path: Path
+):
+    engine = built("grouped", "q0f32").engine()
+    shutil.copy(bytes_tokenizer, tmp_path / "tokenizer.json")
+    stops = {"conv_template": {"name": "plain", "stop_token_ids": list(range(engine.vocab_size))}}
+    (tmp_path / "mlc-chat-config.json").write_text(json.dumps({"eos_token_id": 1, **stops}))
+    stats = GenerationStats()
+    assert "".join(generate(engine, tmp_path / "tokenizer.json", "!", stats=stats)) == ""
+    assert (stats.reason, stats.tokens) == ("eos", 0)

@@ -1,0 +1,64 @@
+"""The prompt of a chat model: what its template makes of a conversation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from builder.core.errors import UserError
+from builder.formats import chat_template
+from builder.formats.chat_template import CannotRender, Message, Template
+from builder.formats.conversation_template import render
+
+_PLAIN = "plain"
+
+
+def chat_ids(folder: Path, tokenizer: Any, messages: Sequence[Message]) -> list[int] | None:
+    """Token ids of a conversation, up to where the answer begins; None: the artifact has no chat template.
+
+    The checkpoint's own template is rendered where the artifact has it, else MLC's form of it.
+
+    Raises:
+        UserError: the template refuses the conversation.
+    """
+    own = _read_own(folder)
+    if own is not None:
+        try:
+            text = chat_template.render(own, messages)
+        except CannotRender as error:
+            raise UserError(
+                f"{folder / chat_template.FILE}: {error}", "build generate --plain continues a text"
+            ) from error
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    conv = _conversation_of(chat_config_of(folder))
+    if conv["name"] == _PLAIN:
+        return None
+    text = render(conv, messages)
+    return [*conv["system_prefix_token_ids"], *tokenizer.encode(text, add_special_tokens=False).ids]
+
+
+def has_chat(folder: Path) -> bool:
+    """Whether a conversation can be written for this artifact."""
+    return _read_own(folder) is not None or _conversation_of(chat_config_of(folder))["name"] != _PLAIN
+
+
+def _conversation_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    conversation: Mapping[str, Any] = config.get("conv_template", {"name": _PLAIN})
+    return conversation
+
+
+def _read_own(folder: Path) -> Template | None:
+    """The checkpoint's own template, as package writes it beside its tokens."""
+    path, names = folder / chat_template.FILE, folder / "special_tokens_map.json"
+    if not path.is_file():
+        return None
+    return Template(chat_template.read_text(path), json.loads(names.read_text()) if names.is_file() else {})
+
+
+def chat_config_of(folder: Path) -> dict[str, Any]:
+    """mlc-chat-config.json; {} where there is none."""
+    path = folder / "mlc-chat-config.json"
+    config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return config
