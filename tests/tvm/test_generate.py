@@ -138,8 +138,6 @@ def test_reasons_and_eos():
 
 
 CHAT = "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}{{ '!' if add_generation_prompt }}"
-    "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}{% if add_generation_prompt %}!{% endif %}"
-)
 
 
 def test_a_question_is_written_as_the_template_has_it(bytes_tokenizer: Path, tmp_path: Path):
