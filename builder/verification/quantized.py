@@ -41,7 +41,7 @@ def open_checkpoint(
         layout: {tensor: {"dtype", "shape"}}.
         tensors: {"tensor/<name>": File}.
     """
-    quantization = config.get("quantization_config")
+    quantization = config.get("quantization_config") or None
 
     def values(name: str) -> np.ndarray:
         return _values(tensors[f"tensor/{name}"], layout[name]["dtype"], layout[name]["shape"])

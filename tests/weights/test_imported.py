@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,15 @@ import pytest
 
 from builder.config.schema import Quant
 from builder.core.errors import UserError
+from builder.formats import quantized as quantized_formats
+from builder.formats.quantized import known_keys
 from builder.planner import sources
 from builder.planner.schemes import imported, schemes
 from builder.quant import reference
 from builder.quant.layout import parse_scheme
 from builder.quant.storage import widen
 from builder.verification import quantized, reconstruction
+from tests.conftest import ROOT
 from tests.weights import quantized_checkpoints as made
 from tests.weights.quantized_checkpoints import FORMATS, TINY
 from tests.weights.weights_line import Built, run_weights
@@ -67,6 +71,13 @@ def test_the_reference_reads_the_same(tmp_path: Path, name: str) -> None:
         assert np.array_equal(fetch(key).numpy(), weight), key
 
 
+def test_the_guide_lists_every_key() -> None:
+    guide = (ROOT / "docs" / "guides" / "import.md").read_text("utf-8")
+    for method, table in known_keys.TABLES.items():
+        row = next(line for line in guide.splitlines() if line.startswith(f"| {method} | `"))
+        assert set(re.findall(r"`(\w+)`", row)) == set(table), method
+
+
 def test_a_published_word_of_awq(tmp_path: Path) -> None:
     """Outputs 0 .. 7 with the values 0 .. 7: the word is 0x75316420, as AutoAWQ's order_map packs it."""
     values, ones = np.tile(np.arange(8)[:, None], (1, 8)), np.ones((8, 1))
@@ -85,6 +96,42 @@ def changed(tmp_path: Path, name: str, tensors: Any = None, **config: Any) -> Pa
 
 
 Q = "model.layers.0.self_attn.q_proj"
+HADAMARD = {"config_groups": {"R1": {"type": "hadamard", "apply": [{"location": "input", "targets": ["Linear"]}]}}}
+HARMLESS = {
+    "awq": {"modules_to_not_convert": ["lm_head"], "do_fuse": False, "exllama_config": {"version": 2}},
+    "gptq_sym": {
+        "damp_percent": 0.01, "static_groups": False, "meta": {"quantizer": ["gptqmodel:4.0"]}, "lm_head": False,
+        "pack_dtype": "int32", "rotation": None, "is_marlin_format": False, "something_new": None,
+    },
+    "packed_group": {
+        "sparsity_config": {"format": "dense", "sparsity_structure": "unstructured"}, "transform_config": {},
+        "kv_cache_scheme": None, "quantization_status": "compressed", "version": "0.9", "global_compression_ratio": 1.4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_values_that_change_nothing_are_accepted(name: str) -> None:
+    config = made.tiny(name)[2]
+    plain = quantized_formats.describe(config)
+    assert plain is not None
+    config["quantization_config"] = {**config["quantization_config"], **HARMLESS[name]}
+    assert quantized_formats.describe(config) == plain
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_any_key_that_nobody_knows_is_refused_by_its_name(name: str) -> None:
+    """At each level of quantization_config."""
+    config = made.tiny(name)[2]["quantization_config"]
+    places = [config]
+    if "config_groups" in config:
+        places += [config["config_groups"]["group_0"], config["config_groups"]["group_0"]["weights"]]
+    for place in places:
+        place["unheard_of"] = 1
+        with pytest.raises(UserError, match=r"quantization_config\.(\S+\.)?unheard_of is 1"):
+            quantized_formats.describe({"quantization_config": config})
+        del place["unheard_of"]
+    assert quantized_formats.describe({"quantization_config": config})
 
 
 @pytest.mark.parametrize(
@@ -96,7 +143,7 @@ Q = "model.layers.0.self_attn.q_proj"
         ("awq", {}, {"group_size": 64}, "not whole groups of 64"),
         ("awq", {}, {"version": "gemv"}, "version is 'gemv'; allowed: gemm"),
         ("awq", {}, {"zero_point": False}, "zero_point is False; allowed: true"),
-        ("awq", {}, {"quant_method": "bitsandbytes"}, "'bitsandbytes'; allowed: awq, gptq, compressed-tensors"),
+        ("awq", {}, {"quant_method": "bitsandbytes"}, "'bitsandbytes'; quant=imported reads awq, gptq, compr"),
         ("gptq_sym", {}, {"bits": 3}, "bits is 3; allowed: 4, 8"),
         ("gptq_sym", {}, {"dynamic": {r"+:.*\.down": {"bits": 8}}}, "dynamic"),
         ("gptq_sym", {f"{Q}.g_idx": ("I32", np.arange(64, dtype=np.int32)[::-1] // 32)}, {}, "order of their act"),
@@ -105,6 +152,17 @@ Q = "model.layers.0.self_attn.q_proj"
         ("packed_group", {f"{Q}.weight_g_idx": ("I32", np.zeros(64, np.int32))}, {}, "another order"),
         ("packed_group", {}, {"format": "marlin-24"}, "format is 'marlin-24'; allowed"),
         ("packed_group", {}, {"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
+        ("packed_group", {}, {"kv_cache_scheme": -1}, "kv_cache_scheme is -1; allowed: null"),
+        ("packed_group", {}, {"config_groups": -1}, "config_groups is -1; allowed: a mapping"),
+        ("packed_group", {}, {"config_groups": {"group_0": 3}}, "config_groups.group_0 is 3; allowed: a mapping"),
+        ("packed_group", {}, {"transform_config": HADAMARD}, "transform_config is .*; allowed: null"),
+        ("packed_group", {}, {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config is .*dense"),
+        ("packed_group", {}, {"online_rotation": True}, "online_rotation is True; allowed: null"),
+        ("gptq_sym", {}, {"rotation": "hadamard"}, "rotation is 'hadamard'; allowed: null, false"),
+        ("gptq_sym", {}, {"adapter": {"rank": 4}}, "adapter is"),
+        ("gptq_sym", {}, {"dynamic": 3}, "dynamic is 3; allowed: a mapping"),
+        ("gptq_sym", {}, {"is_marlin_format": True}, "is_marlin_format is True"),
+        ("awq", {}, {"smooth_inputs": [1]}, r"smooth_inputs is \[1\]"),
         ("float8", {f"{Q}.weight": ("F8_E4M3", np.full((64, 64), 0x7F, np.uint8))}, {}, "holds NaN"),
     ],
 )  # fmt: skip
@@ -173,3 +231,34 @@ def test_one_weight_that_is_another_is_seen(tmp_path: Path) -> None:
     )
     assert not wrong.good
     assert wrong.row == 5
+
+
+def test_formats_that_nothing_here_reads_are_named_whatever_the_scheme(tmp_path: Path) -> None:
+    """MLX writes ``quantization``, and the same as quantization_config without a method."""
+    held, _, config = made.tiny("awq")
+    mlx = {"group_size": 64, "bits": 4}
+    q4 = Quant(name="q4f16_1", method="rtn", kind="group", bits=4, group_size=32)
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"quantization": mlx}, r"quantized by MLX \(4 bits in groups of 64\)"),
+        ({"quantization": mlx, "quantization_config": mlx}, "quantized by MLX"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quant_method 'hqq'; quant=imported reads awq"),
+        ({"quantization_config": {"bits": 4}}, "no quant_method; quant=imported reads awq"),
+        ({"quantization_config": [4]}, "no quant_method"),
+    )
+    for number, (extra, words) in enumerate(cases):
+        folder = tmp_path / str(number)
+        made.put(folder, held, {k: v for k, v in config.items() if k != "quantization_config"} | extra)
+        for quant in (QUANT, q4):
+            with pytest.raises(UserError, match=words) as caught:
+                imported.check(quant, sources.checkpoint_at("folder", "", folder))
+            assert "the checkpoint that it was made from" in caught.value.hint
+
+
+def test_an_empty_quantization_config_is_none(tmp_path: Path) -> None:
+    held, _, config = made.tiny("awq")
+    made.put(tmp_path / "source", held, {**config, "quantization_config": {}})
+    checkpoint = sources.checkpoint_at("folder", "", tmp_path / "source")
+    imported.check(Quant(name="q4f16_1", method="rtn", kind="group", bits=4, group_size=32), checkpoint)
+    with pytest.raises(UserError, match="the checkpoint is not quantized"):
+        imported.check(QUANT, checkpoint)
+    assert quantized_formats.describe(checkpoint.config) is None

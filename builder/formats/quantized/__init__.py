@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from builder.core.errors import UserError
+from builder.formats.quantized import known_keys
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +58,7 @@ def describe(config: Mapping[str, Any]) -> Packing | None:
         UserError: it is one that no scheme holds exactly; the message names it.
     """
     quantization = config.get("quantization_config")
-    if quantization is None:
+    if quantization in (None, {}):
         return None
     method = str(quantization.get("quant_method")) if isinstance(quantization, Mapping) else ""
     if method not in METHODS:
@@ -65,6 +66,8 @@ def describe(config: Mapping[str, Any]) -> Packing | None:
             f"config.json: quantization_config.quant_method is {method!r}; allowed: {', '.join(METHODS)}",
             USE_THE_SOURCE,
         )
+    for key, value, allowed in known_keys.unknown_values(method, quantization):
+        refuse(key, value, allowed, "it may change what the weights stand for, or the computation")
     packing: Packing = import_module(METHODS[method]).describe(quantization)
     return packing
 

@@ -51,16 +51,15 @@ def mark(packing: Packing) -> str:
 
 def describe(given: Mapping[str, Any]) -> Packing:
     """quantization_config -> Packing; UserError for formats, strategies and mixtures that no scheme holds."""
+    if not isinstance(given.get("config_groups") or {}, Mapping):
+        refuse("config_groups", given["config_groups"], "a mapping of groups")
     groups = list((given.get("config_groups") or {}).values())
     if not groups or any(group.get("weights") != groups[0].get("weights") for group in groups):
         refuse("config_groups", [group.get("weights") for group in groups][:2], "the same weights in every group")
     group, weights = groups[0], groups[0].get("weights") or {}
     form = group.get("format") or given.get("format")
-    if form not in _TYPES or weights.get("type", "int") != _TYPES[form]:
+    if not isinstance(form, str) or form not in _TYPES or weights.get("type", "int") != _TYPES[form]:
         refuse("format", form, ", ".join(_TYPES))
-    for key in ("kv_cache_scheme", "sparsity_config"):
-        if given.get(key):
-            refuse(key, given.get(key), "null")
     if weights.get("actorder") not in (None, False, "weight", "static"):
         refuse("actorder", weights.get("actorder"), "weight, null", _TURNED)
     bits = weights.get("num_bits", 8)

@@ -57,6 +57,8 @@ def describe(given: Mapping[str, Any]) -> Packing:
     form = given.get("checkpoint_format") or given.get("format") or "gptq"
     if form not in _FORMATS:
         refuse("checkpoint_format", form, ", ".join(_FORMATS))
+    if not isinstance(given.get("dynamic") or {}, Mapping):
+        refuse("dynamic", given["dynamic"], "a mapping of patterns")
     kept = [name for name in given.get("dynamic") or {} if not str(name).startswith("-")]
     if kept:
         refuse("dynamic", kept[0], "patterns that begin with '-:'", "one scheme for all quantized modules")

@@ -26,12 +26,12 @@ _SHORT = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
 
 def check(quant: Quant, checkpoint: Checkpoint) -> None:
     """Raises UserError when a quantized checkpoint is to be quantized again, or another one to be imported."""
-    is_quantized, is_imported = checkpoint.config.get(_KEY) is not None, quant.method == METHOD
+    is_quantized, is_imported = checkpoint.config.get(_KEY) not in (None, {}), quant.method == METHOD
+    _refuse_formats_of_others(checkpoint)
     if quant.packing:
         raise UserError("quant.packing is what the checkpoint says; it cannot be set", "build quant=imported")
     if is_quantized and not is_imported:
-        quantization = checkpoint.config[_KEY]
-        how = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
+        how = checkpoint.config[_KEY]["quant_method"]
         raise UserError(
             f"the checkpoint is quantized already ({how}); quantizing its weights again (quant={quant.name}, method "
             f"{quant.method}) would add a second rounding error to the first",
@@ -51,6 +51,25 @@ def check(quant: Quant, checkpoint: Checkpoint) -> None:
         raise UserError(
             "quant=imported: the checkpoint is in .bin files; allowed: safetensors, whose headers say what is packed",
             "convert it with safetensors.torch.save_file",
+        )
+
+
+def _refuse_formats_of_others(checkpoint: Checkpoint) -> None:
+    """Raises UserError for a checkpoint that is quantized in a way that quant=imported does not read either."""
+    quantization, mlx = checkpoint.config.get(_KEY), checkpoint.config.get("quantization")
+    method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+    if isinstance(mlx, Mapping) and "group_size" in mlx and not method:
+        raise UserError(
+            f"{checkpoint.root} is quantized by MLX ({mlx.get('bits')} bits in groups of {mlx['group_size']}), whose "
+            "packing is not read here, by quant=imported neither",
+            USE_THE_SOURCE,
+        )
+    if quantization not in (None, {}) and method not in quantized.METHODS:
+        named = f"quant_method {method!r}" if method else "no quant_method"
+        raise UserError(
+            f"{checkpoint.root / 'config.json'}: {_KEY} has {named}; quant=imported reads "
+            f"{', '.join(quantized.METHODS)}",
+            USE_THE_SOURCE,
         )
 
 
