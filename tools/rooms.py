@@ -40,7 +40,7 @@ ROOMS: Mapping[str, Room] = {  # a room imports only rooms below it; "" is build
         "recipes -> Plan: can it work, does it fit, which steps",
         ("config", "lowering", "verification", "quant", "architectures", "formats", "targets", "core"),
     ),
-    "provenance": Room("lock files, the statement, signatures, diff", ("config", "core")),
+    "provenance": Room("lock files, the statement, signatures, diff", ("config", "formats", "core")),
     "config": Room("Hydra and only here; choices -> frozen Recipe", ("core",)),
     "report": Room("documents, tables and progress for people", ("core",)),
     "steps": Room(

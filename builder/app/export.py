@@ -16,6 +16,8 @@ from builder.core import disk
 from builder.core.digest import canonical, sha256_hex, sha256_of_file
 from builder.core.errors import UserError
 from builder.core.filestore import FileStore
+from builder.core.json_text import NotJson, parse_json
+from builder.core.names import crosses_link
 from builder.core.record import Output
 from builder.core.run import Outcome
 from builder.core.step_io import Json
@@ -62,7 +64,7 @@ def put(name: str, folder: Path, outputs: Mapping[str, Output], document: str, s
     """As export of the goal ``name``, with the provenance given; "" leaves it out."""
     before = _read(folder / _PROVENANCE)
     wrong = [name for name, output in outputs.items() if not _in_place(folder / name, output)]
-    gone = [name for name in _earlier(before) if name not in outputs]
+    gone = [name for name in _earlier(before) if name not in outputs and not crosses_link(folder, name)]
     if not wrong and not gone and before == document and not (folder / _INCOMING).exists():
         return Exported(folder, (), ())
     written = [*wrong, *([_PROVENANCE] if before != document else [])]
@@ -82,8 +84,10 @@ def _bring(folder: Path, wanted: Mapping[str, Output], gone: list[str], document
         disk.remove_tree(incoming)
         incoming.mkdir()
         for name, output in wanted.items():
-            if (folder / name).is_dir():
+            if (folder / name).is_dir() and not (folder / name).is_symlink():
                 raise UserError(f"{folder / name} is a folder where a file must go", "move it away")
+            if crosses_link(folder, name):
+                raise UserError(f"{folder / name} lies behind a link, which may lead anywhere", "remove the link")
             _place(store.path(output.digest), incoming / name, output)
         if document:
             (incoming / _PROVENANCE).write_text(document)
@@ -154,10 +158,9 @@ def _read(path: Path) -> str:
 def _earlier(document: str) -> list[str]:
     """Files that the export behind ``document`` put here, names that leave the folder not counted."""
     try:
-        names = subjects(json.loads(document))
-    except ValueError:
+        return subjects(parse_json(document))
+    except NotJson:
         return []
-    return [name for name in names if not name.startswith("/") and ".." not in name.split("/")]
 
 
 def _sha256s(outputs: Mapping[str, Output], store: FileStore) -> dict[str, str]:

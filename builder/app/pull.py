@@ -4,7 +4,6 @@ With the checkpoint on this machine the plan says which results; without it, or 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from builder.app.session import Session, local_executor
 from builder.app.share import shared_of
 from builder.core.errors import StepError, UserError
 from builder.core.events import Listener
+from builder.core.json_text import parse_json
 from builder.core.record import Record
 from builder.planner import resolve
 from builder.planner.feasibility.preflight import check_folder
@@ -92,6 +92,9 @@ def _bring_records(store: SharedStore, lock: Lock, listen: Listener) -> dict[str
     """The records of all artifacts of a lock, by key. Raises BuildError when one is not there, or has other files."""
     from builder.remote.pull import pull_keys
 
+    for name, cell in lock.cells.items():
+        if cell.artifact not in cell.steps:
+            raise UserError(f"{name}: the lock file has no key of its artifact", "build lock, where it was built")
     keys = {name: cell.steps[cell.artifact] for name, cell in lock.cells.items()}
     records = pull_keys(store, sorted(set(keys.values())), listen)
     if trouble := store.connection.failure():
@@ -133,7 +136,7 @@ def _put_files(store: SharedStore, name: str, cell: Cell, record: Record, folder
 def _is_about(document: str, cell: Cell) -> bool:
     """Whether a provenance document is about the files of the lock."""
     try:
-        digests = {each["name"]: f"blake3:{each['digest']['blake3']}" for each in json.loads(document)["subject"]}
+        digests = {each["name"]: f"blake3:{each['digest']['blake3']}" for each in parse_json(document)["subject"]}
     except (ValueError, KeyError, TypeError):
         return False
     return digests == dict(cell.outputs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from builder.core.digest import canonical, digest_of_names, sha256_hex
 from builder.core.errors import StepError, UserError
 from builder.core.fingerprint import FileSources, Sources
+from builder.core.json_text import parse_json
 from builder.core.plan import Goal, Plan, check_plan, goals_of_steps, producers_of
 from builder.core.record import LastResult, Lookup, Output, Record
 from builder.core.status import Status
@@ -109,7 +109,15 @@ class PlanState:
     def _item_list(self, template: Step) -> list[Json]:
         source = template.inputs[template.expand]
         output = self._output(source)
-        items: list[Json] = json.loads(self.store.read(output.digest))["items"]
+        try:
+            items: list[Json] = parse_json(self.store.read(output.digest))["items"]
+            if not all(isinstance(item["name"], str) for item in items):
+                raise TypeError("a name is no string")
+        except (ValueError, KeyError, TypeError) as error:
+            raise StepError(
+                f"{template.name}: what the store has under {output.digest[:15]} is no list of steps",
+                "whoever wrote to this store wrote something else: store.path=/another/folder",
+            ) from error
         return items
 
     # Identity

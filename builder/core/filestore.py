@@ -12,7 +12,6 @@ locks/<key>, tmp/<session>/    belong to running builds
 from __future__ import annotations
 
 import errno
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -24,13 +23,16 @@ from builder.core import disk, leftovers, lock
 from builder.core.digest import canonical, digest_of_file
 from builder.core.errors import BuildError, UserError
 from builder.core.events import Event, Listener
+from builder.core.json_text import parse_json
 from builder.core.memo import Memo, is_settled, stat_key
+from builder.core.names import is_key
 from builder.core.record import LastResult, Lookup, Output, Record, decode_record, encode_record
 from builder.core.step_io import Json
 from builder.core.store import RemoteLookup
 
 VERSION = "1"
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
+_LATEST_S = 1e11  # the year 5138: no time that was ever noted
 _LAST_USE_REFRESH_S = (
     24 * 3600.0
 )  # how old the "last used" of a result may get before a build that ran nothing writes it
@@ -297,9 +299,12 @@ class FileStore:
         if not isinstance(document, dict):
             return {}
         try:
-            return {name: LastResult(**fields) for name, fields in document["steps"].items()}
-        except (KeyError, TypeError, AttributeError):  # damaged: reasons are poorer, nothing else
-            return {}
+            results = {name: LastResult(**fields) for name, fields in document["steps"].items()}
+            if all(is_key(each.key) and each.used + each.seconds < _LATEST_S for each in results.values()):
+                return results
+        except (KeyError, TypeError, AttributeError):
+            pass
+        return {}  # damaged: reasons are poorer, nothing else
 
     def save_last_results(self, goal: str, results: Mapping[str, LastResult], whole: bool) -> None:
         known = self.last_results(goal)
@@ -311,7 +316,7 @@ class FileStore:
 
     def load_document(self, name: str) -> Json:
         try:
-            return json.loads(disk.read_whole(f"{self.root}/{name}.json"))
+            return parse_json(disk.read_whole(f"{self.root}/{name}.json"), max_depth=None)
         except (OSError, ValueError):
             return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Collection, Iterator
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from builder.core import disk, lock
 from builder.core.errors import UserError
 from builder.core.filestore import FileStore
+from builder.core.json_text import parse_json
 from builder.core.record import Record, decode_record
 
 _DAY_S = 24 * 3600.0
@@ -99,7 +99,7 @@ def last_results(store: FileStore) -> Iterator[tuple[str, str, str, float]]:
     """(goal, step name, key, last use in unix seconds) of every result that a goal remembers."""
     for path in sorted((store.root / "places").glob("*.json")):
         with suppress(ValueError, KeyError, TypeError):
-            document = json.loads(path.read_bytes())
+            document = parse_json(path.read_bytes(), max_depth=None)
             for name, place in document["steps"].items():
                 yield document["goal"], name, place["key"], place["used"]
 

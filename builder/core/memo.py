@@ -60,7 +60,7 @@ class Memo:
 def _parse(line: str) -> tuple[str, str] | None:
     try:
         key, value = json.loads(line)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     return (key, value) if isinstance(key, str) and isinstance(value, str) else None
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from builder.core.digest import canonical, sha256_hex
+from builder.core.json_text import parse_json
+from builder.core.names import are_digests, are_inside
 from builder.core.step_io import Json
+
+_LATEST = 1e11  # seconds: the year 5138
 
 
 class Output(NamedTuple):
@@ -68,9 +71,35 @@ def decode_record(raw: bytes, key: str) -> Record | None:
     body, _, seal = raw.partition(b"\n")
     if seal != b'"sha256:' + sha256_hex(body).encode() + b'"\n':
         return None
-    fields = json.loads(body)
-    if fields["key"] != key:
+    try:
+        fields = parse_json(body, max_depth=None)  # who writes a store may have sealed anything
+        fields["outputs"] = {name: Output(**output) for name, output in fields["outputs"].items()}
+        fields["warnings"] = tuple(fields["warnings"])
+        record = Record(**fields)
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    fields["outputs"] = {name: Output(**output) for name, output in fields["outputs"].items()}
-    fields["warnings"] = tuple(fields["warnings"])
-    return Record(**fields)
+    return record if record.key == key and _is_well_formed(record) else None
+
+
+def _is_well_formed(record: Record) -> bool:
+    """Whether all is of its type, no name leads out of a folder and no digest out of the store."""
+    outputs = record.outputs.values()
+    numbers = {type(number) for output in outputs for number in (output.nbytes, output.mtime_ns, output.offset)}
+    return (
+        numbers <= {int}
+        and min((number for output in outputs for number in (output.nbytes, output.offset)), default=0) >= 0
+        and are_inside(record.outputs)
+        and are_digests(output.digest for output in outputs)
+        and all(type(output.of) is str for output in outputs)
+        and are_inside(output.of.partition(":")[2] for output in outputs if output.of)
+        and isinstance(record.parts, dict)
+        and isinstance(record.parts.get("tools", {}), dict)
+        and isinstance(record.groups, dict)
+        and all(isinstance(group, dict) and {*map(type, group.values())} <= {str} for group in record.groups.values())
+        and isinstance(record.facts, dict)
+        and {*map(type, record.warnings)} <= {str}
+        and {type(record.started), type(record.seconds)} <= {int, float}
+        and 0 <= record.started < _LATEST
+        and 0 <= record.seconds < _LATEST
+        and {type(record.nbytes), type(record.peak_memory_bytes)} <= {int}
+    )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from builder.core.errors import UserError
+from builder.core.json_text import NotJson, parse_json
+from builder.core.names import is_plain
 
 _WEIGHTS: tuple[tuple[str, str], ...] = (  # first found wins, in transformers' order
     ("model.safetensors", "safetensors"),
@@ -108,7 +110,7 @@ def read_index(path: Path, name: str) -> dict[str, str]:
     if not isinstance(table, dict) or not table:
         raise UserError(f"{name}: weight_map is {table!r}; allowed: an object of tensor names and file names")
     for tensor, file in table.items():
-        if not isinstance(file, str) or PurePosixPath(file).name != file or "\\" in file or file in ("", ".", ".."):
+        if not is_plain(file):
             raise UserError(
                 f"{name}: tensor {tensor!r} is said to be in {file!r}, outside the folder; allowed: a plain file name",
                 "do not build this checkpoint unless you trust where it came from",
@@ -119,10 +121,10 @@ def read_index(path: Path, name: str) -> dict[str, str]:
 def read_json(path: Path, name: str) -> dict[str, Any]:
     """A JSON object from a file of the checkpoint."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror}", f"look at {path}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except NotJson as error:
         raise UserError(f"{name}: is not JSON: {error}", "the file is damaged: fetch it again") from error
     if not isinstance(value, dict):
         raise UserError(f"{name}: is a JSON {type(value).__name__}; allowed: an object")

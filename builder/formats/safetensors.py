@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from builder.core.errors import UserError
+from builder.core.json_text import NotJson, parse_json
+from builder.core.names import is_inside
 
 _DTYPE_BYTES = {
     "BOOL": 1,
@@ -85,17 +87,9 @@ def _header_text(file: BinaryIO, size: int, name: str) -> bytes:
 
 
 def _parse(text: bytes, name: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            _bad(name, f"header has {twice!r} twice; allowed: once")
-        return table
-
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        header = parse_json(text, max_depth=None, unique=True)
+    except NotJson as error:
         _bad(name, f"header is not JSON: {error}")
     if not isinstance(header, dict):
         _bad(name, f"header is a JSON {type(header).__name__}; allowed: an object")
@@ -106,6 +100,8 @@ def _parse(text: bytes, name: str) -> dict[str, Any]:
 
 
 def _tensor(key: str, entry: Any, data_start: int, name: str) -> Tensor:
+    if not is_inside(key):
+        _bad(name, f"tensor {key[:80]!r}: its name leads out of a folder; allowed: parts of letters, dots, digits")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         _bad(name, f"header entry of {key!r} is not an object of dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

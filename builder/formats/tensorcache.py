@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from builder.core.errors import UserError
+from builder.core.json_text import parse_json
+from builder.core.names import is_plain
 from builder.core.step_io import Json
 
 
@@ -40,16 +42,30 @@ def shard_entry(shard: str, nbytes: int, records: Sequence[TensorRecord], md5: s
     }  # fmt: skip
 
 
-def read_tensor_cache(text: str) -> dict[str, TensorRecord]:
-    """The tensors of all shards by name."""
-    return {
-        record["name"]: TensorRecord(
-            record["name"], tuple(record["shape"]), record["dtype"], record["byteOffset"], record["nbytes"],
-            shard["dataPath"], record["format"],
-        )
-        for shard in json.loads(text)["records"]
-        for record in shard["records"]
-    }  # fmt: skip
+def read_tensor_cache(text: str | bytes, name: str = "tensor-cache.json") -> dict[str, TensorRecord]:
+    """The tensors of all shards by name; ``name`` is what messages call the file. UserError for what is no such
+    index, and for one that speaks of files outside its folder."""
+    try:
+        records = [_record(shard, each) for shard in parse_json(text)["records"] for each in shard["records"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error!s:.200}"
+        raise UserError(f"{name}: no index of tensors: {why}", "build it again") from error
+    return {record.name: record for record in records}
+
+
+def _record(shard: Json, fields: Json) -> TensorRecord:
+    record = TensorRecord(
+        fields["name"], tuple(fields["shape"]), fields["dtype"], fields["byteOffset"], fields["nbytes"],
+        shard["dataPath"], fields.get("format", "raw"),
+    )  # fmt: skip
+    numbers = (*record.shape, record.offset, record.nbytes)
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise TypeError(f"tensor {record.name!r}: a size or an offset is no whole number")
+    if not all(isinstance(text, str) for text in (record.name, record.dtype, record.format)):
+        raise TypeError(f"tensor {record.name!r}: its name, dtype or format is no string")
+    if not is_plain(record.shard):
+        raise ValueError(f"tensor {record.name!r} is said to be in {record.shard!r}, outside the folder")
+    return record
 
 
 def tensor_cache(shards: Sequence[Json], total_parameters: int) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import builder
 from builder.config.schema import Checkpoint
 from builder.core.errors import UserError
+from builder.core.json_text import parse_json
+from builder.core.names import is_plain
 from builder.formats import checkpoint as layout
 
 _DEMO = Path(builder.__file__).resolve().parent / "demo"
@@ -54,7 +55,7 @@ def _read_config(root: Path) -> dict[str, Any]:
     """config.json as a dict. Raises UserError when it is missing or is not a JSON object."""
     path = root / "config.json"
     try:
-        config = json.loads(path.read_bytes())
+        config = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{root} has no config.json: not a Hugging Face checkpoint", "ls the folder") from None
     except OSError as error:
@@ -113,10 +114,10 @@ def _missing_weights(root: Path) -> tuple[str, ...]:
             return ()
         if (root / index).is_file():
             try:
-                names = sorted(set(json.loads((root / index).read_bytes())["weight_map"].values()))
+                files = set(parse_json((root / index).read_bytes())["weight_map"].values())
             except (ValueError, KeyError, AttributeError, TypeError):
                 return ()  # checkpoint_at() reads it strictly and says what is wrong
-            return tuple(n for n in names if not (root / n).exists())
+            return tuple(name for name in sorted(filter(is_plain, files)) if not (root / name).exists())
     return ("model.safetensors",)
 
 

@@ -14,9 +14,11 @@ from typing import Any
 
 from builder.config.choices import shipped
 from builder.core.errors import UserError
+from builder.core.names import is_digest, is_inside, is_key
 
 _FORMAT = 1
 ENDING = ".lock.yaml"
+_FACTS = ("settings", "inputs", "quality")  # sections whose values may be numbers
 Fact = str | int | float | bool
 Facts = Mapping[str, Fact]
 Names = Mapping[str, str]
@@ -95,10 +97,11 @@ def read(path: Path) -> Lock:
         if version == _FORMAT:
             recipe, tools = document.pop("recipe"), document.pop("tools")
             lock = Lock(recipe, tools, {name: _cell_of(cell) for name, cell in document.pop("cells").items()})
-            return lock if not document else _refuse(path, f"unknown: {', '.join(document)}")
+            _check_names(lock)
+            return lock if not document else _refuse(path, f"unknown: {', '.join(map(str, document))}")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}", "build lock") from error
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         message = " ".join(str(error).split())
         return _refuse(path, f"{type(error).__name__}: {message}")
     raise UserError(
@@ -117,7 +120,33 @@ def _cell_of(data: Mapping[str, Any]) -> Cell:
         content = content_of.get(each.name, {})
         if each.name != "artifact" and not isinstance(content, dict):
             raise TypeError(f"{each.name} is {type(content).__name__}, not a mapping")
+        _check_facts(each.name, content if isinstance(content, dict) else {each.name: content or ""})
     return Cell(**content_of)
+
+
+def _check_facts(section: str, content: Mapping[Any, Any]) -> None:
+    """Raises TypeError for a name that is no string, and for a value that is no plain one of its section's type."""
+    allowed = {"nbytes": (int,)}.get(section, (str,) if section not in _FACTS else (str, int, float, bool))
+    for name, value in content.items():
+        if not isinstance(name, str) or type(value) not in allowed:
+            raise TypeError(f"{section}: {name!s:.60}: {type(value).__name__}, not {allowed[0].__name__}")
+
+
+def _check_names(lock: Lock) -> None:
+    """Raises ValueError for names that lead out of a folder, and for what is no key or digest: a pull goes by them."""
+    if not (isinstance(lock.recipe, str | None) and isinstance(lock.tools, dict)):
+        raise TypeError("recipe is no name, or tools no mapping")
+    _check_facts("tools", lock.tools)
+    for name, cell in lock.cells.items():
+        if not is_inside(name):
+            raise ValueError(f"{name!s:.60} leads out of the folder of results")
+        for file, digest in cell.outputs.items():
+            if not is_inside(file):
+                raise ValueError(f"{name}: {file!r:.60} leads out of its folder")
+            if not is_digest(digest):
+                raise ValueError(f"{name}: {digest!r:.60} is no digest")
+        if not is_key(cell.steps.get(cell.artifact, "0")):
+            raise ValueError(f"{name}: {cell.steps[cell.artifact]!r:.60} is no key")
 
 
 def text_of(lock: Lock, command: str) -> str:

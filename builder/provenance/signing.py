@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from builder.core.digest import sha256_hex
 from builder.core.errors import StepError, UserError
 from builder.core.examine import signature as state_of_file
+from builder.core.json_text import parse_json
 from builder.core.store import Store
 from builder.provenance.statement import NAME, SIGNATURE
 
@@ -81,7 +82,7 @@ def _signed_by(path: Path) -> tuple[bytes, str]:
 def _opened(path: Path) -> tuple[bytes, list[tuple[str, bytes]]]:
     """(payload, [(key id, signature)]) of an envelope. Raises StepError for what is none of a statement."""
     try:
-        envelope = json.loads(path.read_bytes())
+        envelope = parse_json(path.read_bytes())
         if envelope["payloadType"] != _PAYLOAD_TYPE:
             raise ValueError(f"payloadType {envelope['payloadType']!r}")
         payload = base64.b64decode(envelope["payload"], validate=True)

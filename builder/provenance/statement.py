@@ -15,6 +15,7 @@ from typing import NamedTuple
 from builder.core.digest import digest_of_file, digest_of_names, sha256_of_file
 from builder.core.errors import StepError
 from builder.core.fingerprint import installed_versions
+from builder.core.names import is_inside
 from builder.core.record import Output, Record
 from builder.core.step import Step
 from builder.core.step_io import Json
@@ -90,9 +91,10 @@ def _own_version() -> str:
 
 
 def subjects(document: Json) -> list[str]:
-    """File names that an earlier statement speaks of; none when it is not one."""
+    """File names that an earlier statement speaks of, less those that lead out of its folder; none when it is not
+    one."""
     try:
-        return [str(subject["name"]) for subject in document["subject"]]
+        return [name for subject in document["subject"] if is_inside(name := subject["name"])]
     except (KeyError, TypeError):
         return []
 
@@ -132,7 +134,7 @@ def check_statement(document: Json, path: Path) -> None:
         raise StepError(f"{path} is no provenance of llm-build: {type(error).__name__}: {error}", "build") from error
     if not known or any(not set(digest) <= HASHES.keys() or not digest for digest in files.values()):
         raise StepError(f"{path} is no provenance of llm-build: another type, or digests of another kind", "build")
-    if outside := [name for name in files if name.startswith("/") or ".." in name.split("/")]:
+    if outside := [str(name) for name in files if not is_inside(name)]:
         raise StepError(f"{path} speaks of files outside its folder: {', '.join(outside[:3])}", "build")
     if together["sha256"] not in made.values():
         raise StepError(f"{path} contradicts itself: no step of it made the files that it lists", "build")

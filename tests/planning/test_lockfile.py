@@ -225,7 +225,7 @@ def test_tensors_of_two_folders(tmp_path: Path):
     with pytest.raises(folders.StepError, match="s1: cannot be read"):
         folders.compare(left, right, {})
     (right / folders.INDEX).write_text("{}")
-    with pytest.raises(folders.StepError, match="no index of tensors: KeyError: 'records'"):
+    with pytest.raises(UserError, match="no index of tensors: KeyError: 'records'"):
         folders.compare(left, right, {})
 
 

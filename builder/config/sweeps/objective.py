@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from builder.config.choices import Composed
 from builder.core.errors import UserError
+from builder.core.json_text import parse_json
 
 _BYTES = "bytes"  # of all files of the artifact
 
@@ -23,7 +23,7 @@ def value_of(folder: Path, objective: str) -> float:
     figure that no step noted."""
     if not (folder / "build.json").exists():
         return math.nan
-    document = json.loads((folder / "build.json").read_bytes())
+    document = parse_json((folder / "build.json").read_bytes())
     if objective == _BYTES:
         return float(sum((folder / subject["name"]).stat().st_size for subject in document["subject"]))
     figures = _numbers_in(document)

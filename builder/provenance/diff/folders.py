@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from builder.core.errors import StepError
+from builder.core.errors import StepError, UserError
+from builder.formats.tensorcache import read_tensor_cache
 
 INDEX = "tensor-cache.json"
 READ_BYTES = 1 << 20
@@ -38,21 +38,17 @@ class Tensors(NamedTuple):
 
 
 def _tensors_of(folder: Path) -> dict[str, _Stored]:
-    """Of tensor-cache.json, in its order; empty when there is none. Raises StepError for what is no such index."""
+    """Of tensor-cache.json, in its order; empty when there is none. Raises UserError for what is no such index."""
     path = folder / INDEX
     if not path.is_file():
         return {}
     try:
-        shards: list[Any] = json.loads(path.read_bytes())["records"]
-        return {
-            each["name"]: _Stored(
-                tuple(each["shape"]), each["dtype"], each["nbytes"], shard["dataPath"], each["byteOffset"]
-            )
-            for shard in shards
-            for each in shard["records"]
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise StepError(f"{path}: no index of tensors: {type(error).__name__}: {error}", "build") from error
+        records = read_tensor_cache(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    return {
+        name: _Stored(each.shape, each.dtype, each.nbytes, each.shard, each.offset) for name, each in records.items()
+    }
 
 
 def compare(last: Path, now: Path, equal: Mapping[str, bool]) -> Tensors:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from builder.core.digest import digest_of_names
 from builder.core.errors import StepError, UserError
 from builder.core.examine import code_document
+from builder.core.json_text import parse_json
 from builder.core.store import Store
 from builder.provenance.diff.locks import Modules
 from builder.provenance.lock_file import Cell, Lock, Names
@@ -55,7 +55,7 @@ def read_statement(folder: Path) -> Any:
         what = f"has no {NAME}" if folder.is_dir() else "is no folder"
         raise UserError(f"{folder} {what}: nothing was built there", "build verify-provenance dist/NAME")
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
