@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from builder.core.step_io import InputFiles, Json, Out
+from builder.steps import tokenizer_check
 from builder.steps.ports import group, one
 from builder.verification import heldout, quantized, source_model
 from builder.verification.measure import nll, perplexity
@@ -25,13 +26,16 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     Args:
         params: "text" {"name", "digest"}, "tokens", "window", "logits_bytes" (see heldout.windows).
         inputs: "tensors" {"tensor/<name>": slice}, "layout" (layout.json), "config" (config.json) and, if the
-            checkpoint has one, "tokenizer" (tokenizer.json).
+            checkpoint has them, "tokenizer" (tokenizer.json), "source" (the tokenizer's files as they are) and
+            "generation" (generation_config.json).
         out: its context holds "text", the path of the text.
 
     Raises:
         UserError: the text or the tokenizer do not serve; transformers cannot load the checkpoint.
         StepError: the reference itself is not finite.
     """
+    if "source" in inputs:
+        _write_tokenizer_reference(inputs, out)
     layout = json.loads(one(inputs["layout"]).path.read_text())["tensors"]
     tensors = group(inputs["tensors"])
     tokens, config = prepare(params, inputs, out)
@@ -39,6 +43,15 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     shapes, fetch = quantized.open_checkpoint(config, layout, tensors)
     model = source_model.load(config, shapes, fetch, out.progress)
     write(source_model.logits(model, tokens, out.threads), tokens, params, out)
+
+
+def _write_tokenizer_reference(inputs: InputFiles, out: Out) -> None:
+    source = {name.removeprefix("source/"): file for name, file in group(inputs["source"]).items()}
+    generation = one(inputs["generation"]) if "generation" in inputs else None
+    expected, warnings = tokenizer_check.reference(source, generation, one(inputs["config"]))
+    for warning in warnings:
+        out.warn(warning)
+    out.path(tokenizer_check.REFERENCE).write_text(json.dumps(expected, indent=1) + "\n")
 
 
 def prepare(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> tuple[np.ndarray, dict[str, Json]]:

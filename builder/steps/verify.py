@@ -10,6 +10,7 @@ import numpy as np
 from builder.core.errors import StepError
 from builder.core.step_io import InputFiles, Json, Out
 from builder.runtime.engine import Engine
+from builder.steps import tokenizer_check
 from builder.steps.ports import group
 from builder.verification import measure, paths
 from builder.verification.limits import is_trained, tighten
@@ -31,11 +32,15 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         StepError: a figure is past its limit; the message names it, its limit and the way on.
     """
     reference, dequantized = group(inputs["reference"]), group(inputs["dequantized"])
+    package = {name: file.path for name, file in group(inputs["package"]).items()}
+    if tokenizer_check.REFERENCE in reference:
+        expected = json.loads(reference[tokenizer_check.REFERENCE].path.read_text())
+        tokenizer_check.check(params["name"], package, expected)
     tokens = np.load(reference["tokens.npy"].path)
     assert np.array_equal(tokens, np.load(dequantized["tokens.npy"].path)), "both references saw the same tokens"
     original = np.load(reference["logits.npy"].path, mmap_mode="r")
     exact = np.load(dequantized["logits.npy"].path, mmap_mode="r")
-    engine = Engine({name: file.path for name, file in group(inputs["package"]).items()})
+    engine = Engine(package)
     if engine.vocab_size != original.shape[2]:
         raise StepError(f"the library has {engine.vocab_size} logits, the reference {original.shape[2]}", "verify=off")
     blocks = collect(engine, tokens, out)

@@ -40,7 +40,7 @@ def reference_steps(recipe: Recipe, weights: Mapping[str, Step]) -> list[Step]:
         function="builder.steps.reference:run",
         params=sample,
         recipe_keys=VERIFY_KEYS,
-        inputs=source,
+        inputs={**source, **_tokenizer_inputs(recipe, weights["fetch"])},
         context={"text": str(text)},
         tools=TORCH_TOOLS,
         loads="torch",
@@ -83,7 +83,7 @@ def verify_step(recipe: Recipe, references: Sequence[Step], package: Step) -> St
             params=params,
             recipe_keys=VERIFY_KEYS,
             inputs={"package": Input(package.id, "*"), **inputs},
-            tools=("apache-tvm", "numpy"),
+            tools=("apache-tvm", "numpy", "tokenizers", "jinja2"),
             validation=True,
             resources=Resources(cpu=1, memory_bytes=running_bytes(recipe)),
             loads="tvm-runtime",
@@ -110,6 +110,15 @@ def source_inputs(recipe: Recipe, fetch: Step) -> dict[str, Input]:
     if has_tokenizer(recipe.checkpoint.files):
         inputs["tokenizer"] = Input(fetch.id, "file/tokenizer.json")
     return inputs
+
+
+def _tokenizer_inputs(recipe: Recipe, fetch: Step) -> dict[str, Input]:
+    """The files that transformers makes a tokenizer of, and where it reads what ends a text."""
+    files = recipe.checkpoint.files
+    if not has_tokenizer(files):
+        return {}
+    generation = {"generation": Input(fetch.id, "file/generation_config.json")}
+    return {"source": Input(fetch.id, "source/*"), **(generation if "generation_config.json" in files else {})}
 
 
 def text_digest(path: Path, key: str) -> str:
