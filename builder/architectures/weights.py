@@ -94,7 +94,7 @@ def weight_map(entries: Sequence[Entry], droppable: Iterable[str], layout: Mappi
     Args:
         entries: one per parameter, in the artifact's order.
         droppable: tensors that a checkpoint may hold and the model does not need.
-        layout: {"tensors": {name: {"dtype", "shape"}}} as fetch writes it.
+        layout: {"tensors": {name: {"dtype", "shape"}}} as fetch writes it; {"droppable"}: more of those.
 
     Raises:
         UserError: a source tensor is missing, has another shape or a dtype that holds no weights, or nothing uses it.
@@ -105,7 +105,7 @@ def weight_map(entries: Sequence[Entry], droppable: Iterable[str], layout: Mappi
     for source in {source.tensor: source for entry in entries for source in entry.sources}.values():
         _check_source(source, tensors)
     used = {source.tensor for entry in entries for source in entry.sources}
-    dropped = sorted(set(tensors) & set(droppable) - used)
+    dropped = sorted(set(tensors) & {*droppable, *layout.get("droppable", ())} - used)
     _check_extra(sorted(set(tensors) - used - set(dropped)), used)
     return WeightMap(tuple(_with_dtypes(entry, tensors) for entry in entries), tuple(dropped))
 

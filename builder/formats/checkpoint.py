@@ -138,16 +138,22 @@ def require(is_right: bool, where: str, found: Any, allowed: str) -> None:
         raise UserError(f"{where} is {text[:80]}{'...' if len(text) > 80 else ''}; allowed: {allowed}")
 
 
-def check_index(name: str, index: Mapping[str, str], owners: Mapping[str, str]) -> None:
-    """Hold an index against what the files hold: ``index`` and ``owners`` are {tensor: file}."""
+def check_index(name: str, index: Mapping[str, str], owners: Mapping[str, str]) -> list[str]:
+    """Hold an index against what the files hold: ``index`` and ``owners`` are {tensor: file}.
+
+    Returns:
+        Tensors that the index lists and no file has, sorted. Scripts that drop a shared tensor from its file leave it
+        in the index; a tensor that the model needs is missed when its weight map is made.
+    """
     for tensor, file in sorted(index.items()):
-        if tensor not in owners:
-            raise UserError(f"{name}: tensor {tensor!r} is said to be in {file}, which does not have it", _AGAIN)
-        if owners[tensor] != file:
+        if owners.get(tensor, file) != file:
             raise UserError(f"{name}: tensor {tensor!r} is said to be in {file}; it is in {owners[tensor]}", _AGAIN)
+    absent = sorted(set(index) - set(owners))
     for tensor, file in sorted(owners.items()):
         if tensor not in index:
-            raise UserError(f"{name}: {file} holds tensor {tensor!r}, which the index does not list", _AGAIN)
+            also = f"; it lists {absent[0]!r}, which no file has" if absent else ""
+            raise UserError(f"{name}: {file} holds tensor {tensor!r}, which the index does not list{also}", _AGAIN)
+    return absent
 
 
 _AGAIN = "the index and the files are not of one checkpoint: fetch them again"

@@ -31,6 +31,10 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     else:
         weight_map = read(layout)
     _check_copies(family.copies(config), weight_map, layout)
+    if biases := [name for name in weight_map.dropped if name.endswith(".bias")] if "packing" in params else []:
+        out.warn(
+            f"the model has no use for {len(biases)} biases of quantized modules ({biases[0]}, ...): left out, if 0"
+        )
     out.path("weight_map.json").write_bytes(canonical(map_json(weight_map)))
     out.fact("parameters", parameter_count(weight_map.entries))
     out.fact("tensors_dropped", len(weight_map.dropped))

@@ -48,7 +48,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     owners = _owners(located)
     for name in sorted(watch):
         if name.endswith(".index.json"):
-            checkpoint.check_index(name, checkpoint.read_index(watch[name].path, name), owners)
+            _note_absent(name, checkpoint.check_index(name, checkpoint.read_index(watch[name].path, name), owners), out)
     _companions(watch, out)
     digests = _hash(located, out)
     checkpoint_digest = digest_of_names(digests)
@@ -90,6 +90,12 @@ def _owners(located: Iterable[Located]) -> dict[str, str]:
             )
         owners[item.tensor.name] = item.file
     return owners
+
+
+def _note_absent(index: str, tensors: list[str], out: Out) -> None:
+    if tensors:
+        more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
+        out.warn(f"{index} lists {', '.join(tensors[:3])}{more}, which no file has; the build needs none, or stops")
 
 
 def _companions(watch: Mapping[str, File], out: Out) -> None:

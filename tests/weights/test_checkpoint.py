@@ -10,7 +10,8 @@ import pytest
 
 from builder.core.errors import UserError
 from builder.formats import checkpoint
-from tests.weights.weights_line import run_fetch, source_tensors, write_checkpoint, write_tensors
+from tests.weights.quantized_checkpoints import TINY
+from tests.weights.weights_line import run_fetch, run_weights, source_tensors, write_checkpoint, write_tensors
 
 
 def rewrite_index(folder: Path, change: dict[str, object]) -> None:
@@ -72,10 +73,6 @@ def test_an_index_without_sense(tmp_path: Path, text: str) -> None:
 
 
 def test_an_index_that_disagrees_with_its_files(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "x", source_tensors(), shards=2)
-    rewrite_index(folder, {"model.ghost.weight": "model-00001-of-00002.safetensors"})
-    with pytest.raises(UserError, match=r"'model\.ghost\.weight' is said to be in .*which does not have it"):
-        run_fetch(folder, tmp_path / "w")
     folder = write_checkpoint(tmp_path / "y", source_tensors(), shards=2)
     rewrite_index(folder, {"model.embed_tokens.weight": "model-00002-of-00002.safetensors"})
     with pytest.raises(UserError, match=r"it is in model-00001-of-00002\.safetensors"):
@@ -86,6 +83,29 @@ def test_an_index_that_disagrees_with_its_files(tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"'model\.norm\.weight', which the index does not list"):
         run_fetch(folder, tmp_path / "w")
+
+
+def test_an_index_may_list_a_tensor_that_no_file_has(tmp_path: Path) -> None:
+    """As conversion scripts leave shared tensors in it: a note, and the tensors are those of the files."""
+    folder = write_checkpoint(tmp_path / "x", source_tensors(), shards=2)
+    rewrite_index(folder, {"model.ghost.weight": "model-00001-of-00002.safetensors"})
+    out = run_fetch(folder, tmp_path / "w")
+    assert [warning for warning in out.warnings if "lists model.ghost.weight, which no file has" in warning]
+    assert set(out.json("layout.json")["tensors"]) == set(source_tensors())
+
+
+def test_a_tensor_that_the_index_lists_and_the_model_needs_is_missed(tmp_path: Path) -> None:
+    tensors = source_tensors()
+    del tensors["model.norm.weight"]
+    folder = write_checkpoint(tmp_path / "x", tensors, shards=2)
+    rewrite_index(folder, {"model.norm.weight": "model-00002-of-00002.safetensors"})
+    with pytest.raises(UserError, match=r"the checkpoint has no tensor 'model\.norm\.weight'"):
+        run_weights(
+            folder,
+            tmp_path / "w",
+            {**TINY, "intermediate_size": 88},
+            {"name": "q0f16", "kind": "none", "dtype": "float16"},
+        )
 
 
 def test_one_tensor_in_two_files(tmp_path: Path) -> None:

@@ -262,3 +262,29 @@ def test_an_empty_quantization_config_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the checkpoint is not quantized"):
         imported.check(QUANT, checkpoint)
     assert quantized_formats.describe(checkpoint.config) is None
+
+
+BIASES = {f"model.layers.{layer}.{name}.bias": outputs for layer in range(2) for name, outputs in (
+    ("self_attn.q_proj", 64), ("mlp.down_proj", 64),
+)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["gptq_sym", "gptq_v2", "awq"])
+def test_biases_of_zeros_that_the_model_has_no_use_for_are_left_out(tmp_path: Path, name: str) -> None:
+    """GPTQ's tools write a bias for every module."""
+    weights = made.write(tmp_path / "plain", name)
+    plain = build(tmp_path / "plain", tmp_path / "a")[1].arrays()
+    zeros = {bias: ("F16", np.zeros(outputs, np.float16)) for bias, outputs in BIASES.items()}
+    _, built = build(changed(tmp_path, name, zeros), tmp_path / "b")
+    assert [warning for warning in built.convert.warnings if "no use for 4 biases" in warning]
+    assert {key: array.tobytes() for key, array in built.arrays().items()} == {k: a.tobytes() for k, a in plain.items()}
+    layout, config = built.fetch.json("layout.json")["tensors"], built.fetch.json("file/config.json")
+    _, fetch = quantized.open_checkpoint(config, layout, built.fetch.outputs("tensor/"))
+    assert np.array_equal(fetch(f"{Q}.weight").numpy(), weights[f"{Q}.weight"])
+
+
+def test_a_bias_that_is_not_zero_is_refused(tmp_path: Path) -> None:
+    bias = np.zeros(64, np.float16)
+    bias[3] = 0.5
+    with pytest.raises(UserError, match=rf"{Q}\.bias is not 0 \(0\.5 is in it\)"):
+        build(changed(tmp_path, "gptq_sym", {f"{Q}.bias": ("F16", bias)}), tmp_path / "work")

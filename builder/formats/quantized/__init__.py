@@ -85,8 +85,10 @@ def _logical_layout(packing: Packing, layout: Mapping[str, Any]) -> tuple[dict[s
         layout: {"tensors": {name: {"dtype", "shape"}}}, as fetch writes it.
 
     Returns:
-        The layout, whose dtype for such a tensor is that of its scales; {X.weight: {"packing", "tensors": {role:
-        {"tensor", "dtype", "shape"}}}}; the tensors that no runtime of ours reads.
+        The layout, in which biases that the family has no use for may be dropped, as GPTQ's tools write zeros there
+        for every module (``check`` looks at them); the dtype of a tensor ``X.weight`` is that of its scales.
+        {X.weight: {"packing", "tensors": {role: {"tensor", "dtype", "shape"}}}}; the tensors that no runtime of ours
+        reads.
 
     Raises:
         UserError: a module's tensors are missing, or of the wrong dtype or shape.
@@ -109,7 +111,9 @@ def _logical_layout(packing: Packing, layout: Mapping[str, Any]) -> tuple[dict[s
             f"config.json says {packing.method}, but no tensor of the checkpoint is called *{mark}",
             "does config.json belong to these weights?",
         )
-    return {"tensors": tensors}, stored, dropped
+    biases = [f"{weight.removesuffix('.weight')}.bias" for weight in stored]
+    biases = [name for name in biases if tensors.get(name, {}).get("dtype") in SCALES]
+    return {"tensors": tensors, "droppable": biases}, stored, dropped
 
 
 def packed_weight_map(
@@ -123,6 +127,9 @@ def packed_weight_map(
     """
     layout, stored, dropped = _logical_layout(packing, layout)
     plain = weight_map(layout)
+    for bias in set(layout["droppable"]) & set(plain.dropped):
+        parts = stored[f"{bias.removesuffix('.bias')}.weight"]["tensors"]
+        parts["bias"] = {"tensor": bias, **layout["tensors"][bias]}
     entries = tuple(_with_stored(entry, stored) for entry in plain.entries)
     return replace(plain, entries=entries, dropped=tuple(sorted([*plain.dropped, *dropped])))
 
@@ -181,6 +188,12 @@ def read(stored: Mapping[str, Any], arrays: Mapping[str, np.ndarray], start: int
 def check(stored: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """What only the content of a matrix's tensors tells: UserError if it is not what the config says."""
     packing = Packing(**stored["packing"])
+    if "bias" in arrays and (bias := scales_to_float32(arrays["bias"], stored["tensors"]["bias"]["dtype"])).any():
+        raise UserError(
+            f"{stored['tensors']['bias']['tensor']} is not 0 ({bias[bias.nonzero()][0]:g} is in it), and this model "
+            "has no such bias; allowed: zeros, which change nothing",
+            "does config.json belong to these weights? " + USE_THE_SOURCE,
+        )
     import_module(METHODS[packing.method]).check(packing, stored["tensors"], arrays)
 
 
