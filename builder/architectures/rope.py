@@ -72,6 +72,8 @@ def _read(place: str, block: Mapping[str, Any], model: str) -> dict[str, Any] | 
     kind = single_value(f"{place}.rope_type", {key: block.get(key) for key in ("rope_type", "type")}, "default")
     known = SCALINGS.get(kind, ())
     for key in block:
+        if kind == "default" and key == "factor" and block[key] in (None, 1.0):
+            continue  # no scaling, by any name
         if key not in (*ANY_BLOCK, *known, REPEATED):
             unsupported(model, f"{place}.{key}", block[key], f"no such field with rope_type {kind!r}")
     if kind == "default":

@@ -50,6 +50,7 @@ TOKENIZER_SOURCES = (  # what transformers makes a tokenizer of
 )
 
 
+ADAPTER = "adapter_config.json"  # of peft: weights that are added to those of a model
 BPE_FILES = ("vocab.json", "merges.txt")  # a tokenizer of before there was tokenizer.json
 
 
@@ -75,17 +76,90 @@ def find(folder: Path) -> Checkpoint:
             "build model.source=/path/to/checkpoint",
         )
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json", "model.source must be a transformers checkpoint folder")
-    files = tuple(name for name in COMPANIONS if (folder / name).is_file())
+        raise without_config(folder)
+    files = tuple(name for name in (*COMPANIONS, ADAPTER) if (folder / name).is_file())
     for name, kind in _WEIGHTS:
         if (folder / name).is_file():
-            return Checkpoint(kind, _members(folder, name), files)
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".gguf"))
-    raise UserError(
-        f"{folder} has no weights; found: {', '.join(others) or 'none'}; "
-        f"allowed: {', '.join(name for name, _ in _WEIGHTS)}",
-        "is the download complete?",
+            members = _members(folder, name)
+            for each in (*members, *files):
+                refuse_pointer(folder / each, each)
+            return Checkpoint(kind, members, files)
+    for name, _ in _WEIGHTS:
+        _refuse_dangling(folder / name, name)
+    raise _without_weights(folder)
+
+
+def without_config(folder: Path) -> UserError:
+    """The error for a folder that has no config.json."""
+    _refuse_dangling(folder / "config.json", "config.json")
+    if (folder / ADAPTER).is_file():
+        base = read_json(folder / ADAPTER, ADAPTER).get("base_model_name_or_path")
+        return UserError(
+            f"{folder} has no config.json, but {ADAPTER}: it is an adapter{f' of {base}' if base else ''}, not a model",
+            "merge it into its model (peft's PeftModel.merge_and_unload(), then save_pretrained()), and build that",
+        )
+    if any(folder.glob("*.gguf")):
+        return UserError(f"{folder} has no config.json, but GGUF files, {_GGUF}", _NOT_GGUF)
+    return UserError(
+        f"{folder} has no config.json: not a Hugging Face checkpoint",
+        "model.source must be a transformers checkpoint folder, with config.json and weights",
     )
+
+
+def without_folder(path: Path) -> UserError:
+    """The error for a source that is no folder."""
+    if not path.exists():
+        return UserError(
+            f"model.source={path}: no such folder", "model.source=/path/to/checkpoint, the folder with config.json"
+        )
+    if path.suffix == ".gguf":
+        return UserError(f"model.source={path}: is a GGUF file, {_GGUF}", _NOT_GGUF)
+    return UserError(
+        f"model.source={path}: is a file, not a folder; a checkpoint is the folder with config.json and weights",
+        f"model.source={path.parent}",
+    )
+
+
+def _without_weights(folder: Path) -> UserError:
+    suffixes = (".safetensors", ".bin", ".pt", ".gguf", ".npz")
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in suffixes)
+    is_gguf = any(name.endswith(".gguf") for name in others)
+    return UserError(
+        f"{folder} has no weights; found: {', '.join(others) or 'none'}; "
+        f"allowed: {', '.join(name for name, _ in _WEIGHTS)}" + (f". GGUF is {_GGUF}" if is_gguf else ""),
+        _NOT_GGUF if is_gguf else "is the download complete?",
+    )
+
+
+_GGUF = "llama.cpp's own format, which is not read here"
+_NOT_GGUF = "take the checkpoint that they were converted from: config.json and safetensors files"
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTER_BYTES = 1024  # at most, says the specification
+
+
+def refuse_pointer(path: Path, name: str) -> None:
+    """UserError for what git leaves in place of a large file that git-lfs has not brought yet.
+
+    https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
+    try:
+        if path.stat().st_size > _POINTER_BYTES:
+            return
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return  # whoever reads the file says so
+    if is_pointer:
+        raise UserError(
+            f"{name}: is a git-lfs pointer, not the file that it stands for", f"cd {path.parent}; git lfs pull"
+        )
+
+
+def _refuse_dangling(path: Path, name: str) -> None:
+    if path.is_symlink() and not path.exists():
+        raise UserError(
+            f"{name}: is a link to {path.readlink()}, where nothing is",
+            "copy the folder with what its links lead to (cp -rL, rsync -L), or fetch the checkpoint again",
+        )
 
 
 def has_tokenizer(files: Collection[str]) -> bool:
@@ -99,6 +173,7 @@ def _members(folder: Path, name: str) -> tuple[str, ...]:
     shards = sorted(set(read_index(folder / name, name).values()))
     for shard in shards:
         if not (folder / shard).is_file():
+            _refuse_dangling(folder / shard, shard)
             raise UserError(f"{name} names {shard}, which is not in {folder}", "is the download complete?")
     return (name, *shards)
 
@@ -119,12 +194,13 @@ def read_index(path: Path, name: str) -> dict[str, str]:
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
-    """A JSON object from a file of the checkpoint."""
+    """A JSON object from a file of the checkpoint, with or without a byte order mark."""
     try:
         value = parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror}", f"look at {path}") from error
     except NotJson as error:
+        refuse_pointer(path, name)
         raise UserError(f"{name}: is not JSON: {error}", "the file is damaged: fetch it again") from error
     if not isinstance(value, dict):
         raise UserError(f"{name}: is a JSON {type(value).__name__}; allowed: an object")

@@ -10,7 +10,7 @@ from typing import Any
 import builder
 from builder.config.schema import Checkpoint
 from builder.core.errors import UserError
-from builder.core.json_text import parse_json
+from builder.core.json_text import NotJson, parse_json
 from builder.core.names import is_plain
 from builder.formats import checkpoint as layout
 
@@ -44,8 +44,7 @@ def locate(source: str | None, choice: str) -> Checkpoint:
 
 def checkpoint_at(kind: str, uri: str, root: Path, missing: tuple[str, ...] = ()) -> Checkpoint:
     if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "no such folder"
-        raise UserError(f"model.source={root}: {what}", "model.source=/path/to/checkpoint, the folder with config.json")
+        raise layout.without_folder(root)
     config = _read_config(root)
     inside = layout.find(root)
     return Checkpoint(kind, uri, root, inside.format, (*inside.weights, *inside.files), config, missing)
@@ -57,10 +56,11 @@ def _read_config(root: Path) -> dict[str, Any]:
     try:
         config = parse_json(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{root} has no config.json: not a Hugging Face checkpoint", "ls the folder") from None
+        raise layout.without_config(root) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except NotJson as error:
+        layout.refuse_pointer(path, path.name)
         raise UserError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(config).__name__}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -104,12 +105,15 @@ def _companions(watch: Mapping[str, File], out: Out) -> None:
     for name in sorted(watch):
         if name.endswith((".safetensors", ".bin", ".index.json")):
             continue
+        if name == checkpoint.ADAPTER:
+            out.warn(f"{name}: the adapter beside the weights is not applied; merge it into them to build it")
+            continue
         if name.endswith(".json"):
             checkpoint.read_json(watch[name].path, name)
         if not (assembled and name == "tokenizer.json"):
-            shutil.copyfile(watch[name].path, out.path(f"file/{name}"))
+            _copy(watch[name].path, out.path(f"file/{name}"))
         if name in checkpoint.TOKENIZER_SOURCES:
-            shutil.copyfile(watch[name].path, out.path(f"source/{name}"))
+            _copy(watch[name].path, out.path(f"source/{name}"))
     read_generation_config(*(_read_json(paths, name) for name in ("generation_config.json", "config.json")))
     if assembled:
         data, warnings = assemble(paths)
@@ -118,6 +122,17 @@ def _companions(watch: Mapping[str, File], out: Out) -> None:
             out.warn(warning)
     else:
         read_files(paths)
+
+
+def _copy(path: Path, target: Path) -> None:
+    """Without a byte order mark in JSON, over which transformers and other readers stumble."""
+    if path.suffix == ".json":
+        with path.open("rb") as file:
+            marked = file.read(len(BOM_UTF8)) == BOM_UTF8
+        if marked:
+            target.write_bytes(path.read_bytes().removeprefix(BOM_UTF8))
+            return
+    shutil.copyfile(path, target)
 
 
 def _read_json(paths: Mapping[str, Path], name: str) -> dict[str, Json]:

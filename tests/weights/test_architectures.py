@@ -41,6 +41,7 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "transformers 4": hf_config(),
     "transformers 5": NEW_SPELLING,
     "nulls": hf_config(head_dim=None, rope_scaling=None, sliding_window=None, layer_types=None),
+    "scaling by one": hf_config(rope_scaling={"type": "default", "factor": 1.0}),
     "trivial scaling": hf_config(rope_scaling={"type": "default"}, hidden_act="swish", pretraining_tp=2),
     "both places agree": hf_config(rope_parameters={"rope_theta": 10000.0}),
     "whole number": hf_config(rope_theta=10000),

@@ -64,6 +64,13 @@ def _refuse_formats_of_others(checkpoint: Checkpoint) -> None:
             "packing is not read here, by quant=imported neither",
             USE_THE_SOURCE,
         )
+    older = "compression_config" if checkpoint.config.get("compression_config") else "quantize_config.json"
+    if quantization in (None, {}) and (older in checkpoint.config or (checkpoint.root / older).is_file()):
+        raise UserError(
+            f"{checkpoint.root} is quantized already, as {older} says; quant=imported reads {_KEY} of config.json, "
+            "where the tools of today write that",
+            f"save it again with a newer version of the tool that made it; or {USE_THE_SOURCE}",
+        )
     if quantization not in (None, {}) and method not in quantized.METHODS:
         named = f"quant_method {method!r}" if method else "no quant_method"
         raise UserError(
