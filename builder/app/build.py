@@ -14,7 +14,7 @@ from builder.app.request import BuildRequest
 from builder.app.session import Session
 from builder.config.schema import Checkpoint, Recipe, recipe_document
 from builder.core.errors import BuildError
-from builder.core.events import Listener
+from builder.core.events import Listener, Warned
 from builder.core.filestore import FileStore
 from builder.core.plan import Plan
 from builder.core.record import Record
@@ -92,6 +92,9 @@ def export_good(outcome: Outcome, request: BuildRequest, warn: Listener) -> None
             continue
         folder = request.outputs[goal.name]
         exported = export(outcome, goal.name, request.store, folder, recipe_document(recipe))
+        for name in exported.edited:
+            what = f"{folder / name} had been changed by hand: put back as it was built"
+            warn(Warned("", "", what))
         if request.key or exported.changed:
             from builder.provenance.signing import keep_signed
 

@@ -10,6 +10,7 @@ from builder.app.request import BuildRequest
 from builder.core.digest import digest_of_names
 from builder.core.events import Finished
 from builder.core.examine import StepStatus
+from builder.core.json_text import without_nonfinite
 from builder.core.plan import Plan, goals_of_steps
 from builder.core.record import Record
 from builder.core.run import Outcome
@@ -65,6 +66,11 @@ def _matrix(request: BuildRequest, known: Mapping[str, Cell]) -> Matrix:
     return Matrix(request.axes.names, tuple(cells), excluded=len(request.excluded))
 
 
+def _figure(value: Any) -> float | None:
+    """A fact as a number: what is not finite was recorded as a word."""
+    return None if value is None else float(value)
+
+
 def _cell(
     request: BuildRequest,
     name: str,
@@ -77,8 +83,7 @@ def _cell(
     facts = next((record.facts for step, record in records if step.validation), {})
     made = next((record for step, record in records if step.id == artifact), None)
     model = next((record for step, record in records if step.role == "model"), None)
-    perplexity: Any = facts.get("perplexity")
-    original: Any = facts.get("perplexity_original")
+    perplexity, original = (_figure(facts.get(name)) for name in ("perplexity", "perplexity_original"))
     return Cell(
         name, request.axes.at[name], status, note,
         nbytes=sum(output.nbytes for output in made.outputs.values()) if made else 0,
@@ -109,5 +114,5 @@ def matrix_document(matrix: Matrix) -> dict[str, Any]:
     for cell in matrix.cells:
         row = {"name": cell.name, **dict(zip(matrix.axes, cell.at, strict=True)), "status": cell.status}
         figures = {"bytes": cell.nbytes or None, "perplexity": cell.perplexity, "tokens_per_s": cell.tokens_per_s}
-        cells.append({**row, **figures})
+        cells.append({**row, **without_nonfinite(figures)})
     return {"axes": axes, "cells": cells}

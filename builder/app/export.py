@@ -26,6 +26,9 @@ from builder.provenance.statement import statement, subjects
 _PROVENANCE = "build.json"
 _INCOMING = ".incoming"  # files on their way in; what a killed build left there is removed by the next
 _FICLONE = 0x40049409  # linux/fs.h
+# Below this, files are copies: a hand edit of a link would go through into the store and into other artifacts. Weights
+# stay links, for they would take their size twice.
+_COPIED_BELOW_BYTES = 1 << 20
 _OTHER_DISK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
 
 
@@ -33,6 +36,7 @@ class Exported(NamedTuple):
     folder: Path
     written: tuple[str, ...]
     removed: tuple[str, ...]
+    edited: tuple[str, ...] = ()  # those of ``written`` that someone had changed since they were put there
 
     @property
     def changed(self) -> bool:
@@ -68,11 +72,12 @@ def put(name: str, folder: Path, outputs: Mapping[str, Output], document: str, s
     if not wrong and not gone and before == document and not (folder / _INCOMING).exists():
         return Exported(folder, (), ())
     written = [*wrong, *([_PROVENANCE] if before != document else [])]
+    edited = [name for name in _unchanged(before, outputs) if name in wrong and os.path.lexists(folder / name)]
     try:
         _bring(folder, {name: outputs[name] for name in wrong}, gone, document, store)
     except OSError as error:
         raise disk.explain_os_error(error, f"cannot write {name} to {folder}", folder, "dist.path") from error
-    return Exported(folder, tuple(written), tuple(gone))
+    return Exported(folder, tuple(written), tuple(gone), tuple(edited))
 
 
 def _bring(folder: Path, wanted: Mapping[str, Output], gone: list[str], document: str, store: FileStore) -> None:
@@ -106,14 +111,15 @@ def _bring(folder: Path, wanted: Mapping[str, Output], gone: list[str], document
 
 
 def _place(blob: Path, target: Path, output: Output) -> None:
-    """Hard link; on another file system a reflink or a copy with the same mtime."""
+    """Hard link; of a small file and on another file system a reflink or a copy with the same mtime."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(blob, target)
-        return
-    except OSError as error:
-        if error.errno not in _OTHER_DISK:
-            raise
+    if output.nbytes >= _COPIED_BELOW_BYTES:
+        try:
+            os.link(blob, target)
+            return
+        except OSError as error:
+            if error.errno not in _OTHER_DISK:
+                raise
     _copy(blob, target)
     os.chmod(target, 0o444)
     os.utime(target, ns=(time.time_ns(), output.mtime_ns))
@@ -161,6 +167,15 @@ def _earlier(document: str) -> list[str]:
         return subjects(parse_json(document))
     except NotJson:
         return []
+
+
+def _unchanged(document: str, outputs: Mapping[str, Output]) -> list[str]:
+    """Files that are to be what the export behind ``document`` put here."""
+    try:
+        digests = {each["name"]: each["digest"]["blake3"] for each in parse_json(document)["subject"]}
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [name for name, output in outputs.items() if output.digest == f"blake3:{digests.get(name)}"]
 
 
 def _sha256s(outputs: Mapping[str, Output], store: FileStore) -> dict[str, str]:

@@ -51,9 +51,9 @@ def _quality(facts: dict[str, Any]) -> str:
     """What verify measured, "" where it did not run."""
     if not facts:
         return ""
-    original, kl = facts["perplexity_original"], facts["kl"]
+    original, kl, own = (float(facts[name]) for name in ("perplexity_original", "kl", "perplexity"))  # or "inf"
     whose = f"built, not run here ({facts['not_run']}); its weights: " if "not_run" in facts else ""
-    return f"; {whose}perplexity {facts['perplexity']:.2f} (original {original:.2f}), KL {kl:.4f}"
+    return f"; {whose}perplexity {own:.2f} (original {original:.2f}), KL {kl:.4f}"
 
 
 def _print_rules(facts: dict[str, Any], stream: TextIO) -> None:

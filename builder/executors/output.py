@@ -8,6 +8,7 @@ from pathlib import Path
 
 from builder.core.errors import StepError
 from builder.core.filestore import FileStore
+from builder.core.json_text import without_nonfinite
 from builder.core.record import Output
 from builder.core.step_io import File, Json
 from builder.core.task import StepTask, TaskProgress, TaskReport, TaskWarned
@@ -52,7 +53,7 @@ class StoreOut:
         self._declared[self._checked(name)] = Output(digest, nbytes, 0, of, offset)
 
     def fact(self, name: str, value: Json) -> None:
-        self.facts[name] = value
+        self.facts[name] = without_nonfinite(value)
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ DTYPES = {
     "torch.float64": "F64",
 }
 _WRITE_BYTES = 8 << 20
+_MOST_SHARING = 4  # times a file's size that all its tensors may take: tied ones lie in it once
+_SLACK_BYTES = 1 << 20
 
 
 def to_safetensors(source: Path, name: str, target: Path) -> None:
@@ -41,6 +45,7 @@ def to_safetensors(source: Path, name: str, target: Path) -> None:
 def _load(source: Path, name: str) -> dict[str, Any]:
     import torch
 
+    _check_not_compressed(source, name)
     try:
         try:
             state = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
@@ -59,7 +64,43 @@ def _load(source: Path, name: str) -> dict[str, Any]:
             raise UserError(f"{name}: entry {key!r} is a {type(value).__name__}; allowed: tensors")
         if str(value.dtype) not in DTYPES:
             raise UserError(f"{name}: tensor {key!r} has dtype {value.dtype}; allowed: {', '.join(DTYPES)}")
+    _check_sizes(state, source.stat().st_size, name)
     return dict(state)
+
+
+def _check_not_compressed(source: Path, name: str) -> None:
+    """torch stores its tensors as they are; what unpacks to more than the file holds is no checkpoint."""
+    if not zipfile.is_zipfile(source):
+        return
+    try:
+        with zipfile.ZipFile(source) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return  # torch says what is wrong with it
+    if unpacked > (size := source.stat().st_size):
+        raise UserError(f"{name}: unpacks to {unpacked} bytes; allowed: its own {size}", _NO_CHECKPOINT)
+
+
+def _check_sizes(tensors: Mapping[str, Any], file_bytes: int, name: str) -> None:
+    """A tensor may repeat its bytes (stride 0), and many may lie on the same: written out, that has no end."""
+    import torch
+
+    total = 0
+    for key, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise UserError(f"{name}: tensor {key!r} has no bytes of its own in the file", _NO_CHECKPOINT)
+        nbytes = tensor.numel() * tensor.element_size()
+        if nbytes > min(tensor.untyped_storage().nbytes(), file_bytes):
+            raise UserError(
+                f"{name}: tensor {key!r} takes {nbytes} bytes of a file of {file_bytes}: it repeats them",
+                _NO_CHECKPOINT,
+            )
+        total += nbytes
+    if total > _MOST_SHARING * file_bytes + _SLACK_BYTES:
+        raise UserError(f"{name}: its tensors take {total} bytes of a file of {file_bytes}", _NO_CHECKPOINT)
+
+
+_NO_CHECKPOINT = "do not build this checkpoint unless you trust where it came from"
 
 
 def _write(file: Any, tensor: Any) -> None:

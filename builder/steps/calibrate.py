@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from builder.architectures.weights import Entry, read_map
-from builder.core.errors import StepError
+from builder.core.errors import UserError
 from builder.core.step_io import InputFiles, Json, Out
 from builder.quant.layout import layer_of, stem_of
 from builder.steps.ports import group, one
@@ -52,7 +52,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 
     Raises:
         UserError: the text or the tokenizer do not serve; transformers cannot load the checkpoint.
-        StepError: a layer's input is not finite, or transformers has no layer for a parameter.
+        UserError: a layer's input is not finite, or transformers has no layer for a parameter.
     """
     layout = json.loads(one(inputs["layout"]).path.read_text())["tensors"]
     tensors = group(inputs["tensors"])
@@ -86,7 +86,7 @@ def readers(entries: Iterable[Entry], sources: Mapping[str, str]) -> dict[str, l
     share their input.
 
     Raises:
-        StepError: transformers has no module for a parameter, because it fuses tensors itself, or the parameter is made
+        UserError: transformers has no module for a parameter, because it fuses tensors itself, or the parameter is made
             of several blocks, which read different inputs.
     """
     modules = {tensor: name.rpartition(".")[0] for name, tensor in sources.items()}
@@ -96,7 +96,7 @@ def readers(entries: Iterable[Entry], sources: Mapping[str, str]) -> dict[str, l
             continue
         parts = [modules.get(source.tensor, "") for source in entry.sources]
         if "" in parts or len({part.rpartition(".")[0] for part in parts}) > 1:
-            raise StepError(
+            raise UserError(
                 f"calibrate: transformers has no layer of its own for {entry.name}, whose input could be measured",
                 "build quant.method=mse, which needs no activations",
             )
@@ -177,5 +177,5 @@ def _moment(x_TI: torch.Tensor, tokens: int, name: str) -> np.ndarray:
         moment.shape[0] / len(x_TI) * moment.diagonal().mean(dtype=float)
     )
     if not np.isfinite(moment).all():
-        raise StepError(f"calibrate: the input of {name} holds NaN or infinity", "build quant.method=mse")
+        raise UserError(f"calibrate: the input of {name} holds NaN or infinity", "build quant.method=mse")
     return moment

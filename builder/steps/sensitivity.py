@@ -27,7 +27,7 @@ import torch
 
 from builder.architectures.weights import Entry, read_map
 from builder.core.digest import canonical
-from builder.core.errors import StepError
+from builder.core.errors import UserError
 from builder.core.step_io import InputFiles, Json, Out
 from builder.quant.layout import Scheme, parse_scheme
 from builder.quant.rounding import rounded
@@ -53,7 +53,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 
     Raises:
         UserError: the text or the tokenizer do not serve; transformers cannot load the checkpoint.
-        StepError: transformers has no layer for a parameter, or the model is not finite.
+        UserError: transformers has no layer for a parameter, or the model is not finite.
     """
     layout = json.loads(one(inputs["layout"]).path.read_text())["tensors"]
     tensors = group(inputs["tensors"])
@@ -105,7 +105,7 @@ def _owners(entries: Iterable[Entry], sources: Mapping[str, str]) -> Owned:
     """Which modules a parameter is in. ``sources``: {parameter as transformers names it: checkpoint tensor}.
 
     Raises:
-        StepError: transformers has no module for a tensor, or the tensor is not stored as the module holds it.
+        UserError: transformers has no module for a tensor, or the tensor is not stored as the module holds it.
     """
     modules: dict[str, list[str]] = {}
     for name, tensor in sources.items():
@@ -116,7 +116,7 @@ def _owners(entries: Iterable[Entry], sources: Mapping[str, str]) -> Owned:
             continue
         for source in entry.sources:
             if source.tensor not in modules or entry.op not in ("copy", "stack"):
-                raise StepError(
+                raise UserError(
                     f"sensitivity: transformers has no layer of its own for {entry.name}, whose effect could be "
                     "measured",
                     "rules of your own: build quant=mixed_q4_q8",
@@ -173,7 +173,7 @@ class Probe:
 
     def scaled(self, parameter: str, kl: float) -> dict[str, float]:
         if not np.isfinite(kl):
-            raise StepError(f"sensitivity: with {parameter} rounded the logits are not finite", "quant.budget=null")
+            raise UserError(f"sensitivity: with {parameter} rounded the logits are not finite", "quant.budget=null")
         errors = self.errors[parameter]
         unit = errors[self.coarsest] or 1.0
         return {name: float(f"{max(kl, 0.0) * error / unit:.{_DIGITS}g}") for name, error in errors.items()}

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 
 from builder.architectures.weights import Entry
-from builder.core.errors import StepError
+from builder.core.errors import UserError
 from builder.quant.layout import BYTE_LARGEST, Scheme, is_quantized
 
 Tensor: TypeAlias = torch.Tensor
@@ -30,7 +30,7 @@ def round_inputs(model: Any, entries: Iterable[Entry], sources: Mapping[str, str
         rule: the scheme.
 
     Raises:
-        StepError: transformers has no layer of its own for such a parameter.
+        UserError: transformers has no layer of its own for such a parameter.
     """
     rounds, hooked = activations(entries, rule), set()
     for name, module in model.named_modules():
@@ -41,7 +41,7 @@ def round_inputs(model: Any, entries: Iterable[Entry], sources: Mapping[str, str
     embeddings = {s.tensor for entry in entries if entry.parameter.kind == "embedding" for s in entry.sources}
     missing = sorted(set(rounds) - hooked - embeddings)
     if missing:
-        raise StepError(
+        raise UserError(
             f"transformers has no layer of its own for {missing[0]}, whose input is rounded", "build verify=off"
         )
     return len(hooked)

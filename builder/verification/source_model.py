@@ -22,7 +22,7 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from builder.core.errors import StepError, UserError
+from builder.core.errors import UserError
 from builder.core.step_io import File, Json
 
 Tensor: TypeAlias = torch.Tensor
@@ -154,14 +154,14 @@ def logits(model: Any, tokens_NW: np.ndarray, threads: int) -> np.ndarray:
     """Logits of every position, float32 [N, W, V], all windows in one batch.
 
     Raises:
-        StepError: they are not all finite.
+        UserError: they are not all finite.
     """
     torch.set_num_threads(max(1, threads))
     with torch.inference_mode():
         logits_NWV: np.ndarray = model(torch.from_numpy(tokens_NW).long(), use_cache=False).logits.float().numpy()
     if not np.isfinite(logits_NWV).all():
         n, w = np.argwhere(~np.isfinite(logits_NWV).all(axis=-1))[0]
-        raise StepError(
+        raise UserError(
             f"the reference logits hold NaN or infinity, first in window {n} at position {w}",
             "the checkpoint itself overflows, or holds NaN; build with verify=off to use it all the same",
         )

@@ -49,11 +49,40 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_files_are_links_into_the_store(built: Built, dist: Path) -> None:
+def test_large_files_are_links_into_the_store(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_module, "_COPIED_BELOW_BYTES", 3000)
+    dist = tmp_path / "dist"
+    put(built, dist)
     assert files(dist) == FILES
-    output = built[1][2].records["p"].outputs["shard_1.bin"]
-    assert (dist / "shard_1.bin").samefile(built[0].path(output.digest))
+    outputs = built[1][2].records["p"].outputs
+    assert (dist / "shard_1.bin").samefile(built[0].path(outputs["shard_1.bin"].digest))
     assert (dist / "shard_1.bin").read_bytes() == b"B" * 3000
+    assert not (dist / "config.json").samefile(built[0].path(outputs["config.json"].digest))
+
+
+def test_a_hand_edit_of_a_small_file_stays_out_of_the_store_and_is_put_back_with_a_word(
+    built: Built, dist: Path, tmp_path: Path
+) -> None:
+    put(built, tmp_path / "other")
+    store, outputs = built[0], built[1][2].records["p"].outputs
+    for name in outputs:
+        os.chmod(dist / name, 0o644)
+        with open(dist / name, "ab") as file:  # in place, as an editor of root does
+            file.write(b"edited")
+    for name, output in outputs.items():
+        assert store.file_digest(store.path(output.digest)) == output.digest
+        assert store.file_digest(tmp_path / "other" / name) == output.digest
+    done = put(built, dist)
+    assert set(done.edited) == set(done.written) == set(outputs)
+    for name, output in outputs.items():
+        assert store.file_digest(dist / name) == output.digest
+    assert not put(built, dist).changed
+
+
+def test_what_another_build_writes_anew_was_not_edited_by_hand(built: Built, dist: Path) -> None:
+    (dist / "config.json").unlink()
+    done = put(built, dist, shards=1)
+    assert (done.edited, "config.json" in done.written) == ((), True)
 
 
 def test_a_second_export_touches_nothing(built: Built, dist: Path) -> None:

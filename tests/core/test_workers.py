@@ -106,6 +106,14 @@ def test_bad_ends(store: FileStore, how: str, kind: type[Exception], message: st
     assert examine(toy.single(how), store)["m"].reason == "never built"
 
 
+def test_a_figure_that_is_not_finite_is_recorded_as_a_word(store: FileStore) -> None:
+    outcome = build(store, toy.single("", "overflow"))
+    assert outcome.steps["m"].status == "ran"
+    assert outcome.records["m"].facts == {"figures": {"kl": "inf", "row": ["nan", 1.5]}}
+    again = build(store, toy.single("", "overflow"))
+    assert (again.steps["m"].status, again.records["m"].facts) == ("fresh", outcome.records["m"].facts)
+
+
 def test_a_module_that_does_not_import_is_a_failed_step(store: FileStore, tmp_path: Path) -> None:
     step = step_of("m", "lower", "tests.core.toy:no_such_function", {})
     error = build(store, Plan({"m": step}, ())).steps["m"].error

@@ -91,12 +91,18 @@ def misbehave(params: Mapping[str, Any], inputs: Inputs, out: Out) -> None:
             out.path("done").write_text("")
         case "slice":
             out.path("whole").write_bytes(b"0123456789")
-            out.slice("part", "blake3:part", 4, "output:whole", 3)
+            out.slice("part", "blake3:0a27", 4, "output:whole", 3)
         case "link":
             out.link("copied", inputs["part"])
             out.link("linked", inputs["whole"])
         case "environment":
             out.path("done").write_text(json.dumps([os.environ["OMP_NUM_THREADS"], out.threads, os.getpid()]))
+
+
+def overflow(params: Mapping[str, Any], inputs: Inputs, out: Out) -> None:
+    """A measurement that is not finite."""
+    out.fact("figures", {"kl": float("inf"), "row": [float("nan"), 1.5]})
+    out.path("done").write_text("")
 
 
 def victim(params: Mapping[str, Any], inputs: Inputs, out: Out) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from blake3 import blake3
 
 from builder.core.errors import UserError
+from builder.formats import safetensors, torchbin
 from tests.weights.weights_line import FolderOut, run_fetch, source_tensors, write_checkpoint
 
 
@@ -133,3 +136,59 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
     torch.save({"step": 3, "w": torch.from_numpy(np.zeros(3))}, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="entry 'step' is a int; allowed: tensors"):
         run_fetch(folder, tmp_path / "w3")
+
+
+def torch_bin(folder: Path, state: dict[str, object]) -> Path:
+    import torch
+
+    folder.mkdir()
+    torch.save(state, folder / "pytorch_model.bin")
+    return folder / "pytorch_model.bin"
+
+
+def test_a_bin_that_stands_for_more_than_it_holds_is_refused_at_once(tmp_path: Path) -> None:
+    import torch
+
+    one = torch.zeros(1)
+    bombs = {
+        "stride 0": ({"w": one.expand(100_000, 100_000)}, "takes 40000000000 bytes of a file of"),
+        "meta": ({"w": torch.empty(100_000, 100_000, device="meta")}, "no bytes of its own"),
+        "aliases": (aliases(200), "its tensors take"),
+    }
+    for name, (state, words) in bombs.items():
+        path = torch_bin(tmp_path / name, dict(state))
+        started = time.process_time()
+        with pytest.raises(UserError, match=words):
+            torchbin.to_safetensors(path, "pytorch_model.bin", tmp_path / "out")
+        assert time.process_time() - started < 1
+        assert not (tmp_path / "out").exists()
+
+
+def aliases(count: int) -> dict[str, object]:
+    """Tensors that all lie on the same bytes."""
+    import torch
+
+    whole = torch.zeros(100_000)
+    return {f"w{i}": whole.view(100_000) for i in range(count)}
+
+
+def test_a_compressed_bin_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    import torch
+
+    path = torch_bin(tmp_path / "x", {"w": torch.zeros(1_000_000)})
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "small.bin", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(UserError, match=r"unpacks to 40\d+ bytes; allowed: its own"):
+        torchbin.to_safetensors(tmp_path / "small.bin", "small.bin", tmp_path / "out")
+
+
+def test_tied_tensors_of_a_bin_are_both_written(tmp_path: Path) -> None:
+    import torch
+
+    whole = torch.arange(1000.0)
+    path = torch_bin(tmp_path / "x", {"embedding": whole, "head": whole.view(10, 100)})
+    torchbin.to_safetensors(path, "x", tmp_path / "out")
+    assert [(t.name, t.shape) for t in safetensors.read_header(tmp_path / "out", "out")] == [
+        ("embedding", (1000,)), ("head", (10, 100))
+    ]  # fmt: skip

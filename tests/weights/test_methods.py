@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from builder.architectures.weights import Entry, Parameter, whole
-from builder.core.errors import StepError, UserError
+from builder.core.errors import UserError
 from builder.core.step_io import File
 from builder.quant import pack, reference, storage
 from builder.quant.layout import Scheme
@@ -246,11 +246,11 @@ def test_an_item_reads_the_moments_of_its_own_matrices_only(tmp_path: Path) -> N
 def test_calibrate_says_what_it_cannot_do(tmp_path: Path) -> None:
     matrix = Parameter("a.experts.weight", (2, 1), "linear")
     entry = Entry(matrix, "copy", (whole("a.experts.0.weight", (2, 1)),))
-    with pytest.raises(StepError, match=r"no layer of its own for a\.experts\.weight") as error:
+    with pytest.raises(UserError, match=r"no layer of its own for a\.experts\.weight") as error:
         calibrate.readers([entry], {})
     assert "quant.method=mse" in error.value.hint
     experts = Entry(matrix, "stack", (whole("x", (1, 1)), whole("y", (1, 1))))
-    with pytest.raises(StepError, match="no layer of its own"):
+    with pytest.raises(UserError, match="no layer of its own"):
         calibrate.readers([experts], {"a.experts.0.up.weight": "x", "a.experts.1.up.weight": "y"})
     assert calibrate.readers([experts], {"a.up.weight": "x", "a.gate.weight": "y"}) == {"a.up": ["a.experts.weight"]}
     folder = write_checkpoint(tmp_path / "source", source_tensors())
@@ -258,5 +258,5 @@ def test_calibrate_says_what_it_cannot_do(tmp_path: Path) -> None:
         run_calibrate(folder, tmp_path, tokens=20)
     loud = source_tensors("F32")
     loud["model.norm.weight"][1][:] = 1e30
-    with pytest.raises(StepError, match=r"the input of lm_head\.weight holds NaN or infinity"):
+    with pytest.raises(UserError, match=r"the input of lm_head\.weight holds NaN or infinity"):
         run_calibrate(write_checkpoint(tmp_path / "loud", loud), tmp_path / "loudly")
