@@ -224,7 +224,7 @@ def _from_vocabulary(paths: Mapping[str, Path]) -> tuple[dict[str, Any], list[st
     with TemporaryDirectory(prefix="llm-build-") as name:
         folder = Path(name)
         for file, path in paths.items():
-            (folder / file).symlink_to(path)
+            (folder / file).symlink_to(path.absolute())
         command = [sys.executable, "-P", tokenizer_process.__file__, str(folder)]
         done = subprocess.run(command, capture_output=True, timeout=_CONVERSION_SECONDS, check=False)
     if done.returncode == 0:

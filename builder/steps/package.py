@@ -108,8 +108,8 @@ def _own_chat(texts: Texts, files: Mapping[str, Path]) -> Chat:
             warning = f"the checkpoint's chat template is not used ({failure}): the model completes plain text"
             return Chat("plain", warnings=(warning,))
         note = (
-            f"MLC's own format cannot express it ({error}): `build generate` and package=web_page render "
-            f"{chat_template.FILE}; runtimes that read mlc-chat-config.json alone complete plain text"
+            f"MLC's own format cannot express it ({error}): `build generate` renders "
+            f"{chat_template.FILE}; runtimes that read mlc-chat-config.json alone, WebLLM too, complete plain text"
         )
         return Chat("plain", template, (*dated, note), (f"chat template: {note}",))
     return Chat(translation, template, (*dated, *translation.notes))

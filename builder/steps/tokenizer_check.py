@@ -41,7 +41,7 @@ def reference(source: Mapping[str, File], generation: File | None, config: File)
     with TemporaryDirectory(prefix="llm-build-") as name:
         files = {**source, "config.json": config, **({"generation_config.json": generation} if generation else {})}
         for file_name, file in files.items():
-            (Path(name) / file_name).symlink_to(file.path)
+            (Path(name) / file_name).symlink_to(file.path.absolute())
         try:
             theirs = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # whatever a class of transformers raises over files that it does not know
