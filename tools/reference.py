@@ -27,7 +27,7 @@ from builder.config.strict import ALLOWED
 ROOT = Path(__file__).resolve().parent.parent
 CONF, SCHEMA, PAGES = ROOT / "conf", ROOT / "builder" / "config" / "schema.py", ROOT / "docs" / "reference"
 KEY = re.compile(r"^(?P<indent> *)(?P<name>\w+):(?P<rest>.*)$")
-NESTED = {"Calibration", "DeviceLimits", "Exact", "Limits", "Trained"}  # whose fields stand below the field that has it
+NESTED = {"Calibration", "DeviceLimits", "Exact"}  # whose fields stand below the field that has it
 BUILD, VERIFY = CONF / "build.yaml", CONF / "verify" / "default.yaml"
 
 

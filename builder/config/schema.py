@@ -173,17 +173,6 @@ class Metadata:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What verify allows: errors in units of the reference logits' spread, ``kl`` in nats, ``perplexity`` a ratio."""
-
-    max_error: float
-    rms_error: float
-    kl: float
-    top1: float
-    perplexity: float
-
-
-@dataclass(frozen=True, slots=True)
 class Exact:
     """What verify allows between the library and the dequantized weights where inputs are rounded."""
 
@@ -192,17 +181,8 @@ class Exact:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """What verify takes for a trained model, and the shares of the limits on errors that hold for one."""
-
-    ratio: float = 8.0  # vocabulary size / perplexity of the original, at least
-    max_error: float = 0.5  # share of the limit on max_error
-    rms_error: float = 0.35  # share of the limit on rms_error
-
-
-@dataclass(frozen=True, slots=True)
 class Verify:
-    """How the result is checked (conf/verify). The flat limits lie over those of the scheme in ``limits``."""
+    """How the result is checked (conf/verify). A limit on cost that is None is no limit."""
 
     enabled: bool
     text: str | None
@@ -217,8 +197,6 @@ class Verify:
     kl: float | None
     top1: float | None
     perplexity: float | None
-    limits: Mapping[str, Limits]
-    trained: Trained = Trained()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from builder.provenance.lock_file import Fact, Facts
 
 _SECTIONS = ("architecture", "metadata", "model", "package", "quant", "target", "verify")  # of the recipe
 _ELSEWHERE = (  # said by another section of the lock, or of no consequence for this cell
-    "model.source", "model.architecture", "package.kind", "quant.calibration.text", "verify.limits",
+    "model.source", "model.architecture", "package.kind", "quant.calibration.text",
     "verify.exact_rounded",
 )  # fmt: skip
 QUALITY = ("kl", "perplexity", "perplexity_original", "top1")  # of verify and verify.weights

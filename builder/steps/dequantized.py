@@ -71,7 +71,8 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     shapes = {s.tensor: list(s.shape) for entry in entries for s in entry.sources}
     model, sources = source_model.load_named(config, shapes, fetch, out.progress)
     round_inputs(model, entries, sources, rule)
-    write(source_model.logits(model, tokens, out.threads), tokens, params, out)
+    logits = source_model.logits(model, tokens, out.threads)
+    write(logits, tokens, params, out, source_model.rounding(model, tokens, logits))
     assert len(compared) == len(entries), "the reference ran without some parameters"
     out.path("reconstruction.json").write_text(json.dumps(reconstruction.report(compared), indent=1) + "\n")
 

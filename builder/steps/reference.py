@@ -63,13 +63,20 @@ def prepare(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> tuple[n
     return heldout.windows(params, Path(out.context["text"]), tokenizer, config), config
 
 
-def write(logits_NWV: np.ndarray, tokens_NW: np.ndarray, params: Mapping[str, Json], out: Out) -> None:
-    """The outputs that both references share."""
+def write(
+    logits_NWV: np.ndarray,
+    tokens_NW: np.ndarray,
+    params: Mapping[str, Json],
+    out: Out,
+    rounding: Mapping[str, float] | None = None,
+) -> None:
+    """The outputs that both references share. ``rounding``: see source_model.rounding."""
     np.save(out.path("tokens.npy"), tokens_NW)
     np.save(out.path("logits.npy"), logits_NWV)
     value = perplexity(nll(logits_NWV, tokens_NW))
     count, window = tokens_NW.shape
     figures = {"perplexity": value, "text": params["text"]["name"], "windows": count, "window": window}
+    figures |= {"rounding": dict(rounding)} if rounding is not None else {}
     out.path("reference.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
     out.fact("perplexity", round(value, 4))
     out.fact("tokens", count * window)

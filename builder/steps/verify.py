@@ -13,7 +13,7 @@ from builder.runtime.engine import Engine
 from builder.steps import tokenizer_check
 from builder.steps.ports import group
 from builder.verification import measure, paths
-from builder.verification.limits import is_trained, tighten
+from builder.verification.limits import with_rounding
 from builder.verification.results import Location, PathResult, VerifyResult, check_limits
 
 Tick = Callable[[str, int], None]
@@ -23,8 +23,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """Write verify.json with every figure; facts for the main ones.
 
     Args:
-        params: "name", "scheme" (for messages), "limits" (verification.limits.choose_limits), "trained" {"ratio": from
-            which a model counts as trained, limit: its share for such a model}.
+        params: "name", "scheme" (for messages), "limits" (verification.limits.stated_limits).
         inputs: "package" (the artifact's files), "reference", "dequantized" (tokens.npy, logits.npy, ...).
         out: progress in tokens.
 
@@ -46,9 +45,9 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     blocks = collect(engine, tokens, out)
     weights = json.loads(dequantized["reconstruction.json"].path.read_text())
     verified = compare(params, blocks, {"original": original, "dequantized": exact, "tokens": tokens}, weights)
-    trained = is_trained(verified.perplexity["original"], original.shape[2], params["trained"]["ratio"])
-    limits = tighten(params["limits"], params["trained"]) if trained else params["limits"]
-    report_json = {**verified.json(), "limits": limits, "trained": trained}
+    rounding = json.loads(dequantized["reference.json"].path.read_text())["rounding"]
+    limits = with_rounding(params["limits"], rounding)
+    report_json = {**verified.json(), "limits": limits, "rounding": rounding}
     out.path("verify.json").write_text(json.dumps(report_json, indent=1) + "\n")
     report(verified, out)
     check_limits(verified, limits)
@@ -94,7 +93,8 @@ def compare(
         name: measure.perplexity(measure.nll(logits, arrays["tokens"]))
         for name, logits in (("original", arrays["original"]), ("dequantized", arrays["dequantized"]), ("built", built))
     }
-    return VerifyResult(params["name"], params["scheme"], path_results, perplexity, weights)
+    nothing = measure.context_free(arrays["original"], arrays["tokens"])
+    return VerifyResult(params["name"], params["scheme"], path_results, perplexity, weights, nothing)
 
 
 def _path(blocks: list[paths.PathLogits], arrays: Mapping[str, np.ndarray], units: Mapping[str, float]) -> PathResult:

@@ -15,7 +15,7 @@ from builder.core.step_io import InputFiles, Json, Out
 from builder.steps.ports import group
 from builder.steps.verify import compare, report
 from builder.verification import paths
-from builder.verification.limits import is_trained, tighten
+from builder.verification.limits import with_rounding
 from builder.verification.results import check_limits
 
 
@@ -37,9 +37,9 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     blocks = [paths.PathLogits(paths.ONE_SHOT, window, positions, logits) for window, logits in enumerate(stored)]
     arrays = {"original": original, "dequantized": stored, "tokens": np.load(reference["tokens.npy"].path)}
     verified = compare(params, {paths.ONE_SHOT: blocks}, arrays, weights)
-    trained = is_trained(verified.perplexity["original"], original.shape[2], params["trained"]["ratio"])
-    limits = tighten(params["limits"], params["trained"]) if trained else params["limits"]
-    report_json = {**verified.json(), "limits": limits, "trained": trained, "ran": False}
+    rounding = json.loads(dequantized["reference.json"].path.read_text())["rounding"]
+    limits = with_rounding(params["limits"], rounding)
+    report_json = {**verified.json(), "limits": limits, "rounding": rounding, "ran": False}
     out.path("verify.json").write_text(json.dumps(report_json, indent=1) + "\n")
     report(verified, out)
     out.fact("not_run", params["kind"])

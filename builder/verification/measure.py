@@ -91,6 +91,19 @@ def perplexity(nll_NW: np.ndarray) -> float:
     return float(np.exp(nll_NW.mean()))
 
 
+def context_free(original_NWV: np.ndarray, tokens_NW: np.ndarray) -> dict[str, float]:
+    """A model that knows no context, and says at every position what the original says on average: its "kl" from the
+    original (mean, nats) and its "perplexity" on the tokens."""
+    flat_BV = original_NWV.reshape(-1, original_NWV.shape[2])
+    mean_V = np.sum([np.exp(log_softmax(block)).sum(axis=0) for (block,) in blocks(flat_BV)], axis=0) / len(flat_BV)
+    log_mean_V = np.log(np.maximum(mean_V, np.finfo(np.float64).tiny))
+    kl = 0.0
+    for (block,) in blocks(flat_BV):
+        log_p = log_softmax(block)
+        kl += float((np.exp(log_p) * (log_p - log_mean_V)).sum())
+    return {"kl": kl / len(flat_BV), "perplexity": float(np.exp(-log_mean_V[tokens_NW[:, 1:]].mean()))}
+
+
 def log_softmax(logits_BV: np.ndarray) -> np.ndarray:
     shifted = logits_BV - logits_BV.max(axis=1, keepdims=True)
     total: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -13,8 +13,8 @@ weight may be off beyond half a step is what the range has beyond T steps.
 
 Another method (quant/methods) has another rule. mse: the scale is one that is tried, so max |w| lies where STEPS says,
 and every weight is within half a step of its source or clipped; awq: the same, of its source as it was scaled. gptq
-moves weights on purpose, so no weight can be judged alone: what holds it is the exact check, which runs over these very
-weights, and the limits.
+moves weights on purpose, so no weight can be judged alone: a row must be nearer to its source than another row would be
+(_GPTQ_ROW), and the exact check runs over these very weights.
 
 What is not quantized must be the source rounded to the scheme's dtype, bit for bit.
 """
@@ -33,6 +33,7 @@ from builder.quant.methods.mse import STEPS
 from builder.quant.storage import LARGEST, narrow, scales, widen
 
 _STEP_SLACK = 1e-5  # w / scale + M is rounded in float32, at magnitudes up to 2 M
+_GPTQ_ROW = 1.2  # of the row's root mean square; a row in the place of another is 1.4 off, 4 bits 0.1, 2 bits 0.6
 BLOCK_BYTES = 1 << 20  # of float32 compared at a time, so that it stays in the cache
 
 
@@ -154,14 +155,17 @@ def _mse_distances(
     return steps_RI.max(axis=1), outside_RG.max(axis=1)
 
 
-def _no_distances(
+def _gptq_distances(
     source: np.ndarray, difference: np.ndarray, scale: np.ndarray, scheme: Scheme
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same for gptq, which has no rule for a weight."""
-    return np.zeros(len(source), np.float32), np.zeros(len(source), np.float32)
+    """The same for gptq, which has no rule for a weight: a row's error, scaled so that _GPTQ_ROW is half a step."""
+    error_R, size_R = (np.sqrt(np.square(values).mean(axis=1)) for values in (difference, source))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps_R = np.where(error_R == 0, 0, error_R / size_R / np.float32(2 * _GPTQ_ROW))
+    return steps_R.astype(np.float32), np.zeros(len(source), np.float32)
 
 
-_RULES = {"rtn": _distances, "mse": _mse_distances, "awq": _mse_distances, "gptq": _no_distances}
+_RULES = {"rtn": _distances, "mse": _mse_distances, "awq": _mse_distances, "gptq": _gptq_distances}
 IMPORTED = "imported"
 _RULES[IMPORTED] = _exact_distances
 

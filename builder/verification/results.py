@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 
 from builder.core.errors import StepError
 from builder.core.step_io import Json
@@ -44,6 +45,7 @@ class VerifyResult:
     paths: Mapping[str, PathResult]
     perplexity: Mapping[str, float]  # original, dequantized, built
     weights: Mapping[str, Json]  # reconstruction.json
+    context_free: Mapping[str, float]  # "kl" and "perplexity", see measure.context_free
 
     @property
     def ratio(self) -> float:
@@ -55,15 +57,17 @@ class VerifyResult:
             "scheme": self.scheme,
             "paths": {path: result.json() for path, result in self.paths.items()},
             "perplexity": {**self.perplexity, "ratio": self.ratio},
+            "context_free": dict(self.context_free),
             "weights": dict(self.weights),
         }
 
 
 def check_limits(verified: VerifyResult, limits: Mapping[str, float]) -> None:
-    """StepError for what is past its limit: wrong weights first, then wrong arithmetic, then a costly scheme."""
+    """StepError for what is past its limit: wrong weights first, then wrong arithmetic, then what the scheme costs."""
     _check_weights(verified)
     _check_exact(verified, limits)
-    _check_original(verified, limits)
+    _check_sensible(verified)
+    _check_cost(verified, limits)
 
 
 def _check_weights(verified: VerifyResult) -> None:
@@ -126,9 +130,25 @@ def _diagnose(paths: Mapping[str, PathResult], limits: Mapping[str, float]) -> s
     return "all positions at once agree: look at prefill's last position and at the cache"
 
 
-def _check_original(verified: VerifyResult, limits: Mapping[str, float]) -> None:
+def _check_sensible(verified: VerifyResult) -> None:
+    """Nothing sensible is left if the original makes use of the context (it is twice as good on the text as a model
+    that ignores it) and the built model is worse than that model, on the text and in what the original says."""
+    nothing, perplexity = verified.context_free, verified.perplexity
+    kl = verified.paths[ONE_SHOT].divergence.kl
+    useful = 2 * perplexity["original"] <= nothing["perplexity"]
+    if useful and kl > nothing["kl"] and perplexity["built"] > nothing["perplexity"]:
+        raise StepError(
+            f"{verified.name}: nothing sensible is left of the model: KL {kl:.3g} from the original, perplexity "
+            f"{perplexity['built']:.4g} (original {perplexity['original']:.4g}). A model that ignores the context has "
+            f"KL {nothing['kl']:.3g}, perplexity {nothing['perplexity']:.4g}",
+            f"{verified.scheme} loses too much of this model: take more bits, or quant.method=gptq; or verify=off",
+        )
+
+
+def _check_cost(verified: VerifyResult, limits: Mapping[str, float]) -> None:
+    """Limits that the recipe states."""
     past = [entry for path, result in verified.paths.items() for entry in _past(path, result, limits)]
-    if verified.ratio > limits["perplexity"]:
+    if verified.ratio > limits.get("perplexity", inf):
         past.append((verified.ratio / limits["perplexity"], "perplexity", verified.ratio, ONE_SHOT))
     if not past:
         return
@@ -153,9 +173,9 @@ def _past(path: str, result: PathResult, limits: Mapping[str, float]) -> list[tu
     past = [
         (value / limits[key], key, value, f"{path}, worst in window {window} at position {position}")
         for key, value, (window, position) in figures
-        if value > limits[key]
+        if value > limits.get(key, inf)
     ]
-    if len(result.locations) >= _MIN_POSITIONS and result.divergence.top1_close < limits["top1"]:
+    if len(result.locations) >= _MIN_POSITIONS and result.divergence.top1_close < limits.get("top1", 0.0):
         share = result.divergence.top1_close
         past.append(((1 - share) / max(1 - limits["top1"], 1e-6), "top1", share, path))
     return past

@@ -24,9 +24,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from builder.core.errors import UserError
 from builder.core.step_io import File, Json
+from builder.verification import measure
 
 Tensor: TypeAlias = torch.Tensor
 Fetch = Callable[[str], Tensor]  # checkpoint tensor name -> its value, float32
+_ROUNDING_TOKENS = 32
 Tick = Callable[[int, int], None]  # (modules done, modules in all)
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -166,3 +168,40 @@ def logits(model: Any, tokens_NW: np.ndarray, threads: int) -> np.ndarray:
             "the checkpoint itself overflows, or holds NaN; build with verify=off to use it all the same",
         )
     return logits_NWV
+
+
+def rounding(model: Any, tokens_NW: np.ndarray, logits_NWV: np.ndarray) -> dict[str, float]:
+    """What float32 loses against float64 in this model: the largest ("max") and the root mean square ("rms") difference
+    of a logit, in units of the spread, over the first tokens of the first window (the largest activations of a model
+    are often those of its first token).
+
+    Args:
+        model: see ``load``; it computes in float64 from here on.
+        tokens_NW: the tokens.
+        logits_NWV: of ``logits``.
+    """
+    for module in model.modules():
+        if module._parameters:
+            _compute_in_float64(module)
+    tokens_BW = torch.from_numpy(tokens_NW[:1, :_ROUNDING_TOKENS]).long()
+    with torch.inference_mode():
+        exact_BV = model(tokens_BW, use_cache=False).logits[0].double().numpy()
+    errors = measure.errors(exact_BV, logits_NWV[0, : len(exact_BV)], measure.spread(exact_BV))
+    return {"max": errors.max_error, "rms": errors.rms_error}
+
+
+def _compute_in_float64(module: Any) -> None:
+    """A module's weights are widened while it runs. Its hooks lie inside those of ``_hook``."""
+    narrow: dict[str, Any] = {}
+
+    def before(*_: object) -> None:
+        narrow.update(module._parameters)
+        wide = {name: p.detach().double() if p is not None else None for name, p in narrow.items()}
+        module._parameters.update(wide)
+
+    def after(*_: object) -> None:
+        module._parameters.update(narrow)
+        narrow.clear()
+
+    module.register_forward_pre_hook(before)
+    module.register_forward_hook(after, prepend=True)

@@ -17,7 +17,7 @@ from builder.core.step_io import File
 from builder.planner.schemes import schemes
 from builder.steps import dequantized, lower, package, reference, verify
 from builder.targets.cpu import resolve as resolve_cpu
-from builder.verification.limits import choose_limits
+from builder.verification.limits import COST, stated_limits
 from tests.weights.weights_line import Built, FolderOut, run_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,8 +123,7 @@ class Line:
         params = {
             "name": "it",
             "scheme": self.scheme["name"],
-            "limits": choose_limits(self.scheme, table["limits"], {}, exact),
-            "trained": table["trained"],
+            "limits": stated_limits({name: table[name] for name in COST}, exact),
         }
         verify.run(params, {"package": files, **references}, out)
         return out

@@ -57,7 +57,7 @@ def test_afterwards_the_plan_is_that_of_written_rules() -> None:
     same = {step.name: step.id for step in written.steps.values() if step.name not in ("package", "verify")}
     assert {step.name: step.id for step in measured.steps.values() if step.name in same} == same
     limits = next(dict(step.params["limits"]) for step in measured.steps.values() if step.name == "verify")
-    assert limits["kl"] == 0.5  # 4.5 does not pay for 4 bits everywhere: those of 3 hold
+    assert set(limits) == {"exact_max", "exact_rms"}  # what a budget costs is measured, and fails nothing by itself
 
 
 def test_all_budgets_share_one_measurement() -> None:

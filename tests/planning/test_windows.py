@@ -57,7 +57,7 @@ def test_a_window_that_cannot_be_is_refused_with_what_can(architecture, fields, 
 def verify(enabled: bool, window: int) -> Verify:
     limits = {"max_error": None, "rms_error": None, "kl": None, "top1": None, "perplexity": None}
     exact = {"exact_max": 1e-4, "exact_rms": 1e-5, "exact_rounded": {}}
-    return Verify(enabled=enabled, text=None, tokens=64, window=window, logits_bytes=1, limits={}, **exact, **limits)
+    return Verify(enabled=enabled, text=None, tokens=64, window=window, logits_bytes=1, **exact, **limits)
 
 
 def test_long_rope_is_not_compared_with_other_factors():

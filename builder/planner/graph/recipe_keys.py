@@ -20,7 +20,6 @@ RECIPE_KEYS = {  # path below a step's params -> key of a recipe; what is below 
     "method.damping": "quant.damping",
     "pin": "pins.checkpoint",
     "limits": "verify",
-    "trained": "verify.trained",
     "logits_bytes": "verify.logits_bytes",
 }
 CALIBRATION_KEYS = {**RECIPE_KEYS, **{name: f"quant.calibration.{name}" for name in ("text", "tokens", "window")}}

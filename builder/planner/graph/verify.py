@@ -16,7 +16,7 @@ from builder.planner.feasibility.platforms import platform_of, runs_here
 from builder.planner.graph.recipe_keys import VERIFY_KEYS
 from builder.planner.graph.step_resources import reference_bytes, running_bytes
 from builder.planner.schemes.schemes import scheme_of
-from builder.planner.schemes.verify_limits import limits_of, trained_of
+from builder.planner.schemes.verify_limits import limits_of
 
 _HELDOUT = Path(builder.__file__).resolve().parent / "demo" / "heldout.txt"
 TORCH_TOOLS = ("torch", "transformers", "tokenizers", "numpy")
@@ -73,7 +73,6 @@ def verify_step(recipe: Recipe, references: Sequence[Step], package: Step) -> St
         "name": recipe.name,
         "scheme": recipe.quant.name,
         "limits": limits_of(recipe, scheme_of(recipe.quant)),
-        "trained": trained_of(recipe),
     }
     inputs = {name: Input(step.id, "*") for name, step in zip(("reference", "dequantized"), references, strict=True)}
     if runs_here(recipe.target, recipe.metadata.tensor_parallel_shards):
