@@ -83,7 +83,12 @@ def read_text(path: Path, digest: str, key: str) -> str:
 
 def encode(text: str, tokenizer_json: Path) -> tuple[list[int], list[int]]:
     """Ids of the text without special tokens, and those that the tokenizer itself puts in front of any text."""
-    tokenizer = Tokenizer.from_file(str(tokenizer_json))
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_json))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise UserError(
+            f"tokenizer.json: cannot be read: {error}", "fetch it again, or build with verify=off"
+        ) from error
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     probe: list[int] = tokenizer.encode("a", add_special_tokens=False).ids
     with_specials: list[int] = tokenizer.encode("a", add_special_tokens=True).ids

@@ -108,7 +108,7 @@ def _instantiate(config: Mapping[str, Json], tensors: dict[str, torch.Tensor]) -
     logging.getLogger("transformers").setLevel(logging.ERROR)
     model, loading_info = getattr(transformers, name).from_pretrained(
         None,
-        config=CONFIG_MAPPING[kind].from_dict({k: v for k, v in config.items() if k != "quantization_config"}),
+        config=_config_of(kind, config),
         state_dict=tensors,
         dtype=torch.float32,
         attn_implementation="eager",
@@ -120,6 +120,18 @@ def _instantiate(config: Mapping[str, Json], tensors: dict[str, torch.Tensor]) -
             shown = ", ".join(str(key) for key in sorted(loading_info[problem], key=str)[:5])
             raise UserError(f"transformers finds {problem.replace('_', ' ')} in the checkpoint: {shown}", "verify=off")
     return model.eval()
+
+
+def _config_of(kind: str, config: Mapping[str, Json]) -> Any:
+    """transformers' own reading of config.json. Raises UserError where it refuses a field."""
+    try:
+        return CONFIG_MAPPING[kind].from_dict({k: v for k, v in config.items() if k != "quantization_config"})
+    except Exception as error:  # each version has types of its own
+        why = " ".join(str(error).split())
+        raise UserError(
+            f"config.json: transformers does not take it: {type(error).__name__}: {why[:300]}",
+            "correct the field, or build with verify=off",
+        ) from error
 
 
 def _stream(model: Any, sources: Mapping[str, str], fetch: Fetch, tick: Tick) -> None:
