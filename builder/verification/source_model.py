@@ -108,7 +108,7 @@ def _instantiate(config: Mapping[str, Json], tensors: dict[str, torch.Tensor]) -
     logging.getLogger("transformers").setLevel(logging.ERROR)
     model, loading_info = getattr(transformers, name).from_pretrained(
         None,
-        config=_config_of(kind, config),
+        config=_config_of(str(kind), config),
         state_dict=tensors,
         dtype=torch.float32,
         attn_implementation="eager",
