@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -30,6 +31,8 @@ COMMANDS = {
 }
 _OVERRIDE = re.compile(r"^(~[\w./@-]+$|[+]{0,2}~?[A-Za-z_][\w./@:-]*=)")
 _WORDS = {"why": "STEP", "generate": '"PROMPT"', "diff": "A B", "verify-provenance": "DIR"}  # what commands take
+
+_FOLDER_COMMANDS = {"diff", "verify-provenance"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +169,9 @@ def parse(argv: Sequence[str]) -> Arguments:
     """Raises UserError for an unknown flag or command, or a word that is missing."""
     parsed = parser().parse_intermixed_args(list(argv))
     options = CommandOptions(**{field.name: getattr(parsed, field.name) for field in fields(CommandOptions)})
-    words = [w for w in parsed.words if not _OVERRIDE.match(w)]
-    overrides = tuple(w for w in parsed.words if _OVERRIDE.match(w))
+    takes_folders = not _FOLDER_COMMANDS.isdisjoint(parsed.words)
+    words = [w for w in parsed.words if not _OVERRIDE.match(w) or (takes_folders and _is_path(w))]
+    overrides = tuple(w for w in parsed.words if w not in words)
     command = words.pop(0) if words and words[0] in COMMANDS else "build"
     if parsed.dry_run and command == "build":
         command = "plan"
@@ -181,6 +185,12 @@ def parse(argv: Sequence[str]) -> Arguments:
         overrides, parsed.config_dir, parsed.multirun, parsed.locked, parsed.file, parsed.jobs or 0, parsed.keep_going
     )
     return Arguments(command, word, other, build, options)
+
+
+def _is_path(word: str) -> bool:
+    """Whether a word with a = names a folder, as sweeps name them (dist/x-method=rtn), and is no override."""
+    key = word.partition("=")[0]
+    return os.path.exists(word) or ("/" in key and not key.lstrip("+~").startswith("hydra/"))
 
 
 def _unknown_word(word: str, command: str) -> UserError:

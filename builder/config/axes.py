@@ -26,6 +26,6 @@ def axes_of(jobs: Sequence[Composed], names: Sequence[str]) -> Axes:
 
 
 def _own_overrides(job: Composed) -> dict[str, str]:
-    """Overrides that choose no group: {"quant.budget": "4.5"}, without Hydra's escapes (hf\\://org/name)."""
+    """Overrides that choose no group: {"quant.budget": "4.5"}, without Hydra's escapes (hf\\://org/name) and quotes."""
     pairs = (text.lstrip("+~").partition("=") for text in job.overrides if not CHOICE.match(text))
-    return {key: re.sub(r"\\(.)", r"\1", value) for key, _, value in pairs}
+    return {key: re.sub(r"\\(.)", r"\1", re.sub(r"^'(.*)'$", r"\1", value)) for key, _, value in pairs}

@@ -15,22 +15,32 @@ from pathlib import Path
 from typing import Any
 
 from builder.config.choices import SECTIONS, Composed, Folders, check_choices, find_folders, shipped
+from builder.config.literal_paths import take_path_literally
 from builder.core.errors import UserError
 
 _HERE = Path(__file__).resolve().parent  # builder/config
 # Our own files that a composed result follows from
-_COMPOSING = ("choices.py", "compose.py", "from_hydra.py", "hydra_plugins.py", "yaml_files.py", "sweeps/batch.py")
+_COMPOSING = (
+    "choices.py",
+    "compose.py",
+    "from_hydra.py",
+    "hydra_plugins.py",
+    "literal_paths.py",
+    "yaml_files.py",
+    "sweeps/batch.py",
+)
 _VALUE = re.compile(rf"^(?:{'|'.join(SECTIONS)})\.")
 _IMPURE = re.compile(r"\$\{\s*(oc\.env|oc\.create|now|python_version|random)")
 
 
 def normalise(overrides: Sequence[str]) -> list[str]:
-    """Overrides as Hydra gets them: values may also be new keys (our parser judges keys)."""
+    """Overrides as Hydra gets them: values may also be new keys (our parser judges keys), and paths be anything."""
     done = []
     for text in overrides:
         if "=" not in text and not text.startswith("~"):
             raise UserError(f"{text!r} is neither a command nor an override (name=value)", "build --help")
-        done.append(f"++{text}" if _VALUE.match(text) else text)
+        literal = take_path_literally(text)
+        done.append(f"++{literal}" if _VALUE.match(literal) else literal)
     return done
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from builder.config.choices import GROUPS, Composed, Folders, choices_of, unknown_choice
+from builder.config.literal_paths import quote
 from builder.core.errors import UserError
 
 
@@ -28,12 +30,14 @@ def to_plain(config: Any, overrides: Sequence[str]) -> Composed:
 
 def guard(call: Callable[[], Any], folders: Folders) -> Any:
     """Hydra's refusals in our words."""
-    from hydra.errors import HydraException, MissingConfigException
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     try:
         return call()
+    except OverrideParseException as error:
+        raise _unreadable(str(error.override)) from error
     except MissingConfigException as error:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         if group in GROUPS:
@@ -53,6 +57,16 @@ def guard(call: Callable[[], Any], folders: Folders) -> Any:
             f"the recipe does not compose: {type(error).__name__}: {_first_line(error)[:400]}",
             "look at the defaults list and the ${...} of the files that the command names",
         ) from error
+
+
+def _unreadable(override: str) -> UserError:
+    """The error for an override that Hydra's grammar cannot read, with the command that means it literally."""
+    key, _, value = override.partition("=")
+    return UserError(
+        f"the recipe does not compose: {override.lstrip('+')}: the value has characters that mean something in an "
+        "override ([ ] { } ( ) ' \" # = and others); allowed: such a value in quotes",
+        "build " + shlex.quote(f"{key.lstrip('+')}={quote(value)}") + "   means it as it is",
+    )
 
 
 def _is_theirs(error: BaseException) -> bool:

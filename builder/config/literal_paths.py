@@ -1,0 +1,27 @@
+"""Paths in overrides, as Hydra's grammar takes them literally."""
+
+from __future__ import annotations
+
+import re
+
+# Keys whose values are paths, and what such a value holds that Hydra's grammar reads only in quotes
+_PATHS = re.compile(r"^[+]{0,2}(?:model\.source|dist\.path|store\.(?:path|remote)|(?:quant\.calibration|verify)\.text|"
+                    r"provenance\.key)=(?P<value>.+)$", re.DOTALL)  # fmt: skip
+_ODD = re.compile(r"[^\w/\-\\+.$%*@?|:, ]", re.ASCII)
+_GRAMMAR = re.compile(r"""^\s*(?:["'\[{]|(?:choice|range|interval|glob|shuffle|sort|tag|str|extend_list)\()|\$\{""")
+
+
+def quote(value: str) -> str:
+    """A value as Hydra's grammar takes it literally."""
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", value)) + "'"
+
+
+def take_path_literally(text: str) -> str:
+    """A path that the grammar cannot read (=, #, brackets, quotes, accents) is meant as it is; each of several in a
+    sweep. What means something there, a list or a range, stays."""
+    match = _PATHS.match(text)
+    if match is None or not _ODD.search(match["value"]) or _GRAMMAR.search(match["value"]):
+        return text
+    parts = re.split(r"(?<!\\),", match["value"])
+    quoted = ",".join(quote(part.replace("\\,", ",")) if _ODD.search(part) else part for part in parts)
+    return text[: match.start("value")] + quoted
