@@ -162,7 +162,6 @@ def _read_target(data: object, where: Where) -> Target:
     target = parse(Target, data, "target", where)
     stated = frozenset(data) if isinstance(data, Mapping) else frozenset()
     _check_library(target, where)
-    _check_read(target, stated, where)
     return _resolve_target(target, stated)
 
 
@@ -310,22 +309,6 @@ def _check_library(target: Target, where: Where) -> None:
             f"{', '.join(allowed)}",
             "build list target",
         )
-
-
-def _check_read(target: Target, stated: frozenset[str], where: Where) -> None:
-    """Raises UserError for a key that somebody set and that a target of this kind does not read."""
-    unread = ("arch",) if target.kind == "cpu" else ("cpu", "features") if target.kind == "cuda" else (
-        "cpu", "features", "arch",
-    )  # fmt: skip
-    for key in unread:
-        value = getattr(target, key)
-        if key in stated and value:
-            shown = ", ".join(value) if isinstance(value, tuple) else value
-            raise UserError(
-                f"target.{key}{where(f'target.{key}')}: found {shown}; a target of kind {target.kind} has none to "
-                "choose",
-                f"build target.triple={target.triple}" if key != "arch" else "build target=cuda target.arch=[sm_90a]",
-            )
 
 
 def _resolve_target(target: Target, stated: frozenset[str]) -> Target:

@@ -69,7 +69,7 @@ def test_locked_says_what_moved_before_any_work(own: Shell):
     assert not (own.folder / "dist" / "demo-q3f16_1-cpu").exists()
     checked = json.loads(own.run("lock", "--check", "recipe=demo", "--json", code=2).stdout)
     assert not checked["matches"]
-    assert [row["what"] for row in checked["moved"]] == ["tools.apache-tvm", "architecture.vocab_size"]
+    assert [row["what"] for row in checked["moved"]] == ["tools.apache-tvm", "model.vocab_size"]
     accepted = own.run("lock", "recipe=demo", "--quiet").stdout
     assert "written" in accepted
     assert "model.vocab_size 99 → 3072" in accepted

@@ -114,9 +114,6 @@ def test_on_an_x86_machine(monkeypatch: pytest.MonkeyPatch):
             r"'x86_64-linux-gnu', which is not of arm64",
             "target.cpu=x86-64-v3 target.triple=x86_64-linux-gnu",
         ),
-        (("target=cuda", "target.cpu=x86-64-v3"), r"target\.cpu .*: found x86-64-v3; a target of kind cuda", "triple"),
-        (("target=webgpu", "target.features=[avx512bf16]"), r"target\.features .*: found avx512bf16", "triple"),
-        (("target.arch=[sm_80]",), r"target\.arch .*: found sm_80; a target of kind cpu", "target=cuda"),
     ],
 )
 def test_a_value_that_is_set_is_never_taken_for_a_default(overrides, message, remedy, monkeypatch):

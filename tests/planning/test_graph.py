@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -72,19 +71,13 @@ def golden(recipe: str) -> object:
         return json.loads(json.dumps(parts(plan_of(words))))
     chosen = [[f"{group}={each}" for each in values.split(",")] for group, values in params.items()]
     with hydra() as loader:
-        cells = [[*_of_target(words, choices), *choices] for choices in product(*chosen)]
-        jobs = compose_jobs(cells, loader.load, loader.repository)
+        jobs = compose_jobs([[*words, *choices] for choices in product(*chosen)], loader.load, loader.repository)
     folders = find_folders()
     recipes = [resolve.resolve(job, folders) for job in apply_rules(jobs).kept]
     return {
         recipe.name: {name: digest_of_names(each) for name, each in parts(graph.build_plan([recipe])).items()}
         for recipe in recipes
     }
-
-
-def _of_target(words: list[str], choices: Sequence[str]) -> list[str]:
-    """Only a target of kind cpu has a CPU to choose."""
-    return words if "target=cpu" in choices else [word for word in words if not word.startswith("target.")]
 
 
 def file_of(recipe: str) -> Path:

@@ -146,9 +146,9 @@ def test_logits_belong_to_the_caller(case: Built):
 def test_python_takes_little_of_a_token(case: Built, monkeypatch: pytest.MonkeyPatch):
     """Everything around the library's own functions stays under 0.1 ms per token."""
     engine = case.engine()
-    sequence, calls = engine.add_sequence(), engine._call
+    sequence, calls = engine.add_sequence(), engine._model
     calls.decode(sequence, 1)
-    rows = calls._embed(calls._one.fetched(), calls._params)
+    rows = calls._embed(calls._token_slot.fetched(), calls._params)
     monkeypatch.setattr(calls, "_embed", lambda *_: rows)
     result = [import_tvm().runtime.empty((1, 1, 203), "float32")]
     monkeypatch.setattr(calls, "_decode", lambda *_: result)

@@ -14,8 +14,10 @@ from builder.lowering.schedules.cpu import attention, cache, linear, sampling
 from builder.lowering.schedules.cpu import vector as v
 from builder.lowering.schedules.cpu.vector import Arg, Isa
 from builder.ops.embedding import EmbeddingLabel
+from builder.ops.gates import SiluMulLabel
 from builder.ops.kv_cache import CacheLayout, rope_frequencies
 from builder.ops.linear import Linear, LinearLabel
+from builder.ops.rows import LastRowLabel, TakeRowsLabel
 from builder.ops.weights import StoredWeight
 from builder.quant import layout, reference
 from builder.targets import cpu
@@ -114,15 +116,15 @@ def test_embedding(isa: Isa, n: int, k: int, stored: Any):
 @pytest.mark.parametrize("width", [256, 50])
 def test_gate(isa: Isa, width: int):
     gate_up = 20 * normal(5, 2 * width)
-    *_, found = run(SCHEDULES["silu_mul"]({"width": width}, isa), isa, gate_up, empty(5, width))
+    *_, found = run(SCHEDULES["silu_mul"](SiluMulLabel(width), isa), isa, gate_up, empty(5, width))
     gate, up = gate_up[:, :width].astype(np.float64), gate_up[:, width:]
     close(found, gate / (1 + np.exp(-gate)) * up)
 
 
 def test_row_lookups(isa: Isa):
     x, which = normal(7, 21), np.array([6, 0, 6], np.int32)
-    assert np.array_equal(run(SCHEDULES["last_row"]({"width": 21}, isa), isa, x, empty(1, 21))[1], x[-1:])
-    assert np.array_equal(run(SCHEDULES["take_rows"]({"width": 21}, isa), isa, x, which, empty(3, 21))[2], x[which])
+    assert np.array_equal(run(SCHEDULES["last_row"](LastRowLabel(21), isa), isa, x, empty(1, 21))[1], x[-1:])
+    assert np.array_equal(run(SCHEDULES["take_rows"](TakeRowsLabel(21), isa), isa, x, which, empty(3, 21))[2], x[which])
 
 
 def elementwise(isa: Isa, function: Any, x: np.ndarray) -> np.ndarray:

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -158,7 +160,12 @@ def test_schedules_replace_bodies_and_keep_signatures():
 
 def test_a_label_without_a_schedule_keeps_its_loops():
     _, before = exported()
-    function = before["silu_mul"].with_attr(op.LABEL, '{"op": "unheard_of"}')
+
+    @dataclass(frozen=True)
+    class UnheardOf(op.Label):
+        op: ClassVar[str] = "unheard_of"
+
+    function = op.with_label(before["silu_mul"], UnheardOf())
     after = with_schedules(Schedules("cpu"), Isa(8, True))(ir.IRModule({"main": function}))["main"]
     ir.assert_structural_equal(after, function.without_attr(op.LABEL))
 

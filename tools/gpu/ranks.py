@@ -128,7 +128,7 @@ def compared_with_one(folder: Path, engine: Engine) -> float | None:
 
 def killed(engine: Engine) -> float | None:
     """Seconds from the death of the last rank in the middle of a generation to the error, when no rank is left."""
-    group, sequence, times = engine._call, engine.add_sequence(), list[float]()
+    group, sequence, times = engine._model, engine.add_sequence(), list[float]()
     if not isinstance(group, ranks.RankedModel):
         return None
     engine.prefill(sequence, [1] * 64)

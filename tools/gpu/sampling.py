@@ -14,7 +14,7 @@ SEQUENCES = 3
 
 def check(engine: Engine) -> None:
     """Raises AssertionError for a function that does not do what it says."""
-    machine, device = engine._call._machine, engine._call._device
+    machine, device = engine._model._machine, engine._model._device
     rng = np.random.default_rng(0)
     check_softmax(machine, device, rng, engine.vocab_size)
     for vocab in VOCABULARIES:
