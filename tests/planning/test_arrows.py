@@ -75,7 +75,9 @@ def arrows() -> dict[tuple[str, str], list[str]]:
 
 
 def test_every_folder_is_a_room_and_no_file_lies_loose():
-    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    folders = {
+        path.relative_to(ROOT).parts[0] for path in ROOT.glob("*/**/*") if path.suffix != ".pyc" and path.is_file()
+    }
     assert folders == {*ROOMS, *DATA} - {""}
     loose = {path.name for path in ROOT.iterdir() if path.is_file()}
     assert loose == {"__init__.py", "__main__.py", "py.typed"}
