@@ -192,6 +192,7 @@ def rounding(model: Any, tokens_NW: np.ndarray, logits_NWV: np.ndarray) -> dict[
         tokens_NW: the tokens.
         logits_NWV: of ``logits``.
     """
+    model.set_experts_implementation("eager")  # the grouped products of torch know no float64
     for module in model.modules():
         if module._parameters:
             _compute_in_float64(module)
