@@ -148,7 +148,7 @@ def test_python_takes_little_of_a_token(case: Built, monkeypatch: pytest.MonkeyP
     engine = case.engine()
     sequence, calls = engine.add_sequence(), engine._model
     calls.decode(sequence, 1)
-    rows = calls._embed(calls._token_slot.fetched(), calls._params)
+    rows = calls._embed(calls._token_slot.tensor(), calls._params)
     monkeypatch.setattr(calls, "_embed", lambda *_: rows)
     result = [import_tvm().runtime.empty((1, 1, 203), "float32")]
     monkeypatch.setattr(calls, "_decode", lambda *_: result)
