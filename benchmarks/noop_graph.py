@@ -41,11 +41,17 @@ def synthetic(steps: int) -> Plan:
 
 def goal_steps(index: int) -> list[Step]:
     recipe = {"model": {"hidden_size": 2048, "layers": 22, "heads": 32, "theta": 1e4}, "quant": {"bits": 4}, "n": index}
-    items = Step("shard", CODE, {**recipe, "items": ITEMS})
-    template = Step("quantize", CODE, recipe, {"list": Input(items.id, "shards.json")}, expand="list")
-    made = [items, template, Step("gather", CODE, recipe, {"all": Input(template.id, "*")}, tools=("blake3",))]
+    items = Step("shard", CODE, {**recipe, "items": ITEMS}, id=f"shard-{index}")
+    template = Step(
+        "quantize", CODE, recipe, {"list": Input(items.id, "shards.json")}, expand="list", id=f"quantize-{index}"
+    )
+    made = [
+        items,
+        template,
+        Step("gather", CODE, recipe, {"all": Input(template.id, "*")}, tools=("blake3",), id=f"gather-{index}"),
+    ]
     for name in ("lower", "package", "verify"):
-        made.append(Step(name, CODE, recipe, {"from": Input(made[-1].id, "out.bin")}))
+        made.append(Step(name, CODE, recipe, {"from": Input(made[-1].id, "out.bin")}, id=f"{name}-{index}"))
     return made
 
 

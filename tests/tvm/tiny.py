@@ -144,7 +144,7 @@ def write_artifact(
 
 def lower_params(architecture: Mapping[str, Any], scheme: Scheme, level: str = "host") -> dict[str, Any]:
     name, features = cpu.resolve(level)
-    triple = cpu.triple_of(name, "x86_64-linux-gnu")
+    triple = cpu.triple_of(name, None)
     target = {"kind": "cpu", "triple": triple, "cpu": name, "features": list(features)}
     return {
         "family": "llama", "architecture": dict(architecture), "scheme": asdict(scheme), "target": target,
