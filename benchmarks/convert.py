@@ -33,19 +33,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools" / "path")]
 
-from builder.config import compose  # noqa: E402
-from builder.config.choices import find_folders  # noqa: E402
-from builder.core.events import Event, Finished  # noqa: E402
-from builder.core.filestore import open_store  # noqa: E402
-from builder.core.plan import Goal, Plan  # noqa: E402
-from builder.core.run import run  # noqa: E402
-from builder.core.step import Resources, Step  # noqa: E402
-from builder.executors.local import LocalExecutor  # noqa: E402
-from builder.planner import resolve  # noqa: E402
-from builder.planner.graph import graph  # noqa: E402
-from builder.planner.schemes.schemes import schemes_that_quantize  # noqa: E402
+from llm_build.config import compose  # noqa: E402
+from llm_build.config.choices import find_folders  # noqa: E402
+from llm_build.core.events import Event, Finished  # noqa: E402
+from llm_build.core.filestore import open_store  # noqa: E402
+from llm_build.core.plan import Goal, Plan  # noqa: E402
+from llm_build.core.run import run  # noqa: E402
+from llm_build.core.step import Resources, Step  # noqa: E402
+from llm_build.executors.local import LocalExecutor  # noqa: E402
+from llm_build.planner import resolve  # noqa: E402
+from llm_build.planner.graph import graph  # noqa: E402
+from llm_build.planner.schemes.schemes import schemes_that_quantize  # noqa: E402
 
 SHAPES = {
     "1.1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_key_value_heads": 4},

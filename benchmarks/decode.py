@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from builder.config.schema import Quant
-from builder.planner.schemes import schemes
-from builder.quant import storage
-from builder.runtime import speed
-from builder.runtime.engine import Engine
-from builder.runtime.measured import active_experts
-from builder.targets import cpu, host_machine
+from llm_build.config.schema import Quant
+from llm_build.planner.schemes import schemes
+from llm_build.quant import storage
+from llm_build.runtime import speed
+from llm_build.runtime.engine import Engine
+from llm_build.runtime.measured import active_experts
+from llm_build.targets import cpu, host_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = {
@@ -71,7 +71,7 @@ class Out:
 
 def random_artifact(folder: Path, shape: str, scheme: str) -> Path:
     """A library of that shape and weights made up for it."""
-    from builder.steps import lower
+    from llm_build.steps import lower
 
     architecture = SHAPES[shape]
     table = yaml.safe_load((ROOT / "conf" / "quant" / f"{scheme}.yaml").read_text())

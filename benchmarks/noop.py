@@ -81,7 +81,7 @@ def cpu_s() -> float:
 def beside_hydra(rounds: int, folder: Path, env: dict[str, str]) -> None:
     app, work = folder / "app", folder / "work"
     work.mkdir()
-    build, hydra = [sys.executable, "-m", "builder"], empty_app(app)
+    build, hydra = [sys.executable, "-m", "llm_build"], empty_app(app)
     print("first build ...", flush=True)
     print(f"  {timed(build, work, env):.1f} s")
     pairs = [(timed(build, work, env), timed(hydra, app, env)) for _ in range(rounds)]
@@ -125,7 +125,7 @@ def main() -> None:
     env = {
         "CLOCK": "cpu" if given.cpu else "wall",
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(ROOT / "tools" / "path"),
         "PATH": os.pathsep.join([str(given.peers.absolute()), os.environ["PATH"]]),
     }
     if not given.without_app:

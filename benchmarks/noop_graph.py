@@ -16,16 +16,16 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.core.examine import examine
-from builder.core.filestore import FileStore, open_store
-from builder.core.plan import Goal, Plan, producers_of
-from builder.core.run import run
-from builder.core.step import Input, Resources, Step
-from builder.core.task import StepResult, StepTask, TaskDone, TaskReport
+from llm_build.core.examine import examine
+from llm_build.core.filestore import FileStore, open_store
+from llm_build.core.plan import Goal, Plan, producers_of
+from llm_build.core.run import run
+from llm_build.core.step import Input, Resources, Step
+from llm_build.core.task import StepResult, StepTask, TaskDone, TaskReport
 
 ITEMS = 20
 PER_GOAL = ITEMS + 5
-CODE = "builder.core.run:run"  # any module with a fair number of imports: only its fingerprint is taken
+CODE = "llm_build.core.run:run"  # any module with a fair number of imports: only its fingerprint is taken
 Graph = Mapping[str, list[str]]  # step -> the steps that it reads, in an order that they can be made in
 
 

@@ -27,23 +27,23 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools" / "path")]
 
-from builder.config import compose  # noqa: E402
-from builder.config.choices import find_folders  # noqa: E402
-from builder.config.schema import Recipe  # noqa: E402
-from builder.core.events import Event, Finished  # noqa: E402
-from builder.core.filestore import FileStore, open_store  # noqa: E402
-from builder.core.plan import Goal, Plan  # noqa: E402
-from builder.core.record import Record  # noqa: E402
-from builder.core.run import run  # noqa: E402
-from builder.executors.local import LocalExecutor  # noqa: E402
-from builder.planner import resolve  # noqa: E402
-from builder.planner.graph import graph  # noqa: E402
-from builder.planner.schemes import budget  # noqa: E402
-from builder.planner.schemes.schemes import schemes_that_quantize  # noqa: E402
-from builder.quant.methods import METHODS  # noqa: E402
-from builder.verification.measure import divergence, nll, perplexity  # noqa: E402
+from llm_build.config import compose  # noqa: E402
+from llm_build.config.choices import find_folders  # noqa: E402
+from llm_build.config.schema import Recipe  # noqa: E402
+from llm_build.core.events import Event, Finished  # noqa: E402
+from llm_build.core.filestore import FileStore, open_store  # noqa: E402
+from llm_build.core.plan import Goal, Plan  # noqa: E402
+from llm_build.core.record import Record  # noqa: E402
+from llm_build.core.run import run  # noqa: E402
+from llm_build.executors.local import LocalExecutor  # noqa: E402
+from llm_build.planner import resolve  # noqa: E402
+from llm_build.planner.graph import graph  # noqa: E402
+from llm_build.planner.schemes import budget  # noqa: E402
+from llm_build.planner.schemes.schemes import schemes_that_quantize  # noqa: E402
+from llm_build.quant.methods import METHODS  # noqa: E402
+from llm_build.verification.measure import divergence, nll, perplexity  # noqa: E402
 
 ALL_TEXT = ["verify.tokens=10000000", "verify.window=256", "verify.logits_bytes=1000000000"]
 LEFT_OUT = ("lower", "package", "verify")

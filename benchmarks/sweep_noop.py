@@ -48,7 +48,7 @@ def median(times: Sequence[Time]) -> Time:
 
 def sweep_in(folder: Path, models: int, quants: int, targets: int) -> tuple[list[str], dict[str, str]]:
     """A folder whose store has every cell of a sweep: the words of the sweep, and the environment of its command."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "LLM_BUILD_STORE": str(folder / "store")}
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tools" / "path"), "LLM_BUILD_STORE": str(folder / "store")}
     words = synthetic.write_conf(folder, models, quants, targets)
     command = [sys.executable, "-m", "benchmarks.synthetic", *words]
     subprocess.run(command, cwd=folder, env=env, check=True, stdout=subprocess.DEVNULL)
@@ -77,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work, app = Path(name) / "work", Path(name) / "app"
         words, env = sweep_in(work, 3, 4, 3)
-        build, hydra = [sys.executable, "-m", "builder", "-m"], empty_app(app, work / "conf")
+        build, hydra = [sys.executable, "-m", "llm_build", "-m"], empty_app(app, work / "conf")
         pairs = [(timed([*build, *words], work, env), timed([*hydra, *words], app, env)) for _ in range(given.rounds)]
         ours, theirs = (median(column) for column in zip(*pairs, strict=True))
         show("36 cells with nothing to do", ours)

@@ -14,18 +14,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from builder.app.build import export_good
-from builder.app.merge import merge
-from builder.app.sweep import sweep
-from builder.cli.arguments import parse
-from builder.config.choices import Composed, choices_of, find_folders
-from builder.core.digest import digest_of_bytes
-from builder.core.filestore import FileStore
-from builder.core.plan import Plan
-from builder.core.run import run
-from builder.core.step import Resources, Step
-from builder.core.task import StepResult, StepTask, TaskDone, TaskReport
-from builder.executors.output import StoreOut
+from llm_build.app.build import export_good
+from llm_build.app.merge import merge
+from llm_build.app.sweep import sweep
+from llm_build.cli.arguments import parse
+from llm_build.config.choices import Composed, choices_of, find_folders
+from llm_build.core.digest import digest_of_bytes
+from llm_build.core.filestore import FileStore
+from llm_build.core.plan import Plan
+from llm_build.core.run import run
+from llm_build.core.step import Resources, Step
+from llm_build.core.task import StepResult, StepTask, TaskDone, TaskReport
+from llm_build.executors.output import StoreOut
 
 DEMO = Path(__file__).resolve().parent.parent / "builder" / "demo"
 FACTS = {"perplexity": 42.0, "perplexity_original": 41.0, "kl": 0.01}

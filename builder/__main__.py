@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from builder.cli.arguments import Arguments, parse
-from builder.core.errors import BuildError
+from llm_build.cli.arguments import Arguments, parse
+from llm_build.core.errors import BuildError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: Arguments) -> int:
-    """Hands over to the module of builder.cli that has the command's name: no other is imported."""
+    """Hands over to the module of llm_build.cli that has the command's name: no other is imported."""
     options, name = arguments.options, arguments.command.replace("-", "_")
     if options.help:
         name = "help"
@@ -47,18 +47,18 @@ def run(arguments: Arguments) -> int:
         name = "version"
     elif options.cfg or options.info or options.hydra_help or options.shell_completion:
         name = "hydra"
-    code: int = import_module(f"builder.cli.{name}").show(arguments)
+    code: int = import_module(f"llm_build.cli.{name}").show(arguments)
     return code
 
 
 def refuse(error: BuildError, as_json: bool) -> int:
     """An error for people on stderr, for programs on stdout."""
     if as_json:
-        from builder.report.document import refused
+        from llm_build.report.document import refused
 
         json.dump(refused(error), sys.stdout, indent=1)
         print()
-    from builder.report.text import wrap_text
+    from llm_build.report.text import wrap_text
 
     print(wrap_text(f"error: {error.message}", sys.stderr), file=sys.stderr)
     if error.hint:

@@ -52,12 +52,12 @@ class Shell:
     store: Path
 
     def environment(self) -> dict[str, str]:
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        path = os.pathsep.join(filter(None, (str(ROOT / "tools" / "path"), os.environ.get("PYTHONPATH"))))
         return {**os.environ, "LLM_BUILD_STORE": str(self.store), "PYTHONPATH": path}
 
     def run(self, *words: str, code: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         """`build WORDS`; fails the test when the exit code is not ``code`` (None: any)."""
-        command = [sys.executable, "-m", "builder", *words]
+        command = [sys.executable, "-m", "llm_build", *words]
         where = {"cwd": self.folder, "env": self.environment()}
         done = subprocess.run(command, **where, capture_output=True, text=True, check=False, timeout=500, **options)
         assert code is None or done.returncode == code, (

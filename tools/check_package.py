@@ -28,11 +28,11 @@ SDIST = (
     "pyproject.toml",
 )
 WHEEL = (
-    "builder/conf/build.yaml",
-    "builder/recipes/demo.yaml",
-    "builder/demo/config.json",
-    "builder/web_page/index.html",
-    "builder/py.typed",
+    "llm_build/conf/build.yaml",
+    "llm_build/recipes/demo.yaml",
+    "llm_build/demo/config.json",
+    "llm_build/web_page/index.html",
+    "llm_build/py.typed",
 )
 
 

@@ -39,8 +39,8 @@ class Told(NamedTuple):
 def build(folder: Path, said: IO[bytes], *words: str) -> subprocess.Popen[bytes]:
     """`build` with a store and a dist folder of its own in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "LLM_BUILD_STORE": str(folder / "store"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "builder", *SWEEP, *words]
+    environment = {**os.environ, "LLM_BUILD_STORE": str(folder / "store"), "PYTHONPATH": str(ROOT / "tools" / "path")}
+    command = [sys.executable, "-m", "llm_build", *SWEEP, *words]
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
 
 

@@ -24,6 +24,6 @@ def save_now_and_then() -> None:
 
 
 def coverage_init(registry: Any, options: Mapping[str, Any]) -> None:
-    """Coverage's hook. A worker is a `python -c` that imports builder.executors.worker."""
-    if any("builder.executors" in word for word in sys.orig_argv):
+    """Coverage's hook. A worker is a `python -c` that imports llm_build.executors.worker."""
+    if any("llm_build.executors" in word for word in sys.orig_argv):
         threading.Thread(target=save_now_and_then, daemon=True).start()

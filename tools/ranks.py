@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from builder.core.errors import BuildError
-from builder.runtime.ranks import RankedModel
-from builder.targets.tvm_import import import_tvm
+from llm_build.core.errors import BuildError
+from llm_build.runtime.ranks import RankedModel
+from llm_build.targets.tvm_import import import_tvm
 from tests.conftest import ROOT
 
 import_tvm()  # with the compiler, before anything loads only its runtime

@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
-from builder import architectures
-from builder.cli.arguments import COMMANDS, parser
-from builder.config.choices import GROUPS, Folders, choices_of, describe
-from builder.config.strict import ALLOWED
+from llm_build import architectures
+from llm_build.cli.arguments import COMMANDS, parser
+from llm_build.config.choices import GROUPS, Folders, choices_of, describe
+from llm_build.config.strict import ALLOWED
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF, SCHEMA, PAGES = ROOT / "conf", ROOT / "builder" / "config" / "schema.py", ROOT / "docs" / "reference"

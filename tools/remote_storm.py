@@ -20,9 +20,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from builder.remote.bucket import AccessDenied, Bucket, Unreachable
-from builder.remote.gc import gc
-from builder.remote.location import Location
+from llm_build.remote.bucket import AccessDenied, Bucket, Unreachable
+from llm_build.remote.gc import gc
+from llm_build.remote.location import Location
 from tests.conftest import ROOT
 from tests.core.toy import write_source
 from tests.remote.machine import Machine, digests, faults_of

@@ -22,12 +22,13 @@ def first_line(module: Path) -> str:
 
 
 def name_of(module: Path) -> str:
-    return ".".join(module.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    parts = module.relative_to(ROOT / "builder").with_suffix("").parts
+    return ".".join(("llm_build", *parts)).removesuffix(".__init__")
 
 
 def page(room: Path) -> str:
     names = [name_of(module) for module in modules_of(room) if module.read_text("utf-8").strip()]
-    return f"# builder.{room.name}\n\n" + "\n".join(f"::: {name}\n" for name in names)
+    return f"# llm_build.{room.name}\n\n" + "\n".join(f"::: {name}\n" for name in names)
 
 
 def index(rooms: list[Path]) -> str:

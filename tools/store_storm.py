@@ -25,8 +25,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from builder.core.check import check
-from builder.core.filestore import FileStore
+from llm_build.core.check import check
+from llm_build.core.filestore import FileStore
 from tests.conftest import ROOT, bytes_of
 from tests.core import toy
 
@@ -214,7 +214,7 @@ def wait_until_gone(pids: set[int]) -> None:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "PYTHONPATH": str(ROOT / "tools" / "path")}
 
 
 def toys(source: Path) -> dict[str, Command]:
@@ -236,7 +236,7 @@ def demos() -> dict[str, Command]:
     """The demo in four schemes: one checkpoint, one weight map, two of the libraries shared by none."""
 
     def command(scheme: str) -> Command:
-        words = [sys.executable, "-m", "builder", f"quant={scheme}", "verify=off"]
+        words = [sys.executable, "-m", "llm_build", f"quant={scheme}", "verify=off"]
         return lambda folder: [*words, f"store.path={folder / 'store'}", f"dist.path={folder / 'dist'}"]
 
     return {scheme: command(scheme) for scheme in ("q0f16", "q4f16_1", "q4f16_0", "q8f16_1")}

@@ -32,8 +32,13 @@ STATUSES = ("▸ ", "ran", "fresh", "waiting", "unsupported")
 
 def screens(command: str, folder: str) -> list[Text]:
     """What a terminal shows while the command runs, the last one when it is done."""
-    words = command.replace("build", f"{sys.executable} -m builder", 1)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "LLM_BUILD_STORE": f"{folder}/store", "TERM": "xterm-256color"}
+    words = command.replace("build", f"{sys.executable} -m llm_build", 1)
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "tools" / "path"),
+        "LLM_BUILD_STORE": f"{folder}/store",
+        "TERM": "xterm-256color",
+    }
     child = pexpect.spawn(words, cwd=folder, env=env, timeout=300, dimensions=(HEIGHT, WIDTH))
     terminal = pyte.Screen(WIDTH, HEIGHT)
     stream = pyte.ByteStream(terminal)

@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-from builder.app import cells
-from builder.app.build import BuildResult, bring_up_to_date
-from builder.app.buildable import runnable
-from builder.app.options import BuildOptions
-from builder.app.request import BuildRequest
-from builder.app.session import Session, local_executor
-from builder.config.schema import Recipe
-from builder.core.events import Planned
-from builder.core.examine import examine
-from builder.core.plan import Plan
-from builder.core.run import Outcome, run
-from builder.planner.graph.bench import NAME, bench_goal, bench_plan
-from builder.report import document
+from llm_build.app import cells
+from llm_build.app.build import BuildResult, bring_up_to_date
+from llm_build.app.buildable import runnable
+from llm_build.app.options import BuildOptions
+from llm_build.app.request import BuildRequest
+from llm_build.app.session import Session, local_executor
+from llm_build.config.schema import Recipe
+from llm_build.core.events import Planned
+from llm_build.core.examine import examine
+from llm_build.core.plan import Plan
+from llm_build.core.run import Outcome, run
+from llm_build.planner.graph.bench import NAME, bench_goal, bench_plan
+from llm_build.report import document
 
 
 class BenchResult(NamedTuple):
@@ -49,7 +49,7 @@ def bench(options: BuildOptions, request: BuildRequest, session: Session, again:
 
 def bench_plan_of(recipes: Sequence[Recipe], request: BuildRequest) -> Plan:
     """The plan of the measurements of some recipes of a request, on this machine."""
-    from builder.targets import host_machine
+    from llm_build.targets import host_machine
 
     by_kind = {gpu: host_machine.describe(gpu) for gpu in {recipe.target.kind != "cpu" for recipe in recipes}}
     return bench_plan([(recipe, by_kind[recipe.target.kind != "cpu"]) for recipe in recipes], request.plan)

@@ -6,25 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from builder.app.buildable import with_decided_budgets
-from builder.app.options import BuildOptions
-from builder.app.phases import run_phases, without_goals
-from builder.app.places import examine_stores
-from builder.app.request import BuildRequest
-from builder.app.session import Session
-from builder.config.schema import Checkpoint, Recipe, recipe_document
-from builder.core.errors import BuildError
-from builder.core.events import Listener, Warned
-from builder.core.filestore import FileStore
-from builder.core.plan import Plan
-from builder.core.record import Record
-from builder.core.run import Outcome
-from builder.core.step import Step
-from builder.planner import sources
-from builder.planner.feasibility.preflight import check_checkpoint, check_folder, refused_outcome
-from builder.planner.graph import graph
-from builder.planner.schemes import imported
-from builder.targets import android, link
+from llm_build.app.buildable import with_decided_budgets
+from llm_build.app.options import BuildOptions
+from llm_build.app.phases import run_phases, without_goals
+from llm_build.app.places import examine_stores
+from llm_build.app.request import BuildRequest
+from llm_build.app.session import Session
+from llm_build.config.schema import Checkpoint, Recipe, recipe_document
+from llm_build.core.errors import BuildError
+from llm_build.core.events import Listener, Warned
+from llm_build.core.filestore import FileStore
+from llm_build.core.plan import Plan
+from llm_build.core.record import Record
+from llm_build.core.run import Outcome
+from llm_build.core.step import Step
+from llm_build.planner import sources
+from llm_build.planner.feasibility.preflight import check_checkpoint, check_folder, refused_outcome
+from llm_build.planner.graph import graph
+from llm_build.planner.schemes import imported
+from llm_build.targets import android, link
 
 _Check = tuple[Callable[[Step], bool], Callable[[], object]]  # which step it concerns, what raises when it cannot work
 
@@ -44,14 +44,14 @@ def bring_up_to_date(options: BuildOptions, request: BuildRequest, session: Sess
     key that cannot sign, before any step runs."""
     lock = None
     if options.locked:
-        from builder.app.lock_check import require_match
+        from llm_build.app.lock_check import require_match
 
         lock = require_match(options, request)
     request, errors = _download_checkpoints(request, options.keep_going)
     for recipe in request.recipes:
         check_folder(request.outputs[recipe.name])
     if request.key:
-        from builder.provenance.signing import key_id
+        from llm_build.provenance.signing import key_id
 
         key_id(request.key, request.store)  # a key that cannot sign is refused before any work
     errors = {**_early_errors(request), **errors}
@@ -73,7 +73,7 @@ def _run(options: BuildOptions, request: BuildRequest, session: Session) -> tupl
     """Runs what is stale, before the eyes of whoever listens."""
     matrix = None
     if request.is_sweep:
-        from builder.app import cells
+        from llm_build.app import cells
 
         matrix = cells.waiting(request)
     with session.listen(matrix) as listen, session.executor(request) as pool:
@@ -84,7 +84,7 @@ def _run(options: BuildOptions, request: BuildRequest, session: Session) -> tupl
 
 def export_good(outcome: Outcome, request: BuildRequest, warn: Listener) -> None:
     """Put the results of every recipe that did not fail in its folder; a shared store hears of those that are new."""
-    from builder.app.export import export
+    from llm_build.app.export import export
 
     built: dict[str, Record] = {}
     for goal, recipe in zip(request.plan.goals, request.recipes, strict=True):
@@ -96,13 +96,13 @@ def export_good(outcome: Outcome, request: BuildRequest, warn: Listener) -> None
             what = f"{folder / name} had been changed by hand: put back as it was built"
             warn(Warned("", "", what))
         if request.key or exported.changed:
-            from builder.provenance.signing import keep_signed
+            from llm_build.provenance.signing import keep_signed
 
             keep_signed(folder, request.key, request.store)
         if exported.changed and outcome.goal(goal.name) == "ran":
             built[goal.name] = outcome.records[goal.artifact]
     if built and type(request.store) is not FileStore:
-        from builder.app.share import publish_if_allowed
+        from llm_build.app.share import publish_if_allowed
 
         publish_if_allowed(request, built, warn)
 

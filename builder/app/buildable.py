@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from builder.app.places import examine_stores
-from builder.app.request import BuildRequest
-from builder.core.errors import BuildError, StepError, Unsupported
-from builder.core.plan import Goal, Plan
-from builder.planner.feasibility import platforms
-from builder.planner.graph import graph
+from llm_build.app.places import examine_stores
+from llm_build.app.request import BuildRequest
+from llm_build.core.errors import BuildError, StepError, Unsupported
+from llm_build.core.plan import Goal, Plan
+from llm_build.planner.feasibility import platforms
+from llm_build.planner.graph import graph
 
 
 def drop_unbuildable(request: BuildRequest) -> BuildRequest:
     """The request without the cells of a sweep that need a tool that is not on this machine; raises a plain build's."""
     if all(recipe.target.kind == "cpu" and recipe.package.kind == "mlc" for recipe in request.recipes):
         return request  # they need none, and a build with nothing to do has no time to load the table
-    from builder.targets import tools
+    from llm_build.targets import tools
 
     refused = dict[str, Unsupported]()
     for goal, recipe in zip(request.plan.goals, request.recipes, strict=True):
@@ -46,7 +46,7 @@ def _is_made(request: BuildRequest, goal: Goal, program: str) -> bool:
 
 def _unlinkable(request: BuildRequest) -> dict[str, Unsupported]:
     """The recipes whose library no linker of this machine makes, and that was not made elsewhere either."""
-    from builder.targets import link
+    from llm_build.targets import link
 
     refused = {}
     for goal, recipe in zip(request.plan.goals, request.recipes, strict=True):
@@ -79,7 +79,7 @@ def with_decided_budgets(request: BuildRequest) -> BuildRequest:
     """The request with the rules of every budget that the store has the result of; as it is, where there is none."""
     if not any(recipe.undecided for recipe in request.recipes):
         return request
-    from builder.planner.schemes import budget
+    from llm_build.planner.schemes import budget
 
     recipes = budget.with_stored_rules(request.recipes, request.plan, request.store)
     return replace(request, recipes=recipes, plan=graph.build_plan(recipes))

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from builder.app.measurements import last_measurement
-from builder.app.request import BuildRequest
-from builder.core.digest import digest_of_names
-from builder.core.events import Finished
-from builder.core.examine import StepStatus
-from builder.core.json_text import without_nonfinite
-from builder.core.plan import Plan, goals_of_steps
-from builder.core.record import Record
-from builder.core.run import Outcome
-from builder.core.status import LiveStatus, Status
-from builder.core.step import Step
-from builder.planner.graph.bench import bench_goal
-from builder.report.document import goal_verdicts, items_of
-from builder.report.matrix import Cell, Matrix
+from llm_build.app.measurements import last_measurement
+from llm_build.app.request import BuildRequest
+from llm_build.core.digest import digest_of_names
+from llm_build.core.events import Finished
+from llm_build.core.examine import StepStatus
+from llm_build.core.json_text import without_nonfinite
+from llm_build.core.plan import Plan, goals_of_steps
+from llm_build.core.record import Record
+from llm_build.core.run import Outcome
+from llm_build.core.status import LiveStatus, Status
+from llm_build.core.step import Step
+from llm_build.planner.graph.bench import bench_goal
+from llm_build.report.document import goal_verdicts, items_of
+from llm_build.report.matrix import Cell, Matrix
 
 
 def waiting(request: BuildRequest) -> Matrix:

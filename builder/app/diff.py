@@ -8,24 +8,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from builder.app.lock_state import lock_state
-from builder.app.measurements import last_measurement
-from builder.app.merge import merge, request_of
-from builder.app.options import BuildOptions
-from builder.app.request import BuildRequest, folders_of, is_sweep
-from builder.app.sweep import sweep
-from builder.config.choices import Composed, choices_of
-from builder.config.paths import store_path
-from builder.config.strict import nearest_names
-from builder.core.digest import digest_of_names
-from builder.core.errors import BuildError, UserError
-from builder.core.filestore import open_store
-from builder.core.store import Store
-from builder.planner.graph.recipe_keys import RECIPE_KEYS
-from builder.provenance.diff.locks import differences_between, format_lock_difference
-from builder.provenance.diff.report import compare
-from builder.provenance.diff.sides import DiffSide, lock_of_folder, modules_of, read_statement
-from builder.provenance.lock_file import ENDING, Cell, read
+from llm_build.app.lock_state import lock_state
+from llm_build.app.measurements import last_measurement
+from llm_build.app.merge import merge, request_of
+from llm_build.app.options import BuildOptions
+from llm_build.app.request import BuildRequest, folders_of, is_sweep
+from llm_build.app.sweep import sweep
+from llm_build.config.choices import Composed, choices_of
+from llm_build.config.paths import store_path
+from llm_build.config.strict import nearest_names
+from llm_build.core.digest import digest_of_names
+from llm_build.core.errors import BuildError, UserError
+from llm_build.core.filestore import open_store
+from llm_build.core.store import Store
+from llm_build.planner.graph.recipe_keys import RECIPE_KEYS
+from llm_build.provenance.diff.locks import differences_between, format_lock_difference
+from llm_build.provenance.diff.report import compare
+from llm_build.provenance.diff.sides import DiffSide, lock_of_folder, modules_of, read_statement
+from llm_build.provenance.lock_file import ENDING, Cell, read
 
 
 def diff(options: BuildOptions, last: str, now: str) -> dict[str, Any]:

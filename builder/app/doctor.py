@@ -8,8 +8,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from builder.core.filestore import FileStore
-from builder.core.units import format_bytes
+from llm_build.core.filestore import FileStore
+from llm_build.core.units import format_bytes
 
 _ROOM_BYTES = 1 << 28  # less than this and even the demo may not fit
 Row = dict[str, str]  # name, status (ok, missing, bad), found, needed for
@@ -47,7 +47,7 @@ def _packages() -> list[Row]:
 
 def _linker() -> Row:
     """The linker that lower would use."""
-    from builder.targets.link import DRIVERS, LINKERS, find_linker
+    from llm_build.targets.link import DRIVERS, LINKERS, find_linker
 
     command = find_linker()
     if command is None:
@@ -62,8 +62,8 @@ def _linker() -> Row:
 
 def _arm_linker() -> Row:
     """The linker for libraries of target.cpu=arm64."""
-    from builder.targets.cpu import ARM, LINUX
-    from builder.targets.link import find_linker
+    from llm_build.targets.cpu import ARM, LINUX
+    from llm_build.targets.link import find_linker
 
     command = find_linker(LINUX[ARM])
     without = "target.cpu=arm64 builds without it, its library as objects"
@@ -74,7 +74,7 @@ def _arm_linker() -> Row:
 
 def _programs() -> list[Row]:
     """What single targets need beside Python packages and a linker."""
-    from builder.targets.tools import OPTIONAL, REQUIRED
+    from llm_build.targets.tools import OPTIONAL, REQUIRED
 
     rows = []
     for tool in (*REQUIRED, *OPTIONAL):
@@ -88,7 +88,7 @@ def _programs() -> list[Row]:
 
 
 def _processor() -> Row:
-    from builder.targets.cpu import describe_host
+    from llm_build.targets.cpu import describe_host
 
     host = describe_host()
     extra = host["features"]
@@ -121,7 +121,7 @@ def _gpus() -> list[Row]:
     if not driver.exists():
         return [_row("nvidia driver", "none", "needed to run libraries of target=cuda, not to build them", "missing")]
     rows = [_row("nvidia driver", driver.read_text().splitlines()[0], "running libraries of target=cuda")]
-    from builder.targets import nvidia_gpus as machine
+    from llm_build.targets import nvidia_gpus as machine
 
     names = machine.names()
     kinds = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
@@ -144,7 +144,7 @@ def rows_of_several_gpus(links: str, nccl: tuple[Path, str] | None) -> list[Row]
 
 def check_store(store: FileStore, repair: bool, progress: Callable[[int, int], None] | None = None) -> list[Row]:
     """What is in the store, and every fault found: which steps it touches, and what to do about it."""
-    from builder.core.check import check
+    from llm_build.core.check import check
 
     result = check(store, progress, repair)
     content = f"{result.records} results, {result.blobs} files, {format_bytes(result.nbytes)} read"

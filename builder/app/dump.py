@@ -7,12 +7,12 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from builder.app.request import UNDECIDED, BuildRequest
-from builder.core.errors import UserError
-from builder.core.step import Step
-from builder.report.operators import describe_kernels
+from llm_build.app.request import UNDECIDED, BuildRequest
+from llm_build.core.errors import UserError
+from llm_build.core.step import Step
+from llm_build.report.operators import describe_kernels
 
-_DUMP = "builder.steps.dump"  # loaded by name, as steps are: it brings the compiler
+_DUMP = "llm_build.steps.dump"  # loaded by name, as steps are: it brings the compiler
 
 
 def dump_lowering(

@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from builder.core import disk
-from builder.core.digest import canonical, sha256_hex, sha256_of_file
-from builder.core.errors import UserError
-from builder.core.filestore import FileStore
-from builder.core.json_text import NotJson, parse_json
-from builder.core.names import crosses_link
-from builder.core.record import Output
-from builder.core.run import Outcome
-from builder.core.step_io import Json
-from builder.provenance.statement import statement, subjects
+from llm_build.core import disk
+from llm_build.core.digest import canonical, sha256_hex, sha256_of_file
+from llm_build.core.errors import UserError
+from llm_build.core.filestore import FileStore
+from llm_build.core.json_text import NotJson, parse_json
+from llm_build.core.names import crosses_link
+from llm_build.core.record import Output
+from llm_build.core.run import Outcome
+from llm_build.core.step_io import Json
+from llm_build.provenance.statement import statement, subjects
 
 _PROVENANCE = "build.json"
 _INCOMING = ".incoming"  # files on their way in; what a killed build left there is removed by the next

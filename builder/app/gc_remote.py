@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from builder.app.merge import merge
-from builder.app.options import BuildOptions
-from builder.app.places import examine_stores, open_store_at, places_of
-from builder.app.request import compose_one, folders_of
-from builder.app.share import shared_of
-from builder.config.choices import Composed
-from builder.provenance.lock_file import ENDING, read
-from builder.remote.bucket import AccessDenied, Unreachable
-from builder.remote.gc import Freed, gc
-from builder.remote.store import SharedStore
+from llm_build.app.merge import merge
+from llm_build.app.options import BuildOptions
+from llm_build.app.places import examine_stores, open_store_at, places_of
+from llm_build.app.request import compose_one, folders_of
+from llm_build.app.share import shared_of
+from llm_build.config.choices import Composed
+from llm_build.provenance.lock_file import ENDING, read
+from llm_build.remote.bucket import AccessDenied, Unreachable
+from llm_build.remote.gc import Freed, gc
+from llm_build.remote.store import SharedStore
 
 _ELSEWHERE = ("store.", "dist.")  # overrides that say where things are, and nothing of what is to stay
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from builder.app.build import BuildResult, bring_up_to_date
-from builder.app.buildable import runnable
-from builder.app.options import BuildOptions
-from builder.app.request import BuildRequest
-from builder.app.session import Session
-from builder.config.schema import Recipe
-from builder.core.errors import UserError
+from llm_build.app.build import BuildResult, bring_up_to_date
+from llm_build.app.buildable import runnable
+from llm_build.app.options import BuildOptions
+from llm_build.app.request import BuildRequest
+from llm_build.app.session import Session
+from llm_build.config.schema import Recipe
+from llm_build.core.errors import UserError
 
 _RUNS = ("cpu", "cuda")  # kinds of targets that runtime/device.py knows
 
@@ -50,14 +50,14 @@ def check_runs(recipe: Recipe) -> None:
 def generate_text(folder: Path, prompt: str, sampling: Sampling, chat: bool = False) -> Iterator[str]:
     """Pieces of text as they come: with ``chat`` the answer to a question, else what follows a text. Raises UserError
     for a prompt that the model cannot take."""
-    from builder.runtime.engine import Engine
-    from builder.runtime.generate import generate
+    from llm_build.runtime.engine import Engine
+    from llm_build.runtime.generate import generate
 
     return generate(Engine.from_folder(folder), folder / "tokenizer.json", prompt, *sampling, chat=chat)
 
 
 def answers(folder: Path) -> bool:
     """Whether what was built is a chat model: one with a chat template."""
-    from builder.runtime.chat import has_chat
+    from llm_build.runtime.chat import has_chat
 
     return has_chat(folder)

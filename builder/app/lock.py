@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from builder.app.build import BuildResult, bring_up_to_date
-from builder.app.lock_check import LockCheck, lock_check_of, lock_differences, read_checkpoints
-from builder.app.lock_state import lock_state
-from builder.app.options import BuildOptions
-from builder.app.request import BuildRequest
-from builder.app.session import Session
-from builder.core.errors import UserError
-from builder.provenance.diff.locks import LockDifference
-from builder.provenance.lock_file import Lock, destination, read, text_of, write
+from llm_build.app.build import BuildResult, bring_up_to_date
+from llm_build.app.lock_check import LockCheck, lock_check_of, lock_differences, read_checkpoints
+from llm_build.app.lock_state import lock_state
+from llm_build.app.options import BuildOptions
+from llm_build.app.request import BuildRequest
+from llm_build.app.session import Session
+from llm_build.core.errors import UserError
+from llm_build.provenance.diff.locks import LockDifference
+from llm_build.provenance.lock_file import Lock, destination, read, text_of, write
 
 
 class WrittenLock(NamedTuple):

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from builder.app.lock_state import LockState, lock_state
-from builder.app.options import BuildOptions
-from builder.app.request import BuildRequest
-from builder.app.session import Session, local_executor
-from builder.config.choices import Composed
-from builder.core.errors import StepError, UserError
-from builder.core.examine import examine
-from builder.core.plan import Goal, Plan
-from builder.core.run import run
-from builder.planner.resolve import name_of
-from builder.provenance.diff.locks import LockDifference, differences_between, format_lock_difference
-from builder.provenance.diff.sides import known_modules
-from builder.provenance.lock_file import Lock, destination, find_lock_file, read
+from llm_build.app.lock_state import LockState, lock_state
+from llm_build.app.options import BuildOptions
+from llm_build.app.request import BuildRequest
+from llm_build.app.session import Session, local_executor
+from llm_build.config.choices import Composed
+from llm_build.core.errors import StepError, UserError
+from llm_build.core.examine import examine
+from llm_build.core.plan import Goal, Plan
+from llm_build.core.run import run
+from llm_build.planner.resolve import name_of
+from llm_build.provenance.diff.locks import LockDifference, differences_between, format_lock_difference
+from llm_build.provenance.diff.sides import known_modules
+from llm_build.provenance.lock_file import Lock, destination, find_lock_file, read
 
 SHOWN = 20  # differences that an error tells
 

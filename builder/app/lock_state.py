@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from builder.app.request import BuildRequest
-from builder.config.schema import Recipe, recipe_document
-from builder.core.digest import digest_of_names
-from builder.core.examine import PlanState, StepStatus, examine_all
-from builder.core.fingerprint import FileSources
-from builder.core.plan import Goal, needed_by
-from builder.core.record import Record
-from builder.core.step import Step
-from builder.provenance.lock_file import Cell, Facts, Lock, Names, recipe_of
-from builder.provenance.locked_facts import flat, quality_of, settings_of
+from llm_build.app.request import BuildRequest
+from llm_build.config.schema import Recipe, recipe_document
+from llm_build.core.digest import digest_of_names
+from llm_build.core.examine import PlanState, StepStatus, examine_all
+from llm_build.core.fingerprint import FileSources
+from llm_build.core.plan import Goal, needed_by
+from llm_build.core.record import Record
+from llm_build.core.step import Step
+from llm_build.provenance.lock_file import Cell, Facts, Lock, Names, recipe_of
+from llm_build.provenance.locked_facts import flat, quality_of, settings_of
 
 
 class LockState(NamedTuple):

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from builder.core.store import Store
-from builder.planner.graph.bench import bench_goal
+from llm_build.core.store import Store
+from llm_build.planner.graph.bench import bench_goal
 
 
 def last_measurement(store: Store, name: str, model: str) -> Mapping[str, Any] | None:

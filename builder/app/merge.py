@@ -6,17 +6,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from builder.app.buildable import drop_unbuildable, with_decided_budgets
-from builder.app.options import BuildOptions
-from builder.app.places import open_store_at, places_of
-from builder.app.request import BuildRequest, compose_one, folders_of
-from builder.config.axes import axes_of
-from builder.config.choices import CHOICE, Composed, Folders
-from builder.config.schema import Recipe
-from builder.core.errors import BuildError, Unsupported, UserError
-from builder.planner import resolve
-from builder.planner.cell_memo import CellMemo
-from builder.planner.graph import graph
+from llm_build.app.buildable import drop_unbuildable, with_decided_budgets
+from llm_build.app.options import BuildOptions
+from llm_build.app.places import open_store_at, places_of
+from llm_build.app.request import BuildRequest, compose_one, folders_of
+from llm_build.config.axes import axes_of
+from llm_build.config.choices import CHOICE, Composed, Folders
+from llm_build.config.schema import Recipe
+from llm_build.core.errors import BuildError, Unsupported, UserError
+from llm_build.planner import resolve
+from llm_build.planner.cell_memo import CellMemo
+from llm_build.planner.graph import graph
 
 
 def request_of(options: BuildOptions) -> BuildRequest:
@@ -28,7 +28,7 @@ def pin_locked_revisions(options: BuildOptions, jobs: Sequence[Composed]) -> Seq
     """The jobs; where a lock holds for them their hf:// sources are at the revision that it has."""
     if not options.locked:
         return jobs
-    from builder.app.lock_check import at_locked_revision
+    from llm_build.app.lock_check import at_locked_revision
 
     return at_locked_revision(options, jobs)
 
@@ -64,7 +64,7 @@ def _apply_sweep_exclude(
     """The jobs that sweep.exclude keeps, the others, and what the user should read about that."""
     if not any((job.values.get("sweep") or {}).get("exclude") for job in jobs):
         return jobs, (), ()
-    from builder.config.sweeps.exclude import apply_rules
+    from llm_build.config.sweeps.exclude import apply_rules
 
     result = apply_rules(jobs, resolve.origin_of(jobs[0], folders))
     notes = [f"warning: sweep.exclude: {rule} matches no cell" for rule in result.idle]

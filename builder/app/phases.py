@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from builder.app.request import BuildRequest
-from builder.core.errors import BuildError
-from builder.core.events import Finished, Listener, Planned
-from builder.core.plan import Goal, Plan
-from builder.core.run import Outcome, run
-from builder.core.task import Executor
-from builder.planner.feasibility.preflight import refused_outcome
-from builder.planner.graph import graph
+from llm_build.app.request import BuildRequest
+from llm_build.core.errors import BuildError
+from llm_build.core.events import Finished, Listener, Planned
+from llm_build.core.plan import Goal, Plan
+from llm_build.core.run import Outcome, run
+from llm_build.core.task import Executor
+from llm_build.planner.feasibility.preflight import refused_outcome
+from llm_build.planner.graph import graph
 
 Built = tuple[Outcome, BuildRequest]  # what became of the steps; the request with the rules that were picked
 
@@ -59,7 +59,7 @@ def without_goals(
 
 def _with_picked_rules(request: BuildRequest, first: Outcome) -> BuildRequest:
     """The request with the rules that ``first`` picked."""
-    from builder.planner.schemes import budget  # most builds have none
+    from llm_build.planner.schemes import budget  # most builds have none
 
     recipes = [
         budget.with_picked_rules(recipe, first.records.get(goal.steps[-1]), request.store)

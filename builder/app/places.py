@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.config.choices import Composed
-from builder.config.paths import store_path
-from builder.config.schema import LOCAL, Dist, Executor, Provenance, Store
-from builder.config.strict import parse
-from builder.core.errors import UserError
-from builder.core.examine import StepStatus, examine
-from builder.core.filestore import FileStore, open_store
-from builder.core.plan import Plan
-from builder.planner.resolve import origin_of
+from llm_build.config.choices import Composed
+from llm_build.config.paths import store_path
+from llm_build.config.schema import LOCAL, Dist, Executor, Provenance, Store
+from llm_build.config.strict import parse
+from llm_build.core.errors import UserError
+from llm_build.core.examine import StepStatus, examine
+from llm_build.core.filestore import FileStore, open_store
+from llm_build.core.plan import Plan
+from llm_build.planner.resolve import origin_of
 
 if TYPE_CHECKING:
-    from builder.remote.location import Location
+    from llm_build.remote.location import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def _remote_of(store: Store) -> Location | None:
     url = store.remote or os.environ.get("LLM_BUILD_REMOTE")
     if not url:
         return None
-    from builder.remote.location import Location
+    from llm_build.remote.location import Location
 
     return Location(url, store.mode, store.remote_options, store.transfers, store.timeout_s)
 
@@ -68,7 +68,7 @@ def open_store_at(places: Places) -> FileStore:
     """The store, with the shared one behind it where there is one. UserError."""
     if places.remote is None:
         return open_store(places.store)
-    from builder.remote.store import open_shared
+    from llm_build.remote.store import open_shared
 
     return open_shared(places.store, places.remote)
 
@@ -77,8 +77,8 @@ def examine_stores(plan: Plan, store: FileStore) -> dict[str, StepStatus]:
     """examine(), where results in a shared store count as there."""
     if type(store) is FileStore:
         return examine(plan, store)
-    from builder.remote.examine import examine_with_remote
-    from builder.remote.store import SharedStore
+    from llm_build.remote.examine import examine_with_remote
+    from llm_build.remote.store import SharedStore
 
     assert isinstance(store, SharedStore)
     return examine_with_remote(plan, store)

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from builder.app import cells
-from builder.app.buildable import is_undecided
-from builder.app.options import BuildOptions
-from builder.app.places import examine_stores
-from builder.app.request import UNDECIDED, BuildRequest
-from builder.core.events import Listener
-from builder.core.examine import StepStatus, examine
-from builder.planner.feasibility import sizing
-from builder.planner.feasibility.device_memory import Memory
-from builder.planner.schemes.stored_bits import StoredBits, stored_bits_of
-from builder.report import document
+from llm_build.app import cells
+from llm_build.app.buildable import is_undecided
+from llm_build.app.options import BuildOptions
+from llm_build.app.places import examine_stores
+from llm_build.app.request import UNDECIDED, BuildRequest
+from llm_build.core.events import Listener
+from llm_build.core.examine import StepStatus, examine
+from llm_build.planner.feasibility import sizing
+from llm_build.planner.feasibility.device_memory import Memory
+from llm_build.planner.schemes.stored_bits import StoredBits, stored_bits_of
+from llm_build.report import document
 
 
 class PlanReport(NamedTuple):
@@ -30,7 +30,7 @@ class PlanReport(NamedTuple):
 def plan(options: BuildOptions, request: BuildRequest, warn: Listener) -> PlanReport:
     """Raises UserError when options.locked and the request does not match its lock. ``warn`` hears of transfers."""
     if options.locked:
-        from builder.app.lock_check import require_match
+        from llm_build.app.lock_check import require_match
 
         require_match(options, request)
     verdicts = examine_stores(request.plan, request.store)

@@ -7,21 +7,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from builder.app.build import BuildResult, export_good
-from builder.app.options import BuildOptions
-from builder.app.phases import run_phases
-from builder.app.places import open_store_at, places_of
-from builder.app.request import BuildRequest, compose_one, folders_of
-from builder.app.session import Session, local_executor
-from builder.app.share import shared_of
-from builder.core.errors import StepError, UserError
-from builder.core.events import Listener
-from builder.core.json_text import parse_json
-from builder.core.record import Record
-from builder.planner import resolve
-from builder.planner.feasibility.preflight import check_folder
-from builder.provenance.lock_file import Cell, Lock, find_lock_file, read
-from builder.remote.store import SharedStore
+from llm_build.app.build import BuildResult, export_good
+from llm_build.app.options import BuildOptions
+from llm_build.app.phases import run_phases
+from llm_build.app.places import open_store_at, places_of
+from llm_build.app.request import BuildRequest, compose_one, folders_of
+from llm_build.app.session import Session, local_executor
+from llm_build.app.share import shared_of
+from llm_build.core.errors import StepError, UserError
+from llm_build.core.events import Listener
+from llm_build.core.json_text import parse_json
+from llm_build.core.record import Record
+from llm_build.planner import resolve
+from llm_build.planner.feasibility.preflight import check_folder
+from llm_build.provenance.lock_file import Cell, Lock, find_lock_file, read
+from llm_build.remote.store import SharedStore
 
 
 class PulledCell(NamedTuple):
@@ -57,7 +57,7 @@ def lock_to_pull(options: BuildOptions) -> Lock | None:
 
 def pull(options: BuildOptions, request: BuildRequest, session: Session) -> BuildResult:
     """By plan. Raises BuildError when the shared store is away or refuses."""
-    from builder.remote.pull import Reader, without_steps
+    from llm_build.remote.pull import Reader, without_steps
 
     store = shared_of(request.store)
     for recipe in request.recipes:
@@ -90,7 +90,7 @@ def pull_locked(options: BuildOptions, lock: Lock, session: Session) -> Pulled:
 
 def _bring_records(store: SharedStore, lock: Lock, listen: Listener) -> dict[str, Record]:
     """The records of all artifacts of a lock, by key. Raises BuildError when one is not there, or has other files."""
-    from builder.remote.pull import pull_keys
+    from llm_build.remote.pull import pull_keys
 
     for name, cell in lock.cells.items():
         if cell.artifact not in cell.steps:
@@ -119,8 +119,8 @@ def _bring_records(store: SharedStore, lock: Lock, listen: Listener) -> dict[str
 
 def _put_files(store: SharedStore, name: str, cell: Cell, record: Record, folder: Path) -> PulledCell:
     """Put the files of a cell in its folder, with the provenance that was left beside them."""
-    from builder.app.export import put
-    from builder.provenance.statement import NAME, SIGNATURE
+    from llm_build.app.export import put
+    from llm_build.provenance.statement import NAME, SIGNATURE
 
     document = store.read_provenance(record.key, NAME)
     if document is not None and not _is_about(document, cell):

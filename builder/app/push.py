@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from builder.app.request import BuildRequest
-from builder.app.session import Session
-from builder.app.share import publish, shared_of
-from builder.core.examine import StepStatus, examine
-from builder.core.record import Record
+from llm_build.app.request import BuildRequest
+from llm_build.app.session import Session
+from llm_build.app.share import publish, shared_of
+from llm_build.core.examine import StepStatus, examine
+from llm_build.core.record import Record
 
 
 class Pushed(NamedTuple):

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from builder.app.options import BuildOptions
-from builder.config import compose
-from builder.config.axes import Axes
-from builder.config.choices import Composed, Folders, find_folders
-from builder.config.paths import store_path
-from builder.config.schema import LOCAL, Executor, Recipe
-from builder.core.errors import BuildError
-from builder.core.filestore import FileStore
-from builder.core.plan import Plan
+from llm_build.app.options import BuildOptions
+from llm_build.config import compose
+from llm_build.config.axes import Axes
+from llm_build.config.choices import Composed, Folders, find_folders
+from llm_build.config.paths import store_path
+from llm_build.config.schema import LOCAL, Executor, Recipe
+from llm_build.core.errors import BuildError
+from llm_build.core.filestore import FileStore
+from llm_build.core.plan import Plan
 
 UNDECIDED = "the steps after allocate can be planned when it has picked the rules of quant.budget: build"
 

@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from builder.app.request import BuildRequest
-from builder.core.events import Listener
-from builder.core.task import Executor
+from llm_build.app.request import BuildRequest
+from llm_build.core.events import Listener
+from llm_build.core.task import Executor
 
 if TYPE_CHECKING:
-    from builder.report.matrix import Matrix
+    from llm_build.report.matrix import Matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ def open_executor(request: BuildRequest, jobs: int) -> AbstractContextManager[Ex
     """What the recipe asks for; it reaches no cluster before a step is stale. ``jobs``: steps at once, 0: as many as
     there are processors."""
     if request.executor.kind == "ray":
-        from builder.config.paths import store_path
-        from builder.executors.ray import RayExecutor
+        from llm_build.config.paths import store_path
+        from llm_build.executors.ray import RayExecutor
 
         return RayExecutor(request.store, request.executor.address, store_path, jobs)
     return local_executor(request, jobs)
@@ -38,6 +38,6 @@ def open_executor(request: BuildRequest, jobs: int) -> AbstractContextManager[Ex
 
 def local_executor(request: BuildRequest, jobs: int = 0) -> AbstractContextManager[Executor]:
     """Worker processes of this machine."""
-    from builder.executors import local
+    from llm_build.executors import local
 
     return local.LocalExecutor(request.store, local.capacity(jobs))

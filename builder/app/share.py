@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from builder.app.request import BuildRequest
-from builder.core.errors import UserError
-from builder.core.events import Listener
-from builder.core.filestore import FileStore
-from builder.core.record import Record
-from builder.provenance.statement import NAME, SIGNATURE
-from builder.remote.store import SharedStore
+from llm_build.app.request import BuildRequest
+from llm_build.core.errors import UserError
+from llm_build.core.events import Listener
+from llm_build.core.filestore import FileStore
+from llm_build.core.record import Record
+from llm_build.provenance.statement import NAME, SIGNATURE
+from llm_build.remote.store import SharedStore
 
 
 def shared_of(store: FileStore, writes: bool = False) -> SharedStore:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from builder.app.merge import merge, pin_locked_revisions, request_of, with_distinct_names
-from builder.app.options import BuildOptions
-from builder.app.places import places_of
-from builder.app.request import BuildRequest, composition_cache, folders_of, is_sweep
-from builder.config.choices import Composed, check_choices
-from builder.config.compose import normalise
-from builder.core.errors import StepError
-from builder.planner.resolve import name_of
+from llm_build.app.merge import merge, pin_locked_revisions, request_of, with_distinct_names
+from llm_build.app.options import BuildOptions
+from llm_build.app.places import places_of
+from llm_build.app.request import BuildRequest, composition_cache, folders_of, is_sweep
+from llm_build.config.choices import Composed, check_choices
+from llm_build.config.compose import normalise
+from llm_build.core.errors import StepError
+from llm_build.planner.resolve import name_of
 
 Handle = Callable[[BuildRequest], int]  # what is done with a request; the exit code
 
@@ -35,7 +35,7 @@ def sweep(options: BuildOptions, build: Callable[[Sequence[Composed]], int]) -> 
     Returns the worst exit code of the batches (a sweeper may launch several). A line whose jobs are remembered needs
     no Hydra.
     """
-    from builder.config.sweeps import memo  # a plain build has no time for it
+    from llm_build.config.sweeps import memo  # a plain build has no time for it
 
     overrides, folders = options.overrides, folders_of(options)
     check_choices([o for o in overrides if "," not in o], folders)
@@ -54,7 +54,7 @@ def sweep(options: BuildOptions, build: Callable[[Sequence[Composed]], int]) -> 
     argv = ["--multirun", *normalise(overrides)]
     if not any("hydra.sweep.dir" in o for o in overrides):
         argv.append(f"hydra.sweep.dir={composition_cache().parent / 'sweeps'}")
-    from builder.config.run_hydra import run_hydra
+    from llm_build.config.run_hydra import run_hydra
 
     run_hydra(argv, folders, launched, partial(_build_alone, build))
     return max(codes, default=0)
@@ -63,7 +63,7 @@ def sweep(options: BuildOptions, build: Callable[[Sequence[Composed]], int]) -> 
 def objective_values(jobs: Sequence[Composed], code: int) -> list[float]:
     """What each job of a batch returns to the sweeper: its sweep.objective, nan where it was not built, or where it
     has none the exit code."""
-    from builder.config.sweeps.objective import objective_of, value_of
+    from llm_build.config.sweeps.objective import objective_of, value_of
 
     objective = objective_of(jobs[0])
     if not objective:

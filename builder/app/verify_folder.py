@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from builder.app.options import BuildOptions
-from builder.provenance.diff.sides import read_statement
-from builder.provenance.statement import NAME, Checked, check_files, check_statement
+from llm_build.app.options import BuildOptions
+from llm_build.provenance.diff.sides import read_statement
+from llm_build.provenance.statement import NAME, Checked, check_files, check_statement
 
 
 class VerifiedFolder(NamedTuple):
@@ -30,14 +30,14 @@ def verify_folder(options: BuildOptions, folder: Path, key: str | None, against:
     document = read_statement(folder)
     signed_by = ""
     if key:
-        from builder.provenance.signing import check_signature
+        from llm_build.provenance.signing import check_signature
 
         signed_by = check_signature(folder, Path(key))
     check_statement(document, folder / NAME)
     checked = check_files(folder, document)
     differences: list[str] = []
     if against:
-        from builder.app.diff import folder_differences
+        from llm_build.app.diff import folder_differences
 
         differences = folder_differences(options, folder, against)
     return VerifiedFolder(checked, signed_by, differences)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from builder.app.request import UNDECIDED, BuildRequest
-from builder.core.errors import UserError
-from builder.core.why import Explanation, explain
-from builder.planner.graph import bench
+from llm_build.app.request import UNDECIDED, BuildRequest
+from llm_build.core.errors import UserError
+from llm_build.core.why import Explanation, explain
+from llm_build.planner.graph import bench
 
 _OPERATORS = "operators.json"  # an output of the step that compiles a library
 
@@ -17,7 +17,7 @@ def explain_step(request: BuildRequest, step: str) -> Explanation:
     """Raises UserError for a step that the plan has not, with the names it has."""
     plan = request.plan
     if step == bench.NAME:  # which is planned by its own command only
-        from builder.app.bench import bench_plan_of
+        from llm_build.app.bench import bench_plan_of
 
         plan = bench_plan_of([recipe for recipe in request.recipes if not recipe.undecided], request)
     try:

@@ -10,24 +10,24 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
-from builder.core.errors import UserError
+from llm_build.core.errors import UserError
 
 if TYPE_CHECKING:
-    from builder.architectures.family import Family
+    from llm_build.architectures.family import Family
 
 FAMILIES: dict[str, str] = {  # model_type in config.json -> module
-    "gpt_neox": "builder.architectures.gpt_neox",
-    "llama": "builder.architectures.llama",
-    "smollm3": "builder.architectures.smollm3",
-    "qwen2": "builder.architectures.qwen2",
-    "qwen3": "builder.architectures.qwen3",
-    "olmo2": "builder.architectures.olmo2",
-    "mistral": "builder.architectures.mistral",
-    "mixtral": "builder.architectures.mixtral",
-    "qwen3_moe": "builder.architectures.qwen3_moe",
-    "phi3": "builder.architectures.phi3",
-    "gemma2": "builder.architectures.gemma2",
-    "gemma3_text": "builder.architectures.gemma3_text",
+    "gpt_neox": "llm_build.architectures.gpt_neox",
+    "llama": "llm_build.architectures.llama",
+    "smollm3": "llm_build.architectures.smollm3",
+    "qwen2": "llm_build.architectures.qwen2",
+    "qwen3": "llm_build.architectures.qwen3",
+    "olmo2": "llm_build.architectures.olmo2",
+    "mistral": "llm_build.architectures.mistral",
+    "mixtral": "llm_build.architectures.mixtral",
+    "qwen3_moe": "llm_build.architectures.qwen3_moe",
+    "phi3": "llm_build.architectures.phi3",
+    "gemma2": "llm_build.architectures.gemma2",
+    "gemma3_text": "llm_build.architectures.gemma3_text",
 }
 
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, fields
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar
 
-from builder.architectures.foreign import FOREIGN
-from builder.core.errors import UserError
+from llm_build.architectures.foreign import FOREIGN
+from llm_build.core.errors import UserError
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from builder.architectures.weights import Parameter
+from llm_build.architectures.weights import Parameter
 
 ROWS, COLUMNS = "rows", "columns"
 _VOCABULARY = "vocab_size"

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from builder.architectures import config_json, table, weights
-from builder.architectures.cuts import Cut
-from builder.architectures.folds import Fold
-from builder.architectures.parts.decoder import Decoder, copies, droppable, graph_modules, rows_of
-from builder.architectures.table import Row
-from builder.architectures.weights import Parameter, WeightMap
+from llm_build.architectures import config_json, table, weights
+from llm_build.architectures.cuts import Cut
+from llm_build.architectures.folds import Fold
+from llm_build.architectures.parts.decoder import Decoder, copies, droppable, graph_modules, rows_of
+from llm_build.architectures.table import Row
+from llm_build.architectures.weights import Parameter, WeightMap
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from builder.architectures import config_json as read
-from builder.architectures import rope
-from builder.architectures.family import Family
-from builder.architectures.parts.attention import Attention
-from builder.architectures.parts.decoder import Decoder, Layer, sandwich_norm
-from builder.architectures.parts.head_norm_rotary import HeadNormRotary
-from builder.architectures.parts.mlp import GELU_TANH, GatedMLP
-from builder.architectures.parts.norms import gemma_norm
+from llm_build.architectures import config_json as read
+from llm_build.architectures import rope
+from llm_build.architectures.family import Family
+from llm_build.architectures.parts.attention import Attention
+from llm_build.architectures.parts.decoder import Decoder, Layer, sandwich_norm
+from llm_build.architectures.parts.head_norm_rotary import HeadNormRotary
+from llm_build.architectures.parts.mlp import GELU_TANH, GatedMLP
+from llm_build.architectures.parts.norms import gemma_norm
 
 _MODEL = "gemma3_text"
 _FREE = ("rope_theta", "rope_local_base_freq", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these

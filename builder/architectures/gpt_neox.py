@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from builder.architectures import config_json as read
-from builder.architectures import rope
-from builder.architectures.family import Family
-from builder.architectures.parts.attention import Attention
-from builder.architectures.parts.decoder import Decoder, Layer, Residual
-from builder.architectures.parts.mlp import MLP
-from builder.architectures.parts.norms import layer_norm
-from builder.architectures.parts.rotary import Rotary
+from llm_build.architectures import config_json as read
+from llm_build.architectures import rope
+from llm_build.architectures.family import Family
+from llm_build.architectures.parts.attention import Attention
+from llm_build.architectures.parts.decoder import Decoder, Layer, Residual
+from llm_build.architectures.parts.mlp import MLP
+from llm_build.architectures.parts.norms import layer_norm
+from llm_build.architectures.parts.rotary import Rotary
 
 _MODEL = "gpt_neox"
 _FREE = ("rope_theta", "rope_scaling", "layer_norm_eps", "max_position_embeddings")  # a recipe may change these

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from builder.architectures import config_json as read
-from builder.architectures import rope
-from builder.architectures.family import Family
-from builder.architectures.parts.attention import Attention
-from builder.architectures.parts.decoder import Decoder, pre_norm
-from builder.architectures.parts.experts import Experts
-from builder.architectures.parts.norms import rms_norm
-from builder.architectures.parts.rotary import Rotary
+from llm_build.architectures import config_json as read
+from llm_build.architectures import rope
+from llm_build.architectures.family import Family
+from llm_build.architectures.parts.attention import Attention
+from llm_build.architectures.parts.decoder import Decoder, pre_norm
+from llm_build.architectures.parts.experts import Experts
+from llm_build.architectures.parts.norms import rms_norm
+from llm_build.architectures.parts.rotary import Rotary
 
 _MODEL = "mixtral"
 _FREE = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings")  # a recipe may change these

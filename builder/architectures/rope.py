@@ -13,8 +13,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from builder.architectures.config_json import single_value, unsupported
-from builder.core.errors import UserError
+from llm_build.architectures.config_json import single_value, unsupported
+from llm_build.core.errors import UserError
 
 Scaling = Mapping[str, Any]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from builder.architectures.cuts import Cut
-from builder.architectures.folds import Fold
-from builder.architectures.weights import Entry, Parameter, Slice, whole
+from llm_build.architectures.cuts import Cut
+from llm_build.architectures.folds import Fold
+from llm_build.architectures.weights import Entry, Parameter, Slice, whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from difflib import get_close_matches
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from builder.architectures.folds import Fold
-from builder.core.errors import UserError
+from llm_build.architectures.folds import Fold
+from llm_build.core.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np

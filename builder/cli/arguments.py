@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NoReturn
 
-from builder.app.options import BuildOptions
-from builder.core.errors import UserError
+from llm_build.app.options import BuildOptions
+from llm_build.core.errors import UserError
 
 COMMANDS = {
     "build": "bring a recipe up to date (the default)",

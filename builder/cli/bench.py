@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from builder.app.bench import bench, bench_document
-from builder.app.request import BuildRequest
-from builder.cli.arguments import Arguments
-from builder.cli.failures import print_failures
-from builder.cli.output import print_document, print_recipe, refused_code
-from builder.cli.session import for_each_request, session_of
+from llm_build.app.bench import bench, bench_document
+from llm_build.app.request import BuildRequest
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.failures import print_failures
+from llm_build.cli.output import print_document, print_recipe, refused_code
+from llm_build.cli.session import for_each_request, session_of
 
 
 def show(arguments: Arguments) -> int:
@@ -24,7 +24,7 @@ def _bench(arguments: Arguments, request: BuildRequest) -> int:
     if options.json:
         print_document(rows)
     else:
-        from builder.report.bench import print_bench
+        from llm_build.report.bench import print_bench
 
         for row in rows["recipes"]:
             if row["status"] in ("failed", "unsupported"):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from builder.app.build import BuildResult, bring_up_to_date
-from builder.app.request import BuildRequest
-from builder.cli.arguments import Arguments
-from builder.cli.failures import print_failures
-from builder.cli.output import print_document, print_recipe, refused_code
-from builder.cli.session import for_each_request, session_of
-from builder.report import document
+from llm_build.app.build import BuildResult, bring_up_to_date
+from llm_build.app.request import BuildRequest
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.failures import print_failures
+from llm_build.cli.output import print_document, print_recipe, refused_code
+from llm_build.cli.session import for_each_request, session_of
+from llm_build.report import document
 
 
 def show(arguments: Arguments) -> int:
@@ -27,8 +27,8 @@ def print_result(arguments: Arguments, result: BuildResult) -> int:
     request, options = result.request, arguments.options
     rows = document.with_refused(document.built(result.outcome, request.outputs), request.refused, request.outputs)
     if request.is_sweep:
-        from builder.app import cells
-        from builder.cli.matrix import print_sweep
+        from llm_build.app import cells
+        from llm_build.cli.matrix import print_sweep
 
         matrix = cells.after_build(request, result.outcome)
         if options.json:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from builder.app.diff import diff
-from builder.cli.arguments import Arguments
-from builder.cli.output import print_document
-from builder.provenance.diff.report import format_comparison
+from llm_build.app.diff import diff
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.output import print_document
+from llm_build.provenance.diff.report import format_comparison
 
 
 def show(arguments: Arguments) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from builder.app.doctor import check_store, diagnose
-from builder.app.places import places_of
-from builder.app.request import compose_one
-from builder.cli.arguments import Arguments
-from builder.cli.output import print_document
-from builder.core.filestore import open_store
-from builder.core.units import format_bytes
+from llm_build.app.doctor import check_store, diagnose
+from llm_build.app.places import places_of
+from llm_build.app.request import compose_one
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.output import print_document
+from llm_build.core.filestore import open_store
+from llm_build.core.units import format_bytes
 
 _MARKS = {"ok": "✓", "missing": "–", "bad": "✗"}
 

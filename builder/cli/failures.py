@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from builder.app.request import BuildRequest
-from builder.core.events import Finished
-from builder.core.run import Outcome
-from builder.report.text import template_name, wrap_text
+from llm_build.app.request import BuildRequest
+from llm_build.core.events import Finished
+from llm_build.core.run import Outcome
+from llm_build.report.text import template_name, wrap_text
 
 
 def print_failures(request: BuildRequest, outcome: Outcome, debug: bool) -> None:
@@ -23,8 +23,8 @@ def print_failures(request: BuildRequest, outcome: Outcome, debug: bool) -> None
         message, trace, _ = error.message.partition("\n    Traceback")
         print(wrap_text(f"error: {name}: {error.message if debug else message}", sys.stderr), file=sys.stderr)
         if request.is_sweep:
-            from builder.app.cells import cells_that_need
-            from builder.cli.matrix import describe_cells
+            from llm_build.app.cells import cells_that_need
+            from llm_build.cli.matrix import describe_cells
 
             cells = describe_cells(request.axes, cells_that_need(request, outcome, steps))
             print(f"  cells: {cells}", file=sys.stderr)

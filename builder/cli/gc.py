@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import re
 
-from builder.app.places import places_of
-from builder.app.request import compose_one
-from builder.cli.arguments import Arguments
-from builder.cli.output import print_document
-from builder.core.errors import UserError
-from builder.core.filestore import open_store
-from builder.core.gc import Freed, gc
-from builder.core.units import format_bytes
+from llm_build.app.places import places_of
+from llm_build.app.request import compose_one
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.output import print_document
+from llm_build.core.errors import UserError
+from llm_build.core.filestore import open_store
+from llm_build.core.gc import Freed, gc
+from llm_build.core.units import format_bytes
 
 _AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SIZES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
@@ -49,7 +49,7 @@ def _print_freed(freed: Freed, really: bool) -> None:
 
 
 def _collect_remote(arguments: Arguments, age_s: float | None) -> int:
-    from builder.app.gc_remote import collect_remote
+    from llm_build.app.gc_remote import collect_remote
 
     options = arguments.options
     if options.max_size:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import sys
 
-from builder.app.generate import Sampling, answers, build_for_generation, generate_text
-from builder.app.merge import request_of
-from builder.cli.arguments import Arguments
-from builder.cli.build import print_result
-from builder.cli.output import print_document, print_recipe
-from builder.cli.session import session_of
-from builder.core.errors import UserError
-from builder.report import document
+from llm_build.app.generate import Sampling, answers, build_for_generation, generate_text
+from llm_build.app.merge import request_of
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.build import print_result
+from llm_build.cli.output import print_document, print_recipe
+from llm_build.cli.session import session_of
+from llm_build.core.errors import UserError
+from llm_build.report import document
 
 
 def show(arguments: Arguments) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from builder.app.plan import step_statuses
-from builder.app.request import UNDECIDED, BuildRequest
-from builder.cli.arguments import Arguments
-from builder.cli.session import for_each_request
-from builder.core.errors import StepError, UserError
-from builder.report import draw
+from llm_build.app.plan import step_statuses
+from llm_build.app.request import UNDECIDED, BuildRequest
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.session import for_each_request
+from llm_build.core.errors import StepError, UserError
+from llm_build.report import draw
 
 
 def show(arguments: Arguments) -> int:

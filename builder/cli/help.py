@@ -5,9 +5,9 @@ from __future__ import annotations
 from shutil import get_terminal_size
 from textwrap import fill
 
-from builder.app.request import folders_of
-from builder.cli.arguments import COMMANDS, Arguments, parser
-from builder.config.choices import GROUPS, choices_of
+from llm_build.app.request import folders_of
+from llm_build.cli.arguments import COMMANDS, Arguments, parser
+from llm_build.config.choices import GROUPS, choices_of
 
 _EXAMPLES = """\
   build                                              the demo in 4 bits on this CPU

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from builder.app.request import folders_of
-from builder.cli.arguments import COMMANDS, Arguments
-from builder.config.choices import check_choices
-from builder.config.compose import normalise
-from builder.config.run_hydra import run_hydra
+from llm_build.app.request import folders_of
+from llm_build.cli.arguments import COMMANDS, Arguments
+from llm_build.config.choices import check_choices
+from llm_build.config.compose import normalise
+from llm_build.config.run_hydra import run_hydra
 
 
 def show(arguments: Arguments) -> int:

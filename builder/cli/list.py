@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from builder.app.request import folders_of
-from builder.cli.arguments import Arguments
-from builder.cli.output import print_document
-from builder.config.choices import GROUPS, choices_of, describe
-from builder.core.errors import UserError
+from llm_build.app.request import folders_of
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.output import print_document
+from llm_build.config.choices import GROUPS, choices_of, describe
+from llm_build.core.errors import UserError
 
 
 def show(arguments: Arguments) -> int:

@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from builder.app.lock import CheckedLock, check_lock, write_lock
-from builder.app.lock_check import SHOWN
-from builder.app.request import BuildRequest
-from builder.cli.arguments import Arguments
-from builder.cli.build import print_result
-from builder.cli.output import print_document, relative
-from builder.cli.session import for_each_request, session_of
-from builder.provenance.diff.locks import LockDifference, format_lock_difference
-from builder.report import document
+from llm_build.app.lock import CheckedLock, check_lock, write_lock
+from llm_build.app.lock_check import SHOWN
+from llm_build.app.request import BuildRequest
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.build import print_result
+from llm_build.cli.output import print_document, relative
+from llm_build.cli.session import for_each_request, session_of
+from llm_build.provenance.diff.locks import LockDifference, format_lock_difference
+from llm_build.report import document
 
 
 def show(arguments: Arguments) -> int:

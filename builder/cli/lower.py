@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from builder.app.dump import dump_lowering
-from builder.app.merge import request_of
-from builder.cli.arguments import Arguments
-from builder.cli.output import print_document, relative
-from builder.core.errors import UserError
+from llm_build.app.dump import dump_lowering
+from llm_build.app.merge import request_of
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.output import print_document, relative
+from llm_build.core.errors import UserError
 
 
 def show(arguments: Arguments) -> int:

@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Collection
 from typing import TextIO
 
-from builder.app.request import BuildRequest
-from builder.cli.output import relative
-from builder.config.axes import Axes
-from builder.core.run import Outcome
-from builder.core.status import DONE
-from builder.report.matrix import Matrix, coloured, counted, legend, lines, lines_short, plain
-from builder.report.text import wrap_text
+from llm_build.app.request import BuildRequest
+from llm_build.cli.output import relative
+from llm_build.config.axes import Axes
+from llm_build.core.run import Outcome
+from llm_build.core.status import DONE
+from llm_build.report.matrix import Matrix, coloured, counted, legend, lines, lines_short, plain
+from llm_build.report.text import wrap_text
 
 _PLAIN_WIDTH = 120  # of a matrix in a log
 _SCREENS = 3  # of a terminal that a matrix may fill

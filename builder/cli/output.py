@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from builder.app.request import BuildRequest
-from builder.cli.arguments import Arguments
-from builder.core.units import format_bytes
-from builder.report.text import wrap_text
+from llm_build.app.request import BuildRequest
+from llm_build.cli.arguments import Arguments
+from llm_build.core.units import format_bytes
+from llm_build.report.text import wrap_text
 
 
 def print_document(content: object) -> None:
@@ -27,7 +27,7 @@ def refused_code(arguments: Arguments, request: BuildRequest) -> int:
 def print_recipe(recipe: dict[str, Any], stream: TextIO, quiet: bool) -> None:
     ran = [s for s in recipe["steps"] if s["status"] != "fresh"]
     if ran and stream.isatty() and not quiet:
-        from builder.report.table import print_steps
+        from llm_build.report.table import print_steps
 
         print_steps(recipe, stream)
     folder = Path(recipe["output"])

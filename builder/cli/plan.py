@@ -6,24 +6,24 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from builder.app import cells
-from builder.app.buildable import is_undecided
-from builder.app.plan import PlanReport, plan, plan_document
-from builder.app.request import UNDECIDED, BuildRequest
-from builder.cli.arguments import Arguments
-from builder.cli.matrix import print_matrix, print_refused
-from builder.cli.output import print_document, print_unsupported, refused_code
-from builder.cli.session import for_each_request
-from builder.core.events import Event, Planned, Warned
-from builder.core.examine import StepStatus
-from builder.core.units import format_bytes
-from builder.planner.feasibility import sizing
-from builder.planner.feasibility.device_memory import Memory
-from builder.planner.schemes.stored_bits import StoredBits
-from builder.report.matrix import Matrix
-from builder.report.run_state import RunState
-from builder.report.table import print_steps
-from builder.report.text import template_name, wrap_text
+from llm_build.app import cells
+from llm_build.app.buildable import is_undecided
+from llm_build.app.plan import PlanReport, plan, plan_document
+from llm_build.app.request import UNDECIDED, BuildRequest
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.matrix import print_matrix, print_refused
+from llm_build.cli.output import print_document, print_unsupported, refused_code
+from llm_build.cli.session import for_each_request
+from llm_build.core.events import Event, Planned, Warned
+from llm_build.core.examine import StepStatus
+from llm_build.core.units import format_bytes
+from llm_build.planner.feasibility import sizing
+from llm_build.planner.feasibility.device_memory import Memory
+from llm_build.planner.schemes.stored_bits import StoredBits
+from llm_build.report.matrix import Matrix
+from llm_build.report.run_state import RunState
+from llm_build.report.table import print_steps
+from llm_build.report.text import template_name, wrap_text
 
 
 def show(arguments: Arguments) -> int:

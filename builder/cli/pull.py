@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from builder.app.pull import Pulled, lock_to_pull, pull, pull_locked
-from builder.app.request import BuildRequest
-from builder.cli.arguments import Arguments
-from builder.cli.build import print_result
-from builder.cli.output import print_document
-from builder.cli.session import for_each_request, session_of
-from builder.provenance.statement import NAME
+from llm_build.app.pull import Pulled, lock_to_pull, pull, pull_locked
+from llm_build.app.request import BuildRequest
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.build import print_result
+from llm_build.cli.output import print_document
+from llm_build.cli.session import for_each_request, session_of
+from llm_build.provenance.statement import NAME
 
 
 def show(arguments: Arguments) -> int:

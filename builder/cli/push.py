@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from builder.app.push import push
-from builder.app.request import BuildRequest
-from builder.cli.arguments import Arguments
-from builder.cli.output import print_document
-from builder.cli.session import for_each_request, session_of
-from builder.core.units import format_bytes
+from llm_build.app.push import push
+from llm_build.app.request import BuildRequest
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.output import print_document
+from llm_build.cli.session import for_each_request, session_of
+from llm_build.core.units import format_bytes
 
 
 def show(arguments: Arguments) -> int:

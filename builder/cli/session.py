@@ -8,15 +8,15 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
-from builder.app.request import BuildRequest
-from builder.app.session import Session, open_executor
-from builder.app.sweep import each_request
-from builder.cli.arguments import Arguments
-from builder.core.events import Listener
-from builder.report.lines import Lines
+from llm_build.app.request import BuildRequest
+from llm_build.app.session import Session, open_executor
+from llm_build.app.sweep import each_request
+from llm_build.cli.arguments import Arguments
+from llm_build.core.events import Listener
+from llm_build.report.lines import Lines
 
 if TYPE_CHECKING:
-    from builder.report.matrix import Matrix
+    from llm_build.report.matrix import Matrix
 
 
 def for_each_request(arguments: Arguments, handle: Callable[[Arguments, BuildRequest], int]) -> int:
@@ -47,7 +47,7 @@ def session_of(arguments: Arguments) -> Session:
 def _open_listener(stream: TextIO, quiet: bool, matrix: Matrix | None) -> AbstractContextManager[Listener]:
     """``matrix``: that of the sweep to be watched, if it is one."""
     if stream.isatty() and not quiet:
-        from builder.report.live import Live
+        from llm_build.report.live import Live
 
         return Live(stream, matrix)
     return Lines(stream, quiet, matrix)

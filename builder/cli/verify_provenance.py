@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from builder.app.verify_folder import VerifiedFolder, verify_folder
-from builder.cli.arguments import Arguments
-from builder.cli.output import print_document
-from builder.core.units import format_bytes
-from builder.provenance.statement import NAME, SIGNATURE
+from llm_build.app.verify_folder import VerifiedFolder, verify_folder
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.output import print_document
+from llm_build.core.units import format_bytes
+from llm_build.provenance.statement import NAME, SIGNATURE
 
 _SHOWN = 20
 

@@ -1,7 +1,7 @@
 """`build --version`"""
 
-from builder import __version__
-from builder.cli.arguments import Arguments
+from llm_build import __version__
+from llm_build.cli.arguments import Arguments
 
 
 def show(arguments: Arguments) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 
-from builder.app.merge import request_of
-from builder.app.why import explain_step, operator_kernels
-from builder.cli.arguments import Arguments
-from builder.cli.output import print_document
-from builder.core.errors import UserError
-from builder.core.reason import Difference
-from builder.core.why import Explanation
-from builder.report.operators import describe_kernels
+from llm_build.app.merge import request_of
+from llm_build.app.why import explain_step, operator_kernels
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.output import print_document
+from llm_build.core.errors import UserError
+from llm_build.core.reason import Difference
+from llm_build.core.why import Explanation
+from llm_build.report.operators import describe_kernels
 
 _CODE = "code."
 _MOST = 120  # parts of one kind that are printed

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from builder.config.choices import CHOICE, GROUPS, Composed
+from llm_build.config.choices import CHOICE, GROUPS, Composed
 
 
 class Axes(NamedTuple):

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.config.strict import nearest_names
-from builder.core.errors import UserError
+from llm_build.config.strict import nearest_names
+from llm_build.core.errors import UserError
 
-_PACKAGE = Path(__file__).resolve().parent.parent  # builder
+_PACKAGE = Path(__file__).resolve().parent.parent
 GROUPS = ("model", "quant", "target", "package", "verify", "executor", "recipe")
 SECTIONS = (*GROUPS[:-1], "store", "dist", "pins", "provenance", "sweep")
 CHOICE = re.compile(rf"^(?P<group>{'|'.join(GROUPS)})=(?P<choice>[\w./-]+)$")

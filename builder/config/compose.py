@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from builder.config.choices import SECTIONS, Composed, Folders, check_choices, find_folders, shipped
-from builder.config.literal_paths import take_path_literally
-from builder.core.errors import UserError
+from llm_build.config.choices import SECTIONS, Composed, Folders, check_choices, find_folders, shipped
+from llm_build.config.literal_paths import take_path_literally
+from llm_build.core.errors import UserError
 
 _HERE = Path(__file__).resolve().parent  # builder/config
 # Our own files that a composed result follows from
@@ -123,8 +123,8 @@ def hydra_compose(overrides: list[str], folders: Folders) -> Composed:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from builder.config.from_hydra import guard, to_plain
-    from builder.config.hydra_plugins import plugins
+    from llm_build.config.from_hydra import guard, to_plain
+    from llm_build.config.hydra_plugins import plugins
 
     GlobalHydra.instance().clear()
     with plugins(folders), initialize_config_dir(str(shipped("conf")), version_base="1.3", job_name="build"):

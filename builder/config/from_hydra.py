@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from builder.config.choices import GROUPS, Composed, Folders, choices_of, unknown_choice
-from builder.config.literal_paths import quote
-from builder.core.errors import UserError
+from llm_build.config.choices import GROUPS, Composed, Folders, choices_of, unknown_choice
+from llm_build.config.literal_paths import quote
+from llm_build.core.errors import UserError
 
 
 def to_plain(config: Any, overrides: Sequence[str]) -> Composed:

@@ -29,11 +29,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from builder.config.choices import Composed, Folders
-from builder.config.from_hydra import to_plain
-from builder.config.sweeps.batch import compose_jobs
-from builder.config.yaml_files import invalid_yaml, read_text
-from builder.core.errors import UserError
+from llm_build.config.choices import Composed, Folders
+from llm_build.config.from_hydra import to_plain
+from llm_build.config.sweeps.batch import compose_jobs
+from llm_build.config.yaml_files import invalid_yaml, read_text
+from llm_build.core.errors import UserError
 
 Launched = Callable[[list[Composed], bool], list[Any]]
 BASIC = ("hydra_plugins.llm_build.OneGraphSweeper", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from builder.config.choices import Composed, Folders, shipped
-from builder.config.from_hydra import guard, to_plain
-from builder.config.hydra_plugins import Launched, plugins
+from llm_build.config.choices import Composed, Folders, shipped
+from llm_build.config.from_hydra import guard, to_plain
+from llm_build.config.hydra_plugins import Launched, plugins
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 

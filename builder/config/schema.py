@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builder.config.strict import as_plain_data
+from llm_build.config.strict import as_plain_data
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from builder.core.errors import UserError
+from llm_build.core.errors import UserError
 
 T = TypeVar("T")
 Where = Callable[[str], str]  # dotted path -> " (in conf/model/x.yaml)", or ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from builder.core.errors import UserError
+from llm_build.core.errors import UserError
 
 
 def read_text(path: Path) -> str:

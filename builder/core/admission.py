@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builder.core.step import Resources
+from llm_build.core.step import Resources
 
 
 def clamp(wanted: Resources, capacity: Resources) -> Resources:

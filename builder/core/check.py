@@ -8,12 +8,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from builder.core import disk, lock
-from builder.core.digest import CHUNK_BYTES
-from builder.core.filestore import FileStore
-from builder.core.gc import blob_files, last_results, records
-from builder.core.leftovers import clear, leftovers
-from builder.core.record import Record
+from llm_build.core import disk, lock
+from llm_build.core.digest import CHUNK_BYTES
+from llm_build.core.filestore import FileStore
+from llm_build.core.gc import blob_files, last_results, records
+from llm_build.core.leftovers import clear, leftovers
+from llm_build.core.record import Record
 
 OnProgress = Callable[[int, int], None]  # done and total, bytes
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from builder.core.plan import Plan, order, producers_of
-from builder.core.record import LastResult
-from builder.core.step import Step
+from llm_build.core.plan import Plan, order, producers_of
+from llm_build.core.record import LastResult
+from llm_build.core.step import Step
 
 _UNKNOWN_S = 1.0  # what a step that never ran is taken to last
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from builder.core.errors import BuildError
-from builder.core.plan import Plan
-from builder.core.status import Status
-from builder.core.step import Role
-from builder.core.step_io import Json
+from llm_build.core.errors import BuildError
+from llm_build.core.plan import Plan
+from llm_build.core.status import Status
+from llm_build.core.step import Role
+from llm_build.core.step_io import Json
 
 
 class Planned(NamedTuple):

@@ -10,19 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from builder.core.digest import canonical, digest_of_names, sha256_hex
-from builder.core.errors import StepError, UserError
-from builder.core.fingerprint import FileSources, Sources
-from builder.core.json_text import parse_json
-from builder.core.plan import Goal, Plan, check_plan, goals_of_steps, producers_of
-from builder.core.record import LastResult, Lookup, Output, Record
-from builder.core.status import Status
-from builder.core.step import Input, Step
-from builder.core.step_io import File, Json
-from builder.core.store import Store
+from llm_build.core.digest import canonical, digest_of_names, sha256_hex
+from llm_build.core.errors import StepError, UserError
+from llm_build.core.fingerprint import FileSources, Sources
+from llm_build.core.json_text import parse_json
+from llm_build.core.plan import Goal, Plan, check_plan, goals_of_steps, producers_of
+from llm_build.core.record import LastResult, Lookup, Output, Record
+from llm_build.core.status import Status
+from llm_build.core.step import Input, Step
+from llm_build.core.step_io import File, Json
+from llm_build.core.store import Store
 
 if TYPE_CHECKING:
-    from builder.core.reason import Difference
+    from llm_build.core.reason import Difference
 
 
 class StepStatus(NamedTuple):
@@ -232,12 +232,12 @@ class PlanState:
         last = self.store.load(place.key).record
         if last is None:
             return "changed since a build whose record is gone"
-        from builder.core.reason import summarize_differences  # only a stale step needs words
+        from llm_build.core.reason import summarize_differences  # only a stale step needs words
 
         return summarize_differences(self.differences(step, identity, last))
 
     def differences(self, step: Step, identity: Identity, last: Record) -> list[Difference]:
-        from builder.core.reason import KeyState, differences
+        from llm_build.core.reason import KeyState, differences
 
         labels = {port: self._label(source) for port, source in step.inputs.items()}
         last_code = self.store.load_document(code_document(last.parts["code"]))

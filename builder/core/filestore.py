@@ -19,16 +19,16 @@ from contextlib import suppress
 from pathlib import Path
 from threading import get_ident
 
-from builder.core import disk, leftovers, lock
-from builder.core.digest import canonical, digest_of_file
-from builder.core.errors import BuildError, UserError
-from builder.core.events import Event, Listener
-from builder.core.json_text import parse_json
-from builder.core.memo import Memo, is_settled, stat_key
-from builder.core.names import is_key
-from builder.core.record import LastResult, Lookup, Output, Record, decode_record, encode_record
-from builder.core.step_io import Json
-from builder.core.store import RemoteLookup
+from llm_build.core import disk, leftovers, lock
+from llm_build.core.digest import canonical, digest_of_file
+from llm_build.core.errors import BuildError, UserError
+from llm_build.core.events import Event, Listener
+from llm_build.core.json_text import parse_json
+from llm_build.core.memo import Memo, is_settled, stat_key
+from llm_build.core.names import is_key
+from llm_build.core.record import LastResult, Lookup, Output, Record, decode_record, encode_record
+from llm_build.core.step_io import Json
+from llm_build.core.store import RemoteLookup
 
 VERSION = "1"
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)

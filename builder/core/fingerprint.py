@@ -11,17 +11,17 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-from builder.core.digest import digest_of_names
-from builder.core.disk import read_whole
-from builder.core.memo import is_settled
-from builder.core.step_io import Json
-from builder.core.store import Store
+from llm_build.core.digest import digest_of_names
+from llm_build.core.disk import read_whole
+from llm_build.core.memo import is_settled
+from llm_build.core.step_io import Json
+from llm_build.core.store import Store
 
-_OWN = "builder"
+_OWN = "llm_build"
 _FOLLOWS = " > "  # "a.b.* > c.d.*"
 _CACHE = "cache/meanings"  # another name whenever core/meaning writes a tree out in another way
 # Modules that compute no byte of any result: what they hold is words. What they import counts all the same.
-WORDS_ONLY = frozenset(("builder.core.errors",))
+WORDS_ONLY = frozenset(("llm_build.core.errors",))
 
 
 class Sources(Protocol):
@@ -62,7 +62,7 @@ class FileSources:
         return self._fingerprints[request]
 
     def _table(self, names: list[str]) -> dict[str, str]:
-        """{"builder/steps/lower.py": digest} of every module that ``names`` reach by import statements.
+        """{"llm_build/steps/lower.py": digest} of every module that ``names`` reach by import statements.
 
         A name "a.b.* > c.d.*" stands for the module c.d.X beside each a.b.X that is reached, where there is one."""
         roots = [name for name in names if _FOLLOWS not in name]
@@ -107,7 +107,7 @@ class FileSources:
         stamp = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         known = self._known.get(file)
         if known is None or known[0] != stamp:
-            from builder.core.meaning import read_module  # with ast: a build with nothing to do reads no module
+            from llm_build.core.meaning import read_module  # with ast: a build with nothing to do reads no module
 
             known = [stamp, *read_module(read_whole(file), module, file.endswith("__init__.py"))]
             if is_settled(status):

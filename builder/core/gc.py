@@ -9,11 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from builder.core import disk, lock
-from builder.core.errors import UserError
-from builder.core.filestore import FileStore
-from builder.core.json_text import parse_json
-from builder.core.record import Record, decode_record
+from llm_build.core import disk, lock
+from llm_build.core.errors import UserError
+from llm_build.core.filestore import FileStore
+from llm_build.core.json_text import parse_json
+from llm_build.core.record import Record, decode_record
 
 _DAY_S = 24 * 3600.0
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from builder.core import disk, lock
+from llm_build.core import disk, lock
 
 _HALF_MADE_S = 60.0  # a hidden entry of tmp/ is being made right now, unless it is older than this
 

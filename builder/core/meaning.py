@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator
 
-from builder.core.digest import sha256_hex
+from llm_build.core.digest import sha256_hex
 
 _COSMETIC = frozenset(("kind", "type_comment", "ctx"))  # fields that say nothing, or what their place says already
 _TYPE_CHECKING = ("TYPE_CHECKING", "typing.TYPE_CHECKING")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from builder.core.step import Step
+from llm_build.core.step import Step
 
 
 class Goal(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from builder.core.step_io import Json
+from llm_build.core.step_io import Json
 
 SHOWN = 3  # differences that a summary names
 _VALUE_CHARS = 40

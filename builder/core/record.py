@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from builder.core.digest import canonical, sha256_hex
-from builder.core.json_text import parse_json
-from builder.core.names import are_digests, are_inside
-from builder.core.step_io import Json
+from llm_build.core.digest import canonical, sha256_hex
+from llm_build.core.json_text import parse_json
+from llm_build.core.names import are_digests, are_inside
+from llm_build.core.step_io import Json
 
 _LATEST = 1e11  # seconds: the year 5138
 

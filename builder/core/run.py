@@ -11,18 +11,18 @@ from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
-from builder.core.admission import Ledger, clamp, memory_warning
-from builder.core.critical_path import critical_path_seconds
-from builder.core.errors import BuildError, Interrupted, StepError
-from builder.core.events import Expanded, Finished, Listener, Progress, Started, Waiting, Warned
-from builder.core.examine import PlanState, StepStatus, examine_step, paused_garbage_collection
-from builder.core.fingerprint import FileSources, Sources
-from builder.core.plan import Goal, Plan
-from builder.core.record import LastResult, Record
-from builder.core.status import DONE, Status, status_of_all
-from builder.core.step import Resources, Step
-from builder.core.store import Lock, RemoteLookup, Store, nbytes_of
-from builder.core.task import Executor, StepResult, StepTask, TaskDone, TaskProgress, TaskReport, TaskWarned
+from llm_build.core.admission import Ledger, clamp, memory_warning
+from llm_build.core.critical_path import critical_path_seconds
+from llm_build.core.errors import BuildError, Interrupted, StepError
+from llm_build.core.events import Expanded, Finished, Listener, Progress, Started, Waiting, Warned
+from llm_build.core.examine import PlanState, StepStatus, examine_step, paused_garbage_collection
+from llm_build.core.fingerprint import FileSources, Sources
+from llm_build.core.plan import Goal, Plan
+from llm_build.core.record import LastResult, Record
+from llm_build.core.status import DONE, Status, status_of_all
+from llm_build.core.step import Resources, Step
+from llm_build.core.store import Lock, RemoteLookup, Store, nbytes_of
+from llm_build.core.task import Executor, StepResult, StepTask, TaskDone, TaskProgress, TaskReport, TaskWarned
 
 _WAIT_S = 0.2  # how long Ctrl-C may go unseen
 _LOCK_POLL_S = 0.05

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from builder.core.digest import canonical, sha256_hex
-from builder.core.step_io import Json
+from llm_build.core.digest import canonical, sha256_hex
+from llm_build.core.step_io import Json
 
 # What a step is to those who ask a plan for it: it reads the sources; its result decides what else is planned; it
 # compiles the library; it makes the model that a runtime loads.
@@ -48,7 +48,7 @@ class Step:
     """
 
     name: str  # for people: "lower", "quantize"; items of a fan-out are "quantize[12]"
-    function: str  # "builder.steps.lower:run"
+    function: str  # "llm_build.steps.lower:run"
     params: Mapping[str, Json]
     inputs: Mapping[str, Input] = field(default_factory=dict)
     tools: tuple[str, ...] = ()  # distributions whose version is part of the identity: "apache-tvm"
@@ -57,8 +57,8 @@ class Step:
     validation: bool = False  # verify, bench: never makes an artifact stale, a red one fails the command
     context: Mapping[str, Json] = field(default_factory=dict)  # not identity: paths, thread counts
     resources: Resources = Resources()
-    # modules that the function loads by name ("builder.models.experts"): identity too. "a.b.* > c.d.*": for each module
-    # a.b.X that is reached by import, the module c.d.X, where there is one
+    # modules that the function loads by name ("llm_build.models.experts"): identity too. "a.b.* > c.d.*": for each
+    # module a.b.X that is reached by import, the module c.d.X, where there is one
     code: tuple[str, ...] = ()
     role: Role = ""
     loads: Loads = ""  # not identity: which worker process can run it (executors/process_libraries.py)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from builder.core.memo import Memo
+    from llm_build.core.memo import Memo
 
 Json = Any  # a JSON value: None, bool, int, float, str, list, dict
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from builder.core.events import Event
-from builder.core.record import LastResult, Lookup, Output, Record
-from builder.core.step_io import Json
+from llm_build.core.events import Event
+from llm_build.core.record import LastResult, Lookup, Output, Record
+from llm_build.core.step_io import Json
 
 
 class Lock(Protocol):

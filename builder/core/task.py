@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from builder.core.errors import BuildError
-from builder.core.record import Output
-from builder.core.step import Loads, Resources
-from builder.core.step_io import InputFiles, Json
+from llm_build.core.errors import BuildError
+from llm_build.core.record import Output
+from llm_build.core.step import Loads, Resources
+from llm_build.core.step_io import InputFiles, Json
 
 
 class StepTask(NamedTuple):

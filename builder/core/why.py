@@ -6,15 +6,15 @@ import difflib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from builder.core.errors import UserError
-from builder.core.examine import PlanState, examine_all
-from builder.core.fingerprint import FileSources, Sources
-from builder.core.plan import Plan
-from builder.core.reason import Difference
-from builder.core.status import Status
-from builder.core.step import Step
-from builder.core.step_io import Json
-from builder.core.store import Store
+from llm_build.core.errors import UserError
+from llm_build.core.examine import PlanState, examine_all
+from llm_build.core.fingerprint import FileSources, Sources
+from llm_build.core.plan import Plan
+from llm_build.core.reason import Difference
+from llm_build.core.status import Status
+from llm_build.core.step import Step
+from llm_build.core.step_io import Json
+from llm_build.core.store import Store
 
 
 class Explanation(NamedTuple):

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from builder.core.errors import UserError
-from builder.core.filestore import FileStore
-from builder.core.record import Output
-from builder.core.task import StepResult
+from llm_build.core.errors import UserError
+from llm_build.core.filestore import FileStore
+from llm_build.core.record import Output
+from llm_build.core.task import StepResult
 
 if TYPE_CHECKING:
-    from builder.remote.location import Location
-    from builder.remote.store import SharedStore
+    from llm_build.remote.location import Location
+    from llm_build.remote.store import SharedStore
 
 
 def location_of(store: FileStore) -> Location | None:
     """Where the shared store behind a store is, if there is one."""
-    from builder.remote.store import SharedStore
+    from llm_build.remote.store import SharedStore
 
     return store.location if isinstance(store, SharedStore) else None
 
@@ -53,7 +53,7 @@ class BlobTransfer:
         return result._replace(outputs=outputs)
 
     def _shared(self) -> SharedStore:
-        from builder.remote.store import SharedStore
+        from llm_build.remote.store import SharedStore
 
         assert isinstance(self._store, SharedStore)
         return self._store

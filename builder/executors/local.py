@@ -11,13 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from builder.core import disk
-from builder.core.errors import StepError
-from builder.core.filestore import FileStore
-from builder.core.step import Loads, Resources
-from builder.core.task import StepTask, TaskDone, TaskReport, TaskWarned
-from builder.executors.messages import Frames, report_from_json, send, task_to_json
-from builder.executors.process_libraries import can_load, has_loaded, with_library
+from llm_build.core import disk
+from llm_build.core.errors import StepError
+from llm_build.core.filestore import FileStore
+from llm_build.core.step import Loads, Resources
+from llm_build.core.task import StepTask, TaskDone, TaskReport, TaskWarned
+from llm_build.executors.messages import Frames, report_from_json, send, task_to_json
+from llm_build.executors.process_libraries import can_load, has_loaded, with_library
 
 if TYPE_CHECKING:
     import subprocess
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # The worker gets the coordinator's sys.path before it imports anything: a file in the current folder shadows nothing.
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[3:]; "
-    "from builder.executors.worker import main; main(sys.argv[1], int(sys.argv[2]))"
+    "from llm_build.executors.worker import main; main(sys.argv[1], int(sys.argv[2]))"
 )
 # Signals that come from someone else (a person, the system short of memory, a session that ends). A step's own crash is
 # SIGSEGV, SIGABRT, SIGBUS, SIGILL, SIGFPE or an exit: it would crash again.
@@ -194,7 +194,7 @@ class LocalExecutor:
             self._retried.add(task.scratch)
             self.submit(task)
             return [TaskWarned(task.id, f"its process {_describe_exit(code)} from outside: started once more")]
-        from builder.executors.worker import log_tail
+        from llm_build.executors.worker import log_tail
 
         error = StepError(f"the process {_describe_exit(code)}{log_tail(task.scratch)}", _advice(code))
         return [TaskDone(task.id, None, error)]

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from builder.core.step_io import Json
+from llm_build.core.step_io import Json
 
 _LOG_CHUNK = 1 << 18
 

@@ -8,11 +8,11 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.core.errors import BuildError, StepError, UserError
-from builder.core.record import Output
-from builder.core.step import Resources
-from builder.core.step_io import File, InputFiles, Json
-from builder.core.task import StepResult, StepTask, TaskDone, TaskProgress, TaskReport, TaskWarned
+from llm_build.core.errors import BuildError, StepError, UserError
+from llm_build.core.record import Output
+from llm_build.core.step import Resources
+from llm_build.core.step_io import File, InputFiles, Json
+from llm_build.core.task import StepResult, StepTask, TaskDone, TaskProgress, TaskReport, TaskWarned
 
 _HEADER = struct.Struct(">I")
 _ERRORS: Mapping[str, type[BuildError]] = {"UserError": UserError, "StepError": StepError}

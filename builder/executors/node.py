@@ -10,18 +10,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from builder.core.errors import BuildError, UserError
-from builder.core.filestore import FileStore
-from builder.core.record import Output
-from builder.core.step import Resources
-from builder.core.step_io import File, Json
-from builder.core.task import StepTask, TaskDone
-from builder.executors.local import LocalExecutor
-from builder.executors.log import Tail
-from builder.executors.messages import report_to_json
-from builder.executors.node_request import PACKAGE, NodeRequest, code_digest, tool_versions
-from builder.remote.location import Location
-from builder.remote.store import open_shared
+from llm_build.core.errors import BuildError, UserError
+from llm_build.core.filestore import FileStore
+from llm_build.core.record import Output
+from llm_build.core.step import Resources
+from llm_build.core.step_io import File, Json
+from llm_build.core.task import StepTask, TaskDone
+from llm_build.executors.local import LocalExecutor
+from llm_build.executors.log import Tail
+from llm_build.executors.messages import report_to_json
+from llm_build.executors.node_request import PACKAGE, NodeRequest, code_digest, tool_versions
+from llm_build.remote.location import Location
+from llm_build.remote.store import open_shared
 
 POLL_S = 0.1
 

@@ -8,14 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import builder
-from builder.core.digest import digest_of_names, sha256_hex
-from builder.core.filestore import FileStore
-from builder.core.step_io import File
-from builder.core.task import StepTask
-from builder.remote.location import Location
+import llm_build
+from llm_build.core.digest import digest_of_names, sha256_hex
+from llm_build.core.filestore import FileStore
+from llm_build.core.step_io import File
+from llm_build.core.task import StepTask
+from llm_build.remote.location import Location
 
-PACKAGE = Path(builder.__file__).parent
+PACKAGE = Path(llm_build.__file__).parent
 # What a step's result depends on besides our own code (the tools that graph.py names).
 _TOOLS = ("apache-tvm", "apache-tvm-ffi", "torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2")
 

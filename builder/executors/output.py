@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from builder.core.errors import StepError
-from builder.core.filestore import FileStore
-from builder.core.json_text import without_nonfinite
-from builder.core.record import Output
-from builder.core.step_io import File, Json
-from builder.core.task import StepTask, TaskProgress, TaskReport, TaskWarned
+from llm_build.core.errors import StepError
+from llm_build.core.filestore import FileStore
+from llm_build.core.json_text import without_nonfinite
+from llm_build.core.record import Output
+from llm_build.core.step_io import File, Json
+from llm_build.core.task import StepTask, TaskProgress, TaskReport, TaskWarned
 
 _PROGRESS_EVERY_S = 0.05
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from builder.core.step import Loads
+from llm_build.core.step import Loads
 
 # {library: those that spoil it when they were loaded before}. TVM's runtime registers its names first, and a compiler
 # that is imported after it finds no operators. torch and TVM go together in either order.

@@ -17,15 +17,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from builder.core.errors import BuildError, StepError, UserError
-from builder.core.filestore import FileStore
-from builder.core.step import Resources
-from builder.core.step_io import Json
-from builder.core.task import StepTask, TaskDone, TaskReport, TaskWarned
-from builder.executors.blob_transfer import BlobTransfer, check_shared_store, location_of
-from builder.executors.log import write_log
-from builder.executors.messages import report_from_json
-from builder.executors.node_request import NodeRequest, request_for
+from llm_build.core.errors import BuildError, StepError, UserError
+from llm_build.core.filestore import FileStore
+from llm_build.core.step import Resources
+from llm_build.core.step_io import Json
+from llm_build.core.task import StepTask, TaskDone, TaskReport, TaskWarned
+from llm_build.executors.blob_transfer import BlobTransfer, check_shared_store, location_of
+from llm_build.executors.log import write_log
+from llm_build.executors.messages import report_from_json
+from llm_build.executors.node_request import NodeRequest, request_for
 
 if TYPE_CHECKING:
     pass
@@ -176,7 +176,7 @@ def _connect(ray: Any, address: str, jobs: int) -> None:
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if address == "local":
-            from builder.executors.local import capacity
+            from llm_build.executors.local import capacity
 
             mine = capacity(jobs)
             ray.init(
@@ -234,7 +234,7 @@ class Mailbox:
 
 def _run_task(request: NodeRequest, mailbox: Any, key: str) -> tuple[Json, int]:
     """The Ray task: the step's TaskDone, and how many frames it has put into the mailbox."""
-    from builder.executors.node import node_name, run_request
+    from llm_build.executors.node import node_name, run_request
 
     posted = 0
 

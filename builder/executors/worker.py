@@ -16,12 +16,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from builder.core.disk import FULL, explain_os_error
-from builder.core.errors import BuildError, StepError, UserError
-from builder.core.filestore import FileStore
-from builder.core.task import StepResult, StepTask, TaskDone, TaskReport
-from builder.executors.messages import Frames, report_to_json, send, task_from_json
-from builder.executors.output import StoreOut
+from llm_build.core.disk import FULL, explain_os_error
+from llm_build.core.errors import BuildError, StepError, UserError
+from llm_build.core.filestore import FileStore
+from llm_build.core.task import StepResult, StepTask, TaskDone, TaskReport
+from llm_build.executors.messages import Frames, report_to_json, send, task_from_json
+from llm_build.executors.output import StoreOut
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _TAIL_LINES = 15

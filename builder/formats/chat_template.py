@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.core.errors import UserError
-from builder.formats import jinja_process
-from builder.formats.checkpoint import require
-from builder.formats.tokenizer import TokenizerFiles, named_tokens
+from llm_build.core.errors import UserError
+from llm_build.formats import jinja_process
+from llm_build.formats.checkpoint import require
+from llm_build.formats.tokenizer import TokenizerFiles, named_tokens
 
 FILE = "chat_template.jinja"
 DATE = "2024-07-26"  # of templates that write the day: an artifact must not depend on when it is built. Llama 3.2's own

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from builder.core.errors import UserError
-from builder.formats.checkpoint import TOKENIZER_FILES
-from builder.formats.conversation_template import ROLE_TEMPLATES, Translation
-from builder.formats.generation_config import GenerationConfig, read_generation_config
-from builder.formats.tokenizer import TokenizerFiles, named_tokens
+from llm_build.core.errors import UserError
+from llm_build.formats.checkpoint import TOKENIZER_FILES
+from llm_build.formats.conversation_template import ROLE_TEMPLATES, Translation
+from llm_build.formats.generation_config import GenerationConfig, read_generation_config
+from llm_build.formats.tokenizer import TokenizerFiles, named_tokens
 
 VERSION = "0.1.0"
 _SHARED_TEMPLATE: dict[str, Any] = {

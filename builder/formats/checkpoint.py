@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.core.errors import UserError
-from builder.core.json_text import NotJson, parse_json
-from builder.core.names import is_plain
+from llm_build.core.errors import UserError
+from llm_build.core.json_text import NotJson, parse_json
+from llm_build.core.names import is_plain
 
 _WEIGHTS: tuple[tuple[str, str], ...] = (  # first found wins, in transformers' order
     ("model.safetensors", "safetensors"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
 
-from builder.formats.chat_template import CannotRender, Conversation, Message, Template, render_all
+from llm_build.formats.chat_template import CannotRender, Conversation, Message, Template, render_all
 
 _HOLE = "{system_message}"
 _SYSTEM, _ASKED, _SAID, _ASKED_2 = "xqSystemText", "xqFirstQuestion", "xqFirstAnswer", "xqSecondQuestion"

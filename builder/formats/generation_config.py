@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from builder.formats.checkpoint import require
+from llm_build.formats.checkpoint import require
 
 _SAMPLING = {  # MLC's defaults; a checkpoint's generation_config.json may change them. {name: (default, least, most)}
     "temperature": (1.0, 0.0, 100.0),

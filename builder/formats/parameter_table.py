@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from builder.core.step_io import Json
-from builder.formats.slicing import Slicing, slicing_from_json, slicing_to_json
+from llm_build.core.step_io import Json
+from llm_build.formats.slicing import Slicing, slicing_from_json, slicing_to_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from builder.core.errors import UserError
-from builder.core.json_text import NotJson, parse_json
-from builder.core.names import is_inside
+from llm_build.core.errors import UserError
+from llm_build.core.json_text import NotJson, parse_json
+from llm_build.core.names import is_inside
 
 _DTYPE_BYTES = {
     "BOOL": 1,

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from builder.core.errors import UserError
-from builder.core.json_text import parse_json
-from builder.core.names import is_plain
-from builder.core.step_io import Json
+from llm_build.core.errors import UserError
+from llm_build.core.json_text import parse_json
+from llm_build.core.names import is_plain
+from llm_build.core.step_io import Json
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from builder.core.errors import UserError
-from builder.formats import safetensors
+from llm_build.core.errors import UserError
+from llm_build.formats import safetensors
 
 DTYPES = {
     "torch.bool": "BOOL",

@@ -53,7 +53,7 @@ def recording() -> Iterator[list[Choice]]:
 
 
 def name_of(make: Any) -> str:
-    """A function that makes kernels, as tables here name it: "builder.lowering.schedules.cpu.linear:linear"."""
+    """A function that makes kernels, as tables here name it: "llm_build.lowering.schedules.cpu.linear:linear"."""
     return f"{make.__module__}:{make.__name__}"
 
 

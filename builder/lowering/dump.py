@@ -21,7 +21,7 @@ from typing import Any
 
 from tvm import ir, relax, tirx
 
-from builder.lowering.choices import OperatorKernel, as_json
+from llm_build.lowering.choices import OperatorKernel, as_json
 
 _ENDINGS = {
     "cuda": "cu",

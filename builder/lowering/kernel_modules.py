@@ -14,17 +14,17 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from builder import ops
-from builder.targets.planned_tools import LINKERS
+from llm_build import ops
+from llm_build.targets.planned_tools import LINKERS
 
-_PASSES = "builder.lowering.passes"
-_SCHEDULES = "builder.lowering.schedules"
+_PASSES = "llm_build.lowering.passes"
+_SCHEDULES = "llm_build.lowering.schedules"
 BACKENDS: dict[str, str] = {  # kind of target -> its code generator
-    "cpu": "builder.lowering.backends.cpu",
-    "cuda": "builder.lowering.backends.cuda",
-    "metal": "builder.lowering.backends.metal",
-    "opencl": "builder.lowering.backends.opencl",
-    "webgpu": "builder.lowering.backends.webgpu",
+    "cpu": "llm_build.lowering.backends.cpu",
+    "cuda": "llm_build.lowering.backends.cuda",
+    "metal": "llm_build.lowering.backends.metal",
+    "opencl": "llm_build.lowering.backends.opencl",
+    "webgpu": "llm_build.lowering.backends.webgpu",
 }
 _CACHE_KERNELS = ("attention", "cache", "sampling")  # modules of schedules/<machine> that every model needs
 KERNELS: dict[str, dict[str, str]] = {  # machine -> operator -> module of schedules/<machine>, and function
@@ -128,7 +128,7 @@ class Kernels:
 
 
 def backend(kind: str) -> Any:
-    """The code generator of a kind of target: a builder.lowering.machine.Backend."""
+    """The code generator of a kind of target: a llm_build.lowering.machine.Backend."""
     return import_module(BACKENDS[kind])
 
 

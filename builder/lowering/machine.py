@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from builder.lowering.kernel_modules import Kernels, backend
-from builder.lowering.progress import StageProgress
-from builder.targets import cpu
+from llm_build.lowering.kernel_modules import Kernels, backend
+from llm_build.lowering.progress import StageProgress
+from llm_build.targets import cpu
 
 Pass = tuple[str, Any]  # its name for people, and the pass
 

@@ -12,14 +12,14 @@ import tvm
 from tvm import relax
 from tvm.relax import vm_build
 
-from builder.lowering.kernel_modules import backend, linker, load_passes
-from builder.lowering.machine import Machine, Pass
-from builder.lowering.passes import kernels, kv_cache, lazy_param_load, metadata, sampling, shape_functions, symbols
-from builder.lowering.progress import Observer, Progress, StageProgress
+from llm_build.lowering.kernel_modules import backend, linker, load_passes
+from llm_build.lowering.machine import Machine, Pass
+from llm_build.lowering.passes import kernels, kv_cache, lazy_param_load, metadata, sampling, shape_functions, symbols
+from llm_build.lowering.progress import Observer, Progress, StageProgress
 
 if TYPE_CHECKING:
-    from builder.lowering.choices import OperatorKernel
-    from builder.quant.cuts import SplitTensor
+    from llm_build.lowering.choices import OperatorKernel
+    from llm_build.quant.cuts import SplitTensor
 
 
 def graph_passes(

@@ -12,17 +12,17 @@ from typing import Any
 
 from tvm.relax.frontend import nn
 
-from builder import models
-from builder.architectures.parts import decoder as parts
-from builder.architectures.parts.attention import Attention
-from builder.architectures.parts.norms import Norm
-from builder.models.functions import Functions
-from builder.models.layer_inputs import LayerInputs
-from builder.ops.embedding import Embedding
-from builder.ops.kv_cache import CacheLayout, PagedKVCache
-from builder.ops.ranks import Head, share
-from builder.ops.rope import frequencies
-from builder.quant.layout import Scheme
+from llm_build import models
+from llm_build.architectures.parts import decoder as parts
+from llm_build.architectures.parts.attention import Attention
+from llm_build.architectures.parts.norms import Norm
+from llm_build.models.functions import Functions
+from llm_build.models.layer_inputs import LayerInputs
+from llm_build.ops.embedding import Embedding
+from llm_build.ops.kv_cache import CacheLayout, PagedKVCache
+from llm_build.ops.ranks import Head, share
+from llm_build.ops.rope import frequencies
+from llm_build.quant.layout import Scheme
 
 
 class _Layer(nn.Module):

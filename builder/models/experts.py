@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from tvm.relax.frontend import nn
 
-from builder.architectures.parts import experts as parts
-from builder.models.layer_inputs import LayerInputs
-from builder.ops.experts import ExpertLinear, Router, expert_sum
-from builder.ops.gates import silu_mul
-from builder.ops.ranks import share
-from builder.quant.layout import Scheme
+from llm_build.architectures.parts import experts as parts
+from llm_build.models.layer_inputs import LayerInputs
+from llm_build.ops.experts import ExpertLinear, Router, expert_sum
+from llm_build.ops.gates import silu_mul
+from llm_build.ops.ranks import share
+from llm_build.quant.layout import Scheme
 
 
 class Experts(Router):

@@ -12,9 +12,9 @@ from typing import Any
 
 from tvm.relax.frontend import nn
 
-from builder.ops.kv_cache import CacheLayout, PagedKVCache, create
-from builder.ops.ranks import everywhere
-from builder.ops.rows import last_row, take_rows
+from llm_build.ops.kv_cache import CacheLayout, PagedKVCache, create
+from llm_build.ops.ranks import everywhere
+from llm_build.ops.rows import last_row, take_rows
 
 
 class Functions(nn.Module):

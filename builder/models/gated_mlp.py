@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from tvm.relax.frontend import nn
 
-from builder import models
-from builder.architectures.parts import mlp as parts
-from builder.models.layer_inputs import LayerInputs
-from builder.ops.linear import Linear
-from builder.ops.ranks import RowLinear, share
-from builder.quant.layout import Scheme
+from llm_build import models
+from llm_build.architectures.parts import mlp as parts
+from llm_build.models.layer_inputs import LayerInputs
+from llm_build.ops.linear import Linear
+from llm_build.ops.ranks import RowLinear, share
+from llm_build.quant.layout import Scheme
 
 
 class GatedMLP(nn.Module):

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from tvm.relax.frontend import nn
 
-from builder.architectures.parts import head_norm_rotary as parts
-from builder.architectures.parts.attention import Attention
-from builder.ops import gemma
-from builder.ops.ranks import share
-from builder.quant.layout import Scheme
+from llm_build.architectures.parts import head_norm_rotary as parts
+from llm_build.architectures.parts.attention import Attention
+from llm_build.ops import gemma
+from llm_build.ops.ranks import share
+from llm_build.quant.layout import Scheme
 
 
 class HeadNormRotary:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tvm.relax.frontend import nn
 
-from builder.ops.kv_cache import PagedKVCache
+from llm_build.ops.kv_cache import PagedKVCache
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from tvm.relax.frontend import nn
 
-from builder.architectures.parts import query_key as parts
-from builder.architectures.parts.attention import Attention
-from builder.ops.norms import RMSNorm, qk_norm, qk_norm_over
-from builder.ops.ranks import share
-from builder.quant.layout import Scheme
+from llm_build.architectures.parts import query_key as parts
+from llm_build.architectures.parts.attention import Attention
+from llm_build.ops.norms import RMSNorm, qk_norm, qk_norm_over
+from llm_build.ops.ranks import share
+from llm_build.quant.layout import Scheme
 
 
 class HeadNorms:

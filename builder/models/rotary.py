@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from tvm.relax.frontend import nn
 
-from builder.architectures.parts import rotary as parts
-from builder.architectures.parts.attention import Attention
-from builder.ops.ranks import share
-from builder.ops.rope import frequencies
-from builder.ops.rotary import rotary
-from builder.quant.layout import Scheme
+from llm_build.architectures.parts import rotary as parts
+from llm_build.architectures.parts.attention import Attention
+from llm_build.ops.ranks import share
+from llm_build.ops.rope import frequencies
+from llm_build.ops.rotary import rotary
+from llm_build.quant.layout import Scheme
 
 
 class GraphRotary:

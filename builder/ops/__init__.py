@@ -19,7 +19,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-ON_DEMAND = {"rounded_inputs": "builder.ops.rounded_inputs", "collectives": "builder.ops.collectives"}
+ON_DEMAND = {"rounded_inputs": "llm_build.ops.rounded_inputs", "collectives": "llm_build.ops.collectives"}
 
 
 def load(name: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import tirx
 
-from builder.quant.layout import BYTE_LARGEST, FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST
+from llm_build.quant.layout import BYTE_LARGEST, FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST
 
 COMPUTE = "float32"
 PER_WORD = 4

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from tvm import te, tirx
 from tvm.relax.frontend import nn
 
-from builder.ops import emit as op
-from builder.ops.norms import RMSNorm
+from llm_build.ops import emit as op
+from llm_build.ops.norms import RMSNorm
 
 COMPUTE = "float32"
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from tvm import te
 from tvm.relax.frontend import nn
 
-from builder.ops import emit as op
-from builder.ops.linear import project
-from builder.ops.weights import StoredWeight, Weight, weight_at
+from llm_build.ops import emit as op
+from llm_build.ops.linear import project
+from llm_build.ops.weights import StoredWeight, Weight, weight_at
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from builder.ops.gates import GateLabel, gelu_gate, silu_gate
-from builder.ops.linear import LinearLabel, product
-from builder.ops.weights import StoredWeight
+from llm_build.ops.gates import GateLabel, gelu_gate, silu_gate
+from llm_build.ops.linear import LinearLabel, product
+from llm_build.ops.weights import StoredWeight
 
 GATES = {"silu_mul": silu_gate, "gelu_mul": gelu_gate}
 

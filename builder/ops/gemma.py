@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from tvm import te, tirx
 from tvm.relax.frontend import nn
 
-from builder.ops import emit as op
-from builder.ops.norms import RMSNormLabel
+from llm_build.ops import emit as op
+from llm_build.ops.norms import RMSNormLabel
 
 COMPUTE = "float32"
 

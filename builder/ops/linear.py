@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 from tvm import te, tirx
 from tvm.relax.frontend import nn
 
-from builder.ops import emit as op
-from builder.ops import load
-from builder.ops.weights import StoredWeight, Weight, weight_at
-from builder.quant.layout import Scheme
+from llm_build.ops import emit as op
+from llm_build.ops import load
+from llm_build.ops.weights import StoredWeight, Weight, weight_at
+from llm_build.quant.layout import Scheme
 
 COMPUTE = "float32"
 

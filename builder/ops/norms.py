@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from tvm import te, tirx
 from tvm.relax.frontend import nn
 
-from builder.ops import emit as op
-from builder.ops import load
-from builder.ops.ranks import total
+from llm_build.ops import emit as op
+from llm_build.ops import load
+from llm_build.ops.ranks import total
 
 COMPUTE = "float32"
 

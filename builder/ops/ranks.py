@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from tvm.relax.frontend import nn
 
-from builder.ops import load
-from builder.ops.linear import Linear, project
-from builder.quant.layout import Scheme
+from llm_build.ops import load
+from llm_build.ops.linear import Linear, project
+from llm_build.quant.layout import Scheme
 
 
 def share(count: int, ranks: int) -> int:

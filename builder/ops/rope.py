@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from builder.ops.kv_cache import rope_frequencies
+from llm_build.ops.kv_cache import rope_frequencies
 
 
 def frequencies(

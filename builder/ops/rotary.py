@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from tvm import te, tirx
 from tvm.relax.frontend import nn
 
-from builder.ops import emit as op
+from llm_build.ops import emit as op
 
 COMPUTE = "float32"
 

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 from tvm import te, tirx
 from tvm.relax.frontend import nn
 
-from builder.ops import emit as op
-from builder.ops.byte_codes import PER_WORD, byte_of, code_at, float8, int8
-from builder.ops.linear import LinearLabel, split, with_epilogue
-from builder.quant.layout import BYTE_LARGEST
+from llm_build.ops import emit as op
+from llm_build.ops.byte_codes import PER_WORD, byte_of, code_at, float8, int8
+from llm_build.ops.linear import LinearLabel, split, with_epilogue
+from llm_build.quant.layout import BYTE_LARGEST
 
 COMPUTE = "float32"
 

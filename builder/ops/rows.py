@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from tvm import te
 from tvm.relax.frontend import nn
 
-from builder.ops import emit as op
+from llm_build.ops import emit as op
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from typing import Any
 from tvm import tirx
 from tvm.relax.frontend import nn
 
-from builder.architectures.weights import Parameter
-from builder.core.errors import UserError
-from builder.ops.byte_codes import byte_value
-from builder.quant.layout import Scheme, is_quantized, is_transposed, packed_tensors
+from llm_build.architectures.weights import Parameter
+from llm_build.core.errors import UserError
+from llm_build.ops.byte_codes import byte_value
+from llm_build.quant.layout import Scheme, is_quantized, is_transposed, packed_tensors
 
 COMPUTE = "float32"
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
-from builder import architectures
-from builder.config.choices import GROUPS, Composed, Folders, choices_of
-from builder.config.schema import (
+from llm_build import architectures
+from llm_build.config.choices import GROUPS, Composed, Folders, choices_of
+from llm_build.config.schema import (
     Budget,
     Checkpoint,
     Model,
@@ -21,18 +21,18 @@ from builder.config.schema import (
     Target,
     Verify,
 )
-from builder.config.strict import ALLOWED, Where, check_allowed, nowhere, parse, unknown_key
-from builder.core.errors import Unsupported, UserError
-from builder.planner import sources
-from builder.planner.cell_memo import CellMemo
-from builder.planner.feasibility import sharding, sizing
-from builder.planner.feasibility.comparable import check_comparable
-from builder.planner.schemes import imported, schemes
-from builder.planner.schemes.schemes import scheme_of
-from builder.quant.layout import parse_scheme
-from builder.targets import cuda, link, mlc_apps
-from builder.targets.cpu import resolve as resolve_cpu
-from builder.targets.cpu import triple_of
+from llm_build.config.strict import ALLOWED, Where, check_allowed, nowhere, parse, unknown_key
+from llm_build.core.errors import Unsupported, UserError
+from llm_build.planner import sources
+from llm_build.planner.cell_memo import CellMemo
+from llm_build.planner.feasibility import sharding, sizing
+from llm_build.planner.feasibility.comparable import check_comparable
+from llm_build.planner.schemes import imported, schemes
+from llm_build.planner.schemes.schemes import scheme_of
+from llm_build.quant.layout import parse_scheme
+from llm_build.targets import cuda, link, mlc_apps
+from llm_build.targets.cpu import resolve as resolve_cpu
+from llm_build.targets.cpu import triple_of
 
 T = TypeVar("T")
 _SECTIONS = ("name", *GROUPS[:-1], "store", "dist", "pins", "provenance", "sweep")
@@ -185,7 +185,7 @@ def _decide_budget(
     """What quant.budget picks its rules from; a recipe without one loads nothing for it."""
     if quant.budget is None:
         return None
-    from builder.planner.schemes import budget
+    from llm_build.planner.schemes import budget
 
     return budget.budget_of(quant, family, architecture, folders, where)
 
@@ -234,7 +234,7 @@ def _check_capabilities(quant: Quant, target: Target, choice: str, folders: Fold
     if target.refused:
         raise Unsupported(f"target={choice}: {target.refused}", "build list target")
     if target.kind != "cpu":  # which computes everything
-        from builder.planner.feasibility import capabilities
+        from llm_build.planner.feasibility import capabilities
 
         capabilities.check(quant, target, choice, folders)
 
@@ -289,7 +289,7 @@ def _architecture_of(family: str, checkpoint: Checkpoint, own_keys: Mapping[str,
 def _parse_architecture_keys(config: type, own_keys: Mapping[str, Any], where: Where) -> dict[str, Any]:
     from typing import get_type_hints
 
-    from builder.config.strict import convert
+    from llm_build.config.strict import convert
 
     hints = get_type_hints(config)
     return {k: convert(hints[k], v, f"model.{k}", where, ALLOWED) for k, v in own_keys.items()}

@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import builder
-from builder.config.schema import Checkpoint
-from builder.core.errors import UserError
-from builder.core.json_text import NotJson, parse_json
-from builder.core.names import is_plain
-from builder.formats import checkpoint as layout
+import llm_build
+from llm_build.config.schema import Checkpoint
+from llm_build.core.errors import UserError
+from llm_build.core.json_text import NotJson, parse_json
+from llm_build.core.names import is_plain
+from llm_build.formats import checkpoint as layout
 
-_DEMO = Path(builder.__file__).resolve().parent / "demo"
+_DEMO = Path(llm_build.__file__).resolve().parent / "demo"
 HF = re.compile(r"^hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _SMALL = ("*.json", "*.jinja", "*.model", "merges.txt")

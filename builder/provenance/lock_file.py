@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from builder.config.choices import shipped
-from builder.core.errors import UserError
-from builder.core.names import is_digest, is_inside, is_key
+from llm_build.config.choices import shipped
+from llm_build.core.errors import UserError
+from llm_build.core.names import is_digest, is_inside, is_key
 
 _FORMAT = 1
 ENDING = ".lock.yaml"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from builder.core.step_io import Json
-from builder.provenance.lock_file import Fact, Facts
+from llm_build.core.step_io import Json
+from llm_build.provenance.lock_file import Fact, Facts
 
 _SECTIONS = ("architecture", "metadata", "model", "package", "quant", "target", "verify")  # of the recipe
 _ELSEWHERE = (  # said by another section of the lock, or of no consequence for this cell

@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from builder.core.digest import sha256_hex
-from builder.core.errors import StepError, UserError
-from builder.core.examine import signature as state_of_file
-from builder.core.json_text import parse_json
-from builder.core.store import Store
-from builder.provenance.statement import NAME, SIGNATURE
+from llm_build.core.digest import sha256_hex
+from llm_build.core.errors import StepError, UserError
+from llm_build.core.examine import signature as state_of_file
+from llm_build.core.json_text import parse_json
+from llm_build.core.store import Store
+from llm_build.provenance.statement import NAME, SIGNATURE
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey

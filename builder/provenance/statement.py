@@ -12,13 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from builder.core.digest import digest_of_file, digest_of_names, sha256_of_file
-from builder.core.errors import StepError
-from builder.core.fingerprint import installed_versions
-from builder.core.names import is_inside
-from builder.core.record import Output, Record
-from builder.core.step import Step
-from builder.core.step_io import Json
+from llm_build.core.digest import digest_of_file, digest_of_names, sha256_of_file
+from llm_build.core.errors import StepError
+from llm_build.core.fingerprint import installed_versions
+from llm_build.core.names import is_inside
+from llm_build.core.record import Output, Record
+from llm_build.core.step import Step
+from llm_build.core.step_io import Json
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from builder.quant.layout import layer_of, stem_of
+from llm_build.quant.layout import layer_of, stem_of
 
 UNITS = 1 << 16  # that the range of bytes is counted in, at most
 Option = tuple[int, float]  # bytes, loss

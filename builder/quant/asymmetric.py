@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from builder.quant import pack, storage
-from builder.quant.layout import Scheme
-from builder.quant.pack import Counts
+from llm_build.quant import pack, storage
+from llm_build.quant.layout import Scheme
+from llm_build.quant.pack import Counts
 
 
 class Packer(pack.Packer):

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from builder.architectures.cuts import COLUMNS, Cut, cut_of, local, per_rank
-from builder.architectures.weights import Parameter
-from builder.formats.slicing import Slicing, slicing_to_json
-from builder.quant.layout import Scheme, StoredTensor, is_quantized, is_transposed, stored_tensors
+from llm_build.architectures.cuts import COLUMNS, Cut, cut_of, local, per_rank
+from llm_build.architectures.weights import Parameter
+from llm_build.formats.slicing import Slicing, slicing_to_json
+from llm_build.quant.layout import Scheme, StoredTensor, is_quantized, is_transposed, stored_tensors
 
 
 @dataclass(frozen=True, slots=True)

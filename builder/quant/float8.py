@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from builder.quant.layout import FLOAT8_LARGEST, FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST
+from llm_build.quant.layout import FLOAT8_LARGEST, FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST
 
 
 def encode(values: np.ndarray, kind: str, signs: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:

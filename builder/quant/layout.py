@@ -33,8 +33,8 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
 
-from builder.architectures.weights import Parameter
-from builder.core.errors import UserError
+from llm_build.architectures.weights import Parameter
+from llm_build.core.errors import UserError
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "uint32": 4}
 _WORD_BITS = 32

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from builder.quant import float8, storage
-from builder.quant.layout import FLOAT8_LARGEST, Scheme
-from builder.quant.methods import Method
+from llm_build.quant import float8, storage
+from llm_build.quant.layout import FLOAT8_LARGEST, Scheme
+from llm_build.quant.methods import Method
 
 assert sys.byteorder == "little", "the artifact's files are little-endian and are written as memory holds them"
 

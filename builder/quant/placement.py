@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from builder.quant.layout import StoredTensor
+from llm_build.quant.layout import StoredTensor
 
 
 @dataclass(frozen=True, slots=True)

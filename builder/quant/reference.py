@@ -49,8 +49,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from builder.quant.layout import BYTE_LARGEST, FLOAT8_LARGEST, Scheme
-from builder.quant.storage import LARGEST, NUMPY_DTYPE, narrow, widen
+from llm_build.quant.layout import BYTE_LARGEST, FLOAT8_LARGEST, Scheme
+from llm_build.quant.storage import LARGEST, NUMPY_DTYPE, narrow, widen
 
 _FLOAT8_BITS = {"e4m3": (4, 3, 7), "e5m2": (5, 2, 15)}  # of exponent and mantissa, and the exponent's bias
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from builder.quant import pack
-from builder.quant.layout import Scheme
-from builder.quant.reference import dequantize
-from builder.quant.storage import NUMPY_DTYPE
+from llm_build.quant import pack
+from llm_build.quant.layout import Scheme
+from llm_build.quant.reference import dequantize
+from llm_build.quant.storage import NUMPY_DTYPE
 
 
 def rounded(weight_OI: np.ndarray, scheme: Scheme) -> np.ndarray:

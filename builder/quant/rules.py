@@ -20,8 +20,8 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
-from builder.core.errors import UserError
-from builder.quant.layout import layer_of, stem_of
+from llm_build.core.errors import UserError
+from llm_build.quant.layout import layer_of, stem_of
 
 _KEYS = ("match", "layers", "use")
 _LAYERS = "all, first_last_eighth, or a list of layers and [first, last] pairs"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from builder.core.step_io import File, InputFiles
+from llm_build.core.step_io import File, InputFiles
 
 
 @dataclass(frozen=True, slots=True)

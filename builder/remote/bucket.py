@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from builder.core.disk import FULL
-from builder.core.errors import UserError
-from builder.core.step_io import Json
-from builder.remote.location import Location, with_environment
+from llm_build.core.disk import FULL
+from llm_build.core.errors import UserError
+from llm_build.core.step_io import Json
+from llm_build.remote.location import Location, with_environment
 
 _T = TypeVar("_T")
 OnBytes = Callable[[int], None]  # called with the bytes moved since the last call

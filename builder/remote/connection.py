@@ -5,13 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 
-from builder.core.errors import BuildError, StepError, UserError
-from builder.core.events import Event, Warned
-from builder.core.filestore import VERSION as LAYOUT
-from builder.core.store import RemoteLookup
-from builder.remote.bucket import AccessDenied, Bucket, Missing, Unreachable
-from builder.remote.layout import VERSION
-from builder.remote.location import Location
+from llm_build.core.errors import BuildError, StepError, UserError
+from llm_build.core.events import Event, Warned
+from llm_build.core.filestore import VERSION as LAYOUT
+from llm_build.core.store import RemoteLookup
+from llm_build.remote.bucket import AccessDenied, Bucket, Missing, Unreachable
+from llm_build.remote.layout import VERSION
+from llm_build.remote.location import Location
 
 _CREDENTIALS = {  # protocol: what to set
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",

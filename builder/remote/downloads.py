@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from builder.core.digest import digest_of_file
-from builder.core.disk import FULL, explain_os_error
-from builder.core.errors import BuildError
-from builder.core.filestore import FileStore
-from builder.core.record import Output, Record
-from builder.core.store import RemoteLookup
-from builder.remote.bucket import Missing, OnBytes, Unreachable
-from builder.remote.connection import Connection
-from builder.remote.layout import Damaged, blob_name, blobs_of, read_manifest, record_name
-from builder.remote.transfer_queue import TransferQueue
+from llm_build.core.digest import digest_of_file
+from llm_build.core.disk import FULL, explain_os_error
+from llm_build.core.errors import BuildError
+from llm_build.core.filestore import FileStore
+from llm_build.core.record import Output, Record
+from llm_build.core.store import RemoteLookup
+from llm_build.remote.bucket import Missing, OnBytes, Unreachable
+from llm_build.remote.connection import Connection
+from llm_build.remote.layout import Damaged, blob_name, blobs_of, read_manifest, record_name
+from llm_build.remote.transfer_queue import TransferQueue
 
 _ATTEMPTS = 2  # at a blob that arrives with other bytes: the line may be to blame
 

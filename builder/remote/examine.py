@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from builder.core.errors import StepError
-from builder.core.examine import StepStatus, examine
-from builder.core.filestore import FileStore
-from builder.core.plan import Plan
-from builder.core.record import Lookup, Record
-from builder.remote.layout import blobs_of
-from builder.remote.store import SharedStore
+from llm_build.core.errors import StepError
+from llm_build.core.examine import StepStatus, examine
+from llm_build.core.filestore import FileStore
+from llm_build.core.plan import Plan
+from llm_build.core.record import Lookup, Record
+from llm_build.remote.layout import blobs_of
+from llm_build.remote.store import SharedStore
 
 
 class _View(FileStore):

@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable
 from functools import partial
 from typing import NamedTuple
 
-from builder.core.errors import UserError
-from builder.remote.bucket import PARTIAL, Bucket, Entry, Missing
-from builder.remote.layout import (  # fmt: skip
+from llm_build.core.errors import UserError
+from llm_build.remote.bucket import PARTIAL, Bucket, Entry, Missing
+from llm_build.remote.layout import (  # fmt: skip
     BLOBS,
     GC,
     PROVENANCE,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from builder.core.record import Output, Record, decode_record, encode_record
+from llm_build.core.record import Output, Record, decode_record, encode_record
 
 VERSION = "VERSION"
 GC = "GC"

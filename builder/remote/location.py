@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from builder.core.errors import UserError
-from builder.core.step_io import Json
+from llm_build.core.errors import UserError
+from llm_build.core.step_io import Json
 
 URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 _FROM_ENVIRONMENT = "env:"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from builder.core.errors import StepError
-from builder.core.events import Event, Finished, Listener, Planned, Progress, Started, Warned
-from builder.core.record import Record
-from builder.core.step import Resources
-from builder.core.store import RemoteLookup
-from builder.core.task import Executor, StepTask, TaskDone, TaskReport
-from builder.remote.store import POLL_S, SharedStore
+from llm_build.core.errors import StepError
+from llm_build.core.events import Event, Finished, Listener, Planned, Progress, Started, Warned
+from llm_build.core.record import Record
+from llm_build.core.step import Resources
+from llm_build.core.store import RemoteLookup
+from llm_build.core.task import Executor, StepTask, TaskDone, TaskReport
+from llm_build.remote.store import POLL_S, SharedStore
 
 
 class Reader:

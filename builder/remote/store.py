@@ -10,18 +10,18 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from builder.core.errors import BuildError, StepError
-from builder.core.events import Event, Listener
-from builder.core.filestore import FileStore
-from builder.core.record import Output, Record
-from builder.core.store import RemoteLookup
-from builder.remote.bucket import AccessDenied, Missing, Unreachable
-from builder.remote.connection import Connection
-from builder.remote.downloads import Downloads
-from builder.remote.layout import Damaged, blob_name, blobs_of, provenance_name
-from builder.remote.location import Location, check_location
-from builder.remote.transfer_queue import TransferQueue
-from builder.remote.uploads import Uploads
+from llm_build.core.errors import BuildError, StepError
+from llm_build.core.events import Event, Listener
+from llm_build.core.filestore import FileStore
+from llm_build.core.record import Output, Record
+from llm_build.core.store import RemoteLookup
+from llm_build.remote.bucket import AccessDenied, Missing, Unreachable
+from llm_build.remote.connection import Connection
+from llm_build.remote.downloads import Downloads
+from llm_build.remote.layout import Damaged, blob_name, blobs_of, provenance_name
+from llm_build.remote.location import Location, check_location
+from llm_build.remote.transfer_queue import TransferQueue
+from llm_build.remote.uploads import Uploads
 
 POLL_S = 0.1
 

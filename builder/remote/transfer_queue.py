@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from builder.core.events import Progress
-from builder.core.record import Output
-from builder.remote.bucket import OnBytes
+from llm_build.core.events import Progress
+from llm_build.core.record import Output
+from llm_build.remote.bucket import OnBytes
 
 _SLOWEST_BYTES_S = 100_000.0  # an upload in one piece says nothing before its end: slower than this it counts as stuck
 _REPORT_S = 0.1

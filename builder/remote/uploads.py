@@ -9,14 +9,14 @@ import threading
 import time
 from functools import partial
 
-from builder.core.digest import digest_of_file
-from builder.core.filestore import FileStore
-from builder.core.record import Output, Record
-from builder.remote.bucket import AccessDenied, Missing, OnBytes, Unreachable
-from builder.remote.connection import Connection
-from builder.remote.gc import is_running
-from builder.remote.layout import Damaged, blob_name, blobs_of, manifest, provenance_name, record_name, upload_name
-from builder.remote.transfer_queue import TransferQueue
+from llm_build.core.digest import digest_of_file
+from llm_build.core.filestore import FileStore
+from llm_build.core.record import Output, Record
+from llm_build.remote.bucket import AccessDenied, Missing, OnBytes, Unreachable
+from llm_build.remote.connection import Connection
+from llm_build.remote.gc import is_running
+from llm_build.remote.layout import Damaged, blob_name, blobs_of, manifest, provenance_name, record_name, upload_name
+from llm_build.remote.transfer_queue import TransferQueue
 
 _GC_POLL_S = 0.5
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from builder.core.units import format_bytes
-from builder.report.text import format_seconds, wrap_text
+from llm_build.core.units import format_bytes
+from llm_build.report.text import format_seconds, wrap_text
 
 
 def print_bench(recipes: Sequence[Mapping[str, Any]], stream: TextIO) -> None:

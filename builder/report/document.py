@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from builder.core.errors import BuildError
-from builder.core.events import Finished
-from builder.core.examine import StepStatus
-from builder.core.plan import Goal
-from builder.core.run import Outcome
+from llm_build.core.errors import BuildError
+from llm_build.core.events import Finished
+from llm_build.core.examine import StepStatus
+from llm_build.core.plan import Goal
+from llm_build.core.run import Outcome
 
 
 def built(outcome: Outcome, outputs: Mapping[str, Path]) -> dict[str, Any]:

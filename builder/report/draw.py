@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from builder.core.plan import Plan
+from llm_build.core.plan import Plan
 
 _BOX_W, _BOX_H, _GAP_X, _GAP_Y, _MARGIN = 170, 40, 70, 18, 20
 _FILL = {"fresh": "#dff5e1", "stale": "#fff0cc", "blocked": "#eef0f4", "": "#ffffff"}

@@ -7,11 +7,11 @@ import time
 from collections import Counter
 from typing import TextIO
 
-from builder.core.events import Event, Expanded, Finished, Planned, Progress, Started, Waiting, Warned
-from builder.core.units import format_bytes
-from builder.report.matrix import Matrix
-from builder.report.run_state import RunState
-from builder.report.text import TransferRates, format_seconds
+from llm_build.core.events import Event, Expanded, Finished, Planned, Progress, Started, Waiting, Warned
+from llm_build.core.units import format_bytes
+from llm_build.report.matrix import Matrix
+from llm_build.report.run_state import RunState
+from llm_build.report.text import TransferRates, format_seconds
 
 _QUIET_S = 1.8  # a screen that stands still for longer looks dead
 TRANSFER_S = 5.0  # between lines about files on their way

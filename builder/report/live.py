@@ -14,13 +14,13 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
-from builder.core.events import Event, Expanded, Finished, Planned, Progress, Started, Waiting, Warned
-from builder.core.status import DONE
-from builder.core.units import format_bytes
-from builder.report.lines import amount
-from builder.report.matrix import Line, Matrix, StyledText, counted, lines_live
-from builder.report.run_state import RunState
-from builder.report.text import TransferRates, format_clock, format_seconds, template_name
+from llm_build.core.events import Event, Expanded, Finished, Planned, Progress, Started, Waiting, Warned
+from llm_build.core.status import DONE
+from llm_build.core.units import format_bytes
+from llm_build.report.lines import amount
+from llm_build.report.matrix import Line, Matrix, StyledText, counted, lines_live
+from llm_build.report.run_state import RunState
+from llm_build.report.text import TransferRates, format_clock, format_seconds, template_name
 
 _REFRESH_PER_S, _MANY = 8, 100  # a quarter as often for a sweep of so many cells
 _NARROW = 100  # columns of a terminal; below, bars are short

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from builder.core.status import DONE, LiveStatus
-from builder.core.units import format_bytes
-from builder.report.text import format_rate
+from llm_build.core.status import DONE, LiveStatus
+from llm_build.core.units import format_bytes
+from llm_build.report.text import format_rate
 
 _STYLES = {  # of every status, in the order that they are counted in
     "running": "cyan", "failed": "bold red", "skipped": "yellow", "ran": "green", "fresh": "green", "stale": "yellow",

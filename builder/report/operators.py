@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_SCHEDULES = "builder.lowering.schedules."
+_SCHEDULES = "llm_build.lowering.schedules."
 
 
 def describe_kernels(kernels: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from builder.core.events import Event, Expanded, Finished, Planned, Started, Warned
-from builder.core.plan import goals_of_steps
-from builder.core.status import LiveStatus
-from builder.report.matrix import Cell, Matrix
-from builder.report.text import template_name
+from llm_build.core.events import Event, Expanded, Finished, Planned, Started, Warned
+from llm_build.core.plan import goals_of_steps
+from llm_build.core.status import LiveStatus
+from llm_build.report.matrix import Cell, Matrix
+from llm_build.report.text import template_name
 
 _OVER = ("fresh", "ran", "failed", "skipped")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from builder.core.units import format_bytes
-from builder.report.text import format_seconds, template_name
+from llm_build.core.units import format_bytes
+from llm_build.report.text import format_seconds, template_name
 
 _COLOURS = {
     "fresh": "dim",

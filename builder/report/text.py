@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import TextIO
 
-from builder.core.units import format_bytes
+from llm_build.core.units import format_bytes
 
 _WINDOW_S = 5.0  # over which a rate is taken
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from builder.core.errors import UserError
-from builder.formats import chat_template
-from builder.formats.chat_template import CannotRender, Message, Template
-from builder.formats.conversation_template import render
+from llm_build.core.errors import UserError
+from llm_build.formats import chat_template
+from llm_build.formats.chat_template import CannotRender, Message, Template
+from llm_build.formats.conversation_template import render
 
 _PLAIN = "plain"
 

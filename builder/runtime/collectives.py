@@ -12,10 +12,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from builder.core.errors import UserError
-from builder.runtime.device import Device
-from builder.targets.peer_allreduce import SUM_NORM
-from builder.targets.tvm_import import import_tvm
+from llm_build.core.errors import UserError
+from llm_build.runtime.device import Device
+from llm_build.targets.peer_allreduce import SUM_NORM
+from llm_build.targets.tvm_import import import_tvm
 
 MEET_S = 100.0
 _REDUCTIONS = {0: "sum", 3: "max"}  # of disco's kinds of reduction, those that the graphs here use
@@ -43,7 +43,7 @@ def join(rank: int, ranks: int, folder: Path, device: Device) -> Network:
     if device.kind == "cpu":
         network = _Gloo(rank, ranks, folder)
     else:
-        from builder.runtime.nccl import Nccl
+        from llm_build.runtime.nccl import Nccl
 
         network = Nccl(rank, ranks, folder)
         import_tvm(runtime_only=True).register_global_func(SUM_NORM, network.sum_norm, override=True)

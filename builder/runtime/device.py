@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from builder.core.errors import UserError
-from builder.targets.tvm_import import import_tvm
+from llm_build.core.errors import UserError
+from llm_build.targets.tvm_import import import_tvm
 
 _KIND_MARKS = {kind: f'"kind": "{kind}"'.encode() for kind in ("cuda", "metal", "opencl", "webgpu")}
 _RANKS = re.compile(rb'"tensor_parallel_shards": (\d+)')
@@ -41,7 +41,7 @@ def device_of(library: Path, index: int = 0) -> Device:
             f"{library.name} was built for {kind}; llm-build runs libraries for cpu and cuda only",
             "build target=cpu",
         )
-    from builder.targets.cuda_runtime import load_for_running
+    from llm_build.targets.cuda_runtime import load_for_running
 
     load_for_running()
     device = tvm.runtime.device("cuda", index)
@@ -104,7 +104,7 @@ class Device:
         """Tensors of the host, on the device; on the CPU they are there already."""
         if self.kind == "cpu":
             return tensors
-        from builder.runtime.prefetch import prefetched
+        from llm_build.runtime.prefetch import prefetched
 
         return [tensor.copyto(self.tvm) for tensor in prefetched(tensors)]
 
@@ -119,7 +119,7 @@ class Device:
         """Have a GPU write to this memory by itself, from now on; where that cannot be, copies to it take longer."""
         if self.kind == "cpu":
             return
-        from builder.targets.cuda_runtime import RUNTIME, open_linked_library
+        from llm_build.targets.cuda_runtime import RUNTIME, open_linked_library
 
         runtime = open_linked_library(RUNTIME)
         if runtime.cudaHostRegister(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), 0):

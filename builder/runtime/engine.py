@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from builder.core.errors import UserError
-from builder.runtime.device import ranks_of
-from builder.runtime.loaded_model import PAGE_TOKENS, Floats, Ids, LoadedModel, find_library, load_model
-from builder.runtime.ranks import RankedModel, start_ranks
+from llm_build.core.errors import UserError
+from llm_build.runtime.device import ranks_of
+from llm_build.runtime.loaded_model import PAGE_TOKENS, Floats, Ids, LoadedModel, find_library, load_model
+from llm_build.runtime.ranks import RankedModel, start_ranks
 
 __all__ = ["PAGE_TOKENS", "Engine", "Floats", "find_library"]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from builder.core.errors import UserError
-from builder.formats import tokenizer as tokenizer_file
-from builder.formats.chat_template import messages_of
-from builder.runtime.chat import chat_config_of, chat_ids
-from builder.runtime.engine import Engine, Floats
-from builder.runtime.streaming import Streamer
+from llm_build.core.errors import UserError
+from llm_build.formats import tokenizer as tokenizer_file
+from llm_build.formats.chat_template import messages_of
+from llm_build.runtime.chat import chat_config_of, chat_ids
+from llm_build.runtime.engine import Engine, Floats
+from llm_build.runtime.streaming import Streamer
 
 
 @dataclass(slots=True)

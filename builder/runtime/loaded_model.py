@@ -12,11 +12,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from builder.core.errors import UserError
-from builder.runtime import weights
-from builder.runtime.device import Device, LogitsSink, device_of
-from builder.targets.cpu import check_runs_here
-from builder.targets.tvm_import import import_tvm
+from llm_build.core.errors import UserError
+from llm_build.runtime import weights
+from llm_build.runtime.device import Device, LogitsSink, device_of
+from llm_build.targets.cpu import check_runs_here
+from llm_build.targets.tvm_import import import_tvm
 
 PAGE_TOKENS = 16  # of the KV cache, as the kernels have it
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -182,7 +182,7 @@ def _token_graph(device: Device, metadata: Mapping[str, Any]) -> Any:
     """For GPUs whose libraries capture nothing themselves."""
     if device.kind != "cuda" or metadata.get("cuda_graphs", True):
         return None
-    from builder.runtime.token_graph import TokenGraph
+    from llm_build.runtime.token_graph import TokenGraph
 
     return TokenGraph(device)
 

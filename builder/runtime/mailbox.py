@@ -16,8 +16,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from builder.runtime.device import Device, HostBuffer
-from builder.targets.tvm_import import import_tvm
+from llm_build.runtime.device import Device, HostBuffer
+from llm_build.targets.tvm_import import import_tvm
 
 _LOGITS_BYTES = 1 << 24  # most answers are smaller
 _COMMAND_BYTES = 4096

@@ -1,4 +1,4 @@
-"""One artifact, loaded and timed in a process of its own: python -m builder.runtime.measured
+"""One artifact, loaded and timed in a process of its own: python -m llm_build.runtime.measured
 
 The request comes as JSON on standard input: {"files": {name: path}, "prompt": tokens, "contexts": [tokens]}. Lines of
 JSON go out: {"done", "total", "label"} while it works, at last {"result"} or {"error", "hint"}.
@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.core.errors import BuildError
-from builder.runtime.process_memory import process_memory
+from llm_build.core.errors import BuildError
+from llm_build.runtime.process_memory import process_memory
 
 if TYPE_CHECKING:
-    from builder.runtime.engine import Engine
+    from llm_build.runtime.engine import Engine
 
 _FILL_S = 60.0  # a context that takes longer to fill is left out
 Tick = Callable[[str], None]
@@ -33,9 +33,9 @@ def measure(files: Mapping[str, Path], prompt: int, contexts: Sequence[int], tic
     """
     busy, before, started = os.getloadavg()[0], _device_memory_used(), time.perf_counter()
     tick("load")
-    from builder.runtime import speed
-    from builder.runtime.device import device_of
-    from builder.runtime.engine import Engine, find_library
+    from llm_build.runtime import speed
+    from llm_build.runtime.device import device_of
+    from llm_build.runtime.engine import Engine, find_library
 
     engine = Engine(files, 1)
     loaded = time.perf_counter() - started
@@ -78,7 +78,7 @@ def _decode_rates(
     engine: Engine, contexts: Sequence[int], prefill_rate: float, tick: Tick
 ) -> tuple[list[Json], list[Json]]:
     """(rates, contexts that are left out and why). The last context is as near the end as there is room for a run."""
-    from builder.runtime import speed
+    from llm_build.runtime import speed
 
     last = engine.context - speed.MAX_TOKENS
     rates, left_out = [], []

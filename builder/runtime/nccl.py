@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from builder.core.errors import StepError, UserError
-from builder.runtime.peers import PeerKernels, Peers
-from builder.targets.cuda import supports_pdl
-from builder.targets.cuda_runtime import RUNTIME, open_linked_library
-from builder.targets.nvidia_gpus import find_nccl
-from builder.targets.peer_allreduce import MOST, NAME, NORM_ROWS, SET_PEERS
-from builder.targets.tvm_import import import_tvm
+from llm_build.core.errors import StepError, UserError
+from llm_build.runtime.peers import PeerKernels, Peers
+from llm_build.targets.cuda import supports_pdl
+from llm_build.targets.cuda_runtime import RUNTIME, open_linked_library
+from llm_build.targets.nvidia_gpus import find_nccl
+from llm_build.targets.peer_allreduce import MOST, NAME, NORM_ROWS, SET_PEERS
+from llm_build.targets.tvm_import import import_tvm
 
 MEET_S = 100.0
 _ID_BYTES = 128  # NCCL_UNIQUE_ID_BYTES

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from builder.core.errors import StepError
-from builder.targets.cuda_runtime import DRIVER, RUNTIME, check_cuda, open_linked_library
-from builder.targets.peer_allreduce import (
+from llm_build.core.errors import StepError
+from llm_build.targets.cuda_runtime import DRIVER, RUNTIME, check_cuda, open_linked_library
+from llm_build.targets.peer_allreduce import (
     GATHER,
     LINE_BYTES,
     MOST,

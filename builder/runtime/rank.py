@@ -1,4 +1,4 @@
-"""One rank of several, in a process of its own: python -m builder.runtime.rank (started by builder/runtime/ranks.py)
+"""One rank of several, in a process of its own: python -m llm_build.runtime.rank (started by builder/runtime/ranks.py)
 
 Arguments: number of this rank, count, file descriptors of the channel, of the pipe that is watched and of the mailbox,
 seconds before it sleeps, folder where the ranks meet, library. A message is a tuple: "load", files, sequences; or
@@ -23,9 +23,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from builder.core.errors import BuildError, StepError
-from builder.runtime.mailbox import POLLS, CommandMailbox
-from builder.runtime.process_memory import process_memory
+from llm_build.core.errors import BuildError, StepError
+from llm_build.runtime.mailbox import POLLS, CommandMailbox
+from llm_build.runtime.process_memory import process_memory
 
 FUNCTIONS = ("add", "remove", "rewind", "prefill", "verify", "decode", "decode_batch")
 
@@ -89,10 +89,10 @@ class CommandReceiver:
 
 
 def _serve(receiver: CommandReceiver, number: int, count: int, folder: Path, library: Path) -> None:
-    from builder.runtime import collectives
-    from builder.runtime.device import device_of
-    from builder.runtime.loaded_model import load_model
-    from builder.runtime.mailbox import DiscardSink, SharedMemorySink
+    from llm_build.runtime import collectives
+    from llm_build.runtime.device import device_of
+    from llm_build.runtime.loaded_model import load_model
+    from llm_build.runtime.mailbox import DiscardSink, SharedMemorySink
 
     device, pipe, mailbox = device_of(library, number), receiver.pipe, receiver.mailbox
     network = collectives.join(number, count, folder, device)

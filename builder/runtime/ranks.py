@@ -1,6 +1,6 @@
 """A library for several ranks, run by as many processes of this machine: one command for all, the first rank answers.
 
-Each process is ``python -m builder.runtime.rank``. Logits come through memory that it shares with this one, and so do
+Each process is ``python -m llm_build.runtime.rank``. Logits come through memory that it shares with this one, and so do
 the commands for one token (runtime/mailbox.py), while these take less than SPIN_S; all else through pipes. Every
 wait here has a limit, and a process that ends, is killed or reports an error ends all of them. They end
 by themselves when this process is gone: each watches a pipe whose other end only this process has.
@@ -28,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from builder.core.errors import BuildError, StepError
-from builder.runtime.device import kind_of
-from builder.runtime.loaded_model import Floats, Ids
-from builder.runtime.mailbox import ORDERED, POLLS, CommandMailbox, shared_memory
+from llm_build.core.errors import BuildError, StepError
+from llm_build.runtime.device import kind_of
+from llm_build.runtime.loaded_model import Floats, Ids
+from llm_build.runtime.mailbox import ORDERED, POLLS, CommandMailbox, shared_memory
 
 MEET_S = 120.0  # until all ranks have found each other; loading tvm and torch is in it
 _LOAD_BYTES_PER_S, _LOAD_S = 10e6, 120.0  # the slowest disk that is waited for, and what is added
@@ -283,7 +283,7 @@ def _start_rank(number: int, count: int, mailbox: int, patience_s: float, folder
 
 def module() -> str:
     """What each process runs; by import, so that it is in the identity of steps that run a library."""
-    from builder.runtime import rank
+    from llm_build.runtime import rank
 
     return rank.__name__
 

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from builder.formats.slicing import tp_shard_name
-from builder.runtime import weights
-from builder.runtime.device import Device
-from builder.targets.tvm_import import import_tvm
+from llm_build.formats.slicing import tp_shard_name
+from llm_build.runtime import weights
+from llm_build.runtime.device import Device
+from llm_build.targets.tvm_import import import_tvm
 
 RUNS = 7  # of each measurement
 _MIN_RUNS = 3  # however long one takes

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from builder.runtime.device import Device
-from builder.targets.cuda_runtime import RUNTIME, check_cuda, open_linked_library
+from llm_build.runtime.device import Device
+from llm_build.targets.cuda_runtime import RUNTIME, check_cuda, open_linked_library
 
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed: TVM may allocate memory while it is captured

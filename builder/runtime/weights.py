@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from builder.core.errors import UserError
-from builder.formats.slicing import Slicing, slicing_from_json, take_tp_shard, tp_shard_name
-from builder.formats.tensorcache import TensorRecord, read_tensor_cache
-from builder.targets.tvm_import import import_tvm
+from llm_build.core.errors import UserError
+from llm_build.formats.slicing import Slicing, slicing_from_json, take_tp_shard, tp_shard_name
+from llm_build.formats.tensorcache import TensorRecord, read_tensor_cache
+from llm_build.targets.tvm_import import import_tvm
 
 _ALIGNMENT_BYTES = 64  # what compiled kernels assume of a tensor's address
 _INDEX_NAMES = ("tensor-cache.json", "ndarray-cache.json")

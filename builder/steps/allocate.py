@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import prod
 
-from builder.architectures.weights import Parameter, parameter_count, read_map
-from builder.core.digest import canonical
-from builder.core.step_io import InputFiles, Json, Out
-from builder.quant.allocation import choose_options, pattern_of, rules_of
-from builder.quant.layout import Scheme, is_quantized, parse_scheme, stored_tensors
-from builder.steps.ports import one
+from llm_build.architectures.weights import Parameter, parameter_count, read_map
+from llm_build.core.digest import canonical
+from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.quant.allocation import choose_options, pattern_of, rules_of
+from llm_build.quant.layout import Scheme, is_quantized, parse_scheme, stored_tensors
+from llm_build.steps.ports import one
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:

@@ -7,9 +7,9 @@ import tarfile
 from collections.abc import Mapping
 from typing import Any
 
-from builder.core.step_io import File, InputFiles, Json, Out
-from builder.formats.archive import static_library
-from builder.steps.ports import group
+from llm_build.core.step_io import File, InputFiles, Json, Out
+from llm_build.formats.archive import static_library
+from llm_build.steps.ports import group
 
 _PACKAGE = "mlc-package-config.json"  # what `mlc_llm package` reads
 CONFIG = "mlc-app-config.json"  # what the app reads

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
-from builder.core.errors import StepError
-from builder.core.step_io import InputFiles, Json, Out
-from builder.runtime import measured
-from builder.steps.ports import group
+from llm_build.core.errors import StepError
+from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.runtime import measured
+from llm_build.steps.ports import group
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:

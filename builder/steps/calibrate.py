@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from builder.architectures.weights import Entry, read_map
-from builder.core.errors import UserError
-from builder.core.step_io import InputFiles, Json, Out
-from builder.quant.layout import layer_of, stem_of
-from builder.steps.ports import group, one
-from builder.verification import heldout, source_model
+from llm_build.architectures.weights import Entry, read_map
+from llm_build.core.errors import UserError
+from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.quant.layout import layer_of, stem_of
+from llm_build.steps.ports import group, one
+from llm_build.verification import heldout, source_model
 
 _KEY = "quant.calibration"
 _THREADS = 1  # sums do not depend on how many cores there are

@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping
 from functools import partial
 
-from builder import architectures
-from builder.architectures.weights import WeightMap, map_json, parameter_count
-from builder.core.digest import canonical
-from builder.core.errors import UserError
-from builder.core.step_io import InputFiles, Json, Out
-from builder.formats import quantized
-from builder.steps.ports import one
+from llm_build import architectures
+from llm_build.architectures.weights import WeightMap, map_json, parameter_count
+from llm_build.core.digest import canonical
+from llm_build.core.errors import UserError
+from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.formats import quantized
+from llm_build.steps.ports import one
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:

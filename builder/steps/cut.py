@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from builder.core.digest import canonical
-from builder.core.step_io import InputFiles, Json, Out
-from builder.formats.parameter_table import CutTensor, cut_tensor_from_json
-from builder.formats.slicing import take_tp_shard, tp_shard_name
-from builder.formats.tensorcache import TensorRecord, shard_entry
-from builder.quant.storage import NUMPY_DTYPE
-from builder.steps.ports import one
+from llm_build.core.digest import canonical
+from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.formats.parameter_table import CutTensor, cut_tensor_from_json
+from llm_build.formats.slicing import take_tp_shard, tp_shard_name
+from llm_build.formats.tensorcache import TensorRecord, shard_entry
+from llm_build.quant.storage import NUMPY_DTYPE
+from llm_build.steps.ports import one
 
 _ALIGNMENT_BYTES = 64  # of a tensor in its file: what kernels assume of an address, so that a mapped file can be used
 

@@ -15,17 +15,17 @@ from functools import lru_cache
 
 import numpy as np
 
-from builder.architectures.weights import Entry, read_map, to_source
-from builder.core.step_io import File, InputFiles, Json, Out
-from builder.formats.parameter_table import TensorLocation, read_parameter_table
-from builder.quant import reference as packing
-from builder.quant import scaling
-from builder.quant.layout import Scheme, is_transposed, parse_scheme, stored_tensors
-from builder.quant.storage import NUMPY_DTYPE, widen
-from builder.steps.ports import group, one
-from builder.steps.reference import prepare, write
-from builder.verification import quantized, reconstruction, source_model
-from builder.verification.inputs import round_inputs
+from llm_build.architectures.weights import Entry, read_map, to_source
+from llm_build.core.step_io import File, InputFiles, Json, Out
+from llm_build.formats.parameter_table import TensorLocation, read_parameter_table
+from llm_build.quant import reference as packing
+from llm_build.quant import scaling
+from llm_build.quant.layout import Scheme, is_transposed, parse_scheme, stored_tensors
+from llm_build.quant.storage import NUMPY_DTYPE, widen
+from llm_build.steps.ports import group, one
+from llm_build.steps.reference import prepare, write
+from llm_build.verification import quantized, reconstruction, source_model
+from llm_build.verification.inputs import round_inputs
 
 Read = Callable[[str], np.ndarray]
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from builder.core.step_io import Json
-from builder.steps.lower import compile_model
-from builder.targets.planned_tools import check_planned_tools
-from builder.targets.tvm_import import import_tvm
+from llm_build.core.step_io import Json
+from llm_build.steps.lower import compile_model
+from llm_build.targets.planned_tools import check_planned_tools
+from llm_build.targets.tvm_import import import_tvm
 
 
 def dump_lowering(params: Mapping[str, Json], folder: Path, progress: Callable[[int, int, str], None]) -> None:
@@ -17,7 +17,7 @@ def dump_lowering(params: Mapping[str, Json], folder: Path, progress: Callable[[
     lower step. The library and its metadata are those of the step."""
     check_planned_tools(params)
     import_tvm()
-    from builder.lowering.dump import Dump
+    from llm_build.lowering.dump import Dump
 
     dump = Dump(folder)
     lowered, kernels, _ = compile_model(params, lambda name: folder / name, progress, dump)

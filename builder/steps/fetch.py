@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import local
 
-from builder.core.digest import canonical, digest_of_names
-from builder.core.errors import UserError
-from builder.core.memo import is_settled, stat_key
-from builder.core.step_io import File, InputFiles, Json, Out
-from builder.formats import checkpoint, safetensors
-from builder.formats.generation_config import read_generation_config
-from builder.formats.tokenizer import assemble, read_files
-from builder.steps.ports import group
+from llm_build.core.digest import canonical, digest_of_names
+from llm_build.core.errors import UserError
+from llm_build.core.memo import is_settled, stat_key
+from llm_build.core.step_io import File, InputFiles, Json, Out
+from llm_build.formats import checkpoint, safetensors
+from llm_build.formats.generation_config import read_generation_config
+from llm_build.formats.tokenizer import assemble, read_files
+from llm_build.steps.ports import group
 
 READ_BYTES = 1 << 20
 _PROGRESS_BYTES = 32 << 20
@@ -71,7 +71,7 @@ def _locate(kind: str, watch: Mapping[str, File], out: Out) -> list[Located]:
     for number, name in enumerate(sorted(name for name in watch if name.endswith(suffix))):
         path, of = watch[name].path, f"watch:{name}"
         if kind == "bin":
-            from builder.formats import torchbin
+            from llm_build.formats import torchbin
 
             converted = f"converted-{number}.safetensors"
             out.progress(number, len(watch), "files", f"reading {name}")

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from builder.architectures.weights import Entry, Slice
-from builder.core.errors import UserError
-from builder.core.step_io import InputFiles
-from builder.formats import quantized
-from builder.quant import asymmetric
-from builder.quant.layout import Scheme
-from builder.quant.storage import narrow, widen
-from builder.steps.ports import one
+from llm_build.architectures.weights import Entry, Slice
+from llm_build.core.errors import UserError
+from llm_build.core.step_io import InputFiles
+from llm_build.formats import quantized
+from llm_build.quant import asymmetric
+from llm_build.quant.layout import Scheme
+from llm_build.quant.storage import narrow, widen
+from llm_build.steps.ports import one
 
 ROWS = 256  # outputs at a time: words that lie beside each other in the source hold neighbouring outputs
 _HELD = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "I32": np.int32, "I8": np.int8, "F8_E4M3": np.uint8}

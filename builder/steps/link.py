@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.core.step_io import InputFiles, Json, Out
-from builder.steps.ports import group, one
-from builder.targets import webgpu
-from builder.targets.planned_tools import check_planned_tools
+from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.steps.ports import group, one
+from llm_build.targets import webgpu
+from llm_build.targets.planned_tools import check_planned_tools
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:

@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder import architectures
-from builder.core.errors import StepError
-from builder.core.step_io import InputFiles, Json, Out
-from builder.quant import layout
-from builder.targets.mlc_apps import library_name, symbol_prefix
-from builder.targets.planned_tools import check_planned_tools
-from builder.targets.tvm_import import import_tvm
+from llm_build import architectures
+from llm_build.core.errors import StepError
+from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.quant import layout
+from llm_build.targets.mlc_apps import library_name, symbol_prefix
+from llm_build.targets.planned_tools import check_planned_tools
+from llm_build.targets.tvm_import import import_tvm
 
 if TYPE_CHECKING:
-    from builder.lowering.choices import OperatorKernel
-    from builder.lowering.progress import Observer, Progress
-    from builder.quant.cuts import SplitTensor
+    from llm_build.lowering.choices import OperatorKernel
+    from llm_build.lowering.progress import Observer, Progress
+    from llm_build.quant.cuts import SplitTensor
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
@@ -30,7 +30,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     check_planned_tools(params)
     out.progress(0, 0, "passes", "loading the compiler")
     import_tvm()
-    from builder.lowering.choices import as_json
+    from llm_build.lowering.choices import as_json
 
     def progress(done: int, total: int, label: str) -> None:
         out.progress(done, total, "passes", label)
@@ -57,8 +57,8 @@ def compile_model(
 
     ``place``: where a file of this name goes; ``observer`` sees what the stages make, and changes nothing.
     """
-    from builder.lowering import pipeline
-    from builder.lowering.machine import machine_of
+    from llm_build.lowering import pipeline
+    from llm_build.lowering.machine import machine_of
 
     progress(0, 0, "building the graph")
     config = architectures.load(params["family"]).from_architecture(params["architecture"])
@@ -74,8 +74,8 @@ def compile_model(
 
 def _export(params: Mapping[str, Json], config: Any, scheme: layout.Scheme) -> tuple[Any, Any]:
     """The model and its graph."""
-    from builder.models.decoder import Model
-    from builder.ops.weights import apply_rules
+    from llm_build.models.decoder import Model
+    from llm_build.ops.weights import apply_rules
 
     family = architectures.load(params["family"])
     model = Model(family.describe(config), scheme, params["metadata"])
@@ -87,7 +87,7 @@ def _export(params: Mapping[str, Json], config: Any, scheme: layout.Scheme) -> t
 
 def _split_tensors(family: str, config: Any, scheme: layout.Scheme, kind: str, ranks: int) -> dict[str, SplitTensor]:
     """What each of several ranks has of each stored tensor; of one rank nothing."""
-    from builder.lowering.kernel_modules import load_passes
+    from llm_build.lowering.kernel_modules import load_passes
 
     cut_weights = load_passes(kind, ranks).get("cut_weights")
     if cut_weights is None:

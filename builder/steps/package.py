@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder import architectures
-from builder.core.step_io import File, InputFiles, Json, Out
-from builder.formats import chat_template
-from builder.formats.chatconfig import Texts, chat_config
-from builder.formats.checkpoint import TOKENIZER_FILES, read_json
-from builder.formats.conversation_template import CannotExpress, Translation, translate
-from builder.formats.tensorcache import tensor_cache
-from builder.formats.tokenizer import named_tokens, read_files
-from builder.steps.ports import group, one
+from llm_build import architectures
+from llm_build.core.step_io import File, InputFiles, Json, Out
+from llm_build.formats import chat_template
+from llm_build.formats.chatconfig import Texts, chat_config
+from llm_build.formats.checkpoint import TOKENIZER_FILES, read_json
+from llm_build.formats.conversation_template import CannotExpress, Translation, translate
+from llm_build.formats.tensorcache import tensor_cache
+from llm_build.formats.tokenizer import named_tokens, read_files
+from llm_build.steps.ports import group, one
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:

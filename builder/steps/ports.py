@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from builder.core.step_io import File
+from llm_build.core.step_io import File
 
 
 def one(file: File | Mapping[str, File]) -> File:

@@ -14,18 +14,18 @@ from math import prod
 
 import numpy as np
 
-from builder.architectures.weights import Entry, Slice, read_entry
-from builder.core.digest import canonical
-from builder.core.errors import StepError, UserError
-from builder.core.step_io import File, InputFiles, Json, Out
-from builder.formats.tensorcache import TensorRecord, shard_entry
-from builder.quant import pack, scaling
-from builder.quant.layout import Scheme, is_transposed, parse_scheme
-from builder.quant.methods import METHODS, Method, prepare
-from builder.quant.placement import PlacedTensor, placed_from_json
-from builder.steps import imported
-from builder.steps.ports import one
-from builder.steps.shard_file import Methods, PackedWriter, Placed, PlainWriter, md5, start_writeback, store
+from llm_build.architectures.weights import Entry, Slice, read_entry
+from llm_build.core.digest import canonical
+from llm_build.core.errors import StepError, UserError
+from llm_build.core.step_io import File, InputFiles, Json, Out
+from llm_build.formats.tensorcache import TensorRecord, shard_entry
+from llm_build.quant import pack, scaling
+from llm_build.quant.layout import Scheme, is_transposed, parse_scheme
+from llm_build.quant.methods import METHODS, Method, prepare
+from llm_build.quant.placement import PlacedTensor, placed_from_json
+from llm_build.steps import imported
+from llm_build.steps.ports import one
+from llm_build.steps.shard_file import Methods, PackedWriter, Placed, PlainWriter, md5, start_writeback, store
 
 _PROGRESS_BYTES = 8 << 20
 _BLOCKS_AT_ONCE = {"gptq": 32}  # whose loop over the inputs pays once for all rows of a block

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from builder import architectures
-from builder.core.digest import canonical
-from builder.core.errors import StepError
-from builder.core.step_io import InputFiles, Json, Out
-from builder.formats.parameter_table import CutTensor, TensorLocation, cut_tensor_to_json, read_parameter_table
-from builder.quant.cuts import SplitTensor, split_tensors
-from builder.quant.layout import parse_scheme
-from builder.steps.ports import one
+from llm_build import architectures
+from llm_build.core.digest import canonical
+from llm_build.core.errors import StepError
+from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.formats.parameter_table import CutTensor, TensorLocation, cut_tensor_to_json, read_parameter_table
+from llm_build.quant.cuts import SplitTensor, split_tensors
+from llm_build.quant.layout import parse_scheme
+from llm_build.steps.ports import one
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from builder.core.step_io import InputFiles, Json, Out
-from builder.steps import tokenizer_check
-from builder.steps.ports import group, one
-from builder.verification import heldout, quantized, source_model
-from builder.verification.measure import nll, perplexity
+from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.steps import tokenizer_check
+from llm_build.steps.ports import group, one
+from llm_build.verification import heldout, quantized, source_model
+from llm_build.verification.measure import nll, perplexity
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:

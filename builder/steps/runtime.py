@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.core.step_io import InputFiles, Json, Out
-from builder.targets import webgpu
-from builder.targets.planned_tools import check_planned_tools
+from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.targets import webgpu
+from llm_build.targets.planned_tools import check_planned_tools
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:

@@ -13,13 +13,13 @@ from math import prod
 
 import numpy as np
 
-from builder.architectures.folds import Fold
-from builder.architectures.weights import Entry, read_map
-from builder.core.step_io import File, InputFiles, Json, Out
-from builder.quant import pack, storage
-from builder.quant.layout import Scheme, is_quantized, parse_scheme
-from builder.quant.methods import awq
-from builder.steps.ports import group, one
+from llm_build.architectures.folds import Fold
+from llm_build.architectures.weights import Entry, read_map
+from llm_build.core.step_io import File, InputFiles, Json, Out
+from llm_build.quant import pack, storage
+from llm_build.quant.layout import Scheme, is_quantized, parse_scheme
+from llm_build.quant.methods import awq
+from llm_build.steps.ports import group, one
 
 Entries = Mapping[str, Entry]
 

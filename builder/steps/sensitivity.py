@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from builder.architectures.weights import Entry, read_map
-from builder.core.digest import canonical
-from builder.core.errors import UserError
-from builder.core.step_io import InputFiles, Json, Out
-from builder.quant.layout import Scheme, parse_scheme
-from builder.quant.rounding import rounded
-from builder.steps.ports import group, one
-from builder.verification import heldout, source_model
+from llm_build.architectures.weights import Entry, read_map
+from llm_build.core.digest import canonical
+from llm_build.core.errors import UserError
+from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.quant.layout import Scheme, parse_scheme
+from llm_build.quant.rounding import rounded
+from llm_build.steps.ports import group, one
+from llm_build.verification import heldout, source_model
 
 _KEY = "quant.calibration"
 _BATCH_TOKENS = 8192

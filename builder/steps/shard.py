@@ -17,15 +17,15 @@ from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
-from builder.architectures.folds import Fold
-from builder.architectures.weights import Entry, entry_json, parameter_count, read_map
-from builder.core.digest import canonical
-from builder.core.errors import UserError
-from builder.core.step_io import InputFiles, Json, Out
-from builder.formats.parameter_table import TensorLocation, parameter_table
-from builder.quant.layout import DTYPE_BYTES, Scheme, StoredTensor, parse_scheme, stored_tensors
-from builder.quant.placement import PlacedTensor, placed_to_json
-from builder.steps.ports import one
+from llm_build.architectures.folds import Fold
+from llm_build.architectures.weights import Entry, entry_json, parameter_count, read_map
+from llm_build.core.digest import canonical
+from llm_build.core.errors import UserError
+from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.formats.parameter_table import TensorLocation, parameter_table
+from llm_build.quant.layout import DTYPE_BYTES, Scheme, StoredTensor, parse_scheme, stored_tensors
+from llm_build.quant.placement import PlacedTensor, placed_to_json
+from llm_build.steps.ports import one
 
 
 @dataclass(slots=True)

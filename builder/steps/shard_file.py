@@ -11,11 +11,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from builder.quant import asymmetric, pack, storage
-from builder.quant.layout import Scheme
-from builder.quant.methods import Method
-from builder.quant.placement import PlacedTensor
-from builder.quant.storage import NUMPY_DTYPE
+from llm_build.quant import asymmetric, pack, storage
+from llm_build.quant.layout import Scheme
+from llm_build.quant.methods import Method
+from llm_build.quant.placement import PlacedTensor
+from llm_build.quant.storage import NUMPY_DTYPE
 
 Methods: TypeAlias = Callable[[int], Method]  # of a row, with which the rows of its block go
 Placed: TypeAlias = Mapping[str, PlacedTensor]  # by role

@@ -14,11 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from builder.core.errors import StepError
-from builder.core.step_io import File, Json
-from builder.formats import chat_template, tokenizer
-from builder.formats.chat_template import CannotRender, Conversation, Template
-from builder.formats.conversation_template import CONVERSATIONS, render
+from llm_build.core.errors import StepError
+from llm_build.core.step_io import File, Json
+from llm_build.formats import chat_template, tokenizer
+from llm_build.formats.chat_template import CannotRender, Conversation, Template
+from llm_build.formats.conversation_template import CONVERSATIONS, render
 
 REFERENCE = "tokenizer_reference.json"
 _TEXTS = (

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from builder.core.errors import StepError
-from builder.core.step_io import InputFiles, Json, Out
-from builder.runtime.engine import Engine
-from builder.steps import tokenizer_check
-from builder.steps.ports import group
-from builder.verification import measure, paths
-from builder.verification.limits import with_rounding
-from builder.verification.results import Location, PathResult, VerifyResult, check_limits
+from llm_build.core.errors import StepError
+from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.runtime.engine import Engine
+from llm_build.steps import tokenizer_check
+from llm_build.steps.ports import group
+from llm_build.verification import measure, paths
+from llm_build.verification.limits import with_rounding
+from llm_build.verification.results import Location, PathResult, VerifyResult, check_limits
 
 Tick = Callable[[str, int], None]
 

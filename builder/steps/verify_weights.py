@@ -11,12 +11,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from builder.core.step_io import InputFiles, Json, Out
-from builder.steps.ports import group
-from builder.steps.verify import compare, report
-from builder.verification import paths
-from builder.verification.limits import with_rounding
-from builder.verification.results import check_limits
+from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.steps.ports import group
+from llm_build.steps.verify import compare, report
+from llm_build.verification import paths
+from llm_build.verification.limits import with_rounding
+from llm_build.verification.results import check_limits
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:

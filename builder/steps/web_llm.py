@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.core.step_io import InputFiles, Json, Out
-from builder.targets import npm
+from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.targets import npm
 
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.core.step_io import File, InputFiles, Json, Out
-from builder.steps.ports import group
+from llm_build.core.step_io import File, InputFiles, Json, Out
+from llm_build.steps.ports import group
 
 _TEMPLATE = Path(__file__).resolve().parents[1] / "web_page"
 _FEATURES = {b"f16": "shader-f16", b"subgroups": "subgroups"}

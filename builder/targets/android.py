@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from builder.core.errors import StepError
+from llm_build.core.errors import StepError
 
 NDK_VARIABLES = ("ANDROID_NDK_HOME", "ANDROID_NDK_ROOT", "ANDROID_NDK")  # variables that Android's own tools read
 _CLANG = re.compile(r"aarch64-linux-android(\d+)-clang")

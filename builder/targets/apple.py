@@ -11,7 +11,7 @@ from pathlib import Path
 from shutil import which
 from tempfile import TemporaryDirectory
 
-from builder.core.errors import StepError
+from llm_build.core.errors import StepError
 
 _SDKS = {"ios": "iphoneos", "macos": "macosx"}  # by the system in a target's triple
 _SOURCE, COMPILED = "metal", "metallib"  # formats of kernels, as TVM's runtime names them

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
-from builder.core.errors import UserError
+from llm_build.core.errors import UserError
 
 CPUINFO = Path("/proc/cpuinfo")
 HOST = "host"

@@ -13,8 +13,8 @@ from pathlib import Path
 from shutil import which
 from tempfile import TemporaryDirectory
 
-from builder.core.errors import StepError, UserError
-from builder.targets import nvrtc
+from llm_build.core.errors import StepError, UserError
+from llm_build.targets import nvrtc
 
 _ARCH = re.compile(r"sm_(\d{2,3})([af]?)")
 _OLDEST = 75  # compute capability; CUDA 13 dropped what was before

@@ -15,10 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from builder.core.errors import StepError, UserError
-from builder.targets.cuda import files_of_packages
-from builder.targets.link import find_linker
-from builder.targets.tvm_import import import_tvm
+from llm_build.core.errors import StepError, UserError
+from llm_build.targets.cuda import files_of_packages
+from llm_build.targets.link import find_linker
+from llm_build.targets.tvm_import import import_tvm
 
 DRIVER, RUNTIME = "libcuda.so.1", "libcudart.so.13"
 _FOLDERS = ("/usr/local/cuda/lib64", "/usr/local/cuda/lib", "/opt/cuda/lib64")

@@ -7,8 +7,8 @@ import platform
 import subprocess
 from pathlib import Path
 
-from builder.core.errors import UserError
-from builder.targets import cpu
+from llm_build.core.errors import UserError
+from llm_build.targets import cpu
 
 _MODEL_KEYS = ("model name", "Model", "CPU implementer")  # of /proc/cpuinfo: x86, some ARM boards, other ARM
 _OS_RELEASE = Path("/etc/os-release")

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 
-from builder.core.errors import StepError
+from llm_build.core.errors import StepError
 
 DRIVERS = ("cc", "gcc", "clang")  # compilers, which call a linker
 LINKERS = ("ld", "ld.lld")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from builder.core.digest import canonical
+from llm_build.core.digest import canonical
 
 APPS = {"ios_app": ("metal", "ios"), "android_app": ("opencl", "android")}  # package.kind: target.kind, in its triple
 

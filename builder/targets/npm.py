@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 
-from builder.core.errors import StepError
+from llm_build.core.errors import StepError
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from builder.core.errors import StepError
+from llm_build.core.errors import StepError
 
 _SUCCESS = 0  # NVRTC_SUCCESS
 _FLAGS = ("--std=c++17", "--disable-warnings")

@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 
-from builder.core.errors import UserError
-from builder.core.step_io import Json
+from llm_build.core.errors import UserError
+from llm_build.core.step_io import Json
 
 LINKERS: dict[str, str] = {  # kind of target -> what links its objects to a .so
-    "cpu": "builder.targets.link",
-    "cuda": "builder.targets.link",
-    "opencl": "builder.targets.android",
+    "cpu": "llm_build.targets.link",
+    "cuda": "llm_build.targets.link",
+    "opencl": "llm_build.targets.android",
 }
 _IDENTITIES: dict[str, str] = {  # parameter of a step -> what finds the same here
-    "compiler": "builder.targets.cuda:identity",
-    "kernels": "builder.targets.apple:identity",
-    "emscripten": "builder.targets.webgpu:emcc_version",
+    "compiler": "llm_build.targets.cuda:identity",
+    "kernels": "llm_build.targets.apple:identity",
+    "emscripten": "llm_build.targets.webgpu:emcc_version",
 }
 
 

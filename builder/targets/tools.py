@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 
-from builder.core.errors import Unsupported
-from builder.targets import apple, cuda, webgpu
-from builder.targets.android import NDK_VARIABLES, find_ndk, ndk_version
+from llm_build.core.errors import Unsupported
+from llm_build.targets import apple, cuda, webgpu
+from llm_build.targets.android import NDK_VARIABLES, find_ndk, ndk_version
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
-from builder.core.digest import digest_of_tree
-from builder.core.errors import StepError
+from llm_build.core.digest import digest_of_tree
+from llm_build.core.errors import StepError
 
 _HEADERS = Path(__file__).parent / "wasm"  # what the wheels lack: README.md there
 RUNTIME = ("wasm_runtime", "tvmjs_support", "webgpu_runtime")  # tvm/web/emcc/<name>.cc

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from builder.core.errors import UserError
-from builder.core.step_io import File, Json
+from llm_build.core.errors import UserError
+from llm_build.core.step_io import File, Json
 
 READ_BYTES = 4 << 20  # of the text; more adds nothing to a few hundred tokens
 _LEAST_WINDOW_TOKENS = 16

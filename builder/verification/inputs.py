@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 
 import torch
 
-from builder.architectures.weights import Entry
-from builder.core.errors import UserError
-from builder.quant.layout import BYTE_LARGEST, Scheme, is_quantized
+from llm_build.architectures.weights import Entry
+from llm_build.core.errors import UserError
+from llm_build.quant.layout import BYTE_LARGEST, Scheme, is_quantized
 
 Tensor: TypeAlias = torch.Tensor
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from builder.runtime.engine import PAGE_TOKENS
+from llm_build.runtime.engine import PAGE_TOKENS
 
 ONE_SHOT, PREFILL, CHUNKED, DECODE, INTERLEAVED = "one shot", "prefill", "chunked prefill", "decode", "interleaved"
 _PIECES_TOKENS = (5, 1, 23, 16, 2, 40)  # of a chunked prefill, over and over
@@ -25,7 +25,7 @@ Tick = Callable[[str, int], None]  # (path, tokens done in this call)
 
 
 class Engine(Protocol):
-    """What verify needs of a loaded artifact (builder.runtime.engine)."""
+    """What verify needs of a loaded artifact (llm_build.runtime.engine)."""
 
     @property
     def metadata(self) -> Mapping[str, Any]: ...

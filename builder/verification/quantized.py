@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from builder.core.step_io import File, Json
-from builder.verification import source_model
+from llm_build.core.step_io import File, Json
+from llm_build.verification import source_model
 
 _DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, **source_model.DTYPES

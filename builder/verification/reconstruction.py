@@ -27,10 +27,10 @@ from functools import partial
 
 import numpy as np
 
-from builder.core.step_io import Json
-from builder.quant.layout import FLOAT8_LARGEST, FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST, Scheme
-from builder.quant.methods.mse import STEPS
-from builder.quant.storage import LARGEST, narrow, scales, widen
+from llm_build.core.step_io import Json
+from llm_build.quant.layout import FLOAT8_LARGEST, FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST, Scheme
+from llm_build.quant.methods.mse import STEPS
+from llm_build.quant.storage import LARGEST, narrow, scales, widen
 
 _STEP_SLACK = 1e-5  # w / scale + M is rounded in float32, at magnitudes up to 2 M
 _GPTQ_ROW = 1.2  # of the row's root mean square; a row in the place of another is 1.4 off, 4 bits 0.1, 2 bits 0.6

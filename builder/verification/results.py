@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 
-from builder.core.errors import StepError
-from builder.core.step_io import Json
-from builder.verification.measure import Divergence, Errors
-from builder.verification.paths import CHUNKED, DECODE, INTERLEAVED, ONE_SHOT, PREFILL
+from llm_build.core.errors import StepError
+from llm_build.core.step_io import Json
+from llm_build.verification.measure import Divergence, Errors
+from llm_build.verification.paths import CHUNKED, DECODE, INTERLEAVED, ONE_SHOT, PREFILL
 
 Location = tuple[int, int]  # (window, position)
 _MIN_POSITIONS = 64  # for a mean to be checked; the exact limits serve shorter paths

@@ -22,9 +22,9 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from builder.core.errors import UserError
-from builder.core.step_io import File, Json
-from builder.verification import measure
+from llm_build.core.errors import UserError
+from llm_build.core.step_io import File, Json
+from llm_build.verification import measure
 
 Tensor: TypeAlias = torch.Tensor
 Fetch = Callable[[str], Tensor]  # checkpoint tensor name -> its value, float32

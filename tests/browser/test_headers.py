@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from builder.targets import webgpu
+from llm_build.targets import webgpu
 from tests.browser.conftest import HERE
 
 FFI = ("backtrace", "container", "dtype", "error", "function", "object", "tensor")

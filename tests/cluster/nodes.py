@@ -22,7 +22,7 @@ class Nodes:
 
         self.folder = folder
         head: dict[str, Any] = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        head["env_vars"] = {"PYTHONPATH": str(ROOT)}
+        head["env_vars"] = {"PYTHONPATH": str(ROOT / "tools" / "path")}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self.cluster.address
         self.living: list[Any] = []
@@ -33,7 +33,7 @@ class Nodes:
     def start(self, **resources: float) -> None:
         """One more node, with a new and empty store."""
         self.started += 1
-        environment = {"LLM_BUILD_STORE": str(self.store(self.started)), "PYTHONPATH": str(ROOT)}
+        environment = {"LLM_BUILD_STORE": str(self.store(self.started)), "PYTHONPATH": str(ROOT / "tools" / "path")}
         node = self.cluster.add_node(
             num_cpus=1, env_vars=environment, resources=resources, object_store_memory=OBJECT_STORE_BYTES
         )

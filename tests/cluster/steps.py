@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from builder.core.step_io import Out
+from llm_build.core.step_io import Out
 
 
 def strand(params: Mapping[str, Any], inputs: Mapping[str, Any], out: Out) -> None:

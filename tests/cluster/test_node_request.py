@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from builder.config.paths import store_path
-from builder.core.errors import UserError
-from builder.core.filestore import FileStore
-from builder.core.step import Resources
-from builder.core.step_io import File
-from builder.core.task import StepTask
-from builder.executors.log import Tail, write_log
-from builder.executors.node import run_request
-from builder.executors.node_request import PACKAGE, NodeRequest, request_for
-from builder.remote.location import Location
-from builder.targets.planned_tools import check_planned_tools
+from llm_build.config.paths import store_path
+from llm_build.core.errors import UserError
+from llm_build.core.filestore import FileStore
+from llm_build.core.step import Resources
+from llm_build.core.step_io import File
+from llm_build.core.task import StepTask
+from llm_build.executors.log import Tail, write_log
+from llm_build.executors.node import run_request
+from llm_build.executors.node_request import PACKAGE, NodeRequest, request_for
+from llm_build.remote.location import Location
+from llm_build.targets.planned_tools import check_planned_tools
 
 
 def request(folder: Path, **context: Any) -> NodeRequest:

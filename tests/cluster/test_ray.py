@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from builder.app.export import export
-from builder.config.paths import store_path
-from builder.core.errors import StepError, UserError
-from builder.core.events import Event, Finished, Progress, Warned
-from builder.core.filestore import FileStore, open_store
-from builder.core.plan import Goal, Plan
-from builder.core.run import Outcome, run
-from builder.core.step import Resources
-from builder.executors.local import LocalExecutor
-from builder.executors.ray import RayExecutor
-from builder.remote.location import Location
-from builder.remote.store import open_shared
+from llm_build.app.export import export
+from llm_build.config.paths import store_path
+from llm_build.core.errors import StepError, UserError
+from llm_build.core.events import Event, Finished, Progress, Warned
+from llm_build.core.filestore import FileStore, open_store
+from llm_build.core.plan import Goal, Plan
+from llm_build.core.run import Outcome, run
+from llm_build.core.step import Resources
+from llm_build.executors.local import LocalExecutor
+from llm_build.executors.ray import RayExecutor
+from llm_build.remote.location import Location
+from llm_build.remote.store import open_shared
 from tests.cluster.nodes import Nodes
 from tests.conftest import bytes_of
 from tests.core import toy
@@ -121,7 +121,7 @@ def test_what_no_node_has_is_said_at_once(nodes, tmp_path):
 
 def test_a_checkpoint_that_nodes_do_not_see_is_named(nodes, tmp_path, monkeypatch):
     """The nodes are on this machine: what they do not see is a file that changed after it was planned."""
-    from builder.executors import ray as executor
+    from llm_build.executors import ray as executor
 
     source = toy.write_source(tmp_path / "source.bin")
     request_for = executor.request_for

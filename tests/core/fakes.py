@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from builder.core.errors import StepError
-from builder.core.events import Event
-from builder.core.examine import StepStatus, examine
-from builder.core.plan import Goal, Plan
-from builder.core.run import Outcome, run
-from builder.core.step import Resources, Step
+from llm_build.core.errors import StepError
+from llm_build.core.events import Event
+from llm_build.core.examine import StepStatus, examine
+from llm_build.core.plan import Goal, Plan
+from llm_build.core.run import Outcome, run
+from llm_build.core.step import Resources, Step
 from tests.core.inprocess import Bytes, FakeStep, InProcessExecutor, MemoryOut
 from tests.core.memory_store import MemoryStore
 
@@ -24,7 +24,7 @@ class FakeSources:
         self.tools: dict[str, str] = {}
 
     def code(self, function: str, more: tuple[str, ...]) -> tuple[str, dict[str, str]]:
-        table = dict(self.files.get(function, {"builder/x.py": "1"}))
+        table = dict(self.files.get(function, {"llm_build/x.py": "1"}))
         return "code:" + "".join(f"{name}{digest}".replace("/", ".") for name, digest in table.items()), table
 
     def tool(self, distribution: str) -> str:

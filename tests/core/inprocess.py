@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from builder.core.errors import BuildError, StepError
-from builder.core.record import Output
-from builder.core.step import Resources
-from builder.core.step_io import File, Json
-from builder.core.task import StepResult, StepTask, TaskDone, TaskProgress, TaskReport, TaskWarned
+from llm_build.core.errors import BuildError, StepError
+from llm_build.core.record import Output
+from llm_build.core.step import Resources
+from llm_build.core.step_io import File, Json
+from llm_build.core.task import StepResult, StepTask, TaskDone, TaskProgress, TaskReport, TaskWarned
 from tests.core.memory_store import MemoryStore
 
 Bytes = Mapping[str, "bytes | Mapping[str, bytes]"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.core.digest import sha256_hex
-from builder.core.events import Event
-from builder.core.record import LastResult, Lookup, Output, Record
-from builder.core.step_io import Json
-from builder.core.store import RemoteLookup
+from llm_build.core.digest import sha256_hex
+from llm_build.core.events import Event
+from llm_build.core.record import LastResult, Lookup, Output, Record
+from llm_build.core.step_io import Json
+from llm_build.core.store import RemoteLookup
 
 
 class NoLock:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from builder.core.errors import StepError
-from builder.core.events import Event, Warned
-from builder.core.record import Record
-from builder.core.run import run
-from builder.core.step import Input, Resources
-from builder.core.store import RemoteLookup
+from llm_build.core.errors import StepError
+from llm_build.core.events import Event, Warned
+from llm_build.core.record import Record
+from llm_build.core.run import run
+from llm_build.core.step import Input, Resources
+from llm_build.core.store import RemoteLookup
 from tests.core.fakes import FUNCTIONS, FakeSources, plan_of
 from tests.core.inprocess import InProcessExecutor
 from tests.core.memory_store import MemoryStore

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from builder.app import export as export_module
-from builder.app.export import Exported, export
-from builder.core.errors import UserError
-from builder.core.filestore import FileStore, open_store
-from builder.core.run import Outcome, run
-from builder.executors.local import LocalExecutor, capacity
+from llm_build.app import export as export_module
+from llm_build.app.export import Exported, export
+from llm_build.core.errors import UserError
+from llm_build.core.filestore import FileStore, open_store
+from llm_build.core.run import Outcome, run
+from llm_build.executors.local import LocalExecutor, capacity
 from tests.core import toy
 
 Built = tuple[FileStore, dict[int, Outcome]]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from builder.core import fingerprint, meaning
-from builder.core.filestore import FileStore
-from builder.core.fingerprint import FileSources, installed_versions
-from builder.core.meaning import read_module
+from llm_build.core import fingerprint, meaning
+from llm_build.core.filestore import FileStore
+from llm_build.core.fingerprint import FileSources, installed_versions
+from llm_build.core.meaning import read_module
 from tests.core.memory_store import MemoryStore
 
 TREE = {
@@ -54,7 +54,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr("builder.core.memo.RACY_NS", -(10**18))
+    monkeypatch.setattr("llm_build.core.memo.RACY_NS", -(10**18))
     return tmp_path
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.core.check import check
-from builder.core.filestore import VERSION, FileStore, open_store
+from llm_build.core.check import check
+from llm_build.core.filestore import VERSION, FileStore, open_store
 from tests.core import toy
 from tools.store_storm import Storm, alive, descendants, toys, wait_until_gone
 

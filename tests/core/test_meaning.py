@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from builder.core.meaning import meaning_of, read_module
+from llm_build.core.meaning import meaning_of, read_module
 
 SOURCE = '''
 """A module."""

@@ -11,23 +11,23 @@ from pathlib import Path
 import pytest
 
 from benchmarks import noop_graph
-from builder.core.filestore import open_store
-from builder.core.run import run
-from builder.executors.local import LocalExecutor, capacity
+from llm_build.core.filestore import open_store
+from llm_build.core.run import run
+from llm_build.executors.local import LocalExecutor, capacity
 from tests.core import toy
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"asyncio", "subprocess", "multiprocessing", "blake3", "numpy", "tvm", "torch", "transformers", "hydra",
-         "importlib.metadata", "concurrent.futures", "tempfile", "ray", "builder.core.reason"}  # fmt: skip
+         "importlib.metadata", "concurrent.futures", "tempfile", "ray", "llm_build.core.reason"}  # fmt: skip
 
 NOOP = """
 import sys
 from pathlib import Path
-from builder.core.examine import examine
-from builder.app.export import export
-from builder.core.filestore import open_store
-from builder.core.run import run
-from builder.executors.local import LocalExecutor, capacity
+from llm_build.core.examine import examine
+from llm_build.app.export import export
+from llm_build.core.filestore import open_store
+from llm_build.core.run import run
+from llm_build.executors.local import LocalExecutor, capacity
 from tests.core.toy import plan
 store, plan = open_store(Path(sys.argv[1])), plan(Path(sys.argv[2]))
 assert {verdict.status for verdict in examine(plan, store).values()} == {"fresh"}
@@ -39,7 +39,7 @@ print(*sys.modules)
 
 
 def test_a_no_op_imports_nothing_heavy_and_writes_nothing(tmp_path: Path) -> None:
-    from builder.app.export import export
+    from llm_build.app.export import export
 
     store, source = open_store(tmp_path / "store"), toy.write_source(tmp_path / "source.bin")
     with LocalExecutor(store, capacity()) as executor:

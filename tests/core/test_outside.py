@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import yaml
 
-from builder.app import export
-from builder.core.digest import canonical, sha256_hex
-from builder.core.errors import BuildError, StepError, UserError
-from builder.core.filestore import open_store
-from builder.core.json_text import MAX_DEPTH, NotJson, parse_json, without_nonfinite
-from builder.core.names import are_inside, is_digest, is_inside, is_key, is_plain
-from builder.core.record import Output, Record, decode_record, encode_record
-from builder.formats import checkpoint, safetensors
-from builder.formats.tensorcache import read_tensor_cache
-from builder.planner import sources
-from builder.provenance import lock_file
-from builder.provenance.statement import PREDICATE, STATEMENT, check_statement, subjects
+from llm_build.app import export
+from llm_build.core.digest import canonical, sha256_hex
+from llm_build.core.errors import BuildError, StepError, UserError
+from llm_build.core.filestore import open_store
+from llm_build.core.json_text import MAX_DEPTH, NotJson, parse_json, without_nonfinite
+from llm_build.core.names import are_inside, is_digest, is_inside, is_key, is_plain
+from llm_build.core.record import Output, Record, decode_record, encode_record
+from llm_build.formats import checkpoint, safetensors
+from llm_build.formats.tensorcache import read_tensor_cache
+from llm_build.planner import sources
+from llm_build.provenance import lock_file
+from llm_build.provenance.statement import PREDICATE, STATEMENT, check_statement, subjects
 
 OUTSIDE = ("../x", "/etc/passwd", "a/../../x", "a/..", "..", ".", "", "a//b", "a/", "a\\b", "a\0b", "a\n../x", "./a")
 INSIDE = ("a", "a/b", "tensor/model.layers.0.w", "..a", "a..b/c...", ".hidden", "a b", "ü/模")

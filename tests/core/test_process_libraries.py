@@ -9,12 +9,12 @@ from typing import get_args
 
 import pytest
 
-from builder.core.filestore import open_store
-from builder.core.step import Loads, Resources
-from builder.core.task import StepTask
-from builder.executors.local import LocalExecutor
-from builder.executors.messages import task_from_json, task_to_json
-from builder.executors.process_libraries import can_load, has_loaded, with_library
+from llm_build.core.filestore import open_store
+from llm_build.core.step import Loads, Resources
+from llm_build.core.task import StepTask
+from llm_build.executors.local import LocalExecutor
+from llm_build.executors.messages import task_from_json, task_to_json
+from llm_build.executors.process_libraries import can_load, has_loaded, with_library
 
 LIBRARIES: tuple[Loads, ...] = get_args(Loads)
 

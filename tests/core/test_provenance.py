@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from builder.core.digest import digest_of_bytes, digest_of_names, sha256_hex
-from builder.core.errors import StepError
-from builder.provenance import statement as provenance
+from llm_build.core.digest import digest_of_bytes, digest_of_names, sha256_hex
+from llm_build.core.errors import StepError
+from llm_build.provenance import statement as provenance
 
 FILES = {"model.so": b"code", "params/0.bin": b"weights" * 1000, "config.json": b"{}"}
 TENSORS = {"a": digest_of_bytes(b"a"), "b/c": digest_of_bytes(b"c")}

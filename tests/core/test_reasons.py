@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from builder.core.errors import UserError
-from builder.core.examine import PlanState
-from builder.core.plan import Goal, Plan
-from builder.core.reason import Difference, summarize_differences
-from builder.core.record import LastResult, Record
-from builder.core.step import Input
-from builder.core.step_io import Json
-from builder.core.why import explain
+from llm_build.core.errors import UserError
+from llm_build.core.examine import PlanState
+from llm_build.core.plan import Goal, Plan
+from llm_build.core.reason import Difference, summarize_differences
+from llm_build.core.record import LastResult, Record
+from llm_build.core.step import Input
+from llm_build.core.step_io import Json
+from llm_build.core.why import explain
 from tests.core.fakes import Bench, plan_of
 from tests.core.test_scheduler import chain, fan
 from tests.core.toy import step_of
@@ -62,16 +62,16 @@ def test_never_built_and_missing() -> None:
 def test_tools_and_code() -> None:
     bench = Bench()
     bench.sources.tools = {"apache-tvm": "0.26", "blake3": "1"}
-    bench.sources.files["concat"] = {"builder/models/llama.py": "1", "builder/steps/lower.py": "1"}
+    bench.sources.files["concat"] = {"llm_build/models/llama.py": "1", "llm_build/steps/lower.py": "1"}
     bench.ran(lower())
     bench.sources.tools["apache-tvm"] = "0.27"
     assert bench.reason(lower(), "lower") == "apache-tvm 0.26 → 0.27"
-    bench.sources.files["concat"]["builder/models/llama.py"] = "2"
-    assert bench.reason(lower(), "lower") == "apache-tvm 0.26 → 0.27, builder/models/llama.py changed"
+    bench.sources.files["concat"]["llm_build/models/llama.py"] = "2"
+    assert bench.reason(lower(), "lower") == "apache-tvm 0.26 → 0.27, llm_build/models/llama.py changed"
     bench.ran(lower())
-    bench.sources.files["concat"]["builder/new.py"] = "1"
-    del bench.sources.files["concat"]["builder/steps/lower.py"]
-    assert bench.reason(lower(), "lower") == "builder/new.py added, builder/steps/lower.py removed"
+    bench.sources.files["concat"]["llm_build/new.py"] = "1"
+    del bench.sources.files["concat"]["llm_build/steps/lower.py"]
+    assert bench.reason(lower(), "lower") == "llm_build/new.py added, llm_build/steps/lower.py removed"
     bench.store.documents.clear()
     assert bench.reason(lower(), "lower") == "code changed"
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder.core.events import Expanded, Warned
-from builder.core.plan import Goal, Plan, check_plan
-from builder.core.record import LastResult
-from builder.core.step import Input, Resources, Step
+from llm_build.core.events import Expanded, Warned
+from llm_build.core.plan import Goal, Plan, check_plan
+from llm_build.core.record import LastResult
+from llm_build.core.step import Input, Resources, Step
 from tests.core.fakes import Bench, plan_of, with_params
 from tests.core.toy import step_of
 

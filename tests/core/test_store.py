@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from builder.core import disk, lock
-from builder.core.check import Fault, check
-from builder.core.errors import StepError, UserError
-from builder.core.filestore import FileStore, open_store
-from builder.core.gc import gc
-from builder.core.memo import Memo
-from builder.core.record import LastResult, Output, Record
+from llm_build.core import disk, lock
+from llm_build.core.check import Fault, check
+from llm_build.core.errors import StepError, UserError
+from llm_build.core.filestore import FileStore, open_store
+from llm_build.core.gc import gc
+from llm_build.core.memo import Memo
+from llm_build.core.record import LastResult, Output, Record
 
 KEY = "ab" * 32
 OTHER = "cd" * 32
@@ -114,12 +114,12 @@ def test_a_damaged_blob_is_named_and_dropped(store: FileStore) -> None:
 
 
 def test_a_touched_blob_is_hashed_once_and_its_mtime_updated(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("builder.core.memo.RACY_NS", -(10**18))
+    monkeypatch.setattr("llm_build.core.memo.RACY_NS", -(10**18))
     record = put(store, KEY, a=b"12345")
     blob = store.path(record.outputs["a"].digest)
     os.utime(blob, ns=(5, 5))
     assert store.load(KEY).record == record._replace(outputs={"a": record.outputs["a"]._replace(mtime_ns=5)})
-    monkeypatch.setattr("builder.core.filestore.digest_of_file", None)
+    monkeypatch.setattr("llm_build.core.filestore.digest_of_file", None)
     assert store.load(KEY, repair=True).record
     assert FileStore(store.root).load(KEY).record
     assert json.loads(manifest(store).read_text().splitlines()[0])["outputs"]["a"]["mtime_ns"] == 5
@@ -339,7 +339,7 @@ def test_memo_forgives_torn_lines(tmp_path: Path) -> None:
 
 
 def test_memo_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("builder.core.memo.COMPACT_FROM_LINES", 10)
+    monkeypatch.setattr("llm_build.core.memo.COMPACT_FROM_LINES", 10)
     for index in range(30):
         Memo(tmp_path / "memo.log").put(str(index), "x")
     assert len((tmp_path / "memo.log").read_text().splitlines()) <= 12

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from builder.core.errors import StepError, UserError
-from builder.core.events import Event, Progress, Warned
-from builder.core.examine import examine
-from builder.core.filestore import FileStore, open_store
-from builder.core.plan import Plan
-from builder.core.run import Outcome, run
-from builder.core.step import Input, Resources
-from builder.core.task import StepTask, TaskDone
-from builder.executors.local import LocalExecutor, capacity
+from llm_build.core.errors import StepError, UserError
+from llm_build.core.events import Event, Progress, Warned
+from llm_build.core.examine import examine
+from llm_build.core.filestore import FileStore, open_store
+from llm_build.core.plan import Plan
+from llm_build.core.run import Outcome, run
+from llm_build.core.step import Input, Resources
+from llm_build.core.task import StepTask, TaskDone
+from llm_build.executors.local import LocalExecutor, capacity
 from tests.core import toy
 from tests.core.toy import step_of
 

@@ -13,18 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from builder.core.errors import BuildError, StepError, UserError
-from builder.core.events import Event
-from builder.core.plan import Goal, Plan
-from builder.core.step import Input, Resources, Step
-from builder.core.step_io import File, Out
+from llm_build.core.errors import BuildError, StepError, UserError
+from llm_build.core.events import Event
+from llm_build.core.plan import Goal, Plan
+from llm_build.core.step import Input, Resources, Step
+from llm_build.core.step_io import File, Out
 
 Inputs = Mapping[str, Any]
 
 
 def fetch(params: Mapping[str, Any], inputs: Inputs, out: Out) -> None:
     """Slices of a watched file: one tensor of 1000 bytes each."""
-    from builder.core.digest import digest_of_bytes
+    from llm_build.core.digest import digest_of_bytes
 
     data = inputs["watch"]["source.bin"].path.read_bytes()
     for index in range(len(data) // 1000):
@@ -181,10 +181,10 @@ def tell(event: Event) -> None:
 
 
 def main(store_path: str, *settings: str) -> int:
-    from builder.app.export import export
-    from builder.core.filestore import open_store
-    from builder.core.run import run
-    from builder.executors.local import LocalExecutor, capacity
+    from llm_build.app.export import export
+    from llm_build.core.filestore import open_store
+    from llm_build.core.run import run
+    from llm_build.executors.local import LocalExecutor, capacity
 
     given = {key: json.loads(value) for key, _, value in (setting.partition("=") for setting in settings)}
     store = open_store(Path(store_path))

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from builder import architectures
-from builder.config.schema import Quant
-from builder.core.step_io import File
-from builder.planner.schemes import schemes
-from builder.steps import dequantized, lower, package, reference, verify
-from builder.targets.cpu import resolve as resolve_cpu
-from builder.verification.limits import COST, stated_limits
+from llm_build import architectures
+from llm_build.config.schema import Quant
+from llm_build.core.step_io import File
+from llm_build.planner.schemes import schemes
+from llm_build.steps import dequantized, lower, package, reference, verify
+from llm_build.targets.cpu import resolve as resolve_cpu
+from llm_build.verification.limits import COST, stated_limits
 from tests.weights.weights_line import Built, FolderOut, run_weights
 
 ROOT = Path(__file__).resolve().parents[2]

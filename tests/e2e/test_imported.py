@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from builder.formats import safetensors
+from llm_build.formats import safetensors
 from tests.conftest import ROOT, Shell
 from tests.weights.quantized_checkpoints import FORMATS, LINEAR
 from tests.weights.weights_line import NUMPY, write_tensors

@@ -27,7 +27,7 @@ def killed_then_built(folder: Path, after_s: float) -> dict[str, bytes]:
     """The output of a build that follows one killed after ``after_s`` seconds."""
     (folder / "work").mkdir(parents=True)
     shell = Shell(folder / "work", folder / "store")
-    command = [sys.executable, "-m", "builder", "build"]
+    command = [sys.executable, "-m", "llm_build", "build"]
     with open(os.devnull, "w") as nowhere:
         process = subprocess.Popen(command, cwd=shell.folder, env=shell.environment(), stdout=nowhere, stderr=nowhere)
         time.sleep(after_s)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.core.filestore import open_store
+from llm_build.core.filestore import open_store
 from tests.conftest import Shell
 from tests.e2e.test_main_job import change_tensor, copy_demo
 from tests.planning.test_signing import key_pair

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import builder
+import llm_build
 from tests.conftest import ROOT, Shell, bytes_of
 
-DEMO = Path(builder.__file__).parent / "demo"
+DEMO = Path(llm_build.__file__).parent / "demo"
 CHECKPOINT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 CONTRACT = {
     "mlc-chat-config.json", "tensor-cache.json", "ndarray-cache.json", "params_shard_0.bin", "tokenizer.json",
@@ -67,7 +67,7 @@ def test_a_cluster_is_not_reached_where_nothing_is_stale(demo: Shell):
     line = ["build", "executor=ray", "executor.address=127.0.0.1:1"]
     assert "all 9 steps fresh" in demo.run(*line).stdout
     code = (
-        "import sys, io, contextlib; from builder.__main__ import main\n"
+        "import sys, io, contextlib; from llm_build.__main__ import main\n"
         f"with contextlib.redirect_stdout(io.StringIO()): code = main({line})\n"
         "print(code, 'ray' in sys.modules)"
     )
@@ -91,7 +91,7 @@ def test_second_build_runs_nothing_and_loads_nothing_heavy(demo: Shell):
     assert whole["recipes"][0]["status"] == "fresh"
     assert {s["status"] for s in whole["recipes"][0]["steps"]} == {"fresh"}
     code = (
-        "import sys, io, contextlib; from builder.__main__ import main\n"
+        "import sys, io, contextlib; from llm_build.__main__ import main\n"
         "with contextlib.redirect_stdout(io.StringIO()): code = main(['build'])\n"
         "print(code, [m for m in ('tvm', 'torch', 'transformers', 'numpy', 'hydra') if m in sys.modules])"
     )

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from builder.app.merge import merge
-from builder.config import compose
-from builder.config.choices import find_folders
-from builder.core.filestore import FileStore
-from builder.core.plan import Plan
-from builder.core.run import run
-from builder.core.step import Resources
-from builder.core.task import StepTask, TaskDone
-from builder.executors.local import LocalExecutor
-from builder.planner.graph.bench import bench_plan
+from llm_build.app.merge import merge
+from llm_build.config import compose
+from llm_build.config.choices import find_folders
+from llm_build.core.filestore import FileStore
+from llm_build.core.plan import Plan
+from llm_build.core.run import run
+from llm_build.core.step import Resources
+from llm_build.core.task import StepTask, TaskDone
+from llm_build.executors.local import LocalExecutor
+from llm_build.planner.graph.bench import bench_plan
 
 LITTLE = ("verify.tokens=32", "verify.window=16", "quant.calibration.window=16", "target.cpu=host")
 JOBS = (

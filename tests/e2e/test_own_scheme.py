@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from builder.config import compose
-from builder.config.choices import find_folders
-from builder.core.events import Event, Finished
-from builder.core.filestore import open_store
-from builder.core.plan import Goal, Plan
-from builder.core.run import run
-from builder.core.step import Resources
-from builder.executors.local import LocalExecutor
-from builder.planner import resolve
-from builder.planner.graph import graph
+from llm_build.config import compose
+from llm_build.config.choices import find_folders
+from llm_build.core.events import Event, Finished
+from llm_build.core.filestore import open_store
+from llm_build.core.plan import Goal, Plan
+from llm_build.core.run import run
+from llm_build.core.step import Resources
+from llm_build.executors.local import LocalExecutor
+from llm_build.planner import resolve
+from llm_build.planner.graph import graph
 from tests.conftest import Shell
 
 Q5G64 = """\

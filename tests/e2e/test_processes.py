@@ -37,12 +37,13 @@ def copy(demo: Shell, tmp_path: Path) -> Copy:
     root = tmp_path / "source"
     for folder in ("builder", "conf", "recipes"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "builder").rename(root / "llm_build")
     (tmp_path / "work").mkdir()
     return Copy(tmp_path / "work", demo.store, root)
 
 
 def start(shell: Shell, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "builder", *words]
+    command = [sys.executable, "-m", "llm_build", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=shell.folder, env=shell.environment(), **pipes)
 
@@ -54,17 +55,17 @@ def test_moving_the_program_changes_nothing_but_the_demos_files(copy: Copy):
 
 def test_a_statement_in_a_module_of_lower_lowers_again_and_stops_there(copy: Copy):
     copy.run("build")
-    module = copy.root / "builder" / "models" / "gated_mlp.py"
+    module = copy.root / "llm_build" / "models" / "gated_mlp.py"
     module.write_text(module.read_text() + "\nONE_MORE = 1\n")
     (recipe,) = copy.json("build")["recipes"]
     ran = {s["name"]: s["reason"] for s in recipe["steps"] if s["status"] == "ran"}
-    assert ran == {"lower": "builder/models/gated_mlp.py changed"}
+    assert ran == {"lower": "llm_build/models/gated_mlp.py changed"}
 
 
 def test_code_that_a_step_does_not_reach_leaves_it_fresh(copy: Copy):
     copy.run("build")
     for name in ("runtime/generate.py", "report/table.py", "planner/graph/graph.py"):
-        module = copy.root / "builder" / name
+        module = copy.root / "llm_build" / name
         module.write_text(module.read_text() + "\nONE_MORE = 1\n")
     assert copy.ran("build") == set()
 
@@ -112,13 +113,13 @@ def test_keep_going_builds_what_does_not_depend_on_a_failure(shell: Shell, tmp_p
 
 def test_tab_completion_offers_choices(demo: Shell):
     environment = {**demo.environment(), "COMP_LINE": "build plan quant=q4", "COMP_POINT": "19"}
-    command = [sys.executable, "-m", "builder", "-sc", "query=bash"]
+    command = [sys.executable, "-m", "llm_build", "-sc", "query=bash"]
     done = subprocess.run(command, cwd=demo.folder, env=environment, capture_output=True, text=True, check=True)
     assert {"quant=q4f16_1", "quant=q4f32_1"} <= set(done.stdout.split())
 
 
 def test_output_into_a_closed_pipe_is_no_error(demo: Shell):
-    line = f"{sys.executable} -m builder why lower | head -1"
+    line = f"{sys.executable} -m llm_build why lower | head -1"
     done = subprocess.run(
         line, shell=True, cwd=demo.folder, env=demo.environment(), capture_output=True, text=True, check=True
     )

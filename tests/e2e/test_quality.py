@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import prose, quality
-from builder.core.filestore import open_store
-from builder.executors.local import LocalExecutor
+from llm_build.core.filestore import open_store
+from llm_build.executors.local import LocalExecutor
 
 SCHEMES = ["q3f16_1", "mixed_q3_q4_q6", "q4f16_1", "mixed_q4_q8", "q8f16_1"]  # e4m3's 0.1% takes more tokens than these
 

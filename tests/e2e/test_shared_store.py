@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.__main__ import main
+from llm_build.__main__ import main
 from tests.conftest import ROOT, Shell, bytes_of
 
 NAME = "demo-q4f16_1-cpu"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builder.core.errors import StepError
-from builder.core.step_io import File
+from llm_build.core.errors import StepError
+from llm_build.core.step_io import File
 from tests.e2e.chain import DEMO, Line, line, stored_array, whole
 from tests.matrix import checkpoints
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.core.errors import StepError
-from builder.steps import verify
-from builder.verification import measure, paths
-from builder.verification.limits import COST, stated_limits, with_rounding
-from builder.verification.results import VerifyResult, check_limits
+from llm_build.core.errors import StepError
+from llm_build.steps import verify
+from llm_build.verification import measure, paths
+from llm_build.verification.limits import COST, stated_limits, with_rounding
+from llm_build.verification.results import VerifyResult, check_limits
 from tests.weights.weights_line import FolderOut
 
 LIMITS = {

@@ -12,11 +12,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from builder.core.errors import UserError
-from builder.core.step_io import File
-from builder.formats import safetensors
-from builder.steps import dequantized, reference
-from builder.verification import heldout, source_model
+from llm_build.core.errors import UserError
+from llm_build.core.step_io import File
+from llm_build.formats import safetensors
+from llm_build.steps import dequantized, reference
+from llm_build.verification import heldout, source_model
 from tests.e2e.chain import DEMO, HELDOUT, Line, line, sample, stored_array
 from tests.matrix import checkpoints
 from tests.weights.weights_line import FolderOut, hf_config

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.targets import cuda
+from llm_build.targets import cuda
 from tools.gpu.cells import CELLS
 
 pytestmark = pytest.mark.skipif(not cuda.runs_here(), reason="no NVIDIA driver on this machine")

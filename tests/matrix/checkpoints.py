@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import builder
+import llm_build
 
-DEMO = Path(builder.__file__).parent / "demo"
+DEMO = Path(llm_build.__file__).parent / "demo"
 SIZES: dict[str, Any] = {
     "hidden_size": 128, "intermediate_size": 240, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 3072, "max_position_embeddings": 256,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from builder import architectures
-from builder.config.choices import find_folders
-from builder.planner.schemes.schemes import schemes_that_quantize
+from llm_build import architectures
+from llm_build.config.choices import find_folders
+from llm_build.planner.schemes.schemes import schemes_that_quantize
 from tests.conftest import ROOT, Shell
 from tests.matrix.checkpoints import FAMILIES, make
 from tools.matrix import END, RECORD, START, row, table

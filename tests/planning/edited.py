@@ -13,9 +13,9 @@ from tests.conftest import ROOT, Shell
 FILL = """
 import sys
 from benchmarks.synthetic import MadeUp
-from builder.app.merge import request_of
-from builder.cli.arguments import parse
-from builder.core.run import run
+from llm_build.app.merge import request_of
+from llm_build.cli.arguments import parse
+from llm_build.core.run import run
 for words in sys.argv[1:]:
     request = request_of(parse(["plan", *words.split()]).build)
     outcome = run(request.plan, request.store, MadeUp(request.plan, request.store), lambda event: None)
@@ -52,6 +52,7 @@ def copy_of_sources(folder: Path, *recipes: str) -> Copy:
     root = folder / "source"
     for name in ("builder", "benchmarks", "conf", "recipes"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "builder").rename(root / "llm_build")
     (folder / "work").mkdir()
     copy = Copy(folder / "work", folder / "store", root)
     fill = [sys.executable, "-c", FILL, *recipes]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-import builder
+import llm_build
 from tools.rooms import DATA, ROOMS, with_picture
 
-ROOT = Path(builder.__file__).parent
-REPOSITORY = ROOT.parent
+ROOT = Path(llm_build.__file__).parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 STDLIB_ONLY = {"blake3"}  # what core may import besides
 USERS = {  # package -> the only files that import it; of TVM what it is moving
     "cryptography": {"provenance/signing.py"},
@@ -33,8 +33,8 @@ def files() -> list[Path]:
 
 
 def name_of(file: Path) -> str:
-    """builder.app.build; a package by its own name."""
-    return ".".join(("builder", *file.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+    """llm_build.app.build; a package by its own name."""
+    return ".".join(("llm_build", *file.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
 
 
 @cache
@@ -53,12 +53,12 @@ def imports_of(file: Path) -> frozenset[str]:
 
 def _module_of(package: str, member: str) -> str:
     path = ROOT.parent.joinpath(*package.split("."), member)
-    inside = package.split(".", maxsplit=1)[0] == "builder" and (path.is_dir() or path.with_suffix(".py").is_file())
+    inside = package.split(".", maxsplit=1)[0] == "llm_build" and (path.is_dir() or path.with_suffix(".py").is_file())
     return f"{package}.{member}" if inside else package
 
 
 def room_of(module: str) -> str:
-    """ "" for builder and builder.__main__."""
+    """ "" for llm_build and llm_build.__main__."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] != "__main__" else ""
 
@@ -69,7 +69,7 @@ def arrows() -> dict[tuple[str, str], list[str]]:
     for file in files():
         for module in imports_of(file):
             pair = room_of(name_of(file)), room_of(module)
-            if module.startswith("builder.") and pair[0] != pair[1]:
+            if module.startswith("llm_build.") and pair[0] != pair[1]:
                 found.setdefault(pair, []).append(f"{file.relative_to(ROOT)} imports {module}")
     return found
 
@@ -110,16 +110,16 @@ def test_no_circle_of_files():
 def test_a_circle_and_a_pair_in_both_directions_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Also where the import is inside a function, or for types alone."""
     for path, text in {
-        "core/a.py": "def f():\n    from builder.config import b\n",
-        "config/b.py": "if TYPE_CHECKING:\n    from builder.core.a import f\n",
+        "core/a.py": "def f():\n    from llm_build.config import b\n",
+        "config/b.py": "if TYPE_CHECKING:\n    from llm_build.core.a import f\n",
     }.items():
-        (tmp_path / "builder" / path).parent.mkdir(parents=True)
-        (tmp_path / "builder" / path).write_text(text)
-    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path / "builder")
+        (tmp_path / "llm_build" / path).parent.mkdir(parents=True)
+        (tmp_path / "llm_build" / path).write_text(text)
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path / "llm_build")
     assert set(arrows()) == {("core", "config"), ("config", "core")}
-    with pytest.raises(AssertionError, match=re.escape("core/a.py imports builder.config.b")):
+    with pytest.raises(AssertionError, match=re.escape("core/a.py imports llm_build.config.b")):
         test_rooms_import_what_the_table_allows()
-    with pytest.raises(AssertionError, match=r"builder\.\w+\.[ab] -> builder"):
+    with pytest.raises(AssertionError, match=r"llm_build\.\w+\.[ab] -> llm_build"):
         test_no_circle_of_files()
 
 
@@ -129,7 +129,7 @@ def test_the_readme_has_the_picture_of_the_table():
 
 
 def test_core_is_standard_library_only():
-    names = set(sys.stdlib_module_names) | STDLIB_ONLY | {"builder"}
+    names = set(sys.stdlib_module_names) | STDLIB_ONLY | {"llm_build"}
     wrong = {
         f"{file.name}: {module}"
         for file in (ROOT / "core").rglob("*.py")
@@ -162,9 +162,9 @@ def test_what_one_file_keeps_to_itself():
 
 def test_the_planning_side_loads_nothing_heavy():
     code = (
-        "import sys; import builder.__main__, builder.planner.graph.graph, builder.planner.resolve, "
-        "builder.config.compose, builder.cli.build, builder.cli.plan, builder.core.run, "
-        "builder.app.build, builder.app.plan, builder.app.export, builder.executors.local; "
+        "import sys; import llm_build.__main__, llm_build.planner.graph.graph, llm_build.planner.resolve, "
+        "llm_build.config.compose, llm_build.cli.build, llm_build.cli.plan, llm_build.core.run, "
+        "llm_build.app.build, llm_build.app.plan, llm_build.app.export, llm_build.executors.local; "
         f"print([m for m in {HEAVY!r} if m in sys.modules])"
     )
     assert (

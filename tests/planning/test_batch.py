@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from builder.config.choices import GROUPS, Composed, choices_of, find_folders, shipped
-from builder.config.from_hydra import guard, to_plain
-from builder.config.sweeps.batch import compose_jobs, parse_overrides
-from builder.core.errors import UserError
+from llm_build.config.choices import GROUPS, Composed, choices_of, find_folders, shipped
+from llm_build.config.from_hydra import guard, to_plain
+from llm_build.config.sweeps.batch import compose_jobs, parse_overrides
+from llm_build.core.errors import UserError
 
 SWEPT = GROUPS[:-1]  # all but recipe
 
@@ -47,7 +47,7 @@ def hydra() -> Iterator[Loader]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    from builder.config.hydra_plugins import plugins
+    from llm_build.config.hydra_plugins import plugins
 
     GlobalHydra.instance().clear()
     with plugins(find_folders()), initialize_config_dir(str(shipped("conf")), version_base="1.3", job_name="build"):

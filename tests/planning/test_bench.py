@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from builder.app.buildable import runnable
-from builder.app.merge import merge
-from builder.app.request import BuildRequest
-from builder.cli.arguments import parse
-from builder.config import compose
-from builder.config.choices import find_folders
-from builder.core.errors import Unsupported
-from builder.core.plan import check_plan
-from builder.planner.graph.bench import ALL_CORES, bench_plan
-from builder.report.bench import print_bench
-from builder.targets import host_machine
+from llm_build.app.buildable import runnable
+from llm_build.app.merge import merge
+from llm_build.app.request import BuildRequest
+from llm_build.cli.arguments import parse
+from llm_build.config import compose
+from llm_build.config.choices import find_folders
+from llm_build.core.errors import Unsupported
+from llm_build.core.plan import check_plan
+from llm_build.planner.graph.bench import ALL_CORES, bench_plan
+from llm_build.report.bench import print_bench
+from llm_build.targets import host_machine
 
 RATE = {"median": 120.0, "low": 114.0, "high": 126.0, "runs": 7}
 BENCH = {

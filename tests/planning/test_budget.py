@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from builder.architectures.weights import Parameter
-from builder.config import compose
-from builder.config.choices import find_folders
-from builder.config.schema import Recipe
-from builder.core.errors import UserError
-from builder.core.filestore import open_store
-from builder.core.plan import Plan
-from builder.planner import resolve
-from builder.planner.graph import graph
-from builder.planner.schemes import budget, schemes
+from llm_build.architectures.weights import Parameter
+from llm_build.config import compose
+from llm_build.config.choices import find_folders
+from llm_build.config.schema import Recipe
+from llm_build.core.errors import UserError
+from llm_build.core.filestore import open_store
+from llm_build.core.plan import Plan
+from llm_build.planner import resolve
+from llm_build.planner.graph import graph
+from llm_build.planner.schemes import budget, schemes
 
 FIRST = ["fetch", "convert", "sensitivity", "allocate"]
 RULES = [{"match": "*.down_proj", "layers": [0, [2, 3]], "use": "q6f16_1"}, {"match": "lm_head", "use": "q8f16_1"}]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from builder.config import compose
-from builder.config.choices import choices_of, find_folders
-from builder.config.schema import Quant, Target
-from builder.config.strict import parse
-from builder.core.errors import Unsupported
-from builder.planner import resolve, sources
-from builder.planner.feasibility import capabilities
+from llm_build.config import compose
+from llm_build.config.choices import choices_of, find_folders
+from llm_build.config.schema import Quant, Target
+from llm_build.config.strict import parse
+from llm_build.core.errors import Unsupported
+from llm_build.planner import resolve, sources
+from llm_build.planner.feasibility import capabilities
 
 AMPERE = {"kind": "cuda", "arch": ("sm_86",), "supports": ("float16", "bfloat16", "float8", "int8_dot")}
 BROWSER = {"kind": "webgpu", "supports": ("float16", "int8_dot")}

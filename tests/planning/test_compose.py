@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from builder.config import compose
-from builder.config.choices import choices_of, describe, find_folders
-from builder.core.errors import UserError
+from llm_build.config import compose
+from llm_build.config.choices import choices_of, describe, find_folders
+from llm_build.core.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from builder.config import compose
-from builder.config.choices import find_folders
-from builder.config.schema import Recipe
-from builder.core.errors import StepError, UserError
-from builder.core.plan import Plan
-from builder.planner import resolve
-from builder.planner.graph import graph
-from builder.targets import cpu, link
+from llm_build.config import compose
+from llm_build.config.choices import find_folders
+from llm_build.config.schema import Recipe
+from llm_build.core.errors import StepError, UserError
+from llm_build.core.plan import Plan
+from llm_build.planner import resolve
+from llm_build.planner.graph import graph
+from llm_build.targets import cpu, link
 
 
 def recipe_of(*overrides: str) -> Recipe:

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from builder.app.buildable import drop_unbuildable
-from builder.app.request import BuildRequest
-from builder.config import compose
-from builder.config.choices import find_folders
-from builder.config.schema import Target
-from builder.core.errors import StepError, Unsupported, UserError
-from builder.core.filestore import open_store
-from builder.planner import resolve
-from builder.planner.feasibility import platforms
-from builder.planner.graph import graph
-from builder.targets import cuda, tools
+from llm_build.app.buildable import drop_unbuildable
+from llm_build.app.request import BuildRequest
+from llm_build.config import compose
+from llm_build.config.choices import find_folders
+from llm_build.config.schema import Target
+from llm_build.core.errors import StepError, Unsupported, UserError
+from llm_build.core.filestore import open_store
+from llm_build.planner import resolve
+from llm_build.planner.feasibility import platforms
+from llm_build.planner.graph import graph
+from llm_build.targets import cuda, tools
 
 
 def test_architectures_are_named_once_oldest_first():

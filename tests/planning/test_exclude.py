@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from builder.app.merge import merge
-from builder.config import compose
-from builder.config.choices import Composed, find_folders
-from builder.config.sweeps.exclude import apply_rules
-from builder.core.errors import UserError
+from llm_build.app.merge import merge
+from llm_build.config import compose
+from llm_build.config.choices import Composed, find_folders
+from llm_build.config.sweeps.exclude import apply_rules
+from llm_build.core.errors import UserError
 
 
 def cells(*rules: Any) -> list[Composed]:

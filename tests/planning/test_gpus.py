@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from builder.app import doctor
-from builder.config import compose
-from builder.config.choices import find_folders
-from builder.config.schema import Recipe, Target
-from builder.core.errors import BuildError, Unsupported, UserError
-from builder.core.step import Step
-from builder.planner import resolve
-from builder.planner.feasibility import platforms, sizing
-from builder.planner.graph import graph
-from builder.targets import link, nvidia_gpus
+from llm_build.app import doctor
+from llm_build.config import compose
+from llm_build.config.choices import find_folders
+from llm_build.config.schema import Recipe, Target
+from llm_build.core.errors import BuildError, Unsupported, UserError
+from llm_build.core.step import Step
+from llm_build.planner import resolve
+from llm_build.planner.feasibility import platforms, sizing
+from llm_build.planner.graph import graph
+from llm_build.targets import link, nvidia_gpus
 from tests.planning.test_sizing import LLAMA, demo
 
 TOPOLOGY = """

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from builder.config import compose
-from builder.config.choices import Folders, choices_of, describe, find_folders, shipped
-from builder.config.sweeps.batch import compose_jobs
-from builder.config.sweeps.exclude import apply_rules
-from builder.core.digest import digest_of_names
-from builder.core.errors import UserError
-from builder.core.plan import Plan
-from builder.planner import resolve
-from builder.planner.graph import graph
-from builder.targets import apple, cuda, link, webgpu
+from llm_build.config import compose
+from llm_build.config.choices import Folders, choices_of, describe, find_folders, shipped
+from llm_build.config.sweeps.batch import compose_jobs
+from llm_build.config.sweeps.exclude import apply_rules
+from llm_build.core.digest import digest_of_names
+from llm_build.core.errors import UserError
+from llm_build.core.plan import Plan
+from llm_build.planner import resolve
+from llm_build.planner.graph import graph
+from llm_build.targets import apple, cuda, link, webgpu
 from tests.planning.test_batch import hydra
 
 HERE = Path(__file__).parent

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from builder.architectures.weights import Parameter
-from builder.config import compose
-from builder.config.choices import find_folders
-from builder.core.errors import UserError
-from builder.planner import resolve
-from builder.planner.schemes import schemes
-from builder.planner.schemes import verify_limits as limits_of_verify
-from builder.quant.layout import parse_scheme
-from builder.steps import shard
+from llm_build.architectures.weights import Parameter
+from llm_build.config import compose
+from llm_build.config.choices import find_folders
+from llm_build.core.errors import UserError
+from llm_build.planner import resolve
+from llm_build.planner.schemes import schemes
+from llm_build.planner.schemes import verify_limits as limits_of_verify
+from llm_build.quant.layout import parse_scheme
+from llm_build.steps import shard
 
 FOLDERS = find_folders()
 MIXTURE = (

@@ -8,16 +8,16 @@ import time
 import pytest
 from rich.console import Console
 
-from builder.core.errors import StepError
-from builder.core.events import Event, Expanded, Finished, Planned, Progress, Started, Waiting, Warned
-from builder.core.plan import Goal, Plan
-from builder.core.step import Step
-from builder.report import lines as lines_module
-from builder.report.lines import Lines
-from builder.report.live import Live
-from builder.report.matrix import Cell, Matrix
-from builder.report.run_state import CellProgress, RunState
-from builder.report.text import TransferRates, format_clock, wrap_text
+from llm_build.core.errors import StepError
+from llm_build.core.events import Event, Expanded, Finished, Planned, Progress, Started, Waiting, Warned
+from llm_build.core.plan import Goal, Plan
+from llm_build.core.step import Step
+from llm_build.report import lines as lines_module
+from llm_build.report.lines import Lines
+from llm_build.report.live import Live
+from llm_build.report.matrix import Cell, Matrix
+from llm_build.report.run_state import CellProgress, RunState
+from llm_build.report.text import TransferRates, format_clock, wrap_text
 
 CELLS = tuple(Cell(f"{q}-{t}", (q, t), "waiting") for q in ("q4", "q8") for t in ("cpu", "cuda"))
 MATRIX = Matrix(("quant", "target"), (*CELLS, Cell("q8-vulkan", ("q8", "vulkan"), "unsupported")))

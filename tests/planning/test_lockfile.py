@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from builder.core.errors import UserError
-from builder.provenance import lock_file as lockfile
-from builder.provenance.diff import folders
-from builder.provenance.diff.locks import differences_between, format_lock_difference
-from builder.provenance.diff.report import format_comparison
-from builder.provenance.lock_file import Cell, Lock
+from llm_build.core.errors import UserError
+from llm_build.provenance import lock_file as lockfile
+from llm_build.provenance.diff import folders
+from llm_build.provenance.diff.locks import differences_between, format_lock_difference
+from llm_build.provenance.diff.report import format_comparison
+from llm_build.provenance.lock_file import Cell, Lock
 
 CELL = Cell(
     artifact="package",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import product
 
-from builder.cli.matrix import describe_cells
-from builder.config.axes import Axes, axes_of
-from builder.config.choices import Composed
-from builder.report.matrix import Cell, Matrix, coloured, counted, legend, lines, lines_live, lines_short, plain
+from llm_build.cli.matrix import describe_cells
+from llm_build.config.axes import Axes, axes_of
+from llm_build.config.choices import Composed
+from llm_build.report.matrix import Cell, Matrix, coloured, counted, legend, lines, lines_live, lines_short, plain
 
 MODELS, QUANTS, TARGETS = ("demo", "pythia_160m", "qwen2_0_5b"), ("q0f16", "q4f16_1"), ("cpu", "a6000", "webgpu")
 SMALL = Matrix(

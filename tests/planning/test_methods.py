@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from builder.config import compose
-from builder.config.choices import find_folders
-from builder.config.schema import Quant
-from builder.core.errors import UserError
-from builder.core.plan import Plan
-from builder.planner import resolve
-from builder.planner.graph import graph
-from builder.planner.schemes import schemes
-from builder.quant.methods import METHODS
+from llm_build.config import compose
+from llm_build.config.choices import find_folders
+from llm_build.config.schema import Quant
+from llm_build.core.errors import UserError
+from llm_build.core.plan import Plan
+from llm_build.planner import resolve
+from llm_build.planner.graph import graph
+from llm_build.planner.schemes import schemes
+from llm_build.quant.methods import METHODS
 
 
 def plan_of(*jobs: list[str]) -> Plan:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from builder.config.schema import Model, Pins, Quant, Target
-from builder.config.strict import nearest_names, parse
-from builder.core.errors import UserError
+from llm_build.config.schema import Model, Pins, Quant, Target
+from llm_build.config.strict import nearest_names, parse
+from llm_build.core.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from builder.cli.arguments import parse
-from builder.config import compose
-from builder.config.axes import axes_of
-from builder.core.errors import UserError
+from llm_build.cli.arguments import parse
+from llm_build.config import compose
+from llm_build.config.axes import axes_of
+from llm_build.core.errors import UserError
 
 NAMES = [
     "a=b", "a#b", "with space", "a[1]", "a(1)", "a{b}", "d'Angelo", 'a"b', "Müller", "模型", "a&b;c", "a!b",

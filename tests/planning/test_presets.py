@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from builder import architectures
-from builder.planner.sources import HF
+from llm_build import architectures
+from llm_build.planner.sources import HF
 from tests.conftest import Shell
 
 PRESETS = sorted((Path(__file__).resolve().parents[2] / "conf" / "model").glob("*.yaml"))

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from builder.app.merge import merge
-from builder.config.choices import find_folders
-from builder.config.compose import compose
-from builder.core.plan import Plan
-from builder.core.reason import KeyState, differences
-from builder.planner.graph.recipe_keys import RECIPE_KEYS
+from llm_build.app.merge import merge
+from llm_build.config.choices import find_folders
+from llm_build.config.compose import compose
+from llm_build.core.plan import Plan
+from llm_build.core.reason import KeyState, differences
+from llm_build.planner.graph.recipe_keys import RECIPE_KEYS
 
 BEFORE = ("quant=q4f16_1",)
 NOT_TYPED = ("name", "library", "moments")  # what follows from other keys

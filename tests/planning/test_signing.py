@@ -12,8 +12,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
-from builder.core.errors import StepError, UserError
-from builder.provenance import signing
+from llm_build.core.errors import StepError, UserError
+from llm_build.provenance import signing
 from tests.core.memory_store import MemoryStore
 
 STORE = MemoryStore()

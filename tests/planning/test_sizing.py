@@ -11,17 +11,17 @@ from math import prod
 import pytest
 import yaml
 
-from builder import architectures
-from builder.config import compose
-from builder.config.choices import Composed, find_folders
-from builder.config.schema import DeviceLimits, Metadata, Model, Recipe, Target
-from builder.config.strict import nowhere
-from builder.core.errors import Unsupported, UserError
-from builder.planner import resolve
-from builder.planner.feasibility import device_memory as memory
-from builder.planner.feasibility import sharding, sizing
-from builder.planner.schemes import schemes
-from builder.quant.layout import parse_scheme
+from llm_build import architectures
+from llm_build.config import compose
+from llm_build.config.choices import Composed, find_folders
+from llm_build.config.schema import DeviceLimits, Metadata, Model, Recipe, Target
+from llm_build.config.strict import nowhere
+from llm_build.core.errors import Unsupported, UserError
+from llm_build.planner import resolve
+from llm_build.planner.feasibility import device_memory as memory
+from llm_build.planner.feasibility import sharding, sizing
+from llm_build.planner.schemes import schemes
+from llm_build.quant.layout import parse_scheme
 
 SIZES = Metadata(1024, -1, 512, 0, 4, 1)
 LLAMA = {

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from builder.config import compose
-from builder.config.choices import find_folders
-from builder.core.filestore import FileStore
-from builder.core.fingerprint import FileSources
-from builder.core.step import Step
-from builder.lowering.kernel_modules import BACKENDS, KERNELS, optional_passes
-from builder.planner import resolve
-from builder.planner.graph import graph
-from builder.targets import apple, cuda, link, webgpu
+from llm_build.config import compose
+from llm_build.config.choices import find_folders
+from llm_build.core.filestore import FileStore
+from llm_build.core.fingerprint import FileSources
+from llm_build.core.step import Step
+from llm_build.lowering.kernel_modules import BACKENDS, KERNELS, optional_passes
+from llm_build.planner import resolve
+from llm_build.planner.graph import graph
+from llm_build.targets import apple, cuda, link, webgpu
 from tests.conftest import ROOT
 from tests.planning.code_table import CONFIGS, ONLY, RECIPES, ROOMS
 from tests.weights.weights_line import write_tensors
@@ -67,7 +67,7 @@ def steps_of(family: str, words: list[str], checkpoints: dict[str, Path]) -> lis
 def files_of(step: Step, store: Path) -> set[str]:
     """Paths in builder/ behind the step's key."""
     _, table = FileSources(FileStore(store)).code(step.function, step.code)
-    return {name.removeprefix("builder/") for name in table}
+    return {name.removeprefix("llm_build/") for name in table}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -103,16 +103,16 @@ def test_one_rank_on_a_cpu_needs_no_optional_pass() -> None:
 
 # ---------------------------------------------------------------- what a lower really loads
 
-NO_BYTES = {"builder.core.errors"}  # loaded, and no part of what is computed: errors are for people
+NO_BYTES = {"llm_build.core.errors"}  # loaded, and no part of what is computed: errors are for people
 LOWER = """
 import json, sys
 from pathlib import Path
-from builder.steps import lower
+from llm_build.steps import lower
 class Out:
     path = staticmethod(lambda name: Path(sys.argv[2], name))
     fact = warn = progress = staticmethod(lambda *_: None)
 lower.run(json.loads(sys.argv[1]), {}, Out())
-print(json.dumps(sorted(name for name in sys.modules if name.split(".")[0] == "builder")))
+print(json.dumps(sorted(name for name in sys.modules if name.split(".")[0] == "llm_build")))
 """
 
 
@@ -125,7 +125,11 @@ def test_a_lower_loads_no_code_that_its_key_has_not(
     (step,) = (step for step in steps_of(family, words, checkpoints) if step.name == "lower")
     command = [sys.executable, "-c", LOWER, json.dumps(dict(step.params)), str(tmp_path)]
     done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tools" / "path")},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     declared = {module_of(file) for file in files_of(step, tmp_path / "store")}
@@ -133,7 +137,7 @@ def test_a_lower_loads_no_code_that_its_key_has_not(
 
 
 def module_of(file: str) -> str:
-    return ".".join(["builder", *Path(file.removesuffix("/__init__.py").removesuffix(".py")).parts]).removesuffix(
+    return ".".join(["llm_build", *Path(file.removesuffix("/__init__.py").removesuffix(".py")).parts]).removesuffix(
         ".__init__"
     )
 
@@ -151,15 +155,15 @@ EDITS: dict[str, set[tuple[str, str]]] = {  # edited file -> libraries that beco
 
 
 def copy_package(folder: Path) -> Path:
-    for name in ("builder", "conf"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, copy in (("builder", "llm_build"), ("conf", "conf")):
+        shutil.copytree(ROOT / name, folder / copy, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 def plan(root: Path, words: list[str], store: Path) -> dict[str, Any]:
     """`build plan` of the package in ``root``."""
     environment = {**os.environ, "PYTHONPATH": str(root), "LLM_BUILD_STORE": str(store)}
-    command = [sys.executable, "-m", "builder", "plan", "--json", *words, "verify=off", f"dist.path={store}/dist"]
+    command = [sys.executable, "-m", "llm_build", "plan", "--json", *words, "verify=off", f"dist.path={store}/dist"]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
@@ -193,7 +197,7 @@ def before(package: Path, checkpoints: dict[str, Path]) -> dict[tuple[str, str],
 @pytest.fixture
 def edited(package: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """The file with one more line of code, for the time of a test."""
-    path = package / "builder" / request.param
+    path = package / "llm_build" / request.param
     content = path.read_text()
     path.write_text(content + "\nADDED = 1\n")
     yield request.param

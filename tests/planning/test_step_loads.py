@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from builder.config import compose
-from builder.config.choices import find_folders
-from builder.core.filestore import FileStore
-from builder.core.fingerprint import FileSources
-from builder.core.step import Step
-from builder.planner import resolve
-from builder.planner.graph.bench import bench_plan
-from builder.planner.graph.graph import build_plan
+from llm_build.config import compose
+from llm_build.config.choices import find_folders
+from llm_build.core.filestore import FileStore
+from llm_build.core.fingerprint import FileSources
+from llm_build.core.step import Step
+from llm_build.planner import resolve
+from llm_build.planner.graph.bench import bench_plan
+from llm_build.planner.graph.graph import build_plan
 
 WORDS = ([], ["quant.method=gptq"], ["quant.method=awq"], ["quant.budget=4.25"], ["target=cuda"], ["target.cpu=arm64"])
 # bench measures in a process that it starts; verify.weights shares code with verify and runs no library.

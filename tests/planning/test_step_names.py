@@ -6,9 +6,9 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import builder
+import llm_build
 
-ROOT = Path(builder.__file__).parent
+ROOT = Path(llm_build.__file__).parent
 OWN = ("planner/graph/", "steps/")  # where steps are planned, and what they are made of
 # Words that are the name of a step and of something else, and where they may be spelled in that other sense: a group of
 # configuration, a verb of the command line, a section of a document, a part of a file format, a stage of a compiler.
@@ -58,7 +58,7 @@ def compared(names: set[str]) -> Iterator[tuple[str, str]]:
 
 
 def test_no_other_file_spells_the_name_of_a_step() -> None:
-    from builder.planner.graph import bench
+    from llm_build.planner.graph import bench
 
     names = {*planned_names(), bench.NAME}
     assert {"fetch", "quantize", "lower", "verify.weights", "web_page.engine"} <= names
@@ -68,9 +68,9 @@ def test_no_other_file_spells_the_name_of_a_step() -> None:
 
 
 def test_each_step_says_what_others_ask_of_it() -> None:
-    from builder.config import compose
-    from builder.planner import resolve
-    from builder.planner.graph.graph import build_plan
+    from llm_build.config import compose
+    from llm_build.planner import resolve
+    from llm_build.planner.graph.graph import build_plan
 
     recipe = resolve.resolve(compose.compose([], None), compose.find_folders())
     plan = build_plan([recipe])

@@ -6,14 +6,14 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from builder import architectures
-from builder.config import compose
-from builder.config.choices import find_folders
-from builder.config.schema import Metadata, Recipe
-from builder.core.step import Resources
-from builder.planner import resolve
-from builder.planner.graph import step_resources
-from builder.planner.graph.graph import build_plan
+from llm_build import architectures
+from llm_build.config import compose
+from llm_build.config.choices import find_folders
+from llm_build.config.schema import Metadata, Recipe
+from llm_build.core.step import Resources
+from llm_build.planner import resolve
+from llm_build.planner.graph import step_resources
+from llm_build.planner.graph.graph import build_plan
 from tests.planning.test_sizing import LLAMA, MIXTRAL
 
 GB = 10**9

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from builder.app.merge import merge
-from builder.app.options import BuildOptions
-from builder.app.plan import plan, plan_document
-from builder.architectures.weights import Parameter
-from builder.cli import plan as plan_verb
-from builder.cli.arguments import parse
-from builder.config.choices import find_folders
-from builder.config.compose import compose
-from builder.planner.schemes.stored_bits import stored_bits
-from builder.quant.layout import Scheme
+from llm_build.app.merge import merge
+from llm_build.app.options import BuildOptions
+from llm_build.app.plan import plan, plan_document
+from llm_build.architectures.weights import Parameter
+from llm_build.cli import plan as plan_verb
+from llm_build.cli.arguments import parse
+from llm_build.config.choices import find_folders
+from llm_build.config.compose import compose
+from llm_build.planner.schemes.stored_bits import stored_bits
+from llm_build.quant.layout import Scheme
 
 MATRIX = Parameter("layers.0.a.weight", (64, 256), "linear")
 NORM = Parameter("norm.weight", (256,), "norm")

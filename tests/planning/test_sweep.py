@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from builder.app.merge import merge
-from builder.app.request import BuildRequest
-from builder.config import compose
-from builder.config.choices import Composed, find_folders
-from builder.core.errors import Unsupported, UserError
-from builder.report import document
-from builder.targets import link, tools
+from llm_build.app.merge import merge
+from llm_build.app.request import BuildRequest
+from llm_build.config import compose
+from llm_build.config.choices import Composed, find_folders
+from llm_build.core.errors import Unsupported, UserError
+from llm_build.report import document
+from llm_build.targets import link, tools
 from tests.conftest import ROOT
 
 GOOD, BAD = ["verify=off"], ["quant=e4m3_e4m3_f16", "target=a6000", "verify=off"]
@@ -110,9 +110,10 @@ def test_the_ndk_is_where_androids_variables_say(monkeypatch, tmp_path):
 
 
 def plan(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "builder", "plan", "-m", *words]
+    command = [sys.executable, "-m", "llm_build", "plan", "-m", *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env={
-        "PYTHONPATH": str(ROOT), "LLM_BUILD_STORE": str(folder / "store"), "PATH": "/usr/bin:/bin:/usr/local/bin",
+        "PYTHONPATH": str(ROOT / "tools" / "path"), "LLM_BUILD_STORE": str(folder / "store"),
+        "PATH": "/usr/bin:/bin:/usr/local/bin",
     })  # fmt: skip
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from builder.app.request import is_sweep
-from builder.app.sweep import sweep
-from builder.cli.arguments import parse
-from builder.config import run_hydra
-from builder.config.choices import Composed
-from builder.core.errors import UserError
+from llm_build.app.request import is_sweep
+from llm_build.app.sweep import sweep
+from llm_build.cli.arguments import parse
+from llm_build.config import run_hydra
+from llm_build.config.choices import Composed
+from llm_build.core.errors import UserError
 from tests.conftest import ROOT
 
 RECIPE = """
@@ -140,8 +140,8 @@ def test_another_sweeper_asks_for_one_job_after_the_other(folder):
     (folder / "conf" / "hydra" / "sweeper").mkdir(parents=True)
     said = "_target_: hydra_plugins.two.Two\nfirst: quant=q0f16\nsecond: quant=q8f16_1\n"
     (folder / "conf" / "hydra" / "sweeper" / "two.yaml").write_text(said)
-    path = os.pathsep.join((str(ROOT), str(plugin.parent.parent)))
-    command = [sys.executable, "-m", "builder", "plan", "-m", "hydra/sweeper=two", "verify=off"]
+    path = os.pathsep.join((str(ROOT / "tools" / "path"), str(plugin.parent.parent)))
+    command = [sys.executable, "-m", "llm_build", "plan", "-m", "hydra/sweeper=two", "verify=off"]
     done = subprocess.run(
         command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
     )

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from builder.app.generate import check_runs
-from builder.app.merge import merge, with_distinct_names
-from builder.app.request import BuildRequest
-from builder.config import compose
-from builder.config.choices import find_folders
-from builder.config.schema import Recipe
-from builder.core.errors import Unsupported, UserError
-from builder.planner import resolve
-from builder.planner.graph import graph
-from builder.targets import npm, webgpu
-from builder.targets import tools as lacking
+from llm_build.app.generate import check_runs
+from llm_build.app.merge import merge, with_distinct_names
+from llm_build.app.request import BuildRequest
+from llm_build.config import compose
+from llm_build.config.choices import find_folders
+from llm_build.config.schema import Recipe
+from llm_build.core.errors import Unsupported, UserError
+from llm_build.planner import resolve
+from llm_build.planner.graph import graph
+from llm_build.targets import npm, webgpu
+from llm_build.targets import tools as lacking
 
 FOR_BROWSERS = ["quant=q4f32_1", "target=webgpu-f32"]
 NAMED = ("package", "verify.weights")  # steps that know the name of the artifact

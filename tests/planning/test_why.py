@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from builder.cli.why import format_difference
-from builder.core.reason import Difference
+from llm_build.cli.why import format_difference
+from llm_build.core.reason import Difference
 
 
 def described(*fields: str) -> str:
@@ -13,12 +13,13 @@ def described(*fields: str) -> str:
 def test_code_is_named_and_digests_are_cut():
     one, two = "sha256:" + "1" * 64, "blake3:" + "2" * 64
     assert (
-        format_difference(Difference("code.builder/models/llama.py", one, two, ""))
-        == "builder/models/llama.py was changed"
+        format_difference(Difference("code.llm_build/models/llama.py", one, two, ""))
+        == "llm_build/models/llama.py was changed"
     )
-    assert described("code.builder/models/new.py", "", two, "") == "builder/models/new.py was added"
+    assert described("code.llm_build/models/new.py", "", two, "") == "llm_build/models/new.py was added"
     assert (
-        format_difference(Difference("code.builder/models/old.py", one, "", "")) == "builder/models/old.py was removed"
+        format_difference(Difference("code.llm_build/models/old.py", one, "", ""))
+        == "llm_build/models/old.py was removed"
     )
     assert (
         format_difference(Difference("inputs.a", one, two, "")) == "inputs.a: sha256:111111111111 → blake3:222222222222"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from builder.config.schema import Metadata, Model, Verify
-from builder.core.errors import UserError
-from builder.planner.feasibility.comparable import check_comparable
-from builder.planner.feasibility.sizing import decide_metadata
+from llm_build.config.schema import Metadata, Model, Verify
+from llm_build.core.errors import UserError
+from llm_build.planner.feasibility.comparable import check_comparable
+from llm_build.planner.feasibility.sizing import decide_metadata
 
 MISTRAL = {"max_position_embeddings": 512, "sliding_window": 128}
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from builder.config import compose
-from builder.config.choices import find_folders
-from builder.core.errors import UserError
-from builder.planner import resolve
+from llm_build.config import compose
+from llm_build.config.choices import find_folders
+from llm_build.core.errors import UserError
+from llm_build.planner import resolve
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from builder import architectures
-from builder.quant import layout
-from builder.quant.layout import Scheme
-from builder.runtime.engine import Engine
-from builder.runtime.ranks import RankedModel, start_ranks
-from builder.steps import lower
+from llm_build import architectures
+from llm_build.quant import layout
+from llm_build.quant.layout import Scheme
+from llm_build.runtime.engine import Engine
+from llm_build.runtime.ranks import RankedModel, start_ranks
+from llm_build.steps import lower
 from tests.matrix import checkpoints
 from tests.tvm import family_line, tiny
 

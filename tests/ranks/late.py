@@ -6,8 +6,8 @@ import sys
 import time
 from typing import Any
 
-from builder.runtime import rank
-from builder.runtime.rank import CommandReceiver
+from llm_build.runtime import rank
+from llm_build.runtime.rank import CommandReceiver
 
 LATE_S = 0.005
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from builder.runtime.ranks import RankedModel
-from builder.targets.tvm_import import import_tvm
+from llm_build.runtime.ranks import RankedModel
+from llm_build.targets.tvm_import import import_tvm
 
 import_tvm()  # with the compiler, before anything loads only its runtime
 

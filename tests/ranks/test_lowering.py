@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from builder.targets.tvm_import import import_tvm
+from llm_build.targets.tvm_import import import_tvm
 
 import_tvm()
 
 from tvm import relax  # noqa: E402
 
-from builder import architectures  # noqa: E402
-from builder.lowering.machine import machine_of  # noqa: E402
-from builder.lowering.passes import fuse_allreduce_rmsnorm, fuse_gate_up  # noqa: E402
-from builder.models.decoder import Model  # noqa: E402
-from builder.targets.peer_allreduce import SUM_NORM  # noqa: E402
+from llm_build import architectures  # noqa: E402
+from llm_build.lowering.machine import machine_of  # noqa: E402
+from llm_build.lowering.passes import fuse_allreduce_rmsnorm, fuse_gate_up  # noqa: E402
+from llm_build.models.decoder import Model  # noqa: E402
+from llm_build.targets.peer_allreduce import SUM_NORM  # noqa: E402
 from tests.tvm import tiny  # noqa: E402
 
 COLLECTIVES = ("allreduce", "allgather", "broadcast_from_worker0")

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builder.core.errors import StepError, UserError
-from builder.runtime import ranks
-from builder.runtime.ranks import RankedModel, start_ranks
-from builder.targets.tvm_import import import_tvm
+from llm_build.core.errors import StepError, UserError
+from llm_build.runtime import ranks
+from llm_build.runtime.ranks import RankedModel, start_ranks
+from llm_build.targets.tvm_import import import_tvm
 
 import_tvm()  # with the compiler, before anything loads only its runtime
 
@@ -88,7 +88,7 @@ def test_ranks_end_when_the_process_that_started_them_is_killed(tmp_path: Path):
     library = tmp_path / "library.so"
     library.write_bytes(b'{"tensor_parallel_shards": 2}')
     code = (
-        "import sys, time, tempfile; from pathlib import Path; from builder.runtime import ranks\n"
+        "import sys, time, tempfile; from pathlib import Path; from llm_build.runtime import ranks\n"
         f"tempfile.tempdir = {str(tmp_path / 'temporary')!r}\n"
         f"ranks.RankedModel.meet = lambda self: print(*self.pids, flush=True) or time.sleep(60)\n"
         f"ranks.start_ranks(2, Path({str(library)!r}))"
@@ -110,7 +110,7 @@ def test_a_rank_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path, mo
     library = tmp_path / "library.so"
     library.write_bytes(b'{"tensor_parallel_shards": 2}')
     monkeypatch.setattr(ranks, "MEET_S", 1.0)
-    monkeypatch.setattr(ranks, "module", lambda: "builder.runtime.nowhere")
+    monkeypatch.setattr(ranks, "module", lambda: "llm_build.runtime.nowhere")
     with pytest.raises(StepError, match=r"(?s)rank \d of 2 ended with exit code 1 while it waited.*No module named"):
         start_ranks(2, library)
     monkeypatch.setattr(ranks, "module", lambda: "tests.ranks.silent")

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from builder.core.check import check
-from builder.core.events import Event, Warned
-from builder.core.filestore import FileStore
-from builder.core.record import decode_record
-from builder.core.run import Outcome, run
-from builder.core.step import Resources
-from builder.core.task import StepResult, StepTask, TaskDone, TaskReport
-from builder.executors.output import StoreOut
-from builder.remote.location import Location
-from builder.remote.store import SharedStore, open_shared
+from llm_build.core.check import check
+from llm_build.core.events import Event, Warned
+from llm_build.core.filestore import FileStore
+from llm_build.core.record import decode_record
+from llm_build.core.run import Outcome, run
+from llm_build.core.step import Resources
+from llm_build.core.task import StepResult, StepTask, TaskDone, TaskReport
+from llm_build.executors.output import StoreOut
+from llm_build.remote.location import Location
+from llm_build.remote.store import SharedStore, open_shared
 from tests.core import toy
 
 
@@ -88,7 +88,7 @@ def digests(outcome: Outcome) -> Mapping[str, str]:
 
 def faults_of(objects: Mapping[str, bytes]) -> list[str]:
     """What is wrong with a shared store: manifests without all of their blobs, blobs that are not their names."""
-    from builder.core.digest import digest_of_bytes
+    from llm_build.core.digest import digest_of_bytes
 
     wrong = []
     for name, data in objects.items():

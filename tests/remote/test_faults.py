@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from builder.core.errors import StepError
+from llm_build.core.errors import StepError
 from tests.conftest import ROOT
 from tests.remote.conftest import Bucket, Folder, Machines
 from tests.remote.machine import ALL, digests, faults_of

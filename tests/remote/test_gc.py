@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from builder.core.digest import digest_of_bytes
-from builder.core.errors import UserError
-from builder.core.record import Output, Record
-from builder.remote.bucket import Bucket
-from builder.remote.gc import gc
-from builder.remote.layout import blob_name, manifest, record_name, upload_name
-from builder.remote.location import Location
+from llm_build.core.digest import digest_of_bytes
+from llm_build.core.errors import UserError
+from llm_build.core.record import Output, Record
+from llm_build.remote.bucket import Bucket
+from llm_build.remote.gc import gc
+from llm_build.remote.layout import blob_name, manifest, record_name, upload_name
+from llm_build.remote.location import Location
 from tests.remote.conftest import Bucket as S3
 from tests.remote.conftest import Folder, Machines
 from tests.remote.machine import faults_of

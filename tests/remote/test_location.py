@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from builder.core.errors import UserError
-from builder.remote.bucket import Bucket
-from builder.remote.location import Location
-from builder.remote.store import open_shared
+from llm_build.core.errors import UserError
+from llm_build.remote.bucket import Bucket
+from llm_build.remote.location import Location
+from llm_build.remote.store import open_shared
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from builder.core.events import Progress
-from builder.remote.examine import examine_with_remote
+from llm_build.core.events import Progress
+from llm_build.remote.examine import examine_with_remote
 from tests.conftest import ROOT
 from tests.core import toy
 from tests.remote.conftest import Bucket, Folder, Machines

@@ -16,15 +16,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import synthetic
-from builder.app.sweep import objective_values
-from builder.config.choices import Composed, find_folders
-from builder.config.compose import compose
-from builder.config.sweeps.objective import value_of
-from builder.core.errors import UserError
-from builder.core.task import StepTask
-from builder.planner import resolve
-from builder.planner.cell_memo import CellMemo
-from builder.planner.graph import graph
+from llm_build.app.sweep import objective_values
+from llm_build.config.choices import Composed, find_folders
+from llm_build.config.compose import compose
+from llm_build.config.sweeps.objective import value_of
+from llm_build.core.errors import UserError
+from llm_build.core.task import StepTask
+from llm_build.planner import resolve
+from llm_build.planner.cell_memo import CellMemo
+from llm_build.planner.graph import graph
 from tests.conftest import ROOT, Shell
 from tools.sweep.__main__ import runs
 
@@ -122,7 +122,7 @@ def test_a_sweep_that_is_up_to_date_loads_nothing(shell: Shell, here: Path, cell
     words = ["-m", *(f"{group}={','.join(names)}" for group, names in AXES.items())]
     shell.run(*words)
     code = (
-        "import sys; from builder.__main__ import main; code = main(sys.argv[1:]); "
+        "import sys; from llm_build.__main__ import main; code = main(sys.argv[1:]); "
         f"sys.exit(str([name for name in {HEAVY} if name in sys.modules]) + str(code))"
     )
     command = [sys.executable, "-c", code, *words, "--json"]

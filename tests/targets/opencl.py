@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import pyopencl
 
-from builder.runtime import engine
-from builder.runtime import loaded_model as calls
-from builder.runtime.device import Device
-from builder.steps.link import unpacked
-from builder.targets.tvm_import import import_tvm
+from llm_build.runtime import engine
+from llm_build.runtime import loaded_model as calls
+from llm_build.runtime.device import Device
+from llm_build.steps.link import unpacked
+from llm_build.targets.tvm_import import import_tvm
 from tests.targets.objects import opencl_of
 from tools.gpu import sampling
 

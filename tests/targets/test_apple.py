@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.formats.archive import defined
+from llm_build.formats.archive import defined
 from tests.conftest import Shell
 from tests.targets.conftest import dist, program
 from tests.targets.objects import metal_of, objects_of

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.formats.archive import defined, static_library
+from llm_build.formats.archive import defined, static_library
 from tests.conftest import Shell
 from tests.targets.conftest import dist, program
 from tests.targets.objects import objects_of

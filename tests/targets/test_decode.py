@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.targets.tvm_import import import_tvm
+from llm_build.targets.tvm_import import import_tvm
 
 import_tvm()
 
 import tvm  # noqa: E402
 from tvm import ir  # noqa: E402
 
-from builder.lowering.backends import gpu as gpu_code  # noqa: E402
-from builder.lowering.machine import machine_of  # noqa: E402
-from builder.lowering.schedules.gpu import decode_attention as schedule  # noqa: E402
-from builder.lowering.schedules.gpu.cache import PAGE  # noqa: E402
-from builder.ops.kv_cache import CacheLayout  # noqa: E402
+from llm_build.lowering.backends import gpu as gpu_code  # noqa: E402
+from llm_build.lowering.machine import machine_of  # noqa: E402
+from llm_build.lowering.schedules.gpu import decode_attention as schedule  # noqa: E402
+from llm_build.lowering.schedules.gpu.cache import PAGE  # noqa: E402
+from llm_build.ops.kv_cache import CacheLayout  # noqa: E402
 from tests.targets.test_kernels_of_ranks import TARGET  # noqa: E402
 
 SCALE = 0.11

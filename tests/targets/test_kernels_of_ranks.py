@@ -7,21 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.targets.tvm_import import import_tvm
+from llm_build.targets.tvm_import import import_tvm
 
 import_tvm()
 
 import tvm  # noqa: E402
 from tvm import ir  # noqa: E402
 
-from builder.lowering.backends import gpu as gpu_code  # noqa: E402
-from builder.lowering.kernel_modules import Schedules  # noqa: E402
-from builder.lowering.machine import machine_of  # noqa: E402
-from builder.ops import collectives  # noqa: E402
-from builder.ops.emit import Label  # noqa: E402
-from builder.ops.experts import ExpertSumLabel  # noqa: E402
-from builder.ops.gated_linear import GatedLinearLabel  # noqa: E402
-from builder.ops.weights import StoredWeight  # noqa: E402
+from llm_build.lowering.backends import gpu as gpu_code  # noqa: E402
+from llm_build.lowering.kernel_modules import Schedules  # noqa: E402
+from llm_build.lowering.machine import machine_of  # noqa: E402
+from llm_build.ops import collectives  # noqa: E402
+from llm_build.ops.emit import Label  # noqa: E402
+from llm_build.ops.experts import ExpertSumLabel  # noqa: E402
+from llm_build.ops.gated_linear import GatedLinearLabel  # noqa: E402
+from llm_build.ops.weights import StoredWeight  # noqa: E402
 
 LIMITS = ("max_threads_per_block", "max_shared_memory_bytes", "max_binding_bytes", "max_storage_buffers")
 TARGET = {

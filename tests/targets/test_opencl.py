@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.runtime.engine import Engine
+from llm_build.runtime.engine import Engine
 from tests.conftest import ROOT, Shell
 from tests.targets.conftest import dist, program
 from tests.targets.objects import objects_of, opencl_of

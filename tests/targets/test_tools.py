@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.core.errors import StepError
-from builder.targets import android, apple
+from llm_build.core.errors import StepError
+from llm_build.targets import android, apple
 from tests.conftest import Shell
 from tests.targets.conftest import dist, program
 from tests.targets.objects import metal_of, objects_of

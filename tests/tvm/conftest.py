@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from builder.targets.tvm_import import import_tvm
+from llm_build.targets.tvm_import import import_tvm
 
 import_tvm()  # with the compiler, before anything loads only its runtime
 
-from builder import architectures  # noqa: E402
-from builder.runtime.engine import Engine  # noqa: E402
+from llm_build import architectures  # noqa: E402
+from llm_build.runtime.engine import Engine  # noqa: E402
 from tests.tvm import tiny  # noqa: E402
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -14,12 +14,12 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from builder import architectures
-from builder.architectures.weights import WeightMap, to_source
-from builder.quant import layout, reference
-from builder.quant.layout import Scheme
-from builder.runtime.engine import Engine
-from builder.steps import lower
+from llm_build import architectures
+from llm_build.architectures.weights import WeightMap, to_source
+from llm_build.quant import layout, reference
+from llm_build.quant.layout import Scheme
+from llm_build.runtime.engine import Engine
+from llm_build.steps import lower
 from tests.tvm import tiny
 
 METADATA = {**tiny.METADATA, "context_window_size": 160}

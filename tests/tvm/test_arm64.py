@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.steps import lower
-from builder.targets import link
+from llm_build.steps import lower
+from llm_build.targets import link
 from tests.tvm import tiny
 
 ELF, AARCH64, OBJECT, SHARED = b"\x7fELF", 183, 1, 3  # elf.h: EM_AARCH64, ET_REL, ET_DYN

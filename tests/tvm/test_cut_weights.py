@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tvm
 
-from builder import architectures
-from builder.formats.slicing import take_tp_shard
-from builder.lowering.machine import machine_of
-from builder.lowering.passes import cut_weights
-from builder.quant import cuts
+from llm_build import architectures
+from llm_build.formats.slicing import take_tp_shard
+from llm_build.lowering.machine import machine_of
+from llm_build.lowering.passes import cut_weights
+from llm_build.quant import cuts
 from tests.weights.test_cuts import config_of, scheme_named, stored
 
 HOST = {"kind": "cpu", "triple": "x86_64-linux-gnu", "cpu": "x86-64-v3", "features": []}

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builder.core.errors import UserError
-from builder.runtime.device import HostBuffer, device_of, kind_of
-from builder.targets import cuda, cuda_runtime
+from llm_build.core.errors import UserError
+from llm_build.runtime.device import HostBuffer, device_of, kind_of
+from llm_build.targets import cuda, cuda_runtime
 
 
 def library(folder: Path, kind: str) -> Path:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from builder.lowering.choices import Choice, OperatorKernel, as_json, choose, recording
-from builder.report.operators import describe_kernels
-from builder.steps import lower
-from builder.steps.dump import dump_lowering
+from llm_build.lowering.choices import Choice, OperatorKernel, as_json, choose, recording
+from llm_build.report.operators import describe_kernels
+from llm_build.steps import lower
+from llm_build.steps.dump import dump_lowering
 from tests.tvm import tiny
 from tests.tvm.test_gpu_code import params, target
 
@@ -51,7 +51,7 @@ def test_a_dump_for_a_cpu_has_the_code_of_each_kernel(tmp_path: Path) -> None:
         assert ".text" in kernel.with_suffix(".s").read_text()
         assert kernel.with_suffix(".o").read_bytes()[:4] == b"\x7fELF"
     linear = next(entry for entry in table if entry["operator"] == "linear")
-    assert linear["schedule"] == "builder.lowering.schedules.cpu.linear:linear"
+    assert linear["schedule"] == "llm_build.lowering.schedules.cpu.linear:linear"
     few, many = linear["choices"]
     assert few == {"kernel": "GEMV", "reason": "up to 3 rows; inputs lie beside each other", "tile": few["tile"]}
     assert few["tile"]["lanes"] == 8
@@ -66,7 +66,7 @@ def test_a_dump_for_a_browser_has_the_source_of_all_kernels(tmp_path: Path) -> N
     assert "define " in (dump / "host.ll").read_text()
     assert (dump / "host.o").stat().st_size
     linear = next(entry for entry in table if entry["operator"] == "linear")
-    assert linear["schedule"] == "builder.lowering.schedules.gpu.linear:linear"
+    assert linear["schedule"] == "llm_build.lowering.schedules.gpu.linear:linear"
     few, many = linear["choices"]
     assert few["kernel"] == "GEMV, K across threads"
     assert (many["kernel"], many["tile"]["rows"], many["tile"]["outputs"]) == ("tiles", 64, 64)
@@ -86,7 +86,7 @@ def test_choices_are_recorded_once_and_only_inside() -> None:
 def test_a_table_of_kernels_reads_as_lines() -> None:
     plain = OperatorKernel("routes", "routes", {"width": 8}, "")
     tiled = OperatorKernel(
-        "linear1", "linear", {"n": 64, "k": 32, "bits": 0}, "builder.lowering.schedules.gpu.linear:linear",
+        "linear1", "linear", {"n": 64, "k": 32, "bits": 0}, "llm_build.lowering.schedules.gpu.linear:linear",
         [Choice("tiles", "more than 4 rows", {"rows": 64, "outputs": 64})],
     )  # fmt: skip
     assert describe_kernels(as_json([plain, tiled])) == [

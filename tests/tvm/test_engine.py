@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builder.core.errors import UserError
-from builder.runtime.engine import Engine
-from builder.targets import cpu
-from builder.targets.tvm_import import import_tvm
+from llm_build.core.errors import UserError
+from llm_build.runtime.engine import Engine
+from llm_build.targets import cpu
+from llm_build.targets.tvm_import import import_tvm
 from tests.tvm.conftest import Built
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from builder import architectures
+from llm_build import architectures
 from tests.tvm import family_line, tiny
 from tests.tvm.family_line import Built
 

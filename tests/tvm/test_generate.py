@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from builder.core.errors import UserError
-from builder.formats.chat_template import messages_of
-from builder.runtime.chat import chat_ids, has_chat
-from builder.runtime.generate import (
+from llm_build.core.errors import UserError
+from llm_build.formats.chat_template import messages_of
+from llm_build.runtime.chat import chat_ids, has_chat
+from llm_build.runtime.generate import (
     GenerationStats,
     Sampling,
     eos_tokens,
@@ -23,7 +23,7 @@ from builder.runtime.generate import (
     sample,
     stop_reason,
 )
-from builder.runtime.streaming import Streamer
+from llm_build.runtime.streaming import Streamer
 from tests.tvm.conftest import Built
 
 TEXT = "naïve café — 日本語 🦙🏽 done"

@@ -14,23 +14,23 @@ import pytest
 import tvm
 import yaml
 
-from builder import architectures
-from builder.config.schema import Quant
-from builder.config.strict import parse
-from builder.core.errors import StepError, UserError
-from builder.lowering import pipeline
-from builder.lowering.backends import dependent_launch
-from builder.lowering.backends import gpu as gpu_code
-from builder.lowering.kernel_modules import Schedules
-from builder.lowering.machine import machine_of
-from builder.lowering.passes.kernels import check_covered, with_schedules
-from builder.lowering.schedules.gpu.block import SHARED_BYTES, THREADS, GpuTraits
-from builder.models.decoder import Model
-from builder.ops.emit import label_of
-from builder.planner.schemes.schemes import scheme_of
-from builder.quant import layout
-from builder.steps import lower
-from builder.targets import cuda
+from llm_build import architectures
+from llm_build.config.schema import Quant
+from llm_build.config.strict import parse
+from llm_build.core.errors import StepError, UserError
+from llm_build.lowering import pipeline
+from llm_build.lowering.backends import dependent_launch
+from llm_build.lowering.backends import gpu as gpu_code
+from llm_build.lowering.kernel_modules import Schedules
+from llm_build.lowering.machine import machine_of
+from llm_build.lowering.passes.kernels import check_covered, with_schedules
+from llm_build.lowering.schedules.gpu.block import SHARED_BYTES, THREADS, GpuTraits
+from llm_build.models.decoder import Model
+from llm_build.ops.emit import label_of
+from llm_build.planner.schemes.schemes import scheme_of
+from llm_build.quant import layout
+from llm_build.steps import lower
+from llm_build.targets import cuda
 from tests.conftest import ROOT
 from tests.matrix.checkpoints import FAMILIES, SIZES
 from tests.tvm import tiny

@@ -10,16 +10,16 @@ import pytest
 import torch
 import tvm
 
-from builder.lowering.kernel_modules import Schedules
-from builder.lowering.schedules.cpu import integers
-from builder.lowering.schedules.cpu.vector import Isa
-from builder.ops import emit as op
-from builder.ops import linear as relax
-from builder.ops import rounded_inputs as inputs
-from builder.quant import reference
-from builder.quant.layout import BYTE_LARGEST, Scheme
-from builder.targets import cpu
-from builder.verification.inputs import rounded
+from llm_build.lowering.kernel_modules import Schedules
+from llm_build.lowering.schedules.cpu import integers
+from llm_build.lowering.schedules.cpu.vector import Isa
+from llm_build.ops import emit as op
+from llm_build.ops import linear as relax
+from llm_build.ops import rounded_inputs as inputs
+from llm_build.quant import reference
+from llm_build.quant.layout import BYTE_LARGEST, Scheme
+from llm_build.targets import cpu
+from llm_build.verification.inputs import rounded
 
 KINDS = ("int8", "e4m3", "e5m2")
 TARGETS = {

@@ -9,18 +9,18 @@ import pytest
 import tvm
 from tvm import tirx
 
-from builder.lowering.kernel_modules import Schedules
-from builder.lowering.schedules.cpu import attention, cache, linear, sampling
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.vector import Arg, Isa
-from builder.ops.embedding import EmbeddingLabel
-from builder.ops.gates import SiluMulLabel
-from builder.ops.kv_cache import CacheLayout, rope_frequencies
-from builder.ops.linear import Linear, LinearLabel
-from builder.ops.rows import LastRowLabel, TakeRowsLabel
-from builder.ops.weights import StoredWeight
-from builder.quant import layout, reference
-from builder.targets import cpu
+from llm_build.lowering.kernel_modules import Schedules
+from llm_build.lowering.schedules.cpu import attention, cache, linear, sampling
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.vector import Arg, Isa
+from llm_build.ops.embedding import EmbeddingLabel
+from llm_build.ops.gates import SiluMulLabel
+from llm_build.ops.kv_cache import CacheLayout, rope_frequencies
+from llm_build.ops.linear import Linear, LinearLabel
+from llm_build.ops.rows import LastRowLabel, TakeRowsLabel
+from llm_build.ops.weights import StoredWeight
+from llm_build.quant import layout, reference
+from llm_build.targets import cpu
 
 SCHEDULES = Schedules("cpu")
 LEVELS = {16: "x86-64-v4", 8: "x86-64-v3", 4: "x86-64-v2"}

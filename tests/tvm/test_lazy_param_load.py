@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from builder.targets.tvm_import import import_tvm
+from llm_build.targets.tvm_import import import_tvm
 
 import_tvm()
 
 from tvm import relax  # noqa: E402
 
-from builder.lowering.passes import lazy_param_load  # noqa: E402
+from llm_build.lowering.passes import lazy_param_load  # noqa: E402
 
 TENSOR = relax.TensorType((4,), "float32")
 

@@ -16,17 +16,17 @@ import pytest
 import tvm
 from tvm import ir, tirx
 
-from builder import architectures
-from builder.core.errors import StepError
-from builder.lowering.kernel_modules import Schedules
-from builder.lowering.machine import machine_of
-from builder.lowering.passes.kernels import with_schedules
-from builder.lowering.schedules.cpu.vector import Isa
-from builder.models.decoder import Model
-from builder.ops import emit as op
-from builder.ops.linear import LinearLabel
-from builder.quant import layout
-from builder.targets import cpu, link
+from llm_build import architectures
+from llm_build.core.errors import StepError
+from llm_build.lowering.kernel_modules import Schedules
+from llm_build.lowering.machine import machine_of
+from llm_build.lowering.passes.kernels import with_schedules
+from llm_build.lowering.schedules.cpu.vector import Isa
+from llm_build.models.decoder import Model
+from llm_build.ops import emit as op
+from llm_build.ops.linear import LinearLabel
+from llm_build.quant import layout
+from llm_build.targets import cpu, link
 from tests.conftest import ROOT
 from tests.tvm import tiny
 from tests.tvm.conftest import Built
@@ -42,7 +42,7 @@ tiny.compile_library(Path(sys.argv[1]), tiny.BASE, tiny.SCHEMES["q4f16_1"])
 def python(code: str, *words: str, cwd: Path = ROOT, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=cwd, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tools" / "path"), **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -97,7 +97,7 @@ def test_running_needs_neither_compiler_nor_torch(built: Callable[[str, str], Bu
     code = """
 import sys
 from pathlib import Path
-from builder.runtime.engine import Engine
+from llm_build.runtime.engine import Engine
 engine = Engine.from_folder(Path(sys.argv[1]))
 logits = engine.prefill(engine.add_sequence(), [1, 2, 3])
 print(len(logits), "torch" in sys.modules, "libtvm_compiler" in Path("/proc/self/maps").read_text())
@@ -125,7 +125,7 @@ def test_older_x86_levels_give_the_same_logits(built: Callable[[str, str], Built
 
 
 def run(folder: Path, tokens: list[int]) -> np.ndarray:
-    from builder.runtime.engine import Engine
+    from llm_build.runtime.engine import Engine
 
     engine = Engine.from_folder(folder)
     return engine.logits(engine.add_sequence(), tokens)

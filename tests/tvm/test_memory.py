@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from builder import architectures
-from builder.config.choices import choices_of, find_folders
-from builder.config.schema import Metadata, Target
-from builder.config.strict import parse
-from builder.planner.feasibility import device_memory as memory
-from builder.quant import layout
-from builder.steps import lower
+from llm_build import architectures
+from llm_build.config.choices import choices_of, find_folders
+from llm_build.config.schema import Metadata, Target
+from llm_build.config.strict import parse
+from llm_build.planner.feasibility import device_memory as memory
+from llm_build.quant import layout
+from llm_build.steps import lower
 from tests.conftest import ROOT
 from tests.tvm import tiny
 
@@ -46,8 +46,8 @@ RUN = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from builder.runtime.engine import Engine
-from builder.targets.tvm_import import import_tvm
+from llm_build.runtime.engine import Engine
+from llm_build.targets.tvm_import import import_tvm
 import_tvm(runtime_only=True)
 from tvm.runtime.vm import VirtualMachine
 def status(key):

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.lowering.kernel_modules import Schedules
-from builder.lowering.schedules.cpu.vector import Isa
-from builder.ops import gates
-from builder.ops import norms as ops
-from builder.ops.emit import Label, prim_func
+from llm_build.lowering.kernel_modules import Schedules
+from llm_build.lowering.schedules.cpu.vector import Isa
+from llm_build.ops import gates
+from llm_build.ops import norms as ops
+from llm_build.ops.emit import Label, prim_func
 from tests.tvm.test_kernels import close, empty, isa, normal, run
 
 __all__ = ["isa"]  # the fixture

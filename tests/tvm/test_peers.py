@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from builder.core.errors import StepError
-from builder.runtime.peers import SWITCH, Peers
+from llm_build.core.errors import StepError
+from llm_build.runtime.peers import SWITCH, Peers
 
 
 def test_the_environment_leaves_all_sums_to_nccl(monkeypatch: pytest.MonkeyPatch):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.runtime import prefetch
-from builder.targets.tvm_import import import_tvm
+from llm_build.runtime import prefetch
+from llm_build.targets.tvm_import import import_tvm
 
 MIB = 1 << 20
 SIZES = (40 * MIB, 300, 3 * MIB + 4, 0, 17 * MIB)

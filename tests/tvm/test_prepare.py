@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.runtime.engine import Engine
-from builder.runtime.loaded_model import LoadedModel
+from llm_build.runtime.engine import Engine
+from llm_build.runtime.loaded_model import LoadedModel
 from tests.tvm.conftest import Built
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from builder import architectures
-from builder.models.decoder import Model
-from builder.ops.weights import apply_rules
-from builder.quant import cuts
+from llm_build import architectures
+from llm_build.models.decoder import Model
+from llm_build.ops.weights import apply_rules
+from llm_build.quant import cuts
 from tests.matrix.checkpoints import FAMILIES
 from tests.tvm.tiny import METADATA
 from tests.weights.test_cuts import SCHEMES, config_of, scheme_named

@@ -13,12 +13,12 @@ import pytest
 import tvm
 import yaml
 
-from builder.config.choices import choices_of, find_folders
-from builder.config.schema import Quant
-from builder.ops import linear as relax
-from builder.ops.emit import prim_func
-from builder.planner.schemes import schemes
-from builder.quant import layout, reference
+from llm_build.config.choices import choices_of, find_folders
+from llm_build.config.schema import Quant
+from llm_build.ops import linear as relax
+from llm_build.ops.emit import prim_func
+from llm_build.planner.schemes import schemes
+from llm_build.quant import layout, reference
 from tests.e2e import chain
 from tests.weights.weights_line import run_weights, source_tensors, write_checkpoint
 

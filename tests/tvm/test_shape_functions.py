@@ -8,7 +8,7 @@ from typing import Any
 import tvm
 from tvm import ir, tirx
 
-from builder.lowering.passes import shape_functions
+from llm_build.lowering.passes import shape_functions
 
 
 def working_out(*places: int) -> Any:

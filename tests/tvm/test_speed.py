@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from builder.runtime import speed
+from llm_build.runtime import speed
 from tests.conftest import ROOT
 from tests.tvm.conftest import Built
 
@@ -76,7 +76,7 @@ def test_an_artifact_that_does_not_load_says_why(case: Built):
 
 
 def measured(request: dict) -> list[dict]:
-    command = [sys.executable, "-m", "builder.runtime.measured"]
+    command = [sys.executable, "-m", "llm_build.runtime.measured"]
     done = subprocess.run(
         command, cwd=ROOT, input=json.dumps(request), capture_output=True, text=True, check=True, timeout=120
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.core.errors import UserError
-from builder.targets import cpu
+from llm_build.core.errors import UserError
+from llm_build.targets import cpu
 
 ZEN4 = (
     "fpu sse sse2 ht syscall pni ssse3 fma cx16 sse4_1 sse4_2 movbe popcnt avx f16c lahf_lm abm bmi1 avx2 bmi2 avx512f \

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.lowering.kernel_modules import Schedules
-from builder.lowering.schedules.cpu import attention, cache
-from builder.lowering.schedules.cpu.vector import Isa
-from builder.ops import experts, gates, gemma, rotary
-from builder.ops.emit import LABEL, Label, prim_func
-from builder.ops.kv_cache import CacheLayout, LayerAttention, encode
+from llm_build.lowering.kernel_modules import Schedules
+from llm_build.lowering.schedules.cpu import attention, cache
+from llm_build.lowering.schedules.cpu.vector import Isa
+from llm_build.ops import experts, gates, gemma, rotary
+from llm_build.ops.emit import LABEL, Label, prim_func
+from llm_build.ops.kv_cache import CacheLayout, LayerAttention, encode
 from tests.tvm.test_kernels import ISAS, LAYOUT, close, empty, filled_pages, isa, linear_case, normal, run
 
 __all__ = ["isa"]  # a fixture

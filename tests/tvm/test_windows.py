@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.targets.tvm_import import import_tvm
+from llm_build.targets.tvm_import import import_tvm
 
 import_tvm()  # with the compiler, before anything loads only its runtime
 

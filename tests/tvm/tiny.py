@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from builder import architectures
-from builder.architectures.weights import WeightMap, to_source
-from builder.quant import layout, reference
-from builder.quant.layout import Scheme
-from builder.steps import lower
-from builder.targets import cpu
+from llm_build import architectures
+from llm_build.architectures.weights import WeightMap, to_source
+from llm_build.quant import layout, reference
+from llm_build.quant.layout import Scheme
+from llm_build.steps import lower
+from llm_build.targets import cpu
 
 BASE = {
     "hidden_size": 64,

@@ -7,9 +7,9 @@ from random import Random
 
 import pytest
 
-from builder.quant import rules
-from builder.quant.allocation import UNITS, choose_options, pattern_of, ranges, rules_of
-from builder.quant.layout import parse_scheme
+from llm_build.quant import rules
+from llm_build.quant.allocation import UNITS, choose_options, pattern_of, ranges, rules_of
+from llm_build.quant.layout import parse_scheme
 from tests.e2e.chain import scheme_of
 
 NAMES = [

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder import architectures
-from builder.architectures import weights
-from builder.core.digest import canonical
-from builder.core.errors import UserError
+from llm_build import architectures
+from llm_build.architectures import weights
+from llm_build.core.digest import canonical
+from llm_build.core.errors import UserError
 from tests.weights.weights_line import ARCHITECTURE, METADATA, hf_config, source_tensors
 
 llama = architectures.load("llama")
@@ -246,10 +246,10 @@ def test_model_config_has_mlc_names() -> None:
 
 def test_a_library_is_made_of_the_parts_that_its_family_names():
     modules = {name: set(family_modules(name)) for name in ("llama", "mixtral", "gemma2")}
-    gated = {"builder.models.attention", "builder.models.gated_mlp", "builder.ops.gates"}
-    assert modules["llama"] == gated | {"builder.ops.norms"}
-    assert modules["mixtral"] == {"builder.models.attention", "builder.models.experts", "builder.ops.norms"}
-    assert modules["gemma2"] == gated | {"builder.ops.gemma"}
+    gated = {"llm_build.models.attention", "llm_build.models.gated_mlp", "llm_build.ops.gates"}
+    assert modules["llama"] == gated | {"llm_build.ops.norms"}
+    assert modules["mixtral"] == {"llm_build.models.attention", "llm_build.models.experts", "llm_build.ops.norms"}
+    assert modules["gemma2"] == gated | {"llm_build.ops.gemma"}
 
 
 def family_modules(name: str) -> tuple[str, ...]:

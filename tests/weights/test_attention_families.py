@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from builder import architectures
-from builder.core.errors import UserError
+from llm_build import architectures
+from llm_build.core.errors import UserError
 
 gemma2, gemma3_text, mistral, mixtral, phi3 = (
     architectures.load(name) for name in ("gemma2", "gemma3_text", "mistral", "mixtral", "phi3")

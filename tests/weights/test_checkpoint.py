@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builder.core.errors import UserError
-from builder.formats import checkpoint
+from llm_build.core.errors import UserError
+from llm_build.formats import checkpoint
 from tests.weights.quantized_checkpoints import TINY
 from tests.weights.weights_line import run_fetch, run_weights, source_tensors, write_checkpoint, write_tensors
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from builder.formats.chat_template import DATE, CannotRender, Conversation, Template, render_all, writes_date
-from builder.formats.conversation_template import (
+from llm_build.formats.chat_template import DATE, CannotRender, Conversation, Template, render_all, writes_date
+from llm_build.formats.conversation_template import (
     CONVERSATIONS,
     EMPTY_BLOCK,
     CannotExpress,

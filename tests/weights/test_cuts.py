@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import yaml
 
-from builder import architectures
-from builder.architectures.cuts import cut_of, local_parameters
-from builder.architectures.weights import Parameter
-from builder.config.choices import shipped
-from builder.config.schema import Quant
-from builder.config.strict import parse
-from builder.formats.slicing import slicing_from_json, take_tp_shard
-from builder.planner.schemes.schemes import scheme_of
-from builder.quant import cuts, layout, reference
-from builder.quant.layout import Scheme, is_transposed, stored_tensors
-from builder.quant.storage import NUMPY_DTYPE
+from llm_build import architectures
+from llm_build.architectures.cuts import cut_of, local_parameters
+from llm_build.architectures.weights import Parameter
+from llm_build.config.choices import shipped
+from llm_build.config.schema import Quant
+from llm_build.config.strict import parse
+from llm_build.formats.slicing import slicing_from_json, take_tp_shard
+from llm_build.planner.schemes.schemes import scheme_of
+from llm_build.quant import cuts, layout, reference
+from llm_build.quant.layout import Scheme, is_transposed, stored_tensors
+from llm_build.quant.storage import NUMPY_DTYPE
 from tests.matrix.checkpoints import FAMILIES, SIZES
 
 HEADS = {
@@ -39,7 +39,7 @@ def config_of(family: str, **changes: Any) -> Any:
 
 
 def scheme_named(name: str, table: tuple[Parameter, ...]) -> Scheme:
-    from builder.quant import rules
+    from llm_build.quant import rules
 
     def read(choice: str) -> dict[str, Any]:
         text = (shipped("conf") / "quant" / f"{choice}.yaml").read_text("utf-8")

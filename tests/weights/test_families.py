@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder import architectures
-from builder.architectures import weights
-from builder.architectures.foreign import FOREIGN
-from builder.architectures.table import entries_of
-from builder.core.errors import UserError
+from llm_build import architectures
+from llm_build.architectures import weights
+from llm_build.architectures.foreign import FOREIGN
+from llm_build.architectures.table import entries_of
+from llm_build.core.errors import UserError
 
 gpt_neox, llama, qwen2 = (architectures.load(name) for name in ("gpt_neox", "llama", "qwen2"))
 LLAMA3 = {

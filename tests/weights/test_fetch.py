@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
-from builder.core.errors import UserError
-from builder.formats import safetensors, torchbin
+from llm_build.core.errors import UserError
+from llm_build.formats import safetensors, torchbin
 from tests.weights.weights_line import FolderOut, run_fetch, source_tensors, write_checkpoint
 
 
@@ -49,7 +49,7 @@ def test_one_changed_weight_changes_one_digest(tmp_path: Path) -> None:
 
 
 def test_only_files_that_changed_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("builder.core.memo.RACY_NS", -(10**18))
+    monkeypatch.setattr("llm_build.core.memo.RACY_NS", -(10**18))
     folder = write_checkpoint(tmp_path / "x", source_tensors(), shards=3)
     first = run_fetch(folder, tmp_path / "w1")
     assert run_fetch(folder, tmp_path / "w2").steps == []
@@ -67,7 +67,7 @@ def test_only_files_that_changed_are_read_again(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_file_that_may_still_be_written_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("builder.core.memo.RACY_NS", 10**18)
+    monkeypatch.setattr("llm_build.core.memo.RACY_NS", 10**18)
     folder = write_checkpoint(tmp_path / "x", source_tensors())
     for name in ("w1", "w2"):
         out = run_fetch(folder, tmp_path / name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from builder.quant import reference
-from builder.verification import reconstruction
+from llm_build.quant import reference
+from llm_build.verification import reconstruction
 from tests.weights.weights_line import group_scheme
 
 

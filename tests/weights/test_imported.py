@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.config.schema import Quant
-from builder.core.errors import UserError
-from builder.formats import quantized as quantized_formats
-from builder.formats.quantized import known_keys
-from builder.planner import sources
-from builder.planner.schemes import imported, schemes
-from builder.quant import reference
-from builder.quant.layout import parse_scheme
-from builder.quant.storage import widen
-from builder.verification import quantized, reconstruction
+from llm_build.config.schema import Quant
+from llm_build.core.errors import UserError
+from llm_build.formats import quantized as quantized_formats
+from llm_build.formats.quantized import known_keys
+from llm_build.planner import sources
+from llm_build.planner.schemes import imported, schemes
+from llm_build.quant import reference
+from llm_build.quant.layout import parse_scheme
+from llm_build.quant.storage import widen
+from llm_build.verification import quantized, reconstruction
 from tests.conftest import ROOT
 from tests.weights import quantized_checkpoints as made
 from tests.weights.quantized_checkpoints import FORMATS, TINY

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from builder.core.errors import UserError
-from builder.formats import checkpoint, torchbin
-from builder.formats.tensorcache import read_tensor_cache
-from builder.provenance import lock_file
-from builder.steps import calibrate
-from builder.verification import heldout, source_model
+from llm_build.core.errors import UserError
+from llm_build.formats import checkpoint, torchbin
+from llm_build.formats.tensorcache import read_tensor_cache
+from llm_build.provenance import lock_file
+from llm_build.steps import calibrate
+from llm_build.verification import heldout, source_model
 
 CONFIG = json.loads((Path(source_model.__file__).parents[1] / "demo" / "config.json").read_text())
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from builder.architectures.weights import Parameter
-from builder.core.errors import UserError
-from builder.quant.layout import StoredTensor, parse_scheme, stored_tensors
+from llm_build.architectures.weights import Parameter
+from llm_build.core.errors import UserError
+from llm_build.quant.layout import StoredTensor, parse_scheme, stored_tensors
 from tests.weights.weights_line import group_scheme, plain_scheme
 
 Q4 = group_scheme("q4f16_1")

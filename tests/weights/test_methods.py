@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builder.architectures.weights import Entry, Parameter, whole
-from builder.core.errors import UserError
-from builder.core.step_io import File
-from builder.quant import pack, reference, storage
-from builder.quant.layout import Scheme
-from builder.quant.methods import METHODS, Method, prepare
-from builder.quant.methods.gptq import upper_factor
-from builder.quant.methods.mse import STEPS
-from builder.steps import calibrate, shard
-from builder.verification import reconstruction
+from llm_build.architectures.weights import Entry, Parameter, whole
+from llm_build.core.errors import UserError
+from llm_build.core.step_io import File
+from llm_build.quant import pack, reference, storage
+from llm_build.quant.layout import Scheme
+from llm_build.quant.methods import METHODS, Method, prepare
+from llm_build.quant.methods.gptq import upper_factor
+from llm_build.quant.methods.mse import STEPS
+from llm_build.steps import calibrate, shard
+from llm_build.verification import reconstruction
 from tests.weights.weights_line import (
     ARCHITECTURE,
     FolderOut,
@@ -97,8 +97,8 @@ def test_mse_is_never_worse_than_rtn_and_uses_the_last_value(scheme: Scheme) -> 
 def test_mse_is_the_same_in_blocks_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_checkpoint(tmp_path / "source", source_tensors())
     whole = run_weights(folder, tmp_path / "x", ARCHITECTURE, asdict(Q4), method="mse").arrays()
-    monkeypatch.setattr("builder.quant.pack.BLOCK_WEIGHTS", 300)
-    monkeypatch.setattr("builder.quant.methods.mse.CHUNK_WEIGHTS", 64)
+    monkeypatch.setattr("llm_build.quant.pack.BLOCK_WEIGHTS", 300)
+    monkeypatch.setattr("llm_build.quant.methods.mse.CHUNK_WEIGHTS", 64)
     small = run_weights(folder, tmp_path / "y", ARCHITECTURE, asdict(Q4), method="mse", max_shard_bytes=700).arrays()
     assert all(np.array_equal(whole[name], small[name]) for name in whole)
     nearest = run_weights(folder, tmp_path / "z", ARCHITECTURE, asdict(Q4)).arrays()

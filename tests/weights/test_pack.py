@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder.quant import float8, pack, reference, storage
-from builder.quant.layout import FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST, Scheme
-from builder.quant.storage import NUMPY_DTYPE
+from llm_build.quant import float8, pack, reference, storage
+from llm_build.quant.layout import FLOAT8_MANTISSA_BITS, FLOAT8_SMALLEST, Scheme
+from llm_build.quant.storage import NUMPY_DTYPE
 from tests.weights.weights_line import group_scheme
 
 Q4F16 = group_scheme("q4f16_1")

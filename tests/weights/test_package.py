@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from builder.core.errors import UserError
-from builder.formats.chat_template import read_template
-from builder.formats.chatconfig import Texts, chat_config, tokenizer_info
-from builder.formats.conversation_template import translate
-from builder.formats.tokenizer import TokenizerFiles
+from llm_build.core.errors import UserError
+from llm_build.formats.chat_template import read_template
+from llm_build.formats.chatconfig import Texts, chat_config, tokenizer_info
+from llm_build.formats.conversation_template import translate
+from llm_build.formats.tokenizer import TokenizerFiles
 from tests.weights.weights_line import (
     ARCHITECTURE,
     METADATA,

@@ -11,13 +11,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from builder.architectures.weights import Entry, Parameter, Slice, whole
-from builder.core.errors import UserError
-from builder.core.step_io import File
-from builder.quant import reference
-from builder.quant.layout import Scheme
-from builder.quant.storage import narrow
-from builder.steps import quantize, shard
+from llm_build.architectures.weights import Entry, Parameter, Slice, whole
+from llm_build.core.errors import UserError
+from llm_build.core.step_io import File
+from llm_build.quant import reference
+from llm_build.quant.layout import Scheme
+from llm_build.quant.storage import narrow
+from llm_build.steps import quantize, shard
 from tests.weights.weights_line import (
     ARCHITECTURE,
     Built,
@@ -73,7 +73,7 @@ def test_every_tensor_is_the_reference(tmp_path: Path, scheme: Scheme, dtype: st
 
 def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = build(tmp_path, "x", Q4).arrays()
-    monkeypatch.setattr("builder.quant.pack.BLOCK_WEIGHTS", 300)
+    monkeypatch.setattr("llm_build.quant.pack.BLOCK_WEIGHTS", 300)
     small = build(tmp_path, "y", Q4).arrays()
     assert all(np.array_equal(whole[name], small[name]) for name in whole)
 

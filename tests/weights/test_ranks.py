@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-import builder
-from builder import architectures
-from builder.core.errors import StepError, UserError
-from builder.formats.slicing import tp_shard_ranges
-from builder.quant.cuts import SplitTensor, preprocs, slicing_json, split_tensors
-from builder.quant.layout import Scheme
-from builder.runtime import speed, weights
-from builder.steps import cut, ranks
+import llm_build
+from llm_build import architectures
+from llm_build.core.errors import StepError, UserError
+from llm_build.formats.slicing import tp_shard_ranges
+from llm_build.quant.cuts import SplitTensor, preprocs, slicing_json, split_tensors
+from llm_build.quant.layout import Scheme
+from llm_build.runtime import speed, weights
+from llm_build.steps import cut, ranks
 from tests.weights.weights_line import Built, FolderOut, group_scheme, run_package, run_weights
 
-DEMO = Path(builder.__file__).parent / "demo"
+DEMO = Path(llm_build.__file__).parent / "demo"
 LLAMA = architectures.load("llama")
 CONFIG = LLAMA.from_hf(json.loads((DEMO / "config.json").read_text()))
 SCHEME = group_scheme("q4f16_1")

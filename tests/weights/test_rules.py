@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.config import compose
-from builder.config.choices import find_folders
-from builder.config.schema import Quant
-from builder.core.errors import UserError
-from builder.planner import resolve
-from builder.planner.schemes import schemes
-from builder.quant import reference, rules
-from builder.quant.layout import Scheme, parse_scheme
+from llm_build.config import compose
+from llm_build.config.choices import find_folders
+from llm_build.config.schema import Quant
+from llm_build.core.errors import UserError
+from llm_build.planner import resolve
+from llm_build.planner.schemes import schemes
+from llm_build.quant import reference, rules
+from llm_build.quant.layout import Scheme, parse_scheme
 from tests.weights.weights_line import ARCHITECTURE, run_weights, source_tensors, write_checkpoint
 
 NAMES = [f"model.layers.{i}.{part}.weight" for i in range(10) for part in ("self_attn.o_proj", "mlp.down_proj")]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.core.errors import UserError
-from builder.formats.safetensors import read_header
+from llm_build.core.errors import UserError
+from llm_build.formats.safetensors import read_header
 from tests.weights.weights_line import source_tensors, write_tensors
 
 GOOD: dict[str, Any] = {

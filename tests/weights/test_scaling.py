@@ -12,16 +12,16 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from builder import architectures
-from builder.architectures.folds import Fold
-from builder.architectures.weights import read_map, to_source
-from builder.core.step_io import File
-from builder.formats import checkpoint
-from builder.quant import reference
-from builder.quant.layout import Scheme
-from builder.quant.methods import awq
-from builder.steps import calibrate, convert, dequantized, fetch, quantize, scales, shard
-from builder.verification import reconstruction, source_model
+from llm_build import architectures
+from llm_build.architectures.folds import Fold
+from llm_build.architectures.weights import read_map, to_source
+from llm_build.core.step_io import File
+from llm_build.formats import checkpoint
+from llm_build.quant import reference
+from llm_build.quant.layout import Scheme
+from llm_build.quant.methods import awq
+from llm_build.steps import calibrate, convert, dequantized, fetch, quantize, scales, shard
+from llm_build.verification import reconstruction, source_model
 from tests.matrix.checkpoints import FAMILIES, make
 from tests.weights.weights_line import FolderOut, group_scheme
 

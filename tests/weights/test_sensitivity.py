@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from builder.architectures.weights import read_map, to_source
-from builder.quant import reference
-from builder.quant.layout import parse_scheme
-from builder.quant.rounding import rounded
-from builder.steps import sensitivity
-from builder.steps.dequantized import assemble
-from builder.verification import heldout, source_model
+from llm_build.architectures.weights import read_map, to_source
+from llm_build.quant import reference
+from llm_build.quant.layout import parse_scheme
+from llm_build.quant.rounding import rounded
+from llm_build.steps import sensitivity
+from llm_build.steps.dequantized import assemble
+from llm_build.verification import heldout, source_model
 from tests.e2e.chain import DEMO, Line, line, scheme_of
 from tests.matrix.checkpoints import make
 from tests.weights.weights_line import FolderOut

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder.architectures.weights import Parameter
-from builder.core.errors import UserError
-from builder.quant import asymmetric, reference
-from builder.quant.layout import Scheme, stored_tensors
-from builder.quant.storage import NUMPY_DTYPE, narrow, widen
-from builder.verification import reconstruction
+from llm_build.architectures.weights import Parameter
+from llm_build.core.errors import UserError
+from llm_build.quant import asymmetric, reference
+from llm_build.quant.layout import Scheme, stored_tensors
+from llm_build.quant.storage import NUMPY_DTYPE, narrow, widen
+from llm_build.verification import reconstruction
 from tests.weights.test_pack import as_held
 from tests.weights.weights_line import group_scheme
 

@@ -8,10 +8,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from builder.config.choices import choices_of, find_folders
-from builder.planner.schemes import schemes
-from builder.quant import asymmetric, pack, reference, storage
-from builder.quant.layout import Scheme, parse_scheme
+from llm_build.config.choices import choices_of, find_folders
+from llm_build.planner.schemes import schemes
+from llm_build.quant import asymmetric, pack, reference, storage
+from llm_build.quant.layout import Scheme, parse_scheme
 
 FOLDERS = find_folders()
 FLOAT8 = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}

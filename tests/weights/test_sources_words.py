@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from builder.config.schema import Quant
-from builder.core.errors import UserError
-from builder.planner import sources
-from builder.planner.schemes import imported
+from llm_build.config.schema import Quant
+from llm_build.core.errors import UserError
+from llm_build.planner import sources
+from llm_build.planner.schemes import imported
 from tests.weights.weights_line import run_fetch, source_tensors, write_checkpoint
 
 POINTER = (

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders
 
-from builder.runtime.streaming import Streamer
+from llm_build.runtime.streaming import Streamer
 from tests.weights.tokenizers_of_kinds import byte_fallback, byte_level
 
 MARK = "\N{REPLACEMENT CHARACTER}"

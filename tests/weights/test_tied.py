@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from builder import architectures
-from builder.core.errors import UserError
-from builder.formats.quantized import describe
-from builder.steps import convert
+from llm_build import architectures
+from llm_build.core.errors import UserError
+from llm_build.formats.quantized import describe
+from llm_build.steps import convert
 from tests.matrix import checkpoints
 from tests.weights import quantized_checkpoints
 from tests.weights.weights_line import FolderOut, plain_scheme, run_fetch, run_weights
@@ -79,7 +79,7 @@ def test_the_references_agree_with_transformers_about_a_head_of_its_own(tmp_path
     import torch
     import transformers
 
-    from builder.steps import dequantized, reference
+    from llm_build.steps import dequantized, reference
     from tests.e2e.chain import HELDOUT, Line, sample
 
     head_beside_the_embedding("llama", tmp_path / "source", "other")

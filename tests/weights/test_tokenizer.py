@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from builder.core.errors import UserError
-from builder.formats.tokenizer import assemble
+from llm_build.core.errors import UserError
+from llm_build.formats.tokenizer import assemble
 from tests.weights.tokenizers_of_kinds import byte_fallback, byte_level, write
 
 CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from builder.core.errors import StepError
-from builder.core.step_io import File
-from builder.steps.tokenizer_check import check, reference
+from llm_build.core.errors import StepError
+from llm_build.core.step_io import File
+from llm_build.steps.tokenizer_check import check, reference
 from tests.weights.tokenizers_of_kinds import byte_fallback, byte_level, write
 from tests.weights.weights_line import (
     ARCHITECTURE,

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder import architectures
-from builder.architectures.weights import read_map, to_source
-from builder.quant import reference
-from builder.quant.layout import Scheme, is_quantized
+from llm_build import architectures
+from llm_build.architectures.weights import read_map, to_source
+from llm_build.quant import reference
+from llm_build.quant.layout import Scheme, is_quantized
 from tests.weights.weights_line import (
     Built,
     group_scheme,

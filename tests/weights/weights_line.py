@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from builder.core.memo import Memo
-from builder.core.step_io import File
-from builder.formats import checkpoint, safetensors
-from builder.quant.layout import Scheme
-from builder.quant.storage import NUMPY_DTYPE
-from builder.steps import convert, fetch, package, quantize, shard
+from llm_build.core.memo import Memo
+from llm_build.core.step_io import File
+from llm_build.formats import checkpoint, safetensors
+from llm_build.quant.layout import Scheme
+from llm_build.quant.storage import NUMPY_DTYPE
+from llm_build.steps import convert, fetch, package, quantize, shard
 
 NUMPY = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "BF16": np.uint16}
 METADATA = {

@@ -15,9 +15,9 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
-from builder.app.merge import request_of
-from builder.cli.arguments import parse
-from builder.runtime.engine import Engine
+from llm_build.app.merge import request_of
+from llm_build.cli.arguments import parse
+from llm_build.runtime.engine import Engine
 from tests.conftest import ROOT, Shell
 from tools.gpu.prepare import checkpoint, keep_references, said
 
@@ -81,7 +81,7 @@ def main() -> int:
         machine / "root/usr/bin/python3.11",
     ]
     environment = {
-        **os.environ, "PYTHONPATH": f"{ROOT}:{machine / 'site'}", "PYTHONDONTWRITEBYTECODE": "1",
+        **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tools/path:{machine / 'site'}", "PYTHONDONTWRITEBYTECODE": "1",
         "TVM_NUM_THREADS": "1",
     }  # fmt: skip
     return subprocess.run([*emulator, "-m", "tools.arm64.check", folder], env=environment, check=False).returncode

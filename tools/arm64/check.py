@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from builder.core.errors import BuildError
+from llm_build.core.errors import BuildError
 from tools.gpu.check import compared
 
 

@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from builder.core.errors import BuildError
-from builder.core.step_io import File
-from builder.runtime.engine import Engine
-from builder.runtime.generate import generate
-from builder.steps import verify
+from llm_build.core.errors import BuildError
+from llm_build.core.step_io import File
+from llm_build.runtime.engine import Engine
+from llm_build.runtime.generate import generate
+from llm_build.steps import verify
 from tools.gpu import sampling
 from tools.gpu.cells import GREEDY_TOKENS, PROMPT, TIE
 from tools.gpu.speech import greedy

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from builder.runtime.peers import SWITCH
+from llm_build.runtime.peers import SWITCH
 from tests.matrix.checkpoints import make
 from tools.gpu.cells import PROMPT
 
@@ -80,13 +80,13 @@ def ranks() -> dict[int, str]:
             words = path.read_bytes().decode(errors="replace").split("\0")
         except OSError:  # it has ended
             continue
-        if "builder.runtime.rank" in words:
-            found[int(path.parent.name)] = words[words.index("builder.runtime.rank") + 1]
+        if "llm_build.runtime.rank" in words:
+            found[int(path.parent.name)] = words[words.index("llm_build.runtime.rank") + 1]
     return found
 
 
 def build(folder: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "builder", *words, f"store.path={folder / 'store'}"]
+    return [sys.executable, "-m", "llm_build", *words, f"store.path={folder / 'store'}"]
 
 
 def main() -> None:

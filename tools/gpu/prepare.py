@@ -16,12 +16,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from builder.app.merge import request_of
-from builder.app.request import BuildRequest
-from builder.cli.arguments import parse
-from builder.core.examine import examine
-from builder.runtime.engine import Engine
-from builder.runtime.generate import generate
+from llm_build.app.merge import request_of
+from llm_build.app.request import BuildRequest
+from llm_build.cli.arguments import parse
+from llm_build.core.examine import examine
+from llm_build.runtime.engine import Engine
+from llm_build.runtime.generate import generate
 from tests.conftest import Shell
 from tests.matrix.checkpoints import make
 from tools.gpu.cells import CELLS, GREEDY_TOKENS, PROMPT

@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from builder.core.errors import StepError
-from builder.runtime import ranks
-from builder.runtime.engine import Engine
-from builder.runtime.generate import generate
+from llm_build.core.errors import StepError
+from llm_build.runtime import ranks
+from llm_build.runtime.engine import Engine
+from llm_build.runtime.generate import generate
 from tools.gpu import shapes
 from tools.gpu.cells import GREEDY_TOKENS, PROMPT
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from builder.runtime.engine import Engine
+from llm_build.runtime.engine import Engine
 
 VOCABULARIES = (7, 3072, 151_936)
 SEQUENCES = 3

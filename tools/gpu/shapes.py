@@ -42,8 +42,8 @@ def lower(folder: Path, shape: str, scheme: str, ranks: int) -> None:
     """folder/library.so and metadata.json. Needs the compiler, and no GPU."""
     from dataclasses import asdict
 
-    from builder import architectures
-    from builder.steps import lower
+    from llm_build import architectures
+    from llm_build.steps import lower
     from tests.tvm.tiny import SCHEMES, FolderOut
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from builder.runtime.engine import Engine
+from llm_build.runtime.engine import Engine
 
 
 def greedy(engine: Engine, prompt: list[int], count: int) -> tuple[list[int], list[float]]:

@@ -11,8 +11,8 @@ import resource
 import sys
 from pathlib import Path
 
-from builder.core.task import StepTask, TaskDone, TaskReport
-from builder.executors import local
+from llm_build.core.task import StepTask, TaskDone, TaskReport
+from llm_build.executors import local
 
 TICKS = os.sysconf("SC_CLK_TCK")  # per second
 STEPS: dict[str, float] = {}  # id -> CPU seconds
@@ -41,7 +41,7 @@ def used(pid: int) -> float:
 
 
 def main() -> int:
-    from builder.__main__ import main as build
+    from llm_build.__main__ import main as build
 
     local.LocalExecutor = Measured  # type: ignore[misc]
     code = build(sys.argv[2:])

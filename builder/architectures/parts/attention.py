@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from builder.architectures import cuts, folds, table
-from builder.architectures.cuts import Cut
-from builder.architectures.folds import Fold
-from builder.architectures.table import HeadByHead, Row
-from builder.architectures.weights import Parameter
+from llm_build.architectures import cuts, folds, table
+from llm_build.architectures.cuts import Cut
+from llm_build.architectures.folds import Fold
+from llm_build.architectures.table import HeadByHead, Row
+from llm_build.architectures.weights import Parameter
 
 SEPARATE = ("q_proj", "k_proj", "v_proj")
 
@@ -48,7 +48,7 @@ class Attention:
     scale: float | None = None
     windowed: bool = False
 
-    graph: ClassVar[str] = "builder.models.attention:Attention"
+    graph: ClassVar[str] = "llm_build.models.attention:Attention"
 
     @property
     def query_rows(self) -> int:

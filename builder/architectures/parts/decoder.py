@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from builder.architectures import cuts, table
-from builder.architectures.folds import Fold
-from builder.architectures.parts.attention import Attention
-from builder.architectures.parts.norms import Norm
-from builder.architectures.parts.rotary import Rotary
-from builder.architectures.table import Row
+from llm_build.architectures import cuts, table
+from llm_build.architectures.folds import Fold
+from llm_build.architectures.parts.attention import Attention
+from llm_build.architectures.parts.norms import Norm
+from llm_build.architectures.parts.rotary import Rotary
+from llm_build.architectures.table import Row
 
-SCALED = "builder.ops.gemma:scaled"
-SOFT_CAP = "builder.ops.gemma:soft_cap"
+SCALED = "llm_build.ops.gemma:scaled"
+SOFT_CAP = "llm_build.ops.gemma:soft_cap"
 _OLD_ANGLES = ("model.rotary_emb.inv_freq", "model.layers.{layer}.self_attn.rotary_emb.inv_freq")  # transformers < 4.32
 
 
@@ -147,7 +147,7 @@ def copies(decoder: Decoder) -> dict[str, str]:
 
 
 def graph_modules(decoder: Decoder) -> tuple[str, ...]:
-    """The modules that build the parts of the graph, beside builder.models.decoder: what a library's code is."""
+    """The modules that build the parts of the graph, beside llm_build.models.decoder: what a library's code is."""
     operations = {*decoder.norm.operations()}
     operations |= {SCALED} if decoder.embedding_scale is not None else set()
     operations |= {SOFT_CAP} if decoder.logit_cap is not None else set()

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from builder.architectures import cuts, folds, table
-from builder.architectures.cuts import Part
-from builder.architectures.folds import Fold
-from builder.architectures.table import Row
+from llm_build.architectures import cuts, folds, table
+from llm_build.architectures.cuts import Part
+from llm_build.architectures.folds import Fold
+from llm_build.architectures.table import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Experts:
     down: str = "down_proj"
     inner_name: str = "intermediate_size"
 
-    graph: ClassVar[str] = "builder.models.experts:Experts"
+    graph: ClassVar[str] = "llm_build.models.experts:Experts"
 
     def operations(self) -> tuple[str, ...]:
         return (self.graph,)

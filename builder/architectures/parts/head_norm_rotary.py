@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from builder.architectures import table
-from builder.architectures.parts.attention import Attention
-from builder.architectures.table import Row
+from llm_build.architectures import table
+from llm_build.architectures.parts.attention import Attention
+from llm_build.architectures.table import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class HeadNormRotary:
     theta: float
     factor: float = 1.0
 
-    graph: ClassVar[str] = "builder.models.head_norm_rotary:HeadNormRotary"
+    graph: ClassVar[str] = "llm_build.models.head_norm_rotary:HeadNormRotary"
     needs_positions: ClassVar[bool] = True
 
     def rows(self, name: str, attention: Attention) -> Iterator[Row]:

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from builder.architectures import cuts, folds, table
-from builder.architectures.cuts import Part
-from builder.architectures.folds import Fold
-from builder.architectures.table import Row
+from llm_build.architectures import cuts, folds, table
+from llm_build.architectures.cuts import Part
+from llm_build.architectures.folds import Fold
+from llm_build.architectures.table import Row
 
-SILU = "builder.ops.gates:silu_mul"
-GELU_TANH = "builder.ops.gates:gelu_mul"
+SILU = "llm_build.ops.gates:silu_mul"
+GELU_TANH = "llm_build.ops.gates:gelu_mul"
 GATES = ("gate_proj", "up_proj")
 
 
@@ -27,7 +27,7 @@ class GatedMLP:
     bias: bool = False
     tensors: tuple[str, ...] = GATES
 
-    graph: ClassVar[str] = "builder.models.gated_mlp:GatedMLP"
+    graph: ClassVar[str] = "llm_build.models.gated_mlp:GatedMLP"
 
     def operations(self) -> tuple[str, ...]:
         return (self.graph, self.activation)
@@ -54,7 +54,7 @@ class MLP:
     up: str
     down: str
 
-    graph: ClassVar[str] = "builder.models.mlp:MLP"
+    graph: ClassVar[str] = "llm_build.models.mlp:MLP"
 
     def operations(self) -> tuple[str, ...]:
         return (self.graph,)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from builder.architectures import folds, table
-from builder.architectures.folds import Fold
-from builder.architectures.table import Row
+from llm_build.architectures import folds, table
+from llm_build.architectures.folds import Fold
+from llm_build.architectures.table import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,13 @@ class Norm:
 
 
 def rms_norm(width: int, eps: float) -> Norm:
-    return Norm("builder.ops.norms:RMSNorm", width, eps)
+    return Norm("llm_build.ops.norms:RMSNorm", width, eps)
 
 
 def layer_norm(width: int, eps: float) -> Norm:
-    return Norm("builder.ops.norms:LayerNorm", width, eps, bias=True)
+    return Norm("llm_build.ops.norms:LayerNorm", width, eps, bias=True)
 
 
 def gemma_norm(width: int, eps: float) -> Norm:
     """An RMS norm whose weight is stored less one."""
-    return Norm("builder.ops.gemma:Norm", width, eps, offset=1.0)
+    return Norm("llm_build.ops.gemma:Norm", width, eps, offset=1.0)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from builder.architectures import cuts, table
-from builder.architectures.parts.attention import Attention
-from builder.architectures.table import Row
+from llm_build.architectures import cuts, table
+from llm_build.architectures.parts.attention import Attention
+from llm_build.architectures.table import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class HeadNorms:
 
     eps: float
 
-    graph: ClassVar[str] = "builder.models.query_key:HeadNorms"
+    graph: ClassVar[str] = "llm_build.models.query_key:HeadNorms"
     needs_positions: ClassVar[bool] = False
 
     def rows(self, name: str, attention: Attention) -> Iterator[Row]:
@@ -31,7 +31,7 @@ class WholeNorms:
 
     eps: float
 
-    graph: ClassVar[str] = "builder.models.query_key:WholeNorms"
+    graph: ClassVar[str] = "llm_build.models.query_key:WholeNorms"
     needs_positions: ClassVar[bool] = False
 
     def rows(self, name: str, attention: Attention) -> Iterator[Row]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from builder.architectures.parts.attention import Attention
-from builder.architectures.table import Row
+from llm_build.architectures.parts.attention import Attention
+from llm_build.architectures.table import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class GraphRotary:
 
     angles: Rotary
 
-    graph: ClassVar[str] = "builder.models.rotary:GraphRotary"
+    graph: ClassVar[str] = "llm_build.models.rotary:GraphRotary"
     needs_positions: ClassVar[bool] = True
 
     def rows(self, name: str, attention: Attention) -> Iterator[Row]:

@@ -14,8 +14,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
-from builder.config.choices import CHOICE, GROUPS, SECTIONS, Composed
-from builder.config.from_hydra import to_plain
+from llm_build.config.choices import CHOICE, GROUPS, SECTIONS, Composed
+from llm_build.config.from_hydra import to_plain
 
 _SETTING = re.compile(rf"^(?:\+\+?|~)?(?P<section>{'|'.join(SECTIONS)})\.[\w.-]+(?:=|$)|^name=")
 _ABSENT = object()

@@ -15,10 +15,10 @@ from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from builder.config.choices import GROUPS, SECTIONS, Composed
-from builder.config.schema import Sweep
-from builder.config.strict import Where, format_value, nearest_names, nowhere, parse
-from builder.core.errors import UserError
+from llm_build.config.choices import GROUPS, SECTIONS, Composed
+from llm_build.config.schema import Sweep
+from llm_build.config.strict import Where, format_value, nearest_names, nowhere, parse
+from llm_build.core.errors import UserError
 
 Rule = Mapping[str, Any]
 _ABSENT = object()

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from builder.config.choices import Composed, Folders
-from builder.config.compose import cache_key, is_pure
+from llm_build.config.choices import Composed, Folders
+from llm_build.config.compose import cache_key, is_pure
 
 
 def slot_of(overrides: Sequence[str], folders: Folders, cache: Path) -> Path:

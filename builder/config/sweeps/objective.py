@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.config.choices import Composed
-from builder.core.errors import UserError
-from builder.core.json_text import parse_json
+from llm_build.config.choices import Composed
+from llm_build.core.errors import UserError
+from llm_build.core.json_text import parse_json
 
 _BYTES = "bytes"  # of all files of the artifact
 

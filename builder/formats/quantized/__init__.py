@@ -14,16 +14,16 @@ from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from builder.core.errors import UserError
-from builder.formats.quantized import known_keys
+from llm_build.core.errors import UserError
+from llm_build.formats.quantized import known_keys
 
 if TYPE_CHECKING:
     import numpy as np
 
 METHODS: Mapping[str, str] = {  # quant_method of config.json -> module
-    "awq": "builder.formats.quantized.awq",
-    "gptq": "builder.formats.quantized.gptq",
-    "compressed-tensors": "builder.formats.quantized.compressed_tensors",
+    "awq": "llm_build.formats.quantized.awq",
+    "gptq": "llm_build.formats.quantized.gptq",
+    "compressed-tensors": "llm_build.formats.quantized.compressed_tensors",
 }
 SCALES = ("F16", "BF16", "F32")
 USE_THE_SOURCE = "take the checkpoint that it was made from, and a scheme of `build list quant`"

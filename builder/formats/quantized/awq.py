@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from builder.formats.quantized import (
+from llm_build.formats.quantized import (
     SCALES,
     Packing,
     Rows,

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from builder.core.errors import UserError
-from builder.formats.quantized import (
+from llm_build.core.errors import UserError
+from llm_build.formats.quantized import (
     SCALES,
     USE_THE_SOURCE,
     Packing,

@@ -8,13 +8,13 @@ from typing import Any
 import tvm
 from tvm import ir, tirx
 
-from builder.lowering import tir_passes
-from builder.lowering.kernel_modules import Kernels
-from builder.lowering.machine import Machine, Pass, host_target
-from builder.lowering.progress import StageProgress
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.vector import Isa
-from builder.targets import cpu
+from llm_build.lowering import tir_passes
+from llm_build.lowering.kernel_modules import Kernels
+from llm_build.lowering.machine import Machine, Pass, host_target
+from llm_build.lowering.progress import StageProgress
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.vector import Isa
+from llm_build.targets import cpu
 
 _KERNELS = Kernels("cpu")
 

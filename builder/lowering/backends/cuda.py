@@ -9,12 +9,12 @@ from typing import Any
 
 import tvm
 
-from builder.lowering.backends import dependent_launch, gpu
-from builder.lowering.backends.gpu import elementwise, passes
-from builder.lowering.machine import Machine
-from builder.lowering.passes import cuda_graphs
-from builder.lowering.progress import StageProgress
-from builder.targets import cuda, cuda_runtime, peer_allreduce
+from llm_build.lowering.backends import dependent_launch, gpu
+from llm_build.lowering.backends.gpu import elementwise, passes
+from llm_build.lowering.machine import Machine
+from llm_build.lowering.passes import cuda_graphs
+from llm_build.lowering.progress import StageProgress
+from llm_build.targets import cuda, cuda_runtime, peer_allreduce
 
 __all__ = ["elementwise", "generate", "machine_of", "metadata", "passes"]
 

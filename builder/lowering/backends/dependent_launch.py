@@ -17,7 +17,7 @@ from typing import Any
 import tvm_ffi
 from tvm import ir, tirx, transform
 
-from builder.targets import cuda
+from llm_build.targets import cuda
 
 WAIT = "inputs_ready"  # what a kernel calls that has a better place for the wait than its start
 TRIGGER = "next_may_start"  # what one calls that lets the next one start later than at its own start

@@ -12,14 +12,14 @@ from typing import Any
 import tvm
 from tvm import ir, s_tir, tirx
 
-from builder.core.errors import UserError
-from builder.lowering import tir_passes
-from builder.lowering.kernel_modules import Kernels
-from builder.lowering.machine import Machine, Pass, host_target
-from builder.lowering.passes import shared_memory
-from builder.lowering.progress import StageProgress
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import SHARED_BYTES, THREADS, GpuTraits
+from llm_build.core.errors import UserError
+from llm_build.lowering import tir_passes
+from llm_build.lowering.kernel_modules import Kernels
+from llm_build.lowering.machine import Machine, Pass, host_target
+from llm_build.lowering.passes import shared_memory
+from llm_build.lowering.progress import StageProgress
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import SHARED_BYTES, THREADS, GpuTraits
 
 _KERNELS = Kernels("gpu")
 HOST = [

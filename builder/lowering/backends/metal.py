@@ -7,11 +7,11 @@ from typing import Any
 import tvm
 import tvm_ffi
 
-from builder.lowering.backends import gpu
-from builder.lowering.backends.gpu import elementwise, machine_of, metadata, passes
-from builder.lowering.machine import Machine
-from builder.lowering.progress import StageProgress
-from builder.targets import apple
+from llm_build.lowering.backends import gpu
+from llm_build.lowering.backends.gpu import elementwise, machine_of, metadata, passes
+from llm_build.lowering.machine import Machine
+from llm_build.lowering.progress import StageProgress
+from llm_build.targets import apple
 
 __all__ = ["elementwise", "generate", "machine_of", "metadata", "passes"]
 

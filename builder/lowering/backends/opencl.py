@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from builder.lowering.backends.gpu import elementwise, generate, machine_of, metadata, passes
+from llm_build.lowering.backends.gpu import elementwise, generate, machine_of, metadata, passes
 
 __all__ = ["elementwise", "generate", "machine_of", "metadata", "passes"]

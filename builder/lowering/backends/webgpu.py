@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from builder.lowering.backends import gpu
-from builder.lowering.backends.gpu import elementwise, generate, metadata, passes
-from builder.lowering.machine import Machine
+from llm_build.lowering.backends import gpu
+from llm_build.lowering.backends.gpu import elementwise, generate, metadata, passes
+from llm_build.lowering.machine import Machine
 
 __all__ = ["elementwise", "generate", "machine_of", "metadata", "passes"]
 

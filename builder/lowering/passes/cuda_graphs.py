@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm import DataType, ir, relax, transform
 
-from builder.lowering.backends import dependent_launch
+from llm_build.lowering.backends import dependent_launch
 
 _BATCH_DECODE = "batch_decode"  # a graph is captured for each number of sequences
 _LARGE_BYTES = 2e9  # bytes of weights on one GPU

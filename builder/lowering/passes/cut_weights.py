@@ -9,12 +9,12 @@ from typing import Any
 
 from tvm import ir, tirx, transform
 
-from builder.formats.slicing import WORD_BITS, Slicing
-from builder.lowering.kernel_modules import backend
-from builder.lowering.machine import Machine
-from builder.lowering.schedules.function import Arg
-from builder.lowering.schedules.ir import T
-from builder.quant.cuts import SplitTensor, preprocs, slicing_json, split_tensors
+from llm_build.formats.slicing import WORD_BITS, Slicing
+from llm_build.lowering.kernel_modules import backend
+from llm_build.lowering.machine import Machine
+from llm_build.lowering.schedules.function import Arg
+from llm_build.lowering.schedules.ir import T
+from llm_build.quant.cuts import SplitTensor, preprocs, slicing_json, split_tensors
 
 __all__ = ["attach", "describe", "kernel", "split_tensors"]
 

@@ -13,14 +13,14 @@ from typing import Any
 from tvm import ir, relax, transform
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from builder.lowering.machine import Machine
-from builder.lowering.schedules.gpu import peers
-from builder.lowering.schedules.gpu.gemv import can_send
-from builder.lowering.schedules.gpu.weights import weight_of
-from builder.ops import emit as op
-from builder.ops.linear import LinearLabel
-from builder.ops.norms import RMSNormLabel
-from builder.targets.peer_allreduce import NORM_PAIRS, SET_PEERS, SUM_NORM
+from llm_build.lowering.machine import Machine
+from llm_build.lowering.schedules.gpu import peers
+from llm_build.lowering.schedules.gpu.gemv import can_send
+from llm_build.lowering.schedules.gpu.weights import weight_of
+from llm_build.ops import emit as op
+from llm_build.ops.linear import LinearLabel
+from llm_build.ops.norms import RMSNormLabel
+from llm_build.targets.peer_allreduce import NORM_PAIRS, SET_PEERS, SUM_NORM
 
 _ONE_ROW, _SOME_ROWS, _TOKENS = "decode", "batch_decode", "embed"
 _BROADCAST = "runtime.disco.broadcast_from_worker0"

@@ -10,10 +10,10 @@ from typing import Any
 from tvm import ir, relax, transform
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from builder.ops import emit as op
-from builder.ops.gated_linear import GATES, GatedLinearLabel, gated_linear
-from builder.ops.gates import GateLabel
-from builder.ops.linear import LinearLabel
+from llm_build.ops import emit as op
+from llm_build.ops.gated_linear import GATES, GatedLinearLabel, gated_linear
+from llm_build.ops.gates import GateLabel
+from llm_build.ops.linear import LinearLabel
 
 _FUNCTION = "decode"
 _NAME = "gated_linear"

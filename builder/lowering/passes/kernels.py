@@ -7,9 +7,9 @@ from typing import Any
 
 from tvm import ir, transform
 
-from builder.core.errors import StepError
-from builder.lowering.choices import OperatorKernel, name_of, recording
-from builder.ops.emit import LABEL, fields_of, label_of
+from llm_build.core.errors import StepError
+from llm_build.lowering.choices import OperatorKernel, name_of, recording
+from llm_build.ops.emit import LABEL, fields_of, label_of
 
 
 def with_schedules(

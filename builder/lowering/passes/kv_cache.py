@@ -9,9 +9,9 @@ import numpy as np
 from tvm import ir, relax, transform
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from builder.lowering.choices import OperatorKernel, name_of, recording
-from builder.lowering.machine import Machine
-from builder.ops.kv_cache import CREATE, CacheLayout
+from llm_build.lowering.choices import OperatorKernel, name_of, recording
+from llm_build.lowering.machine import Machine
+from llm_build.ops.kv_cache import CREATE, CacheLayout
 
 _ATTENTION_KIND_MHA, _ROPE_MODE_NORMAL = 0, 1  # as TVM's runtime numbers them
 _SLIDING_LAYERS = 1024  # window of single layers: none here has one

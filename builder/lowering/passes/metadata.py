@@ -9,8 +9,8 @@ from typing import Any
 from tvm import ir, relax, tirx, transform
 from tvm.relax.expr_functor import PyExprVisitor, visitor
 
-from builder.lowering.kernel_modules import backend
-from builder.lowering.machine import Machine
+from llm_build.lowering.kernel_modules import backend
+from llm_build.lowering.machine import Machine
 
 _FUNCTION = "_metadata"
 

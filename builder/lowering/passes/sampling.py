@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import ir, relax, tirx, transform
 
-from builder.lowering.machine import Machine
+from llm_build.lowering.machine import Machine
 
 _Tensor = tuple[str, tuple[Any, ...], str]  # name, shape (strings are symbolic), dtype
 _PROBS: _Tensor = ("probs", ("batch_size", "vocab_size"), "float32")

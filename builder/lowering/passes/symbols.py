@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm import ir, relax, transform
 
-from builder.lowering.machine import Machine
+from llm_build.lowering.machine import Machine
 
 
 def attach(machine: Machine) -> transform.Pass:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm import tirx
 
-from builder.lowering.schedules.ir import IRBuilder, T
+from llm_build.lowering.schedules.ir import IRBuilder, T
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from builder.config.choices import Folders, shipped
-from builder.config.schema import Quant, Target
-from builder.core.errors import Unsupported
-from builder.planner.schemes.schemes import choices_without_rules, nearest_scheme, scheme_of, table_of_choice
-from builder.quant.layout import Scheme, parse_scheme
+from llm_build.config.choices import Folders, shipped
+from llm_build.config.schema import Quant, Target
+from llm_build.core.errors import Unsupported
+from llm_build.planner.schemes.schemes import choices_without_rules, nearest_scheme, scheme_of, table_of_choice
+from llm_build.quant.layout import Scheme, parse_scheme
 
 _DTYPE_ASKS = {"float16": "float16", "bfloat16": "bfloat16"}
 _ACTIVATION_ASKS = {"int8": "int8_dot", "e4m3": "float8", "e5m2": "float8"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from builder.config.schema import Metadata, Verify
-from builder.core.errors import UserError
+from llm_build.config.schema import Metadata, Verify
+from llm_build.core.errors import UserError
 
 
 def check_comparable(architecture: Mapping[str, Any], metadata: Metadata, verify: Verify) -> None:

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from builder.architectures.weights import Parameter
-from builder.config.schema import Metadata, Target
-from builder.quant.layout import Scheme, layer_of, stored_tensors
+from llm_build.architectures.weights import Parameter
+from llm_build.config.schema import Metadata, Target
+from llm_build.quant.layout import Scheme, layer_of, stored_tensors
 
 PAGE_TOKENS = 16
 _REUSE_RANGE = 16  # the planner takes memory up to this many times larger or smaller than asked for

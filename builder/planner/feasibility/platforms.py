@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from builder.config.schema import Recipe, Target
-from builder.config.strict import as_plain_data
-from builder.targets import android, cpu, cuda, link, nvidia_gpus
+from llm_build.config.schema import Recipe, Target
+from llm_build.config.strict import as_plain_data
+from llm_build.targets import android, cpu, cuda, link, nvidia_gpus
 
 _MEMORY = ("memory_bytes", "runtime_bytes", "max_sequences", "gpus", "refused")  # of a target, and not in its code
 

@@ -6,14 +6,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.config.schema import Recipe
-from builder.core.errors import BuildError, UserError
-from builder.core.events import Finished
-from builder.core.plan import Plan
-from builder.core.run import Outcome
-from builder.core.status import Status
-from builder.formats.quantized import Packing
-from builder.planner.schemes import imported
+from llm_build.config.schema import Recipe
+from llm_build.core.errors import BuildError, UserError
+from llm_build.core.events import Finished
+from llm_build.core.plan import Plan
+from llm_build.core.run import Outcome
+from llm_build.core.status import Status
+from llm_build.formats.quantized import Packing
+from llm_build.planner.schemes import imported
 
 
 def check_folder(folder: Path) -> None:

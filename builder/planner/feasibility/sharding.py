@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from builder import architectures
-from builder.architectures.cuts import Cut, local_parameters, per_rank
-from builder.architectures.weights import Parameter
-from builder.config.choices import Folders
-from builder.config.schema import Model, Quant, Target
-from builder.config.strict import Where
-from builder.core.errors import Unsupported, UserError
-from builder.planner.schemes import schemes
-from builder.planner.schemes.schemes import scheme_of
-from builder.quant import cuts
-from builder.quant.layout import Scheme, parse_scheme
+from llm_build import architectures
+from llm_build.architectures.cuts import Cut, local_parameters, per_rank
+from llm_build.architectures.weights import Parameter
+from llm_build.config.choices import Folders
+from llm_build.config.schema import Model, Quant, Target
+from llm_build.config.strict import Where
+from llm_build.core.errors import Unsupported, UserError
+from llm_build.planner.schemes import schemes
+from llm_build.planner.schemes.schemes import scheme_of
+from llm_build.quant import cuts
+from llm_build.quant.layout import Scheme, parse_scheme
 
 _AUTO = "auto"
 _KINDS = ("cpu", "cuda")  # whose runtime has ranks
@@ -58,7 +58,7 @@ def _count_key(gpus: int | str | None, shards: int) -> str:
 
 def _count_gpus(target: Target, where: Where) -> int:
     """The GPUs of this machine."""
-    from builder.targets import nvidia_gpus
+    from llm_build.targets import nvidia_gpus
 
     if target.kind != "cuda":
         raise UserError(
@@ -88,7 +88,7 @@ def check(
     if not misfit:
         _check_candidates(quant, key, shards, problem, folders)
         return
-    from builder.planner.feasibility.capabilities import computable_schemes
+    from llm_build.planner.feasibility.capabilities import computable_schemes
 
     counts = [count for count in range(1, _MOST + 1) if not problem(own, count)]
     table = schemes.parameters(family, architecture)

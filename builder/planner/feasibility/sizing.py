@@ -10,14 +10,14 @@ from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
-from builder.config.choices import Folders
-from builder.config.schema import Metadata, Model, Quant, Recipe, Target
-from builder.config.strict import Where
-from builder.core.errors import Unsupported, UserError
-from builder.core.units import format_bytes
-from builder.planner.cell_memo import CellMemo
-from builder.planner.feasibility import sharding
-from builder.planner.feasibility.device_memory import (
+from llm_build.config.choices import Folders
+from llm_build.config.schema import Metadata, Model, Quant, Recipe, Target
+from llm_build.config.strict import Where
+from llm_build.core.errors import Unsupported, UserError
+from llm_build.core.units import format_bytes
+from llm_build.planner.cell_memo import CellMemo
+from llm_build.planner.feasibility import sharding
+from llm_build.planner.feasibility.device_memory import (
     PAGE_TOKENS,
     Memory,
     Shapes,
@@ -25,9 +25,9 @@ from builder.planner.feasibility.device_memory import (
     memory_needed,
     model_shapes,
 )
-from builder.planner.schemes import schemes
-from builder.planner.schemes.schemes import scheme_of
-from builder.quant.layout import Scheme, parse_scheme
+from llm_build.planner.schemes import schemes
+from llm_build.planner.schemes.schemes import scheme_of
+from llm_build.quant.layout import Scheme, parse_scheme
 
 _AUTO = "auto"
 LARGEST_CHUNK_TOKENS, GOOD_CHUNK_TOKENS = 2048, 512
@@ -122,7 +122,7 @@ def fit(
         return model_shapes(table, own_architecture, candidate, target, shards)
 
     def others() -> Alternatives:
-        from builder.planner.feasibility.capabilities import computable_schemes
+        from llm_build.planner.feasibility.capabilities import computable_schemes
 
         choices, problem = (
             computable_schemes(target, schemes.choices_without_rules(folders)),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from builder.config.schema import Recipe
-from builder.core.plan import Goal, Plan, needed_by
-from builder.core.step import Input, Resources, Step
-from builder.planner.feasibility.platforms import gpus_of
-from builder.planner.graph.step_resources import running_bytes
+from llm_build.config.schema import Recipe
+from llm_build.core.plan import Goal, Plan, needed_by
+from llm_build.core.step import Input, Resources, Step
+from llm_build.planner.feasibility.platforms import gpus_of
+from llm_build.planner.graph.step_resources import running_bytes
 
 NAME = "bench"
 ALL_CORES = 1 << 10  # cut to what there is
@@ -28,7 +28,7 @@ def bench_plan(recipes: Sequence[tuple[Recipe, Mapping[str, Any]]], plan: Plan) 
         package = next(id_ for id_ in goals[recipe.name].steps if plan.steps[id_].role == "model")
         bench = Step(
             name=NAME,
-            function="builder.steps.bench:run",
+            function="llm_build.steps.bench:run",
             params={"machine": machine, **_LENGTHS},
             inputs={"package": Input(package, "*")},
             tools=("apache-tvm", "numpy"),

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple
 
-from builder.config.schema import Recipe
-from builder.core.errors import UserError
-from builder.core.plan import Goal, Plan
-from builder.core.step import Step
-from builder.planner.cell_memo import CellMemo
-from builder.planner.graph.library import link_steps, lower_step
-from builder.planner.graph.package import app_step, package_step, web_page_steps
-from builder.planner.graph.placement import with_cluster_resources
-from builder.planner.graph.ranks import rank_steps
-from builder.planner.graph.verify import reference_steps, verify_step
-from builder.planner.graph.weights import weight_steps
-from builder.targets import link
-from builder.targets.mlc_apps import APPS
+from llm_build.config.schema import Recipe
+from llm_build.core.errors import UserError
+from llm_build.core.plan import Goal, Plan
+from llm_build.core.step import Step
+from llm_build.planner.cell_memo import CellMemo
+from llm_build.planner.graph.library import link_steps, lower_step
+from llm_build.planner.graph.package import app_step, package_step, web_page_steps
+from llm_build.planner.graph.placement import with_cluster_resources
+from llm_build.planner.graph.ranks import rank_steps
+from llm_build.planner.graph.verify import reference_steps, verify_step
+from llm_build.planner.graph.weights import weight_steps
+from llm_build.targets import link
+from llm_build.targets.mlc_apps import APPS
 
 
 def build_plan(recipes: Sequence[Recipe]) -> Plan:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from builder import architectures
-from builder.config.schema import Recipe
-from builder.config.strict import as_plain_data
-from builder.core.step import Input, Resources, Step
-from builder.lowering.kernel_modules import modules_of
-from builder.planner.feasibility.platforms import linker_of, target_of
-from builder.planner.graph.recipe_keys import RECIPE_KEYS
-from builder.planner.graph.step_resources import lowering_bytes
-from builder.planner.schemes.schemes import activations_of, scheme_of
-from builder.targets import apple, cuda, webgpu
+from llm_build import architectures
+from llm_build.config.schema import Recipe
+from llm_build.config.strict import as_plain_data
+from llm_build.core.step import Input, Resources, Step
+from llm_build.lowering.kernel_modules import modules_of
+from llm_build.planner.feasibility.platforms import linker_of, target_of
+from llm_build.planner.graph.recipe_keys import RECIPE_KEYS
+from llm_build.planner.graph.step_resources import lowering_bytes
+from llm_build.planner.schemes.schemes import activations_of, scheme_of
+from llm_build.targets import apple, cuda, webgpu
 
 _GIB = 1 << 30
 
@@ -26,7 +26,7 @@ def lower_step(recipe: Recipe, linker: str) -> Step:
     }
     return Step(
         name="lower",
-        function="builder.steps.lower:run",
+        function="llm_build.steps.lower:run",
         params={
             "family": recipe.family,
             "architecture": dict(recipe.architecture),
@@ -71,7 +71,7 @@ def link_steps(lower: Step) -> list[Step]:
     identity = webgpu.identity()
     runtime = Step(
         name="runtime.wasm",
-        function="builder.steps.runtime:run",
+        function="llm_build.steps.runtime:run",
         params=identity,
         tools=("apache-tvm", "apache-tvm-ffi"),
         resources=Resources(cpu=1, memory_bytes=2 * _GIB),
@@ -80,7 +80,7 @@ def link_steps(lower: Step) -> list[Step]:
     )
     linking = Step(
         name="link",
-        function="builder.steps.link:run",
+        function="llm_build.steps.link:run",
         params={"emscripten": identity["emscripten"]},
         inputs={
             "objects": Input(lower.id, "library.tar"),

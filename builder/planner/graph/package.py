@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-import builder
-from builder import architectures
-from builder.config.schema import Recipe
-from builder.config.strict import as_plain_data
-from builder.core.digest import digest_of_tree
-from builder.core.step import Input, Step
-from builder.planner.feasibility.sizing import memory_of
-from builder.planner.graph.recipe_keys import RECIPE_KEYS
-from builder.planner.schemes.schemes import scheme_of
-from builder.targets import npm
-from builder.targets.mlc_apps import library_name
+import llm_build
+from llm_build import architectures
+from llm_build.config.schema import Recipe
+from llm_build.config.strict import as_plain_data
+from llm_build.core.digest import digest_of_tree
+from llm_build.core.step import Input, Step
+from llm_build.planner.feasibility.sizing import memory_of
+from llm_build.planner.graph.recipe_keys import RECIPE_KEYS
+from llm_build.planner.schemes.schemes import scheme_of
+from llm_build.targets import npm
+from llm_build.targets.mlc_apps import library_name
 
-_WEB_PAGE = Path(builder.__file__).resolve().parent / "web_page"
+_WEB_PAGE = Path(llm_build.__file__).resolve().parent / "web_page"
 
 
 def package_step(recipe: Recipe, fetch: Step, shard: Step, weights: Step, library: Step) -> Step:
@@ -27,7 +27,7 @@ def package_step(recipe: Recipe, fetch: Step, shard: Step, weights: Step, librar
         metadata |= {"sliding_window_size": -1, "attention_sink_size": 0}
     return Step(
         name="package",
-        function="builder.steps.package:run",
+        function="llm_build.steps.package:run",
         params={
             "name": recipe.name,
             "library": f"{recipe.name}.{ending}",
@@ -54,14 +54,14 @@ def web_page_steps(recipe: Recipe, package: Step) -> list[Step]:
     """A page around an artifact for browsers."""
     engine = Step(
         name="web_page.engine",
-        function="builder.steps.web_llm:run",
+        function="llm_build.steps.web_llm:run",
         params=asdict(npm.WEB_LLM),
         programs=("npm",),
         locked_params=("name", "version", "integrity"),
     )
     page = Step(
         name="web_page",
-        function="builder.steps.web_page:run",
+        function="llm_build.steps.web_page:run",
         params={
             "name": recipe.name,
             "library": f"{recipe.name}.{recipe.target.library}",
@@ -79,7 +79,7 @@ def app_step(recipe: Recipe, package: Step, lower: Step) -> Step:
     """What an app's project includes."""
     return Step(
         name="app",
-        function="builder.steps.app:run",
+        function="llm_build.steps.app:run",
         params={
             "name": recipe.name,
             "kind": recipe.package.kind,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from builder.core.step import Step
+from llm_build.core.step import Step
 
 # A sliver of what a node declares: it is there or not, and how many steps use it at one time the processors say.
 _MIN_SHARE = 0.001

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from builder import architectures
-from builder.config.schema import Recipe
-from builder.core.step import Input, Resources, Step
-from builder.planner.graph.recipe_keys import RECIPE_KEYS
-from builder.planner.schemes.schemes import scheme_of
+from llm_build import architectures
+from llm_build.config.schema import Recipe
+from llm_build.core.step import Input, Resources, Step
+from llm_build.planner.graph.recipe_keys import RECIPE_KEYS
+from llm_build.planner.schemes.schemes import scheme_of
 
 _MEMORY_BYTES = 1 << 28
 
@@ -18,7 +18,7 @@ def rank_steps(recipe: Recipe, shard: Step, quantize: Step) -> list[Step]:
         return []
     ranks = Step(
         name="ranks",
-        function="builder.steps.ranks:run",
+        function="llm_build.steps.ranks:run",
         params={
             "family": recipe.family,
             "architecture": dict(recipe.architecture),
@@ -31,7 +31,7 @@ def rank_steps(recipe: Recipe, shard: Step, quantize: Step) -> list[Step]:
     )
     cut = Step(
         name="cut",
-        function="builder.steps.cut:run",
+        function="llm_build.steps.cut:run",
         params={"shards": shards},
         recipe_keys=RECIPE_KEYS,
         inputs={"ranks": Input(ranks.id, "ranks.json"), "quantized": Input(quantize.id, "*")},

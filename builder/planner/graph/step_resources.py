@@ -11,11 +11,11 @@ from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
-from builder import architectures
-from builder.config.schema import Recipe
-from builder.core.digest import canonical
-from builder.planner.feasibility.sizing import memory_of
-from builder.planner.schemes.schemes import scheme_of
+from llm_build import architectures
+from llm_build.config.schema import Recipe
+from llm_build.core.digest import canonical
+from llm_build.planner.feasibility.sizing import memory_of
+from llm_build.planner.schemes.schemes import scheme_of
 
 GIB = 1 << 30
 _FLOAT32 = 4  # bytes

@@ -7,18 +7,18 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import builder
-from builder.config.schema import Recipe
-from builder.core.errors import UserError
-from builder.core.step import Input, Resources, Step
-from builder.formats.checkpoint import has_tokenizer
-from builder.planner.feasibility.platforms import platform_of, runs_here
-from builder.planner.graph.recipe_keys import VERIFY_KEYS
-from builder.planner.graph.step_resources import reference_bytes, running_bytes
-from builder.planner.schemes.schemes import scheme_of
-from builder.planner.schemes.verify_limits import limits_of
+import llm_build
+from llm_build.config.schema import Recipe
+from llm_build.core.errors import UserError
+from llm_build.core.step import Input, Resources, Step
+from llm_build.formats.checkpoint import has_tokenizer
+from llm_build.planner.feasibility.platforms import platform_of, runs_here
+from llm_build.planner.graph.recipe_keys import VERIFY_KEYS
+from llm_build.planner.graph.step_resources import reference_bytes, running_bytes
+from llm_build.planner.schemes.schemes import scheme_of
+from llm_build.planner.schemes.verify_limits import limits_of
 
-_HELDOUT = Path(builder.__file__).resolve().parent / "demo" / "heldout.txt"
+_HELDOUT = Path(llm_build.__file__).resolve().parent / "demo" / "heldout.txt"
 TORCH_TOOLS = ("torch", "transformers", "tokenizers", "numpy")
 GIB = 1 << 30
 
@@ -37,7 +37,7 @@ def reference_steps(recipe: Recipe, weights: Mapping[str, Step]) -> list[Step]:
     resources = Resources(cpu=1, memory_bytes=reference_bytes(recipe))
     reference = Step(
         name="verify.reference",
-        function="builder.steps.reference:run",
+        function="llm_build.steps.reference:run",
         params=sample,
         recipe_keys=VERIFY_KEYS,
         inputs={**source, **_tokenizer_inputs(recipe, weights["fetch"])},
@@ -48,7 +48,7 @@ def reference_steps(recipe: Recipe, weights: Mapping[str, Step]) -> list[Step]:
     )
     dequantized = Step(
         name="verify.dequantized",
-        function="builder.steps.dequantized:run",
+        function="llm_build.steps.dequantized:run",
         params={**sample, "scheme": scheme_of(recipe.quant), "method": recipe.quant.method},
         recipe_keys=VERIFY_KEYS,
         inputs={
@@ -78,7 +78,7 @@ def verify_step(recipe: Recipe, references: Sequence[Step], package: Step) -> St
     if runs_here(recipe.target, recipe.metadata.tensor_parallel_shards):
         return Step(
             name="verify",
-            function="builder.steps.verify:run",
+            function="llm_build.steps.verify:run",
             params=params,
             recipe_keys=VERIFY_KEYS,
             inputs={"package": Input(package.id, "*"), **inputs},
@@ -89,7 +89,7 @@ def verify_step(recipe: Recipe, references: Sequence[Step], package: Step) -> St
         )
     return Step(
         name="verify.weights",
-        function="builder.steps.verify_weights:run",
+        function="llm_build.steps.verify_weights:run",
         params={**params, "kind": platform_of(recipe.target)},
         recipe_keys=VERIFY_KEYS,
         inputs=inputs,

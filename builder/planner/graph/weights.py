@@ -7,19 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import builder
-from builder import architectures
-from builder.config.schema import Budget, Checkpoint, Recipe
-from builder.core.step import Input, Resources, Step
-from builder.formats import quantized
-from builder.formats.checkpoint import has_tokenizer
-from builder.planner.graph.recipe_keys import CALIBRATION_KEYS, RECIPE_KEYS, SENSITIVITY_KEYS
-from builder.planner.graph.step_resources import model_size, moments_bytes, reference_bytes
-from builder.planner.graph.verify import TORCH_TOOLS, source_inputs, text_digest
-from builder.planner.schemes.schemes import scheme_of
-from builder.quant.methods import CALIBRATED, METHODS
+import llm_build
+from llm_build import architectures
+from llm_build.config.schema import Budget, Checkpoint, Recipe
+from llm_build.core.step import Input, Resources, Step
+from llm_build.formats import quantized
+from llm_build.formats.checkpoint import has_tokenizer
+from llm_build.planner.graph.recipe_keys import CALIBRATION_KEYS, RECIPE_KEYS, SENSITIVITY_KEYS
+from llm_build.planner.graph.step_resources import model_size, moments_bytes, reference_bytes
+from llm_build.planner.graph.verify import TORCH_TOOLS, source_inputs, text_digest
+from llm_build.planner.schemes.schemes import scheme_of
+from llm_build.quant.methods import CALIBRATED, METHODS
 
-_CALIBRATION = Path(builder.__file__).resolve().parent / "demo" / "calibration.txt"
+_CALIBRATION = Path(llm_build.__file__).resolve().parent / "demo" / "calibration.txt"
 _GIB = 1 << 30
 _ALL_CORES = 1 << 10  # cut to what there is
 
@@ -45,7 +45,7 @@ def _fetch_step(recipe: Recipe) -> Step:
         params["to_download"] = list(checkpoint.missing)
     return Step(
         name="fetch",
-        function="builder.steps.fetch:run",
+        function="llm_build.steps.fetch:run",
         params=params,
         recipe_keys=RECIPE_KEYS,
         watch={name: str(checkpoint.root / name) for name in here},
@@ -67,7 +67,7 @@ def _convert_step(recipe: Recipe, fetch: Step) -> Step:
     packing = {"packing": dict(recipe.quant.packing)} if recipe.quant.packing else {}
     return Step(
         name="convert",
-        function="builder.steps.convert:run",
+        function="llm_build.steps.convert:run",
         params={"family": recipe.family, "architecture": dict(recipe.architecture), **packing},
         recipe_keys=RECIPE_KEYS,
         inputs={"layout": Input(fetch.id, "layout.json")},
@@ -83,7 +83,7 @@ def _format_of(recipe: Recipe) -> tuple[str, ...]:
 def _shard_step(recipe: Recipe, convert: Step) -> Step:
     return Step(
         name="shard",
-        function="builder.steps.shard:run",
+        function="llm_build.steps.shard:run",
         params={
             "scheme": scheme_of(recipe.quant),
             "max_shard_bytes": recipe.quant.max_shard_bytes,
@@ -102,7 +102,7 @@ def _budget_steps(recipe: Recipe, budget: Budget, fetch: Step, convert: Step) ->
     tables = {name: dict(table) for name, table in budget.candidates.items()}
     sensitivity = Step(
         name="sensitivity",
-        function="builder.steps.sensitivity:run",
+        function="llm_build.steps.sensitivity:run",
         params={
             "schemes": tables,
             "text": text,
@@ -120,7 +120,7 @@ def _budget_steps(recipe: Recipe, budget: Budget, fetch: Step, convert: Step) ->
     own = scheme_of(replace(recipe.quant, rules=()))
     allocate = Step(
         name="allocate",
-        function="builder.steps.allocate:run",
+        function="llm_build.steps.allocate:run",
         params={"budget": budget.bits, "scheme": own, "candidates": tables},
         recipe_keys=RECIPE_KEYS,
         inputs={"weight_map": weight_map, "sensitivity": Input(sensitivity.id, "sensitivity.json")},
@@ -143,7 +143,7 @@ def _calibrate_step(recipe: Recipe, fetch: Step, convert: Step) -> Step:
     context, text = _calibration_text(recipe)
     return Step(
         name="calibrate",
-        function="builder.steps.calibrate:run",
+        function="llm_build.steps.calibrate:run",
         params={"text": text, "tokens": calibration.tokens, "window": calibration.window},
         recipe_keys=CALIBRATION_KEYS,
         inputs={**source_inputs(recipe, fetch), "weight_map": Input(convert.id, "weight_map.json")},
@@ -158,7 +158,7 @@ def _calibrate_step(recipe: Recipe, fetch: Step, convert: Step) -> Step:
 def _scales_step(recipe: Recipe, fetch: Step, convert: Step, calibrate: Step) -> Step:
     return Step(
         name="scales",
-        function="builder.steps.scales:run",
+        function="llm_build.steps.scales:run",
         params={"scheme": scheme_of(recipe.quant)},
         recipe_keys=RECIPE_KEYS,
         inputs={
@@ -188,7 +188,7 @@ def _quantize_step(recipe: Recipe, fetch: Step, shard: Step, measured: Sequence[
     code = METHODS.get(recipe.quant.method)
     return Step(
         name="quantize",
-        function="builder.steps.quantize:run",
+        function="llm_build.steps.quantize:run",
         params={"allow_nonfinite": recipe.model.allow_nonfinite, "method": method},
         recipe_keys=RECIPE_KEYS,
         inputs=inputs,

@@ -12,19 +12,19 @@ from dataclasses import replace
 from math import ceil, floor, prod
 from typing import Any
 
-from builder.architectures.weights import Parameter
-from builder.config.choices import Folders
-from builder.config.schema import Budget, Quant, Recipe
-from builder.config.strict import Where
-from builder.core.errors import UserError
-from builder.core.examine import examine
-from builder.core.plan import Plan
-from builder.core.record import Record
-from builder.core.store import Store
-from builder.planner.schemes import schemes
-from builder.planner.schemes.stored_bits import stored_nbytes
-from builder.quant import rules
-from builder.quant.layout import Scheme, is_quantized, parse_scheme
+from llm_build.architectures.weights import Parameter
+from llm_build.config.choices import Folders
+from llm_build.config.schema import Budget, Quant, Recipe
+from llm_build.config.strict import Where
+from llm_build.core.errors import UserError
+from llm_build.core.examine import examine
+from llm_build.core.plan import Plan
+from llm_build.core.record import Record
+from llm_build.core.store import Store
+from llm_build.planner.schemes import schemes
+from llm_build.planner.schemes.stored_bits import stored_nbytes
+from llm_build.quant import rules
+from llm_build.quant.layout import Scheme, is_quantized, parse_scheme
 
 
 def budget_of(quant: Quant, family: str, architecture: Mapping[str, Any], folders: Folders, where: Where) -> Budget:

@@ -11,12 +11,12 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from builder import architectures
-from builder.architectures.weights import Entry, WeightMap
-from builder.config.schema import Checkpoint, Quant, Recipe
-from builder.core.errors import UserError
-from builder.formats import quantized, safetensors
-from builder.formats.quantized import USE_THE_SOURCE, Packing
+from llm_build import architectures
+from llm_build.architectures.weights import Entry, WeightMap
+from llm_build.config.schema import Checkpoint, Quant, Recipe
+from llm_build.core.errors import UserError
+from llm_build.formats import quantized, safetensors
+from llm_build.formats.quantized import USE_THE_SOURCE, Packing
 
 METHOD = "imported"
 _KEY = "quantization_config"  # of config.json

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from builder import architectures
-from builder.architectures.weights import Parameter
-from builder.config.choices import Folders, choices_of, unknown_choice
-from builder.config.schema import Quant
-from builder.config.strict import as_plain_data, parse
-from builder.core.errors import Unsupported, UserError
-from builder.quant import rules
-from builder.quant.layout import OPTIONAL, Scheme, parse_scheme, stored_tensors
+from llm_build import architectures
+from llm_build.architectures.weights import Parameter
+from llm_build.config.choices import Folders, choices_of, unknown_choice
+from llm_build.config.schema import Quant
+from llm_build.config.strict import as_plain_data, parse
+from llm_build.core.errors import Unsupported, UserError
+from llm_build.quant import rules
+from llm_build.quant.layout import OPTIONAL, Scheme, parse_scheme, stored_tensors
 
 _KINDS = {"none": "floats", "group": "integers", "int8": "integers", "e4m3": "8-bit floats", "e5m2": "8-bit floats"}
 _IMPORTED = "imported"  # the choice that is no scheme until a quantized checkpoint says which: see imported.py
@@ -46,7 +46,7 @@ def activations_of(table: Mapping[str, Any]) -> list[str]:
 
 def table_of_choice(name: str, folders: Folders) -> dict[str, Any]:
     """A choice of conf/quant by name, as ``scheme_of`` gives it."""
-    from builder.config.yaml_files import read_mapping
+    from llm_build.config.yaml_files import read_mapping
 
     known = choices_of("quant", folders)
     if name not in known:

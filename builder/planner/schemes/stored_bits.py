@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from math import prod
 from typing import NamedTuple
 
-from builder.architectures.weights import Parameter
-from builder.config.schema import Recipe
-from builder.planner.schemes import schemes
-from builder.quant.layout import Scheme, is_quantized, parse_scheme, stored_tensors
+from llm_build.architectures.weights import Parameter
+from llm_build.config.schema import Recipe
+from llm_build.planner.schemes import schemes
+from llm_build.quant.layout import Scheme, is_quantized, parse_scheme, stored_tensors
 
 
 class StoredBits(NamedTuple):

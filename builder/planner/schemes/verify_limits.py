@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from builder.config.schema import Recipe
-from builder.planner.schemes.schemes import activations_of
-from builder.verification.limits import COST, stated_limits
+from llm_build.config.schema import Recipe
+from llm_build.planner.schemes.schemes import activations_of
+from llm_build.verification.limits import COST, stated_limits
 
 
 def limits_of(recipe: Recipe, scheme: Mapping[str, Any]) -> dict[str, float]:

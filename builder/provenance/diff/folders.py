@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from builder.core.errors import StepError, UserError
-from builder.formats.tensorcache import read_tensor_cache
+from llm_build.core.errors import StepError, UserError
+from llm_build.formats.tensorcache import read_tensor_cache
 
 INDEX = "tensor-cache.json"
 READ_BYTES = 1 << 20

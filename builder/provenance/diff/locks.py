@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from builder.core.reason import Difference
-from builder.core.units import format_bytes
-from builder.provenance.lock_file import Cell, Facts, Lock, Names
+from llm_build.core.reason import Difference
+from llm_build.core.units import format_bytes
+from llm_build.provenance.lock_file import Cell, Facts, Lock, Names
 
 _SHORT = 19  # characters of a digest that are shown: "blake3:" and twelve digits
 _NAMED = 3  # cells

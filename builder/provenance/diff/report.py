@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from builder.core.reason import Difference
-from builder.core.store import Store
-from builder.core.units import format_bytes
-from builder.provenance.diff import folders
-from builder.provenance.diff.locks import LockDifference, differences_between, format_lock_difference, pairs_of
-from builder.provenance.diff.sides import DiffSide, modules_of
-from builder.provenance.diff.steps import reruns
-from builder.provenance.lock_file import Cell, Names
+from llm_build.core.reason import Difference
+from llm_build.core.store import Store
+from llm_build.core.units import format_bytes
+from llm_build.provenance.diff import folders
+from llm_build.provenance.diff.locks import LockDifference, differences_between, format_lock_difference, pairs_of
+from llm_build.provenance.diff.sides import DiffSide, modules_of
+from llm_build.provenance.diff.steps import reruns
+from llm_build.provenance.lock_file import Cell, Names
 
 _SHOWN = 20  # lines of one kind
 _KINDS = {  # heading: what its differences start with

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from builder.core.digest import digest_of_names
-from builder.core.errors import StepError, UserError
-from builder.core.examine import code_document
-from builder.core.json_text import parse_json
-from builder.core.store import Store
-from builder.provenance.diff.locks import Modules
-from builder.provenance.lock_file import Cell, Lock, Names
-from builder.provenance.locked_facts import QUALITY, quality_of, settings_of
-from builder.provenance.statement import NAME, check_statement, checkpoint_digest, dependencies_below
+from llm_build.core.digest import digest_of_names
+from llm_build.core.errors import StepError, UserError
+from llm_build.core.examine import code_document
+from llm_build.core.json_text import parse_json
+from llm_build.core.store import Store
+from llm_build.provenance.diff.locks import Modules
+from llm_build.provenance.lock_file import Cell, Lock, Names
+from llm_build.provenance.locked_facts import QUALITY, quality_of, settings_of
+from llm_build.provenance.statement import NAME, check_statement, checkpoint_digest, dependencies_below
 
 
 class DiffSide(NamedTuple):

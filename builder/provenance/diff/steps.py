@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from builder.core.examine import code_document
-from builder.core.reason import KeyState, differences, summarize_differences
-from builder.core.record import Record
-from builder.core.store import Store
-from builder.provenance.lock_file import Cell, Names
+from llm_build.core.examine import code_document
+from llm_build.core.reason import KeyState, differences, summarize_differences
+from llm_build.core.record import Record
+from llm_build.core.store import Store
+from llm_build.provenance.lock_file import Cell, Names
 
 
 class Rerun(NamedTuple):

@@ -18,15 +18,15 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias
 
-from builder.quant.layout import Scheme
+from llm_build.quant.layout import Scheme
 
 if TYPE_CHECKING:
     import numpy as np
 
 METHODS: Mapping[str, str] = {  # name -> module with ``prepare``; rtn has none
-    "mse": "builder.quant.methods.mse",
-    "awq": "builder.quant.methods.awq",
-    "gptq": "builder.quant.methods.gptq",
+    "mse": "llm_build.quant.methods.mse",
+    "awq": "llm_build.quant.methods.awq",
+    "gptq": "llm_build.quant.methods.gptq",
 }
 CALIBRATED = ("awq", "gptq")  # those that need a calibration text
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from builder.quant import storage
-from builder.quant.layout import Scheme
-from builder.quant.methods import Method, mse
+from llm_build.quant import storage
+from llm_build.quant.layout import Scheme
+from llm_build.quant.methods import Method, mse
 
 ALPHAS = tuple(step / 20 for step in range(21))
 ROWS = 512  # of a matrix that are tried, evenly spread

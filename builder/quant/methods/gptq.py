@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from builder.quant import storage
-from builder.quant.layout import Scheme
-from builder.quant.methods import Method, mse
+from llm_build.quant import storage
+from llm_build.quant.layout import Scheme
+from llm_build.quant.methods import Method, mse
 
 
 def prepare(scheme: Scheme, moment: np.ndarray | None, damping: float) -> Method:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from builder.quant import storage
-from builder.quant.layout import Scheme
-from builder.quant.methods import Method
+from llm_build.quant import storage
+from llm_build.quant.layout import Scheme
+from llm_build.quant.methods import Method
 
 STEPS = tuple(step / 4 for step in range(-2, 16) if step)  # added to M: where the largest weight may lie, in steps
 CHUNK_WEIGHTS = 1 << 17  # 512 KiB in float32; smaller chunks lose to call overhead

@@ -17,14 +17,14 @@ from typing import Any
 
 from tvm import tirx
 
-from builder.lowering.choices import choose
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu import window
-from builder.lowering.schedules.cpu.attention_inputs import Keys, Queries
-from builder.lowering.schedules.cpu.cache import PAGE, key_base, pages_arg, value_base
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa, Scalar
-from builder.lowering.schedules.ir import T
-from builder.ops.kv_cache import CacheLayout, scale_of
+from llm_build.lowering.choices import choose
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu import window
+from llm_build.lowering.schedules.cpu.attention_inputs import Keys, Queries
+from llm_build.lowering.schedules.cpu.cache import PAGE, key_base, pages_arg, value_base
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa, Scalar
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.kv_cache import CacheLayout, scale_of
 
 ROWS = 4
 ROTARY = (Scalar("rotary_mode", "int32"), Scalar("rope_scale", "float32"), Scalar("rope_theta", "float32"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from builder.lowering.schedules.cpu.cache import PAGE
-from builder.lowering.schedules.cpu.vector import Buffer, Expr
+from llm_build.lowering.schedules.cpu.cache import PAGE
+from llm_build.lowering.schedules.cpu.vector import Buffer, Expr
 
 
 @dataclass(frozen=True, slots=True)

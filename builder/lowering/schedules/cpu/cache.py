@@ -11,10 +11,10 @@ from typing import Any
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa, Scalar
-from builder.lowering.schedules.ir import T
-from builder.ops.kv_cache import CacheLayout
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa, Scalar
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.kv_cache import CacheLayout
 
 PAGE = 16  # tokens
 FREQUENCIES_ARE_PASSED = False  # they are constants of split_rotary

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.ops.collectives import AddLabel, JoinedLabel
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from llm_build.ops.collectives import AddLabel, JoinedLabel
 
 
 def add(label: AddLabel, isa: Isa) -> tirx.PrimFunc:

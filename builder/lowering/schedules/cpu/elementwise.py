@@ -6,9 +6,9 @@ from typing import Any
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.ir import T
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from llm_build.lowering.schedules.ir import T
 
 COSTLY = 8  # multiply-adds that an exponential or a division is worth
 

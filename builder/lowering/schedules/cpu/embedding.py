@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.packed_weights import Grouped
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.cpu.weights import Plain, weight_of
-from builder.lowering.schedules.ir import T
-from builder.ops.embedding import EmbeddingLabel
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.packed_weights import Grouped
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from llm_build.lowering.schedules.cpu.weights import Plain, weight_of
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.embedding import EmbeddingLabel
 
 
 def embedding(label: EmbeddingLabel, isa: Isa) -> tirx.PrimFunc | None:

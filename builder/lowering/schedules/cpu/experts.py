@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.packed_weights import OUTPUTS_PER_DOT, Transposed
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.cpu.weights import weight_of
-from builder.lowering.schedules.ir import T
-from builder.ops.experts import ExpertLinearLabel
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.packed_weights import OUTPUTS_PER_DOT, Transposed
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from llm_build.lowering.schedules.cpu.weights import weight_of
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.experts import ExpertLinearLabel
 
 PARALLEL_PAIRS = 16  # pairs; from here on each thread takes pairs, below they share the outputs of one
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.elementwise import COSTLY, each
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.ir import T
-from builder.ops.gates import ERFC, ERFC_P, TANH_GELU, GeluLabel, GeluMulLabel, SiluMulLabel
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.elementwise import COSTLY, each
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.gates import ERFC, ERFC_P, TANH_GELU, GeluLabel, GeluMulLabel, SiluMulLabel
 
 
 def silu_mul(label: SiluMulLabel, isa: Isa) -> tirx.PrimFunc:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import cache
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.elementwise import COSTLY, each
-from builder.lowering.schedules.cpu.norms import inverse_rms
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.ir import T
-from builder.ops.gemma import GemmaNormLabel, HeadNormRotaryLabel, ScaledLabel, SoftCapLabel
-from builder.ops.kv_cache import CacheLayout, rope_frequencies
+from llm_build.lowering.schedules.cpu import cache
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.elementwise import COSTLY, each
+from llm_build.lowering.schedules.cpu.norms import inverse_rms
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.gemma import GemmaNormLabel, HeadNormRotaryLabel, ScaledLabel, SoftCapLabel
+from llm_build.ops.kv_cache import CacheLayout, rope_frequencies
 
 
 def gemma_norm(label: GemmaNormLabel, isa: Isa) -> tirx.PrimFunc:

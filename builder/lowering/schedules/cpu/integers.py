@@ -13,12 +13,12 @@ from typing import Any
 
 from tvm import tirx
 
-from builder.lowering.choices import choose
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.packed_weights import OUTPUTS_PER_DOT
-from builder.lowering.schedules.cpu.vector import Buffer, Expr, Isa
-from builder.lowering.schedules.ir import T
-from builder.ops.rounded_inputs import RoundedLinearLabel
+from llm_build.lowering.choices import choose
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.packed_weights import OUTPUTS_PER_DOT
+from llm_build.lowering.schedules.cpu.vector import Buffer, Expr, Isa
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.rounded_inputs import RoundedLinearLabel
 
 GEMV_MAX_ROWS = 3  # rows that are multiplied one by one
 TILE_ROWS = 10  # rows of sums in registers

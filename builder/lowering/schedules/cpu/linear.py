@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from builder.lowering.choices import choose
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.packed_weights import OUTPUTS_PER_DOT, VECTORS_PER_DOT, Grouped, Transposed
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.cpu.weights import Plain, Weight, weight_of
-from builder.lowering.schedules.ir import T
-from builder.ops.linear import LinearLabel
+from llm_build.lowering.choices import choose
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.packed_weights import OUTPUTS_PER_DOT, VECTORS_PER_DOT, Grouped, Transposed
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from llm_build.lowering.schedules.cpu.weights import Plain, Weight, weight_of
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.linear import LinearLabel
 
 GEMV_MAX_ROWS = 3  # rows that are multiplied one by one
 TILE_ROWS = 6  # rows of sums in registers

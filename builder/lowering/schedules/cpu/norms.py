@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.ir import T
-from builder.ops.norms import LayerNormLabel, QKNormLabel, RMSNormLabel
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.norms import LayerNormLabel, QKNormLabel, RMSNormLabel
 
 
 def rms_norm(label: RMSNormLabel, isa: Isa) -> tirx.PrimFunc:

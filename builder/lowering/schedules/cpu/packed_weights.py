@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.ir import T
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from llm_build.lowering.schedules.ir import T
 
 OUTPUTS_PER_DOT = 4  # outputs that share the loads of x in a dot product
 PANEL_DEPTH = 128  # inputs of a panel, about

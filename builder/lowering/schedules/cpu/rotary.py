@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import cache
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.ir import T
-from builder.ops.kv_cache import CacheLayout
-from builder.ops.rotary import RotaryLabel
+from llm_build.lowering.schedules.cpu import cache
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.kv_cache import CacheLayout
+from llm_build.ops.rotary import RotaryLabel
 
 
 def rotary(label: RotaryLabel, isa: Isa) -> tirx.PrimFunc:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from builder.lowering.choices import choose
-from builder.lowering.schedules.cpu import integers, linear
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.packed_weights import OUTPUTS_PER_DOT
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.cpu.weights import weight_of
-from builder.lowering.schedules.ir import T
-from builder.ops.byte_codes import PER_WORD, byte_of, byte_value
-from builder.ops.rounded_inputs import RoundedLabel, RoundedLinearLabel, RowScaleLabel
-from builder.quant.layout import BYTE_LARGEST
+from llm_build.lowering.choices import choose
+from llm_build.lowering.schedules.cpu import integers, linear
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.packed_weights import OUTPUTS_PER_DOT
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from llm_build.lowering.schedules.cpu.weights import weight_of
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.byte_codes import PER_WORD, byte_of, byte_value
+from llm_build.ops.rounded_inputs import RoundedLabel, RoundedLinearLabel, RowScaleLabel
+from llm_build.quant.layout import BYTE_LARGEST
 
 
 def row_scale(label: RowScaleLabel, isa: Isa) -> tirx.PrimFunc:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.ir import T
-from builder.ops.rows import LastRowLabel, TakeRowsLabel
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.rows import LastRowLabel, TakeRowsLabel
 
 
 def last_row(label: LastRowLabel, isa: Isa) -> tirx.PrimFunc:

@@ -9,9 +9,9 @@ from typing import Any
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.ir import T
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from llm_build.lowering.schedules.ir import T
 
 COLDEST = 1e-5  # temperature; below it the likeliest token has all the probability
 LOWEST = -3.4028234663852886e38  # a token that may not be taken

@@ -15,8 +15,8 @@ from typing import Any
 
 from tvm import tirx
 
-from builder.lowering.schedules import function
-from builder.lowering.schedules.ir import T
+from llm_build.lowering.schedules import function
+from llm_build.lowering.schedules.ir import T
 
 Arg = function.Arg
 Scalar = function.Scalar

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.packed_weights import OUTPUTS_PER_DOT, PANEL_DEPTH, Grouped, Transposed
-from builder.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
-from builder.lowering.schedules.ir import T
-from builder.ops.weights import StoredWeight
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.packed_weights import OUTPUTS_PER_DOT, PANEL_DEPTH, Grouped, Transposed
+from llm_build.lowering.schedules.cpu.vector import Arg, Buffer, Expr, Isa
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.weights import StoredWeight
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 from tvm import tirx
 
-from builder.lowering.schedules.cpu import vector as v
-from builder.lowering.schedules.cpu.attention_inputs import Keys, Queries
-from builder.lowering.schedules.cpu.cache import PAGE
-from builder.lowering.schedules.cpu.vector import Expr
-from builder.lowering.schedules.ir import T
-from builder.ops.kv_cache import CacheLayout, windowed
+from llm_build.lowering.schedules.cpu import vector as v
+from llm_build.lowering.schedules.cpu.attention_inputs import Keys, Queries
+from llm_build.lowering.schedules.cpu.cache import PAGE
+from llm_build.lowering.schedules.cpu.vector import Expr
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.kv_cache import CacheLayout, windowed
 
 EVERYTHING = 1 << 30  # tokens
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from tvm import tirx
 
-from builder.lowering.schedules import function
-from builder.lowering.schedules.ir import IRBuilder, T
+from llm_build.lowering.schedules import function
+from llm_build.lowering.schedules.ir import IRBuilder, T
 
 Arg = function.Arg
 Scalar = function.Scalar

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits, Scalar
-from builder.lowering.schedules.ir import T
-from builder.ops.kv_cache import CacheLayout
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits, Scalar
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.kv_cache import CacheLayout
 
 PAGE = 16  # tokens
 FREQUENCIES_ARE_PASSED = True  # to split_rotary: a GPU kernel has no table of constants

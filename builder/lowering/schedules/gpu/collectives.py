@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.gpu.norms import inverse_root, summed
-from builder.lowering.schedules.ir import T
-from builder.ops.collectives import AddLabel, JoinedLabel, QKMeansLabel, QKScaledLabel
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.gpu.norms import inverse_root, summed
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.collectives import AddLabel, JoinedLabel, QKMeansLabel, QKScaledLabel
 
 
 def add(label: AddLabel, traits: GpuTraits) -> tirx.PrimFunc:

@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 
 from tvm import tirx
 
-from builder.lowering.choices import choose
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits, Scalar
-from builder.lowering.schedules.gpu.cache import PAGE, key_base, pages_arg, value_base
-from builder.lowering.schedules.gpu.paged import ROTARY, Paged, Scores, table_args
-from builder.lowering.schedules.gpu.thread_groups import (
+from llm_build.lowering.choices import choose
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits, Scalar
+from llm_build.lowering.schedules.gpu.cache import PAGE, key_base, pages_arg, value_base
+from llm_build.lowering.schedules.gpu.paged import ROTARY, Paged, Scores, table_args
+from llm_build.lowering.schedules.gpu.thread_groups import (
     ThreadGroups,
     ThreadState,
     combine_groups,
@@ -30,8 +30,8 @@ from builder.lowering.schedules.gpu.thread_groups import (
     initial_state,
     is_active,
 )
-from builder.lowering.schedules.ir import T
-from builder.ops.kv_cache import CacheLayout
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.kv_cache import CacheLayout
 
 MAX_HEADS_PER_BLOCK = 8  # query heads of one block, at most
 PREFETCH_MAX_HEADS = 4  # of a block that has the registers to load its next pages while it works on these, at most

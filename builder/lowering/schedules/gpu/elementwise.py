@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.ir import T
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.ir import T
 
 
 def mapped(width: int, value: Callable[[Expr], Expr], traits: GpuTraits) -> tirx.PrimFunc:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.gpu.weights import values, weight_of
-from builder.lowering.schedules.ir import T
-from builder.ops.embedding import EmbeddingLabel
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.gpu.weights import values, weight_of
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.embedding import EmbeddingLabel
 
 
 def embedding(label: EmbeddingLabel, traits: GpuTraits) -> tirx.PrimFunc:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.gpu.gemv import Inputs, Results, multiply_each_row
-from builder.lowering.schedules.gpu.weights import weight_of
-from builder.lowering.schedules.ir import T
-from builder.ops.experts import ExpertLinearLabel, ExpertSumLabel, RoutesLabel
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.gpu.gemv import Inputs, Results, multiply_each_row
+from llm_build.lowering.schedules.gpu.weights import weight_of
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.experts import ExpertLinearLabel, ExpertSumLabel, RoutesLabel
 
 
 def expert_linear(label: ExpertLinearLabel, traits: GpuTraits) -> tirx.PrimFunc:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.gpu.gates import GATES
-from builder.lowering.schedules.gpu.gemv import Inputs, Results, multiply_each_row
-from builder.lowering.schedules.gpu.weights import weight_of
-from builder.ops.gated_linear import GatedLinearLabel
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.gpu.gates import GATES
+from llm_build.lowering.schedules.gpu.gemv import Inputs, Results, multiply_each_row
+from llm_build.lowering.schedules.gpu.weights import weight_of
+from llm_build.ops.gated_linear import GatedLinearLabel
 
 
 def gated_linear(label: GatedLinearLabel, traits: GpuTraits) -> tirx.PrimFunc:

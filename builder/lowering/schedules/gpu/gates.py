@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.gpu.elementwise import mapped
-from builder.lowering.schedules.ir import T
-from builder.ops.gates import ERFC, ERFC_P, TANH_GELU, GeluLabel, GeluMulLabel, SiluMulLabel
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.gpu.elementwise import mapped
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.gates import ERFC, ERFC_P, TANH_GELU, GeluLabel, GeluMulLabel, SiluMulLabel
 
 
 def silu_mul(label: SiluMulLabel, traits: GpuTraits) -> tirx.PrimFunc:

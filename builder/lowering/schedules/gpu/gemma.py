@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.gpu.elementwise import mapped
-from builder.lowering.schedules.gpu.norms import inverse_rms, scaled_rows
-from builder.lowering.schedules.gpu.rotary import store_frequencies, store_turned
-from builder.lowering.schedules.ir import T
-from builder.ops.gemma import GemmaNormLabel, HeadNormRotaryLabel, ScaledLabel, SoftCapLabel
-from builder.ops.kv_cache import rope_frequencies
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.gpu.elementwise import mapped
+from llm_build.lowering.schedules.gpu.norms import inverse_rms, scaled_rows
+from llm_build.lowering.schedules.gpu.rotary import store_frequencies, store_turned
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.gemma import GemmaNormLabel, HeadNormRotaryLabel, ScaledLabel, SoftCapLabel
+from llm_build.ops.kv_cache import rope_frequencies
 
 
 def gemma_norm(label: GemmaNormLabel, traits: GpuTraits) -> tirx.PrimFunc:

@@ -17,11 +17,11 @@ from typing import Protocol
 
 from tvm import tirx
 
-from builder.lowering.choices import choose
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Buffer, Expr, GpuTraits
-from builder.lowering.schedules.gpu.weights import Fragment, Weight
-from builder.lowering.schedules.ir import T
+from llm_build.lowering.choices import choose
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.gpu.weights import Fragment, Weight
+from llm_build.lowering.schedules.ir import T
 
 LANES = 32
 BYTES_IN_FLIGHT = (

@@ -14,13 +14,13 @@ from importlib import import_module
 
 from tvm import tirx
 
-from builder.lowering.choices import choose
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.gpu.gemv import Inputs, Results, Sender, is_regular, multiply_each_row
-from builder.lowering.schedules.gpu.weights import Weight, values, weight_of
-from builder.lowering.schedules.ir import T
-from builder.ops.linear import LinearLabel
+from llm_build.lowering.choices import choose
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.gpu.gemv import Inputs, Results, Sender, is_regular, multiply_each_row
+from llm_build.lowering.schedules.gpu.weights import Weight, values, weight_of
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.linear import LinearLabel
 
 GEMV_MAX_ROWS = 4  # that are multiplied one by one: from there on reading the weight once for a tile pays
 TILE = 64  # rows and outputs of a block; 4 values of each in registers, and 16 x 16 threads
@@ -86,7 +86,7 @@ def sender_of(label: LinearLabel) -> Sender | None:
     """What sends the results to other GPUs, where the pass fuse_allreduce_rmsnorm asked for it."""
     if not label.sent:
         return None
-    sender: Sender = import_module("builder.lowering.schedules.gpu.peers").PeerSender(label.ranks)
+    sender: Sender = import_module("llm_build.lowering.schedules.gpu.peers").PeerSender(label.ranks)
     return sender
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.ir import T
-from builder.ops.norms import LayerNormLabel, QKNormLabel, RMSNormLabel
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.norms import LayerNormLabel, QKNormLabel, RMSNormLabel
 
 MAX_OWN_FEATURES = 32  # features of a row that a thread keeps, at most
 

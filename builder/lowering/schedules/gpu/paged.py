@@ -11,11 +11,11 @@ from typing import Any
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, Scalar
-from builder.lowering.schedules.gpu.cache import PAGE
-from builder.lowering.schedules.ir import T
-from builder.ops.kv_cache import CacheLayout, scale_of, sees_all
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, Scalar
+from llm_build.lowering.schedules.gpu.cache import PAGE
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.kv_cache import CacheLayout, scale_of, sees_all
 
 ROTARY = (Scalar("rotary_mode", "int32"), Scalar("rope_scale", "float32"), Scalar("rope_theta", "float32"))
 

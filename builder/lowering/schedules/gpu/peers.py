@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.ir import T
-from builder.targets.peer_allreduce import NORM_THREADS, TABLE_WORDS, WEIGHT_TYPES
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.ir import T
+from llm_build.targets.peer_allreduce import NORM_THREADS, TABLE_WORDS, WEIGHT_TYPES
 
 
 def set_peers(traits: GpuTraits) -> tirx.PrimFunc:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits, Scalar
-from builder.lowering.schedules.gpu.cache import PAGE, key_base, pages_arg, value_base
-from builder.lowering.schedules.gpu.paged import ROTARY, Paged, Scores, table_args
-from builder.lowering.schedules.ir import T
-from builder.ops.kv_cache import CacheLayout
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits, Scalar
+from llm_build.lowering.schedules.gpu.cache import PAGE, key_base, pages_arg, value_base
+from llm_build.lowering.schedules.gpu.paged import ROTARY, Paged, Scores, table_args
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.kv_cache import CacheLayout
 
 KEYS_PER_STEP = 16  # of one step; a page
 

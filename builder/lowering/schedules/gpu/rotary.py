@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.ir import T
-from builder.ops.rotary import RotaryLabel
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.rotary import RotaryLabel
 
 
 def rotary(label: RotaryLabel, traits: GpuTraits) -> tirx.PrimFunc:

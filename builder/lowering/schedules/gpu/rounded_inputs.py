@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu import linear
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.gpu.gemv import Inputs
-from builder.lowering.schedules.gpu.weights import weight_of
-from builder.lowering.schedules.ir import T
-from builder.ops.byte_codes import PER_WORD, byte_of, byte_value
-from builder.ops.rounded_inputs import RoundedLabel, RoundedLinearLabel, RowScaleLabel
-from builder.quant.layout import BYTE_LARGEST
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu import linear
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.gpu.gemv import Inputs
+from llm_build.lowering.schedules.gpu.weights import weight_of
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.byte_codes import PER_WORD, byte_of, byte_value
+from llm_build.ops.rounded_inputs import RoundedLabel, RoundedLinearLabel, RowScaleLabel
+from llm_build.quant.layout import BYTE_LARGEST
 
 
 def row_scale(label: RowScaleLabel, traits: GpuTraits) -> tirx.PrimFunc:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.ir import T
-from builder.ops.rows import LastRowLabel, TakeRowsLabel
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.rows import LastRowLabel, TakeRowsLabel
 
 
 def last_row(label: LastRowLabel, traits: GpuTraits) -> tirx.PrimFunc:

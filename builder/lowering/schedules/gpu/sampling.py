@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
-from builder.lowering.schedules.ir import T
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.ir import T
 
 COLDEST = 1e-5  # temperature; below it the likeliest token has all the probability
 LOWEST = -3.4028234663852886e38  # a token that may not be taken

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Buffer, Expr, GpuTraits
-from builder.lowering.schedules.gpu.cache import PAGE
-from builder.lowering.schedules.ir import T
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Buffer, Expr, GpuTraits
+from llm_build.lowering.schedules.gpu.cache import PAGE
+from llm_build.lowering.schedules.ir import T
 
 MAX_GROUPS = 16  # of a block: narrow heads leave some threads without work
 ROWS_IN_SMEM = 4  # at a time, at most

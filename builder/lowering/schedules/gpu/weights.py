@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from builder.lowering.schedules.gpu import block as b
-from builder.lowering.schedules.gpu.block import Arg, Buffer, Expr
-from builder.lowering.schedules.ir import T
-from builder.ops.byte_codes import byte_value
-from builder.ops.weights import StoredWeight
+from llm_build.lowering.schedules.gpu import block as b
+from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr
+from llm_build.lowering.schedules.ir import T
+from llm_build.ops.byte_codes import byte_value
+from llm_build.ops.weights import StoredWeight
 
 MANTISSA_BITS = 23
 ONE_UNIT = 0x4B000000  # 2^23 as a float32: its last bit is worth 1, so an integer in the mantissa reads as itself
