@@ -41,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: Arguments) -> int:
     """Hands over to the module of llm_build.cli that has the command's name: no other is imported."""
     options, name = arguments.options, arguments.command.replace("-", "_")
-    if options.help:
-        name = "help"
-    elif options.version:
+    if options.version:
         name = "version"
     elif options.cfg or options.info or options.hydra_help or options.shell_completion:
         name = "hydra"

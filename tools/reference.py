@@ -20,7 +20,8 @@ from typing import Any
 import yaml
 
 from llm_build import architectures
-from llm_build.cli.arguments import COMMANDS, parser
+from llm_build.cli.commands import COMMANDS
+from llm_build.cli.options import parser
 from llm_build.config.choices import GROUPS, Folders, choices_of, describe
 from llm_build.config.strict import ALLOWED
 
@@ -213,10 +214,16 @@ def configuration() -> str:
 
 
 def command_line() -> str:
-    lines = generated("Command line", "builder/cli/arguments.py")
+    lines = generated("Command line", "builder/cli/commands.py and builder/cli/options.py")
     lines += ["    build [command] [group=choice ...] [key=value ...] [options]", "", "## Commands", ""]
-    lines += [*table(("command", "what it does"), [(code(name), text) for name, text in COMMANDS.items()]), ""]
-    lines += ["## Options", "", "Options may stand anywhere on the line.", ""]
+    rows = [(code(f"{name} {command.takes}".strip()), command.summary) for name, command in COMMANDS.items()]
+    lines += [*table(("command", "what it does"), rows), ""]
+    lines += [
+        "## Options",
+        "",
+        "Options may stand anywhere on the line. `build help COMMAND` shows those of a command.",
+        "",
+    ]
     pages = parser()
     for group in pages._action_groups[2:]:
         rows = []

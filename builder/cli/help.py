@@ -1,49 +1,97 @@
-"""`build --help`: the commands, the choices there are, the options."""
+"""`build help`: a first page that fits a screen, a page on each command, and all options."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
+from difflib import get_close_matches
 from shutil import get_terminal_size
 from textwrap import fill
 
-from llm_build.app.request import folders_of
-from llm_build.cli.arguments import COMMANDS, Arguments, parser
-from llm_build.config.choices import GROUPS, choices_of
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.commands import COMMANDS, Command
+from llm_build.cli.options import parser
+from llm_build.config.choices import GROUPS
+from llm_build.core.errors import UserError
 
-_EXAMPLES = """\
-  build                                              the demo in 4 bits on this CPU
-  build model=llama2 model.source=/data/llama-2-7b quant=q4f16_1 target=cpu
-  build -m model=demo quant=q0f16,q4f16_1            every combination; sweep.exclude=[{quant:"e4m3*",target:webgpu}]
-  build quant.budget=4.5                             stored bits per weight: rules from measured sensitivity
-  build model=llama2_70b target=h100 target.gpus=2   one model over two GPUs
-  build recipe=phone model.source=/data/mine         a whole build from recipes/phone.yaml
-  build --locked recipe=phone                        exactly what recipes/phone.lock.yaml says (build lock recipe=phone)
-  build pull recipe=phone store.remote=s3://bucket   the results that others made of it
-  build generate "The function returns" quant=q4f32_1
-"""
+_ALL = "options"
+_FIRST = (
+    ("build", "the demo model in 4 bits for this CPU, into dist/"),
+    ("build model=auto model.source=hf://org/name", "a checkpoint of the hub, or of a folder"),
+    ("build quant=q8f16_1 target=webgpu", "another scheme, another target"),
+    ('build generate "The function returns"', "text from what was built"),
+)
+_NAME = max(map(len, COMMANDS))
 
 
 def show(arguments: Arguments) -> int:
-    """Prints the page. Hydra's choices come from the folders themselves, so a user's own are among them."""
-    folders, width = folders_of(arguments.build), get_terminal_size((100, 24)).columns
-    print("Turns a Hugging Face checkpoint into a compiled language model, and redoes only what changed.\n")
-    print("usage: build [command] [group=choice ...] [key=value ...] [options]\n\ncommands:")
-    for name, text in COMMANDS.items():
-        print(f"  {name:<17} {text}")
-    print("\nchoices (build list says what each is):")
-    for group in GROUPS:
-        names = ", ".join(choices_of(group, folders))
-        print(
-            fill(
-                names, width, initial_indent=f"  {group + '=':<10} ", subsequent_indent=" " * 13, break_on_hyphens=False
-            )
-        )
-    print("\nevery key of a recipe may be set too: model.context_window_size=1024 (build --cfg job shows them all)")
-    print(f"\nexamples:\n{_EXAMPLES}")
-    pages = parser()
-    for section in pages._action_groups[2:]:
-        formatter = pages._get_formatter()
-        formatter.start_section(section.title)
-        formatter.add_arguments(section._group_actions)
-        formatter.end_section()
-        print(formatter.format_help())
+    """Raises UserError for a page that there is not."""
+    topic = arguments.word
+    if not topic:
+        print(first_page())
+    elif topic == _ALL:
+        print("\n".join(option_lines([str(group.title) for group in parser()._action_groups[2:]])))
+    elif topic in COMMANDS:
+        print(command_page(topic, COMMANDS[topic]))
+    else:
+        raise _no_page(topic)
     return 0
+
+
+def first_page() -> str:
+    lines = [
+        "Turns a Hugging Face checkpoint into a compiled language model; redoes only what changed.",
+        "usage: build [command] [group=choice ...] [key=value ...] [options]",
+        "",
+        *(f"  {command:<45}{text}" for command, text in _FIRST),
+        "",
+        "commands:",
+        *(f"  {name:<{_NAME}}  {command.summary}" for name, command in COMMANDS.items()),
+        "",
+        "build list       every model, quant, target, package and recipe",
+        "build --cfg job  every key with its value; set any: model.context_window_size=1024",
+    ]
+    return "\n".join(lines)
+
+
+def command_page(name: str, command: Command) -> str:
+    """What it does, how it is called, its options."""
+    usage = " ".join(filter(None, ("build" if name == "build" else f"build {name}", command.takes)))
+    recipe = "" if name in ("help", "list") else " [group=choice ...] [key=value ...]"
+    lines = [
+        f"usage: {usage}{recipe} [options]",
+        "",
+        fill(f"{command.summary[0].upper()}{command.summary[1:]}. {command.page}", _width()),
+        "",
+        *(f"  {example}" for example in command.examples),
+        "",
+        *option_lines([*dict.fromkeys((name, *command.options, "output"))]),
+        f"build help {_ALL}: every option, Hydra's own too",
+    ]
+    return "\n".join(lines)
+
+
+def option_lines(titles: Sequence[str]) -> list[str]:
+    """The groups of options with these titles."""
+    groups = {str(group.title): group for group in parser()._action_groups[2:]}
+    return [line for title in titles if title in groups for line in _group_lines(groups[title])]
+
+
+def _group_lines(group: argparse._ArgumentGroup) -> list[str]:
+    formatter = argparse.HelpFormatter("build", max_help_position=32, width=_width())
+    formatter.start_section(group.title)
+    formatter.add_arguments(group._group_actions)
+    formatter.end_section()
+    return [*formatter.format_help().splitlines(), ""]
+
+
+def _width() -> int:
+    return get_terminal_size((100, 24)).columns
+
+
+def _no_page(topic: str) -> UserError:
+    if topic in GROUPS:
+        return UserError(f"{topic} is a group of choices, not a command", f"build list {topic}")
+    near = get_close_matches(topic, COMMANDS, n=1)
+    said = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(COMMANDS)}, {_ALL}"
+    return UserError(f"{topic!r} has no page of help; {said}", "build help")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from llm_build.app.request import folders_of
-from llm_build.cli.arguments import COMMANDS, Arguments
+from llm_build.cli.arguments import Arguments
+from llm_build.cli.commands import COMMANDS
 from llm_build.config.choices import check_choices
 from llm_build.config.compose import normalise
 from llm_build.config.run_hydra import run_hydra

@@ -17,6 +17,7 @@ from llm_build.core.errors import UserError
 _PACKAGE = Path(__file__).resolve().parent.parent
 GROUPS = ("model", "quant", "target", "package", "verify", "executor", "recipe")
 SECTIONS = (*GROUPS[:-1], "store", "dist", "pins", "provenance", "sweep")
+_FEW = 12  # choices that an error lists
 CHOICE = re.compile(rf"^(?P<group>{'|'.join(GROUPS)})=(?P<choice>[\w./-]+)$")
 
 
@@ -95,14 +96,60 @@ def check_choices(overrides: Sequence[str], folders: Folders) -> None:
     for group in groups:
         if group not in (*GROUPS, "name"):
             near = nearest_names(group, [*GROUPS, "name"])
-            suggestion = f"did you mean {' or '.join(near)}?" if near else f"allowed: {', '.join((*GROUPS, 'name'))}"
+            suggestion = f"did you mean {listed(near)}?" if near else f"allowed: {', '.join((*GROUPS, 'name'))}"
             raise UserError(f"{group}=: no such choice group; {suggestion}", "build list")
 
 
 def unknown_choice(group: str, choice: str, known: list[str]) -> UserError:
-    near = nearest_names(choice, known)
-    suggestion = f"did you mean {' or '.join(near)}?" if near else ""
-    allowed = f"allowed: {', '.join(known)}"
-    return UserError(
-        f"{group}={choice}: no such choice; {'; '.join(filter(None, (suggestion, allowed)))}", f"build list {group}"
-    )
+    """The error for a choice that no file holds: the nearest ones, or all where they are few."""
+    if group == "model" and (source := hub_source(choice) or _folder_of(choice)):
+        return UserError(
+            f"model={choice}: no such choice; a checkpoint is named by model.source",
+            f"build model=auto model.source={source}",
+        )
+    near = nearest_choices(group, choice, known)
+    if near:
+        said = f"did you mean {listed(near)}?"
+    else:
+        said = f"allowed: {', '.join(known)}" if len(known) <= _FEW else f"allowed: one of {len(known)}"
+    return UserError(f"{group}={choice}: no such choice; {said}", f"build list {group}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """a; a or b; a, b or c."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def nearest_choices(group: str, word: str, known: Sequence[str]) -> list[str]:
+    """Up to three choices that somebody who typed ``word`` may have meant. Those that begin so come first, and of them
+    the default of the group and those most like it: q4f16_1 for q4."""
+    usual = _usual_choice(group)
+
+    def rank(name: str) -> tuple[bool, int, int, str]:
+        return name != usual, -_common_ending(name, usual), len(name), name
+
+    begun = sorted((name for name in known if name.lower().startswith(word.lower())), key=rank) if word else []
+    return list(dict.fromkeys([*begun, *nearest_names(word, known)]))[:3]
+
+
+def _usual_choice(group: str) -> str:
+    """The default of a group, as conf/build.yaml has it."""
+    match = re.search(rf"^  - {group}: ([\w.-]+)$", (shipped("conf") / "build.yaml").read_text("utf-8"), re.MULTILINE)
+    return match[1] if match else ""
+
+
+def _common_ending(one: str, other: str) -> int:
+    count = 0
+    while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
+        count += 1
+    return count
+
+
+def hub_source(word: str) -> str:
+    """ "hf://org/name" for a word that spells a repository of the hub and is nothing on this disk, else ""."""
+    spells = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", word)
+    return f"hf://{word}" if spells and not Path(word).exists() else ""
+
+
+def _folder_of(word: str) -> str:
+    return word if "/" in word and Path(word).expanduser().exists() else ""

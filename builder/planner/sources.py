@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import llm_build
+from llm_build.config.choices import hub_source
 from llm_build.config.schema import Checkpoint
 from llm_build.core.errors import UserError
 from llm_build.core.json_text import NotJson, parse_json
@@ -38,6 +39,11 @@ def locate(source: str | None, choice: str) -> Checkpoint:
     if "://" in source:
         raise UserError(
             f"model.source={source}: this kind of address is not known; allowed: a folder, hf://org/name@revision, demo"
+        )
+    if hub := hub_source(source):
+        raise UserError(
+            f"model.source={source}: no such folder; a repository of the hub begins with hf://",
+            f"build model={choice} model.source={hub}",
         )
     return checkpoint_at("folder", "", Path(source).expanduser().absolute())
 
