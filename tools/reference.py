@@ -214,7 +214,7 @@ def configuration() -> str:
 
 
 def command_line() -> str:
-    lines = generated("Command line", "builder/cli/commands.py and builder/cli/options.py")
+    lines = generated("Command line", "builder/cli/{commands,options}.py")
     lines += ["    build [command] [group=choice ...] [key=value ...] [options]", "", "## Commands", ""]
     rows = [(code(f"{name} {command.takes}".strip()), command.summary) for name, command in COMMANDS.items()]
     lines += [*table(("command", "what it does"), rows), ""]
