@@ -42,7 +42,7 @@ tiny.compile_library(Path(sys.argv[1]), tiny.BASE, tiny.SCHEMES["q4f16_1"])
 def python(code: str, *words: str, cwd: Path = ROOT, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=cwd, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tools" / "path"), **environment},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tools/path", **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
