@@ -7,13 +7,27 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from llm_build.cli.arguments import Arguments, parse
-from llm_build.core.errors import BuildError
+if TYPE_CHECKING:
+    from llm_build.cli.arguments import Arguments
+    from llm_build.core.errors import BuildError
+
+_SYSTEMS = ("linux", "darwin")  # as core/system.py has them, which cannot be imported elsewhere
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 1 for a failed step, 2 for a user's mistake, 130 for Ctrl-C."""
+    if sys.platform not in _SYSTEMS:
+        print(
+            f"error: llm-build runs on Linux and on macOS; this Python is for {sys.platform}\n"
+            "  next: on Windows, install it inside WSL 2 (https://learn.microsoft.com/windows/wsl/install)",
+            file=sys.stderr,
+        )
+        return 2
+    from llm_build.cli.arguments import parse
+    from llm_build.core.errors import BuildError
+
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:

@@ -50,7 +50,7 @@ def _unlinkable(request: BuildRequest) -> dict[str, Unsupported]:
 
     refused = {}
     for goal, recipe in zip(request.plan.goals, request.recipes, strict=True):
-        if recipe.target.library == "so" and recipe.target.triple.endswith("linux-gnu"):
+        if recipe.target.library == "so" and _is_linked(recipe.target.triple):
             try:
                 link.require_linker(recipe.target.triple)
             except StepError as error:
@@ -58,6 +58,12 @@ def _unlinkable(request: BuildRequest) -> dict[str, Unsupported]:
                     continue
                 refused[recipe.name] = Unsupported(f"target={recipe.choices['target']}: {error.message}", error.hint)
     return refused
+
+
+def _is_linked(triple: str) -> bool:
+    from llm_build.targets import link
+
+    return triple.endswith("linux-gnu") or link.is_native(triple)
 
 
 def runnable(request: BuildRequest, what: str) -> BuildRequest:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from llm_build.core import system
 from llm_build.core.filestore import FileStore
 from llm_build.core.units import format_bytes
 
@@ -93,13 +94,12 @@ def _processor() -> Row:
     host = describe_host()
     extra = host["features"]
     assert isinstance(extra, list)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = system.cores()
     return _row("cpu", f"{cores} cores, {' +'.join([str(host['cpu']), *extra])}", "target=cpu")
 
 
 def _memory() -> Row:
-    nbytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return _row("memory", format_bytes(nbytes), "every step")
+    return _row("memory", format_bytes(system.memory_bytes()), "every step")
 
 
 def _disk(store: Path) -> Row:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import stat
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from llm_build.core import disk
+from llm_build.core import disk, system
 from llm_build.core.digest import canonical, sha256_hex, sha256_of_file
 from llm_build.core.errors import UserError
 from llm_build.core.filestore import FileStore
@@ -25,7 +24,6 @@ from llm_build.provenance.statement import statement, subjects
 
 _PROVENANCE = "build.json"
 _INCOMING = ".incoming"  # files on their way in; what a killed build left there is removed by the next
-_FICLONE = 0x40049409  # linux/fs.h
 # Below this, files are copies: a hand edit of a link would go through into the store and into other artifacts. Weights
 # stay links, for they would take their size twice.
 _COPIED_BELOW_BYTES = 1 << 20
@@ -85,7 +83,7 @@ def _bring(folder: Path, wanted: Mapping[str, Output], gone: list[str], document
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # another build may write the same folder
+        system.lock(handle, alone=True, wait=True)  # another build may write the same folder
         disk.remove_tree(incoming)
         incoming.mkdir()
         for name, output in wanted.items():
@@ -129,11 +127,8 @@ def _copy(source: Path, target: Path) -> None:
     import shutil
 
     with open(source, "rb") as old, open(target, "wb") as new:
-        try:
-            fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
+        if system.clone(old.fileno(), new.fileno()):
             return
-        except OSError:
-            pass
     shutil.copyfile(source, target)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 from typing import NamedTuple
+
+from llm_build.core import system
 
 
 class FileLock(NamedTuple):
@@ -22,9 +23,7 @@ def try_lock(path: Path) -> FileLock | None:
     """The lock, or None while another build holds it."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not system.lock(handle, alone=True, wait=False):
             os.close(handle)
             return None
         if _is_on_disk(handle, path):
@@ -49,29 +48,24 @@ def is_held(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not system.lock(handle, alone=False, wait=False)
     finally:
         os.close(handle)
-    return False
 
 
 def lock_shared(path: Path, wait: bool) -> int | None:
     """A handle that keeps a shared lock until it is closed; None when it is taken exclusively and ``wait`` is off."""
-    return _lock_plain(path, fcntl.LOCK_SH, wait)
+    return _lock_plain(path, alone=False, wait=wait)
 
 
 def lock_alone(path: Path) -> int | None:
     """A handle that keeps the exclusive lock; None when anyone holds it."""
-    return _lock_plain(path, fcntl.LOCK_EX, wait=False)
+    return _lock_plain(path, alone=True, wait=False)
 
 
-def _lock_plain(path: Path, kind: int, wait: bool) -> int | None:
+def _lock_plain(path: Path, alone: bool, wait: bool) -> int | None:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(handle, kind if wait else kind | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not system.lock(handle, alone, wait):
         os.close(handle)
         return None
     return handle

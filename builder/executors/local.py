@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from llm_build.core import disk
+from llm_build.core import disk, system
 from llm_build.core.errors import StepError
 from llm_build.core.filestore import FileStore
 from llm_build.core.step import Loads, Resources
@@ -35,17 +35,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "TVM_NUM_THREADS", "RAYON_NUM_THREADS", 
 
 def capacity(jobs: int = 0) -> Resources:
     """What this machine has: processors this process may use (or ``jobs``), memory within the cgroup, NVIDIA GPUs."""
-    processors = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return Resources(jobs or processors, _memory_bytes(), len(_gpus()))
-
-
-def _memory_bytes() -> int:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
+    return Resources(jobs or system.cores(), system.memory_bytes(), len(_gpus()))
 
 
 def _gpus() -> list[str]:

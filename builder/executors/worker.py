@@ -4,7 +4,6 @@ Started by local.py with its pipes as stdin and stdout. While a step runs, file 
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import queue
@@ -16,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from llm_build.core import system
 from llm_build.core.disk import FULL, explain_os_error
 from llm_build.core.errors import BuildError, StepError, UserError
 from llm_build.core.filestore import FileStore
@@ -23,16 +23,13 @@ from llm_build.core.task import StepResult, StepTask, TaskDone, TaskReport
 from llm_build.executors.messages import Frames, report_to_json, send, task_from_json
 from llm_build.executors.output import StoreOut
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _TAIL_LINES = 15
 _TAIL_BYTES = 4000
 
 
 def main(store_root: str, coordinator: int) -> None:
     """Serve jobs until stdin closes. ``coordinator`` is the process id to die with."""
-    libc = ctypes.CDLL(None)
-    if sys.platform == "linux":  # elsewhere the closed pipe alone tells that the coordinator is gone
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    system.die_with_parent()
     if os.getppid() != coordinator:
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # an end like any other signal's, not an exception inside the step
@@ -53,7 +50,7 @@ def main(store_root: str, coordinator: int) -> None:
         done = _run(task, store, report)
         sys.stdout.flush()
         sys.stderr.flush()
-        libc.fflush(None)
+        system.flush_c_output()
         _point([1, 2], os.devnull)
         report(done)
 
@@ -75,7 +72,7 @@ def _point(handles: list[int], path: str) -> None:
 
 def _run(task: StepTask, store: FileStore, report: Callable[[TaskReport], None]) -> TaskDone:
     started, clock = time.time(), time.monotonic()
-    _reset_peak()
+    system.reset_peak()
     out = StoreOut(task, store, report)
     try:
         module, _, function = task.function.partition(":")
@@ -84,7 +81,7 @@ def _run(task: StepTask, store: FileStore, report: Callable[[TaskReport], None])
     except BaseException as error:
         return TaskDone(task.id, None, _explain(error, task, store.root))
     seconds = time.monotonic() - clock
-    return TaskDone(task.id, StepResult(outputs, out.facts, tuple(out.warnings), started, seconds, _peak_bytes()))
+    return TaskDone(task.id, StepResult(outputs, out.facts, tuple(out.warnings), started, seconds, system.peak_bytes()))
 
 
 def _explain(error: BaseException, task: StepTask, root: Path) -> BuildError:
@@ -111,21 +108,3 @@ def log_tail(scratch: Path) -> str:
     except OSError:
         return ""
     return "".join(f"\n    {line}" for line in lines[-_TAIL_LINES:])
-
-
-def _reset_peak() -> None:
-    """Let VmHWM start again (proc(5): clear_refs 5)."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass
-
-
-def _peak_bytes() -> int:
-    """Largest resident size since the step began, shared pages included; 0 where /proc does not say."""
-    try:
-        with open("/proc/self/status") as file:
-            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM")), 0)
-    except OSError:
-        return 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from datetime import date
 from typing import Any
 
@@ -21,14 +22,13 @@ DATE_NAME = "strftime_now"
 
 
 def limit() -> None:
-    """Beyond them the process is killed, or a MemoryError is raised. Not every system has both."""
-    try:
-        import resource
-        import signal
-    except ImportError:
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """Beyond them the process is killed, or a MemoryError is raised. macOS refuses the limit of addresses."""
+    import resource
+    import signal
+
+    for kind, most in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
+        with suppress(ValueError, OSError):
+            resource.setrlimit(kind, (most, most))
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # its signal ends the process, whatever C code is in
 
 

@@ -31,8 +31,8 @@ from llm_build.planner.schemes import imported, schemes
 from llm_build.planner.schemes.schemes import scheme_of
 from llm_build.quant.layout import parse_scheme
 from llm_build.targets import cuda, link, mlc_apps
+from llm_build.targets.cpu import HOST, triple_of
 from llm_build.targets.cpu import resolve as resolve_cpu
-from llm_build.targets.cpu import triple_of
 
 T = TypeVar("T")
 _SECTIONS = ("name", *GROUPS[:-1], "store", "dist", "pins", "provenance", "sweep")
@@ -317,7 +317,7 @@ def _resolve_target(target: Target, stated: frozenset[str]) -> Target:
     their own, which no default of the schema stands for; those are never replaced."""
     if target.kind == "cpu":
         cpu, features = resolve_cpu(target.cpu, target.features)
-        triple = triple_of(cpu, target.triple if "triple" in stated else None)
+        triple = triple_of(cpu, target.triple if "triple" in stated else None, target.cpu == HOST)
         library = target.library if "library" in stated else link.library_for(triple)
         return replace(target, cpu=cpu, features=features, triple=triple, library=library)
     arch = cuda.resolve(target.arch) if target.kind == "cuda" else target.arch

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_build.core import system
 from llm_build.core.errors import UserError
 from llm_build.runtime.device import ranks_of
 from llm_build.runtime.loaded_model import PAGE_TOKENS, Floats, Ids, LoadedModel, find_library, load_model
@@ -40,7 +41,7 @@ class Engine:
     def __init__(
         self, files: Mapping[str, Path], sequences: int | None = None, group: RankedModel | None = None
     ) -> None:
-        os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+        os.environ.setdefault("TVM_NUM_THREADS", str(system.cores()))
         self._model: LoadedModel | RankedModel
         if (ranks := ranks_of(find_library(files))) == 1:
             self._model = load_model(files, sequences)

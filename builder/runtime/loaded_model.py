@@ -200,7 +200,7 @@ def load_model(
     metadata: dict[str, Any] = json.loads(str(machine["_metadata"]()))
     built_for = metadata["target"]
     if built_for["cpu"]:
-        check_runs_here(built_for["cpu"], built_for["features"], library.name)
+        check_runs_here(built_for["cpu"], built_for["features"], built_for["triple"], library.name)
     params = device.put_all(weights.load_weights(files, metadata["params"], rank, ranks))
     sequences = metadata["max_batch_size"] if sequences is None else sequences
     return LoadedModel(machine, device, params, metadata, sequences, sink or device.logits_sink())

@@ -10,12 +10,12 @@ What is written is seen in that order where the processor keeps it, as those of 
 from __future__ import annotations
 
 import mmap
-import os
 import platform
 from typing import IO, Any
 
 import numpy as np
 
+from llm_build.core import system
 from llm_build.runtime.device import Device, HostBuffer
 from llm_build.targets.tvm_import import import_tvm
 
@@ -28,7 +28,7 @@ ORDERED = platform.machine() in ("x86_64", "AMD64")
 
 def shared_memory() -> IO[bytes]:
     """A file without a name for a CommandMailbox, all zeros."""
-    file = os.fdopen(os.memfd_create("llm-build-mailbox"), "r+b")
+    file = system.memory_file("llm-build-mailbox")
     file.truncate(_COMMAND_BYTES + _LOGITS_BYTES)
     return file
 

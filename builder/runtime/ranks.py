@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_build.core import system
 from llm_build.core.errors import BuildError, StepError
 from llm_build.runtime.device import kind_of
 from llm_build.runtime.loaded_model import Floats, Ids
@@ -292,7 +293,7 @@ def _environment(count: int) -> dict[str, str]:
     """The threads of this process are shared out, and not bound to cores: every rank would take the first ones. gloo
     talks through the loopback device. A rank's graphs and other calls of NCCL come one after the other, and waiting for
     what might run beside a graph costs 4 us a call."""
-    threads = int(os.environ.get("TVM_NUM_THREADS", len(os.sched_getaffinity(0))))
+    threads = int(os.environ.get("TVM_NUM_THREADS", system.cores()))
     return {
         **os.environ,
         "TVM_NUM_THREADS": str(max(threads // count, 1)),

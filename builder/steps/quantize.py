@@ -15,6 +15,7 @@ from math import prod
 import numpy as np
 
 from llm_build.architectures.weights import Entry, Slice, read_entry
+from llm_build.core import system
 from llm_build.core.digest import canonical
 from llm_build.core.errors import StepError, UserError
 from llm_build.core.step_io import File, InputFiles, Json, Out
@@ -25,7 +26,7 @@ from llm_build.quant.methods import METHODS, Method, prepare
 from llm_build.quant.placement import PlacedTensor, placed_from_json
 from llm_build.steps import imported
 from llm_build.steps.ports import one
-from llm_build.steps.shard_file import Methods, PackedWriter, Placed, PlainWriter, md5, start_writeback, store
+from llm_build.steps.shard_file import Methods, PackedWriter, Placed, PlainWriter, md5, store
 
 _PROGRESS_BYTES = 8 << 20
 _BLOCKS_AT_ONCE = {"gptq": 32}  # whose loop over the inputs pays once for all rows of a block
@@ -53,7 +54,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         file.truncate(params["nbytes"])
         for job in parameters:
             counts[job.entry.name] = _write_parameter(job, params["method"], inputs, file.fileno(), progress)
-            start_writeback(file.fileno())
+            system.start_writeback(file.fileno())
         _report(counts, params["allow_nonfinite"], out)
         digest = md5(file.fileno())
     records = [_record(placed, name) for job in parameters for placed in job.tensors]

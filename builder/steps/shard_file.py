@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import mmap
 import os
@@ -21,7 +20,6 @@ Methods: TypeAlias = Callable[[int], Method]  # of a row, with which the rows of
 Placed: TypeAlias = Mapping[str, PlacedTensor]  # by role
 
 _HASH_BYTES = 1 << 20
-_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
 class PlainWriter:
@@ -106,14 +104,6 @@ def _store_columns(handle: int, array: np.ndarray, placed: PlacedTensor, column:
         whole = np.frombuffer(mapped, array.dtype, placed.tensor.nbytes // array.itemsize, placed.offset)
         whole.reshape(placed.tensor.shape)[:, column : column + array.shape[0]] = array.T
         del whole  # the mapping cannot be closed while it is looked at
-
-
-def start_writeback(handle: int) -> None:
-    """Let the disk begin now: the store syncs the whole shard at the end, and would wait for all of it then."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "sync_file_range"):  # Linux; only a hint, so its result does not matter
-        zero = ctypes.c_int64(0)
-        libc.sync_file_range(handle, zero, zero, _SYNC_FILE_RANGE_WRITE)
 
 
 def md5(handle: int) -> str:

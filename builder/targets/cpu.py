@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
+from llm_build.core import system
 from llm_build.core.errors import UserError
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -26,6 +27,7 @@ LEVELS: dict[str, tuple[str, ...]] = {  # level -> what it adds to the level bef
 ARM = "arm64"
 _MACHINES = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": ARM, "arm64": ARM}  # first part of a triple, uname -m
 LINUX = {"x86-64": "x86_64-linux-gnu", ARM: "aarch64-linux-gnu"}
+MACOS = "arm64-apple-macos"
 _EXTRA = ("avxvnni", "avx512vnni", "avx512bf16", "avx512fp16", "avx512vbmi")  # beyond the levels
 _KERNEL_NAMES = {  # /proc/cpuinfo -> LLVM, where they differ
     "pni": "sse3",
@@ -125,15 +127,16 @@ def _kind_of(machine: str) -> str:
     return _MACHINES.get(machine.partition("-")[0], "")
 
 
-def triple_of(cpu: str, triple: str | None) -> str:
-    """The triple of a target whose ``cpu`` is resolved; None: nobody named one, so it is the CPU's own Linux.
+def triple_of(cpu: str, triple: str | None, of_host: bool = False) -> str:
+    """The triple of a target whose ``cpu`` is resolved; None: nobody named one, so it is the CPU's own Linux, or this
+    machine's system where the target is this machine (``of_host``).
 
     Raises:
         UserError: the triple is of another kind of processor.
     """
     kind = ARM if cpu == ARM else "x86-64"
     if triple is None:
-        return LINUX[kind]
+        return MACOS if of_host and cpu == ARM and system.is_macos() else LINUX[kind]
     named = _kind_of(triple)
     if named == kind:
         return triple
@@ -145,8 +148,10 @@ def triple_of(cpu: str, triple: str | None) -> str:
     )
 
 
-def runs_here(cpu: str, features: Sequence[str]) -> bool:
-    """Whether this machine has all that a library was built with."""
+def runs_here(cpu: str, features: Sequence[str], triple: str) -> bool:
+    """Whether this machine has all that a library was built with, and the system of its triple."""
+    if _system_of(triple) != system.name():
+        return False
     try:
         if cpu == ARM or _kind_of(os.uname().machine) == ARM:
             return cpu == _kind_of(os.uname().machine)
@@ -155,9 +160,16 @@ def runs_here(cpu: str, features: Sequence[str]) -> bool:
         return False
 
 
-def check_runs_here(cpu: str, features: Sequence[str], library: str) -> None:
-    """UserError if this machine lacks an instruction set that the library was built with."""
+def _system_of(triple: str) -> str:
+    """ "Linux", "macOS", or the triple itself where it is of neither."""
+    return "macOS" if "-apple-macos" in triple else "Linux" if triple.endswith("-linux-gnu") else triple
+
+
+def check_runs_here(cpu: str, features: Sequence[str], triple: str, library: str) -> None:
+    """UserError if this machine lacks an instruction set that the library was built with, or has another system."""
     machine = os.uname().machine
+    if _system_of(triple) != system.name():
+        raise UserError(f"{library} was built for {triple}; this machine runs {system.name()}", "build target.cpu=host")
     if (cpu == ARM) != (_kind_of(machine) == ARM):
         raise UserError(f"{library} was built for {cpu}; this machine is {machine}", "build target.cpu=host")
     if cpu == ARM:

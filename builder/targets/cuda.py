@@ -13,6 +13,7 @@ from pathlib import Path
 from shutil import which
 from tempfile import TemporaryDirectory
 
+from llm_build.core import system
 from llm_build.core.errors import StepError, UserError
 from llm_build.targets import nvrtc
 
@@ -203,7 +204,7 @@ def compile_kernels(source: str, arch: Sequence[str]) -> bytes:
 def _compile_by_nvcc(compiler: Compiler, source: str, arch: Sequence[str], folder: Path) -> bytes:
     targets = [f"-gencode=arch=compute_{name.removeprefix('sm_')},code={name}" for name in arch]
     (folder / "kernels.cu").write_text(source, "utf-8")
-    threads = f"--threads={min(len(arch), len(os.sched_getaffinity(0)))}"
+    threads = f"--threads={min(len(arch), system.cores())}"
     command = [str(compiler.program), *_FLAGS, *targets, threads, "-o", "kernels.fatbin", "kernels.cu"]
     return _run_to_fatbin(command, f"compile the kernels for {', '.join(arch)}", folder)
 

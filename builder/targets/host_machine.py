@@ -7,6 +7,7 @@ import platform
 import subprocess
 from pathlib import Path
 
+from llm_build.core import system
 from llm_build.core.errors import UserError
 from llm_build.targets import cpu
 
@@ -19,7 +20,7 @@ def describe(gpu: bool) -> dict[str, object]:
     the library runs on one."""
     found: dict[str, object] = {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": system.cores(),
         "instructions": instructions(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)),
         "system": f"{platform.system()} {platform.release()}, {_distribution()}",

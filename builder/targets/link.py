@@ -6,13 +6,13 @@ The bytes depend on the objects alone: no build id, no paths, no time stamps, an
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 
+from llm_build.core import system
 from llm_build.core.errors import StepError
 
 DRIVERS = ("cc", "gcc", "clang")  # compilers, which call a linker
@@ -23,7 +23,7 @@ _FLAGS = ("--build-id=none", "--strip-all", "-z", "noexecstack", "-z", "relro", 
 
 def is_native(triple: str) -> bool:
     """Whether this machine's own linker is for the triple; "" is this machine's."""
-    return triple in ("", f"{platform.machine()}-linux-gnu")
+    return triple in ("", system.host_triple())
 
 
 def find_linker(triple: str = "") -> list[str] | None:
@@ -31,10 +31,10 @@ def find_linker(triple: str = "") -> list[str] | None:
     LINKERS, ziglang. For another kind of Linux: its gcc, ld.lld, its ld, ziglang. There is none for other systems."""
     if not is_native(triple):
         return _find_cross_linker(triple)
-    for name in DRIVERS + LINKERS:
+    for name in DRIVERS if system.is_macos() else DRIVERS + LINKERS:  # the linker alone does not find macOS's libraries
         if found := which(name):
             return [found]
-    return _zig(triple or f"{platform.machine()}-linux-gnu")
+    return None if system.is_macos() else _zig(triple or system.host_triple())
 
 
 def _find_cross_linker(triple: str) -> list[str] | None:
@@ -84,6 +84,8 @@ def require_linker(triple: str = "") -> list[str]:
             f"no linker for {triple} found: looked for {triple}-gcc, ld.lld, {triple}-ld and the package ziglang",
             f"apt-get install lld, or: apt-get install gcc-{triple}, or: pip install ziglang",
         )
+    if start is None and system.is_macos():
+        raise StepError(f"no linker found: looked for {', '.join(DRIVERS)}", "xcode-select --install")
     if start is None:
         raise StepError(
             f"no linker found: looked for {', '.join(DRIVERS + LINKERS)} and the Python package ziglang",
@@ -99,8 +101,7 @@ def link(objects: Sequence[Path], library: Path, triple: str = "") -> None:
         StepError: there is no linker, or it failed; says how to get one, or what it printed.
     """
     start = require_linker(triple)
-    plain = Path(start[0]).name in (*LINKERS, f"{triple}-ld")
-    flags = list(_FLAGS) if plain else ["-nostdlib", "-fPIC", *_driver_flags()]
+    flags = _flags(start[0], triple, library.name)
     command = [*start, "-shared", *flags, "-o", library.name, *(str(path.resolve()) for path in objects)]
     import subprocess
 
@@ -111,6 +112,11 @@ def link(objects: Sequence[Path], library: Path, triple: str = "") -> None:
         )
 
 
-def _driver_flags() -> list[str]:
-    """A compiler driver takes the linker's flags behind -Wl."""
-    return ["-Wl," + ",".join(_FLAGS)]
+def _flags(program: str, triple: str, name: str) -> list[str]:
+    """A compiler driver takes the linker's flags behind -Wl. Apple's linker leaves what TVM's runtime has to be found
+    when the library is loaded, and writes neither a random id nor its path into it."""
+    if system.is_macos() and is_native(triple):
+        return ["-Wl,-undefined,dynamic_lookup,-no_uuid,-x,-install_name," + name]
+    if Path(program).name in (*LINKERS, f"{triple}-ld"):
+        return list(_FLAGS)
+    return ["-nostdlib", "-fPIC", "-Wl," + ",".join(_FLAGS)]

@@ -10,11 +10,14 @@ import pytest
 from llm_build.config import compose
 from llm_build.config.choices import find_folders
 from llm_build.config.schema import Recipe
+from llm_build.core import system
 from llm_build.core.errors import StepError, UserError
 from llm_build.core.plan import Plan
 from llm_build.planner import resolve
 from llm_build.planner.graph import graph
 from llm_build.targets import cpu, link
+
+X86_LINUX, ARM_LINUX, MACOS = "x86_64-linux-gnu", "aarch64-linux-gnu", "arm64-apple-macos"
 
 
 def recipe_of(*overrides: str) -> Recipe:
@@ -83,21 +86,39 @@ def test_on_an_arm_machine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cpu.os, "uname", lambda: SimpleNamespace(machine="aarch64"))
     assert cpu.describe_host() == {"cpu": "arm64", "features": []}
     assert cpu.resolve("host") == ("arm64", ())
-    assert cpu.runs_here("arm64", ())
-    assert not cpu.runs_here("x86-64-v2", ())
-    cpu.check_runs_here("arm64", (), "demo.so")
+    assert cpu.runs_here("arm64", (), ARM_LINUX)
+    assert not cpu.runs_here("x86-64-v2", (), X86_LINUX)
+    cpu.check_runs_here("arm64", (), ARM_LINUX, "demo.so")
     with pytest.raises(UserError, match=r"demo\.so was built for x86-64-v3; this machine is aarch64"):
-        cpu.check_runs_here("x86-64-v3", (), "demo.so")
+        cpu.check_runs_here("x86-64-v3", (), X86_LINUX, "demo.so")
+
+
+def test_on_a_mac(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu.os, "uname", lambda: SimpleNamespace(machine="arm64"))
+    monkeypatch.setattr(system.sys, "platform", "darwin")
+    monkeypatch.setattr(link, "which", lambda name: f"/usr/bin/{name}" if name in ("clang", "ld") else None)
+    here = recipe_of().target
+    assert (here.cpu, here.triple, here.library) == ("arm64", MACOS, "so")
+    assert recipe_of("target.cpu=arm64").target.triple == ARM_LINUX
+    assert link.find_linker() == link.find_linker(MACOS) == ["/usr/bin/clang"]
+    assert cpu.runs_here("arm64", (), MACOS)
+    assert not cpu.runs_here("arm64", (), ARM_LINUX)
+    with pytest.raises(UserError, match=r"demo\.so was built for aarch64-linux-gnu; this machine runs macOS"):
+        cpu.check_runs_here("arm64", (), ARM_LINUX, "demo.so")
+    monkeypatch.setattr(link, "which", lambda name: None)
+    with pytest.raises(StepError, match=r"looked for cc, gcc, clang$") as refused:
+        link.require_linker()
+    assert refused.value.hint == "xcode-select --install"
 
 
 def test_on_an_x86_machine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cpu.os, "uname", lambda: SimpleNamespace(machine="x86_64"))
     monkeypatch.setattr(cpu, "host_features", lambda: cpu.implied_features("x86-64-v3"))
-    assert cpu.runs_here("x86-64-v3", ())
-    assert not cpu.runs_here("x86-64-v4", ())
-    assert not cpu.runs_here("arm64", ())
+    assert cpu.runs_here("x86-64-v3", (), X86_LINUX)
+    assert not cpu.runs_here("x86-64-v4", (), X86_LINUX)
+    assert not cpu.runs_here("arm64", (), ARM_LINUX)
     with pytest.raises(UserError, match=r"demo\.so was built for arm64; this machine is x86_64"):
-        cpu.check_runs_here("arm64", (), "demo.so")
+        cpu.check_runs_here("arm64", (), ARM_LINUX, "demo.so")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llm_build.core import system
 from llm_build.runtime import prefetch
 from llm_build.targets.tvm_import import import_tvm
 
@@ -38,7 +39,7 @@ def missing(tensor: Any) -> int:
     start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
     nbytes = tensor.data_ptr() + tensor.numel() - start
     room = (ctypes.c_ubyte * -(-nbytes // mmap.PAGESIZE))()
-    assert not prefetch.LIBC.mincore(ctypes.c_void_p(start), ctypes.c_size_t(nbytes), room)
+    assert not system._libc().mincore(ctypes.c_void_p(start), ctypes.c_size_t(nbytes), room)
     return sum(not each & 1 for each in room)
 
 
@@ -57,7 +58,7 @@ def test_pages_are_there_when_a_tensor_is(tmp_path: Path):
 def test_not_all_is_asked_for_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where memory is less than the file, what is read too early would be gone again."""
     asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(prefetch, "populate", lambda address, nbytes: asked.append((address, nbytes)))
+    monkeypatch.setattr(system, "populate", lambda address, nbytes: asked.append((address, nbytes)))
     monkeypatch.setattr(prefetch, "AHEAD", 2)
     tensors = mapped(tmp_path / "weights")
     several = prefetch.prefetched(tensors)
@@ -74,4 +75,4 @@ def test_not_all_is_asked_for_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_address_that_cannot_be_read_is_the_copy_s_to_say():
-    prefetch.populate(mmap.PAGESIZE, mmap.PAGESIZE)
+    system.populate(mmap.PAGESIZE, mmap.PAGESIZE)

@@ -53,8 +53,8 @@ def test_refused(machine):
 
 def test_a_library_for_another_machine(machine):
     machine("flags : " + ZEN4.replace("avx512bw", ""))
-    cpu.check_runs_here("x86-64-v3", (), "demo.so")
+    cpu.check_runs_here("x86-64-v3", (), "x86_64-linux-gnu", "demo.so")
     with pytest.raises(
         UserError, match=r"demo\.so was built for x86-64-v4; this machine is x86-64-v3 and lacks avx512bw"
     ):
-        cpu.check_runs_here("x86-64-v4", (), "demo.so")
+        cpu.check_runs_here("x86-64-v4", (), "x86_64-linux-gnu", "demo.so")

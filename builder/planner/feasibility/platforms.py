@@ -37,7 +37,7 @@ def platform_of(target: Target) -> str:
 def runs_here(target: Target, shards: int = 1) -> bool:
     """Whether a library for the target can be run on this machine, as far as can be seen without loading anything."""
     if target.kind == "cpu":
-        return target.library == "so" and cpu.runs_here(target.cpu, target.features or ())
+        return target.library == "so" and cpu.runs_here(target.cpu, target.features or (), target.triple)
     return target.kind == "cuda" and cuda.runs_here() and (shards == 1 or nvidia_gpus.count() >= shards)
 
 
