@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 _SYSTEMS = ("linux", "darwin")  # as core/system.py has them, which cannot be imported elsewhere
 
+_CLOSED_PIPE = 141  # as a shell says of a program that SIGPIPE ended
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 1 for a failed step, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Runs one command and returns its exit code: 0, 1 for a failed step, 2 for a user's mistake, 130 for Ctrl-C,
+    141 where what it printed goes into a closed pipe."""
     if sys.platform not in _SYSTEMS:
         print(
             f"error: llm-build runs on Linux and on macOS; this Python is for {sys.platform}\n"
@@ -25,10 +28,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _end_of(words)
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()  # a pipe that was closed is found out here, not at the end of the interpreter
+    except BrokenPipeError:
+        _write_nowhere()
+        return _CLOSED_PIPE
+    return code
+
+
+def _end_of(words: Sequence[str]) -> int:
+    """The exit code of a command, whose errors are told. Raises BrokenPipeError where nobody reads them."""
     from llm_build.cli.arguments import parse
     from llm_build.core.errors import BuildError
 
-    words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
         return run(parse(words))
@@ -42,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        raise
     except Exception as error:
         if debug:
             raise
@@ -52,12 +66,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _write_nowhere() -> None:
+    """What is still in the buffers of the standard streams goes nowhere, quietly."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        os.dup2(nowhere, stream.fileno())
+
+
 def run(arguments: Arguments) -> int:
     """Hands over to the module of llm_build.cli that has the command's name: no other is imported."""
     options, name = arguments.options, arguments.command.replace("-", "_")
     if options.version:
         name = "version"
-    elif options.cfg or options.info or options.hydra_help or options.shell_completion:
+    elif options.shell_completion:
+        name = "completion"
+    elif options.cfg or options.info or options.hydra_help:
         name = "hydra"
     code: int = import_module(f"llm_build.cli.{name}").show(arguments)
     return code

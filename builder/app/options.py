@@ -11,7 +11,8 @@ class BuildOptions:
 
     ``config_dir``: another folder of choices, before all others. ``multirun``: the overrides are those of a sweep.
     ``locked``: only what the lock file says; ``lock_file``: another than recipes/NAME.lock.yaml. ``jobs``: steps at
-    once, 0 for one per core. ``keep_going``: after a failure, build what does not depend on it.
+    once, 0 for one per core. ``keep_going``: after a failure, build what does not depend on it. ``single``: no sweep,
+    whatever the recipe says.
     """
 
     overrides: tuple[str, ...] = ()
@@ -21,3 +22,4 @@ class BuildOptions:
     lock_file: str | None = None
     jobs: int = 0
     keep_going: bool = False
+    single: bool = False

@@ -65,6 +65,6 @@ def compose_one(options: BuildOptions) -> Composed:
 
 def is_sweep(options: BuildOptions) -> bool:
     """-m, or a recipe that says itself what is swept (hydra.sweeper.params)."""
-    if options.multirun or not any(o.startswith("recipe=") for o in options.overrides):
+    if options.single or options.multirun or not any(o.startswith("recipe=") for o in options.overrides):
         return options.multirun
     return compose_one(options).sweeps

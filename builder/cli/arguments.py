@@ -13,6 +13,7 @@ from llm_build.cli.commands import COMMANDS, FOLDER_COMMANDS
 from llm_build.cli.options import known_flags, other_command, parser
 from llm_build.core.errors import UserError
 
+_ALONE = ("run", "multirun", "cfg", "info", "hydra_help", "shell_completion")  # as Hydra has it
 _OVERRIDE = re.compile(r"^(~[\w./@-]+$|[+]{0,2}~?[A-Za-z_][\w./@:-]*=)")
 
 
@@ -70,6 +71,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     parsed = _parse_options(argv)
     takes_folders = not FOLDER_COMMANDS.isdisjoint(parsed.words)
     words = [w for w in parsed.words if not _OVERRIDE.match(w) or (takes_folders and _is_path(w))]
+    words = [] if parsed.shell_completion else words  # what it takes is its own: install=bash
     overrides = tuple(w for w in parsed.words if w not in words)
     named = words.pop(0) if words and words[0] in COMMANDS else ""
     command = "plan" if parsed.dry_run and named in ("", "build") else named or "build"
@@ -86,8 +88,9 @@ def parse(argv: Sequence[str]) -> Arguments:
         raise UserError(f"build {command} needs {' '.join(takes)}", f"build {command} {' '.join(takes)}")
     options = CommandOptions(**{field.name: getattr(parsed, field.name) for field in fields(CommandOptions)})
     build = BuildOptions(
-        overrides, parsed.config_dir, parsed.multirun, parsed.locked, parsed.file, parsed.jobs or 0, parsed.keep_going
-    )
+        overrides, parsed.config_dir, parsed.multirun, parsed.locked, parsed.file, parsed.jobs or 0, parsed.keep_going,
+        parsed.run,
+    )  # fmt: skip
     word, other = (*given, "", "")[:2]
     return Arguments(command, word, other, build, options)
 
@@ -110,10 +113,9 @@ def _check_options(parsed: Namespace, command: str) -> None:
     """Raises UserError for options that mean nothing together, or nothing to the command."""
     if parsed.dry_run and command not in ("plan", "help"):
         raise UserError(f"-n is the same as `build plan`; build {command} has no dry run", "build plan")
-    if parsed.run and parsed.multirun:
-        raise UserError(
-            "--run asks for one build and --multirun for a sweep; allowed: one of them", "build help options"
-        )
+    asked = [f"--{name.replace('_', '-')}" for name in _ALONE if getattr(parsed, name)]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)} do not go together; allowed: one of them", "build help options")
     if (parsed.resolve or parsed.package) and not parsed.cfg:
         flag = "--resolve" if parsed.resolve else f"--package {parsed.package}"
         choice = "" if parsed.resolve else f"   (what is packaged is a choice: package={parsed.package})"

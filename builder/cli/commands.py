@@ -140,4 +140,5 @@ COMMANDS: Mapping[str, Command] = {
         ("build help bench", "build help options"),
     ),
 }  # fmt: skip
+WITHOUT_RECIPE = frozenset({"help", "list"})  # that read no overrides
 FOLDER_COMMANDS = frozenset({"diff", "verify-provenance"})  # whose words may be folders with a = in their names

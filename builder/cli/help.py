@@ -9,7 +9,7 @@ from shutil import get_terminal_size
 from textwrap import fill
 
 from llm_build.cli.arguments import Arguments
-from llm_build.cli.commands import COMMANDS, Command
+from llm_build.cli.commands import COMMANDS, WITHOUT_RECIPE, Command
 from llm_build.cli.options import parser
 from llm_build.config.choices import GROUPS
 from llm_build.core.errors import UserError
@@ -57,7 +57,7 @@ def first_page() -> str:
 def command_page(name: str, command: Command) -> str:
     """What it does, how it is called, its options."""
     usage = " ".join(filter(None, ("build" if name == "build" else f"build {name}", command.takes)))
-    recipe = "" if name in ("help", "list") else " [group=choice ...] [key=value ...]"
+    recipe = "" if name in WITHOUT_RECIPE else " [group=choice ...] [key=value ...]"
     lines = [
         f"usage: {usage}{recipe} [options]",
         "",

@@ -146,7 +146,9 @@ def _add_hydra(group: argparse._ArgumentGroup) -> None:
         metavar="WHAT",
         help=f"what Hydra knows: {', '.join(INFO)}",
     )
-    group.add_argument("--run", "-r", action="store_true", help="one build, no sweep: the default")
+    group.add_argument(
+        "--run", "-r", action="store_true", help="one build: of a recipe that sweeps its own choices alone"
+    )
     group.add_argument("--hydra-help", action="store_true", help="Hydra's own page")
     group.add_argument(
         "--shell-completion",

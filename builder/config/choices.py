@@ -17,6 +17,7 @@ from llm_build.core.errors import UserError
 _PACKAGE = Path(__file__).resolve().parent.parent
 GROUPS = ("model", "quant", "target", "package", "verify", "executor", "recipe")
 SECTIONS = (*GROUPS[:-1], "store", "dist", "pins", "provenance", "sweep")
+PRIMARY = "build"  # conf/build.yaml
 _FEW = 12  # choices that an error lists
 CHOICE = re.compile(rf"^(?P<group>{'|'.join(GROUPS)})=(?P<choice>[\w./-]+)$")
 
@@ -87,7 +88,7 @@ def check_choices(overrides: Sequence[str], folders: Folders) -> None:
     """Raises UserError for a choice that no file holds, with the nearest names."""
     for text in overrides:
         match = CHOICE.match(text)
-        if match is None or match["choice"] == "null":
+        if match is None or text == "recipe=null":
             continue
         known = choices_of(match["group"], folders)
         if match["choice"] not in known:
@@ -134,7 +135,9 @@ def nearest_choices(group: str, word: str, known: Sequence[str]) -> list[str]:
 
 def _usual_choice(group: str) -> str:
     """The default of a group, as conf/build.yaml has it."""
-    match = re.search(rf"^  - {group}: ([\w.-]+)$", (shipped("conf") / "build.yaml").read_text("utf-8"), re.MULTILINE)
+    match = re.search(
+        rf"^  - {group}: ([\w.-]+)$", (shipped("conf") / f"{PRIMARY}.yaml").read_text("utf-8"), re.MULTILINE
+    )
     return match[1] if match else ""
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_build.config.choices import SECTIONS, Composed, Folders, check_choices, find_folders, shipped
+from llm_build.config.choices import PRIMARY, SECTIONS, Composed, Folders, check_choices, find_folders, shipped
 from llm_build.config.literal_paths import take_path_literally
 from llm_build.core.errors import UserError
 
@@ -128,6 +128,6 @@ def hydra_compose(overrides: list[str], folders: Folders) -> Composed:
 
     GlobalHydra.instance().clear()
     with plugins(folders), initialize_config_dir(str(shipped("conf")), version_base="1.3", job_name="build"):
-        config = guard(lambda: hydra_compose_api("build", overrides, return_hydra_config=True), folders)
+        config = guard(lambda: hydra_compose_api(PRIMARY, overrides, return_hydra_config=True), folders)
         composed: Composed = guard(lambda: to_plain(config, overrides), folders)
         return composed

@@ -16,7 +16,14 @@ def to_plain(config: Any, overrides: Sequence[str]) -> Composed:
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
-    choices = {g: str(c) for g, c in config.hydra.runtime.choices.items() if g in GROUPS and c is not None}
+    made = config.hydra.runtime.choices
+    choices = {g: c for g, c in made.items() if g in GROUPS and isinstance(c, str)}
+    if missing := [group for group in GROUPS if group != "recipe" and group not in choices]:
+        found = made.get(missing[0])
+        raise UserError(
+            f"{missing[0]}: {f'found {found}' if found else 'nothing is chosen'}; allowed: one choice of the group",
+            f"build list {missing[0]}",
+        )
     sweeps = bool(config.hydra.sweeper.get("params"))
     with open_dict(config):
         config.pop("hydra")

@@ -29,8 +29,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from llm_build.config.choices import Composed, Folders
+from llm_build.config.choices import PRIMARY, Composed, Folders, shipped
 from llm_build.config.from_hydra import to_plain
+from llm_build.config.strict import format_value
 from llm_build.config.sweeps.batch import compose_jobs
 from llm_build.config.yaml_files import invalid_yaml, read_text
 from llm_build.core.errors import UserError
@@ -95,6 +96,8 @@ class ChoiceSource(FileConfigSource):  # type: ignore[misc]
         if not isinstance(config, DictConfig):
             raise UserError(f"{path}: holds a list; allowed: a mapping of keys and values")
         _name_choices(config)
+        if config_path in (PRIMARY, f"{PRIMARY}.yaml"):
+            config = _over_shipped(config, path)
         header = self._get_header_dict(text[:512])
         return ConfigResult(self.provider, f"{self.scheme()}://{self.path}", config, header)
 
@@ -110,6 +113,33 @@ def _name_choices(config: DictConfig) -> None:
                 item[key] = "on" if value else "off"
             elif isinstance(value, (int, float)):
                 item[key] = str(value)
+
+
+def _over_shipped(own: DictConfig, path: Path) -> DictConfig:
+    """A user's own conf/build.yaml lies over ours: it says what is different, a key or the default of a group."""
+    own_defaults = OmegaConf.to_container(own).get("defaults") or []
+    if not isinstance(own_defaults, list):
+        raise UserError(f"{path}: defaults is {own_defaults!r}; allowed: a list, such as [quant: q8f16_1]")
+    config = OmegaConf.load(shipped("conf") / f"{PRIMARY}.yaml")
+    for key in set(config) & set(own):
+        if isinstance(config[key], DictConfig) and not isinstance(own[key], DictConfig):
+            raise UserError(f"{path}: {key} is {format_value(own[key])}; allowed: a mapping of keys and values")
+    defaults: list[Any] = OmegaConf.to_container(config["defaults"])
+    places = {_group_of(item): at for at, item in enumerate(defaults)}
+    for item in own_defaults:
+        at = places.get(_group_of(item))
+        if at is None:
+            defaults.insert(places["hydra/launcher"], item)  # before those that override what others chose
+        elif isinstance(item, dict):
+            defaults[at] = dict.fromkeys(defaults[at], next(iter(item.values())))
+    merged = OmegaConf.merge(config, own)
+    merged["defaults"] = defaults
+    return merged
+
+
+def _group_of(item: Any) -> str:
+    """quant for {"override /quant": q8f16_1}; an item without a choice is its own."""
+    return str(next(iter(item))).removeprefix("override ").strip("/ ") if isinstance(item, dict) else str(item)
 
 
 class RecipeSource(ChoiceSource):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 
 # Keys whose values are paths, and what such a value holds that Hydra's grammar reads only in quotes
-_PATHS = re.compile(r"^[+]{0,2}(?:model\.source|dist\.path|store\.(?:path|remote)|(?:quant\.calibration|verify)\.text|"
-                    r"provenance\.key)=(?P<value>.+)$", re.DOTALL)  # fmt: skip
+_KEYS = r"model\.source|dist\.path|store\.(?:path|remote)|(?:quant\.calibration|verify)\.text|provenance\.key"
+_PATHS = re.compile(rf"^[+]{{0,2}}(?:{_KEYS})=(?P<value>.+)$", re.DOTALL)
 _ODD = re.compile(r"[^\w/\-\\+.$%*@?|:, ]", re.ASCII)
 _GRAMMAR = re.compile(r"""^\s*(?:["'\[{]|(?:choice|range|interval|glob|shuffle|sort|tag|str|extend_list)\()|\$\{""")
+
+
+def is_path_key(key: str) -> bool:
+    return re.fullmatch(_KEYS, key) is not None
 
 
 def quote(value: str) -> str:

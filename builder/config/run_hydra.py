@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from llm_build.config.choices import Composed, Folders, shipped
+from llm_build.config.choices import PRIMARY, Composed, Folders, shipped
 from llm_build.config.from_hydra import guard, to_plain
 from llm_build.config.hydra_plugins import Launched, plugins
 
@@ -37,9 +38,10 @@ def run_hydra(
     version.setbase("1.3")
     parser = get_args_parser()
     arguments = parser.parse_args(list(argv))
+    logging.raiseExceptions = False  # --info is logged: each line into a closed pipe would be a traceback
     with _raised_errors(), plugins(folders, launched):
         try:
-            guard(lambda: _run_hydra(arguments, parser, app, str(shipped("conf")), "build"), folders)
+            guard(lambda: _run_hydra(arguments, parser, app, str(shipped("conf")), PRIMARY), folders)
         except SystemExit as end:
             return int(end.code or 0)
     return 0

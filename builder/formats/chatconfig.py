@@ -23,7 +23,7 @@ _SHARED_TEMPLATE: dict[str, Any] = {
     "function_string": "",
     "use_function_calling": False,
 }
-_CONV_TEMPLATES: dict[str, dict[str, Any]] = {
+CONV_TEMPLATES: dict[str, dict[str, Any]] = {
     "plain": {  # completion: the prompt as it is
         "roles": {"user": "", "assistant": ""},
         "seps": [""],
@@ -60,7 +60,7 @@ def chat_config(
     files: Sequence[str],
     conv_template: str | Translation,
 ) -> dict[str, Any]:
-    """The whole file as a dict. ``files`` are the checkpoint's small files; ``conv_template`` a key of _CONV_TEMPLATES,
+    """The whole file as a dict. ``files`` are the checkpoint's small files; ``conv_template`` a key of CONV_TEMPLATES,
     or the checkpoint's own template, translated.
 
     Token ids that the checkpoint does not give are left out, so the reader's own defaults hold.
@@ -110,14 +110,14 @@ def _template(
 ) -> dict[str, Any]:  # fmt: skip
     if isinstance(name, Translation):
         return _translated(name, texts, own, ends)
-    if name not in _CONV_TEMPLATES:
+    if name not in CONV_TEMPLATES:
         raise UserError(
-            f"model.conv_template: found {name!r}; allowed: {', '.join(_CONV_TEMPLATES)}", "model.conv_template=plain"
+            f"model.conv_template: found {name!r}; allowed: {', '.join(CONV_TEMPLATES)}", "model.conv_template=plain"
         )
     return {
         "name": name,
         **_SHARED_TEMPLATE,
-        **_CONV_TEMPLATES[name],
+        **CONV_TEMPLATES[name],
         "system_prefix_token_ids": _prefix_ids(texts, own.bos),
         "stop_token_ids": list(ends),
     }
