@@ -119,3 +119,13 @@ def test_windows_is_told_first_what_is_supported(words: list[str]) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[0] == "error: llm-build runs on Linux and on macOS; this Python is for win32"
     assert "WSL 2" in done.stderr
+
+
+def test_a_folder_named_builder_in_the_users_project_shadows_nothing(tmp_path: Path) -> None:
+    for name in ("builder", "core", "app"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise ImportError('{name} of the user')\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tools" / "path"), "LLM_BUILD_STORE": str(tmp_path / "store")}
+    command = [sys.executable, "-m", "llm_build", "plan", "verify=off"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
