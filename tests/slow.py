@@ -11,6 +11,7 @@ from collections.abc import Mapping
 SLOW: Mapping[str, int] = {  # start of a test's id -> CPU seconds of all tests that it stands for
     "tests/browser/": 300,  # Chromium compiles shaders for most of that time
     "tests/cluster/test_ray.py": 60,
+    "tests/docs/test_commands.py": 40,
     "tests/e2e/test_bad_input.py::test_bad_checkpoint_is_refused_and_nothing_is_damaged[missing shard]": 23,
     "tests/e2e/test_bad_input.py::test_damaged_blob_is_found_named_and_rebuilt": 19,
     "tests/e2e/test_bad_input.py::test_full_disk_fails_clearly_and_goes_on_with_room": 23,
