@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,10 +32,12 @@ _Check = tuple[Callable[[Step], bool], Callable[[], object]]  # which step it co
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """``request``: with the checkpoints that were downloaded and the rules that were picked."""
+    """``request``: with the checkpoints that were downloaded and the rules that were picked. ``seconds``: from
+    the start to the last file."""
 
     outcome: Outcome
     request: BuildRequest
+    seconds: float = 0.0
 
 
 def bring_up_to_date(options: BuildOptions, request: BuildRequest, session: Session) -> BuildResult:
@@ -42,7 +45,7 @@ def bring_up_to_date(options: BuildOptions, request: BuildRequest, session: Sess
 
     Raises UserError for what does not match the lock (options.locked), for a folder that cannot be written, and for a
     key that cannot sign, before any step runs."""
-    lock = None
+    began, lock = time.monotonic(), None
     if options.locked:
         from llm_build.app.lock_check import require_match
 
@@ -62,11 +65,11 @@ def bring_up_to_date(options: BuildOptions, request: BuildRequest, session: Sess
     elif options.keep_going:
         outcome, request = without_goals(request, errors, lambda good: _run(options, good, session))
     else:
-        return BuildResult(refused_outcome(request.plan, errors), request)
+        return BuildResult(refused_outcome(request.plan, errors), request, time.monotonic() - began)
     if lock:
         lock.check_built(request)
     export_good(outcome, request, session.warn)
-    return BuildResult(outcome, request)
+    return BuildResult(outcome, request, time.monotonic() - began)
 
 
 def _run(options: BuildOptions, request: BuildRequest, session: Session) -> tuple[Outcome, BuildRequest]:

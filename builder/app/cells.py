@@ -16,9 +16,11 @@ from llm_build.core.record import Record
 from llm_build.core.run import Outcome
 from llm_build.core.status import LiveStatus, Status
 from llm_build.core.step import Step
+from llm_build.core.units import count_of
 from llm_build.planner.graph.bench import bench_goal
 from llm_build.report.document import goal_verdicts, items_of
 from llm_build.report.matrix import Cell, Matrix
+from llm_build.report.ranking import ranked
 
 
 def waiting(request: BuildRequest) -> Matrix:
@@ -56,7 +58,7 @@ def before_build(request: BuildRequest, verdicts: Mapping[str, StepStatus]) -> M
         own = goal_verdicts(goal, verdicts, items)
         todo = sum(verdict.status != "fresh" for verdict in own)
         records = [(verdict.step, verdict.record) for verdict in own if verdict.record]
-        note = f"{todo}/{len(own)} steps" if todo else ""
+        note = f"{todo}/{count_of(len(own), 'step')}" if todo else ""
         known[goal.name] = _cell(request, goal.name, "stale" if todo else "fresh", note, records, goal.artifact)
     return _matrix(request, known)
 
@@ -83,11 +85,16 @@ def _cell(
     facts = next((record.facts for step, record in records if step.validation), {})
     made = next((record for step, record in records if step.id == artifact), None)
     model = next((record for step, record in records if step.role == "model"), None)
-    perplexity, original = (_figure(facts.get(name)) for name in ("perplexity", "perplexity_original"))
+    perplexity, original, kl, top1 = (
+        _figure(facts.get(name)) for name in ("perplexity", "perplexity_original", "kl", "top1")
+    )
+    stored = (record.facts.get("bits_per_parameter") for _, record in records)
+    bits = next((value for value in stored if value is not None), None)
     return Cell(
         name, request.axes.at[name], status, note,
         nbytes=sum(output.nbytes for output in made.outputs.values()) if made else 0,
         perplexity=perplexity, original=original, tokens_per_s=_speed(request, name, model),
+        kl=kl, top1=top1, bits=_figure(bits),
     )  # fmt: skip
 
 
@@ -108,11 +115,15 @@ def cells_that_need(request: BuildRequest, outcome: Outcome, steps: Sequence[Fin
 
 
 def matrix_document(matrix: Matrix) -> dict[str, Any]:
-    """The key "matrix" of --json: the axes with their values, and every cell with what is known of it."""
+    """The key "matrix" of --json: the axes with their values, every cell with what is known of it, and the names of the
+    measured ones, the least KL first."""
     axes = {axis: list(dict.fromkeys(cell.at[i] for cell in matrix.cells)) for i, axis in enumerate(matrix.axes)}
     cells = []
     for cell in matrix.cells:
         row = {"name": cell.name, **dict(zip(matrix.axes, cell.at, strict=True)), "status": cell.status}
-        figures = {"bytes": cell.nbytes or None, "perplexity": cell.perplexity, "tokens_per_s": cell.tokens_per_s}
+        figures = {
+            "bytes": cell.nbytes or None, "bits_per_weight": cell.bits, "kl": cell.kl, "top1": cell.top1,
+            "perplexity": cell.perplexity, "tokens_per_s": cell.tokens_per_s,
+        }  # fmt: skip
         cells.append({**row, **without_nonfinite(figures)})
-    return {"axes": axes, "cells": cells}
+    return {"axes": axes, "cells": cells, "ranking": [cell.name for cell in ranked(matrix.cells)]}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llm_build.core import system
 from llm_build.core.filestore import FileStore
-from llm_build.core.units import format_bytes
+from llm_build.core.units import count_of, format_bytes
 
 _ROOM_BYTES = 1 << 28  # less than this and even the demo may not fit
 Row = dict[str, str]  # name, status (ok, missing, bad), found, needed for
@@ -95,7 +95,7 @@ def _processor() -> Row:
     extra = host["features"]
     assert isinstance(extra, list)
     cores = system.cores()
-    return _row("cpu", f"{cores} cores, {' +'.join([str(host['cpu']), *extra])}", "target=cpu")
+    return _row("cpu", f"{count_of(cores, 'core')}, {' +'.join([str(host['cpu']), *extra])}", "target=cpu")
 
 
 def _memory() -> Row:
@@ -147,8 +147,9 @@ def check_store(store: FileStore, repair: bool, progress: Callable[[int, int], N
     from llm_build.core.check import check
 
     result = check(store, progress, repair)
-    content = f"{result.records} results, {result.blobs} files, {format_bytes(result.nbytes)} read"
-    verdict = f"{len(result.faults)} fault{'s' * (len(result.faults) > 1)}" if result.faults else "whole"
+    counts = f"{count_of(result.records, 'result')}, {count_of(result.blobs, 'file')}"
+    content = f"{counts}, {format_bytes(result.nbytes)} read"
+    verdict = count_of(len(result.faults), "fault") if result.faults else "whole"
     rows = [_row("store content", f"{content}, {verdict}", "every step")]
     for fault in result.faults:
         more = f" and {len(fault.steps) - 3} more" if len(fault.steps) > 3 else ""

@@ -13,6 +13,7 @@ from llm_build.app.options import BuildOptions
 from llm_build.app.request import BuildRequest
 from llm_build.app.session import Session
 from llm_build.core.errors import UserError
+from llm_build.core.units import count_of
 from llm_build.provenance.diff.locks import LockDifference
 from llm_build.provenance.lock_file import Lock, destination, read, text_of, write
 
@@ -42,7 +43,7 @@ def write_lock(
     path = destination(options.overrides, request.names, options.lock_file)
     if request.refused and not allow_unsupported:
         name, error = next(iter(request.refused.items()))
-        count = f"{len(request.refused)} of {len(request.names)} builds"
+        count = f"{len(request.refused)} of {count_of(len(request.names), 'build')}"
         raise UserError(f"{count} cannot be locked here; {name}: {error.message}", error.hint)
     result = bring_up_to_date(options, request, session)
     if result.outcome.exit_code:

@@ -14,6 +14,7 @@ from llm_build.config.axes import axes_of
 from llm_build.config.choices import CHOICE, Composed, Folders
 from llm_build.config.schema import Recipe
 from llm_build.core.errors import BuildError, Unsupported, UserError
+from llm_build.core.units import count_of
 from llm_build.planner import resolve
 from llm_build.planner.cell_memo import CellMemo
 from llm_build.planner.graph import graph
@@ -69,7 +70,7 @@ def _apply_sweep_exclude(
     result = apply_rules(jobs, resolve.origin_of(jobs[0], folders))
     notes = [f"warning: sweep.exclude: {rule} matches no cell" for rule in result.idle]
     if result.excluded:
-        notes.insert(0, f"sweep.exclude: {len(result.excluded)} of {len(jobs)} cells left out")
+        notes.insert(0, f"sweep.exclude: {len(result.excluded)} of {count_of(len(jobs), 'cell')} left out")
     return result.kept, result.excluded, tuple(notes)
 
 

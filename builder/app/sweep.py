@@ -12,7 +12,7 @@ from llm_build.app.places import places_of
 from llm_build.app.request import BuildRequest, composition_cache, folders_of, is_sweep
 from llm_build.config.choices import Composed, check_choices
 from llm_build.config.compose import normalise
-from llm_build.core.errors import StepError
+from llm_build.core.errors import StepError, worst_code
 from llm_build.planner.resolve import name_of
 
 Handle = Callable[[BuildRequest], int]  # what is done with a request; the exit code
@@ -57,7 +57,7 @@ def sweep(options: BuildOptions, build: Callable[[Sequence[Composed]], int]) -> 
     from llm_build.config.run_hydra import run_hydra
 
     run_hydra(argv, folders, launched, partial(_build_alone, build))
-    return max(codes, default=0)
+    return worst_code(codes)
 
 
 def objective_values(jobs: Sequence[Composed], code: int) -> list[float]:

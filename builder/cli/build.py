@@ -34,10 +34,10 @@ def print_result(arguments: Arguments, result: BuildResult) -> int:
         if options.json:
             rows["matrix"] = cells.matrix_document(matrix)
         else:
-            print_sweep(matrix, request, result.outcome, sys.stdout)
+            print_sweep(matrix, request, result, sys.stdout)
     elif not options.json:
         for recipe in rows["recipes"]:
-            print_recipe(recipe, sys.stdout, options.quiet)
+            print_recipe(recipe, sys.stdout, options.quiet, result.seconds)
     if options.json:
         print_document(rows)
     print_failures(request, result.outcome, options.debug)

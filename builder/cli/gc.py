@@ -12,7 +12,7 @@ from llm_build.cli.output import print_document
 from llm_build.core.errors import UserError
 from llm_build.core.filestore import open_store
 from llm_build.core.gc import Freed, gc
-from llm_build.core.units import format_bytes
+from llm_build.core.units import count_of, format_bytes
 
 _AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SIZES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
@@ -38,7 +38,7 @@ def _print_freed(freed: Freed, really: bool) -> None:
         print(f"nothing to free; {format_bytes(freed.kept_nbytes)} stay")
         print("  next: build gc --max-age 30d   (or --max-size 20GB; both free results that are whole)")
         return
-    what = f"{freed.blobs} files and {len(freed.records)} results"
+    what = f"{count_of(freed.blobs, 'file')} and {count_of(len(freed.records), 'result')}"
     verb, kept = "freed" if really else "would free", format_bytes(freed.kept_nbytes)
     print(f"{verb} {format_bytes(freed.nbytes)} in {what}; {kept} stay")
     if freed.linked_nbytes:
@@ -59,7 +59,7 @@ def _collect_remote(arguments: Arguments, age_s: float | None) -> int:
     if options.json:
         print_document({"dry_run": not options.yes, "roots": collected.roots, **freed._asdict()})
         return 0
-    what = f"{freed.blobs} files and {len(freed.records)} results"
+    what = f"{count_of(freed.blobs, 'file')} and {count_of(len(freed.records), 'result')}"
     verb, kept = "freed" if options.yes else "would free", format_bytes(freed.kept_nbytes)
     print(f"{verb} {format_bytes(freed.nbytes)} in {what} of {collected.url}; {kept} stay")
     if not options.yes:

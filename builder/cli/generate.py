@@ -25,7 +25,7 @@ def show(arguments: Arguments) -> int:
         return print_result(arguments, result)
     rows = document.built(result.outcome, result.request.outputs)
     if not options.json and any(step.status == "ran" for step in result.outcome.steps.values()):
-        print_recipe(rows["recipes"][0], sys.stderr, options.quiet)
+        print_recipe(rows["recipes"][0], sys.stderr, options.quiet, result.seconds)
     (folder,) = result.request.outputs.values()
     sampling = Sampling(options.max_tokens, options.temperature, options.top_p, options.seed)
     chat = not options.plain and answers(folder)

@@ -10,6 +10,7 @@ from llm_build.app.merge import request_of
 from llm_build.cli.arguments import Arguments
 from llm_build.cli.output import print_document, relative
 from llm_build.core.errors import UserError
+from llm_build.core.units import count_of
 
 
 def show(arguments: Arguments) -> int:
@@ -26,5 +27,5 @@ def show(arguments: Arguments) -> int:
         print_document({"folder": str(folder), "files": files, "operators": operators})
     else:
         print((folder / "operators.txt").read_text("utf-8"), end="")
-        print(f"{len(files)} files in {relative(folder.absolute())}")
+        print(f"{count_of(len(files), 'file')} in {relative(folder.absolute())}")
     return 0

@@ -6,30 +6,38 @@ import shutil
 from collections.abc import Collection
 from typing import TextIO
 
+from llm_build.app.build import BuildResult
 from llm_build.app.request import BuildRequest
 from llm_build.cli.output import relative
 from llm_build.config.axes import Axes
-from llm_build.core.run import Outcome
 from llm_build.core.status import DONE
+from llm_build.core.units import count_of
 from llm_build.report.matrix import Matrix, coloured, counted, legend, lines, lines_short, plain
-from llm_build.report.text import wrap_text
+from llm_build.report.ranking import ranking_lines
+from llm_build.report.text import format_seconds, wrap_text
 
 _PLAIN_WIDTH = 120  # of a matrix in a log
 _SCREENS = 3  # of a terminal that a matrix may fill
 _NAMED = 3  # cells that are named one by one
 
 
-def print_sweep(matrix: Matrix, request: BuildRequest, outcome: Outcome, stream: TextIO) -> None:
+def print_sweep(matrix: Matrix, request: BuildRequest, result: BuildResult, stream: TextIO) -> None:
     """The matrix, why cells could not be built, and what it took."""
     print_matrix(matrix, stream)
+    for line in ranking_lines(matrix):
+        print(line, file=stream)
     print_refused(request, stream)
-    ran = [step for step in outcome.steps.values() if step.status == "ran"]
-    steps = f"{len(ran)} of {len(outcome.steps)} steps ran" if ran else f"all {len(outcome.steps)} steps fresh"
+    steps = result.outcome.steps.values()
+    ran, whole = sum(step.status == "ran" for step in steps), count_of(len(steps), "step")
+    said = f"built in {format_seconds(result.seconds)} ({ran} of {whole} ran)" if ran else f"all {whole} fresh"
     if any(cell.status in DONE for cell in matrix.cells):
-        print(f"{steps}; a folder for each cell in {relative(request.dist)}", file=stream)
+        print(f"{said}; a folder for each cell in {relative(request.dist)}", file=stream)
     skipped = sum(cell.status == "skipped" for cell in matrix.cells)
     if skipped:
-        print(f"{skipped} cells skipped because others failed: -k builds what does not depend on those", file=stream)
+        print(
+            f"{count_of(skipped, 'cell')} skipped because others failed: -k builds what does not depend on those",
+            file=stream,
+        )
 
 
 def print_matrix(matrix: Matrix, stream: TextIO) -> None:

@@ -9,8 +9,8 @@ from typing import Any, TextIO
 
 from llm_build.app.request import BuildRequest
 from llm_build.cli.arguments import Arguments
-from llm_build.core.units import format_bytes
-from llm_build.report.text import wrap_text
+from llm_build.core.units import count_of, format_bytes
+from llm_build.report.text import format_seconds, wrap_text
 
 
 def print_document(content: object) -> None:
@@ -24,7 +24,8 @@ def refused_code(arguments: Arguments, request: BuildRequest) -> int:
     return 2 if request.refused and not arguments.options.allow_unsupported else 0
 
 
-def print_recipe(recipe: dict[str, Any], stream: TextIO, quiet: bool) -> None:
+def print_recipe(recipe: dict[str, Any], stream: TextIO, quiet: bool, seconds: float = 0.0) -> None:
+    """``seconds``: what the build took, from its start to its last file."""
     ran = [s for s in recipe["steps"] if s["status"] != "fresh"]
     if ran and stream.isatty() and not quiet:
         from llm_build.report.table import print_steps
@@ -42,9 +43,17 @@ def print_recipe(recipe: dict[str, Any], stream: TextIO, quiet: bool) -> None:
     for decision in (step for step in ran if step["role"] == "decision"):
         _print_rules(decision["facts"], stream)
     nbytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    steps = f"{len(ran)} of {len(recipe['steps'])} steps ran" if ran else f"all {len(recipe['steps'])} steps fresh"
-    line = f"{recipe['name']}: up to date ({steps}) in {relative(folder)}, {format_bytes(nbytes)}{_quality(facts)}"
+    said = _what_was_done(len(ran), len(recipe["steps"]), seconds)
+    line = f"{recipe['name']}: {said}: {relative(folder)}, {format_bytes(nbytes)}{_quality(facts)}"
     print(wrap_text(line, stream), file=stream)
+
+
+def _what_was_done(ran: int, steps: int, seconds: float) -> str:
+    """ "built in 12 s", "built in 3.1 s (2 of 9 steps ran)", "up to date (all 9 steps fresh)"."""
+    if not ran:
+        return f"up to date (all {count_of(steps, 'step')} fresh)"
+    part = f" ({ran} of {count_of(steps, 'step')} ran)" if ran < steps else ""
+    return f"built in {format_seconds(seconds)}{part}"
 
 
 def _quality(facts: dict[str, Any]) -> str:
@@ -53,7 +62,11 @@ def _quality(facts: dict[str, Any]) -> str:
         return ""
     original, kl, own = (float(facts[name]) for name in ("perplexity_original", "kl", "perplexity"))  # or "inf"
     whose = f"built, not run here ({facts['not_run']}); its weights: " if "not_run" in facts else ""
-    return f"; {whose}perplexity {own:.2f} (original {original:.2f}), KL {kl:.4f}"
+    return f"; {whose}KL {kl:.4f}{_top1(facts)}, perplexity {own:.2f} (original {original:.2f})"
+
+
+def _top1(facts: dict[str, Any]) -> str:
+    return f", top-1 {float(facts['top1']):.1%}" if "top1" in facts else ""
 
 
 def _print_rules(facts: dict[str, Any], stream: TextIO) -> None:

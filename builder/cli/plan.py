@@ -16,7 +16,7 @@ from llm_build.cli.output import print_document, print_unsupported, refused_code
 from llm_build.cli.session import for_each_request
 from llm_build.core.events import Event, Planned, Warned
 from llm_build.core.examine import StepStatus
-from llm_build.core.units import format_bytes
+from llm_build.core.units import count_of, format_bytes
 from llm_build.planner.feasibility import sizing
 from llm_build.planner.feasibility.device_memory import Memory
 from llm_build.planner.schemes.stored_bits import StoredBits
@@ -53,7 +53,7 @@ def _print_sweep(request: BuildRequest, report: PlanReport) -> None:
     print_matrix(matrix, sys.stdout)
     print_refused(request, sys.stdout)
     todo = [verdict for verdict in report.verdicts.values() if verdict.status != "fresh"]
-    print(f"{len(todo)} of {len(report.verdicts)} steps to run" + (":" if todo else ""))
+    print(f"{len(todo)} of {count_of(len(report.verdicts), 'step')} to run" + (":" if todo else ""))
     rows = _stale_rows(request, matrix, todo)
     width = max((len(label) for label, _ in rows), default=0)
     for label, reason in rows:
@@ -91,7 +91,7 @@ def _print_recipe(row: dict[str, Any], request: BuildRequest, report: PlanReport
         print_unsupported(row, sys.stdout)
         return
     todo = [step for step in row["steps"] if step["status"] != "fresh"]
-    summary = f"{len(todo)} of {len(row['steps'])} steps to run" if todo else "nothing to do"
+    summary = f"{len(todo)} of {count_of(len(row['steps']), 'step')} to run" if todo else "nothing to do"
     print(f"{row['name']}: {summary}")
     print_steps(row, sys.stdout)
     if is_undecided(request, row["name"]):

@@ -10,6 +10,7 @@ from llm_build.cli.arguments import Arguments
 from llm_build.cli.build import print_result
 from llm_build.cli.output import print_document
 from llm_build.cli.session import for_each_request, session_of
+from llm_build.core.units import count_of
 from llm_build.provenance.statement import NAME
 
 
@@ -33,4 +34,4 @@ def _print_pulled(pulled: Pulled, as_json: bool) -> None:
         print_document({"pulled": {name: {"output": str(cell.folder)} for name, cell in pulled.cells.items()}})
         return
     for name, cell in pulled.cells.items():
-        print(f"{name}: {cell.written} of {cell.files} files written to {cell.folder}/")
+        print(f"{name}: {cell.written} of {count_of(cell.files, 'file')} written to {cell.folder}/")

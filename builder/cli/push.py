@@ -7,7 +7,7 @@ from llm_build.app.request import BuildRequest
 from llm_build.cli.arguments import Arguments
 from llm_build.cli.output import print_document
 from llm_build.cli.session import for_each_request, session_of
-from llm_build.core.units import format_bytes
+from llm_build.core.units import count_of, format_bytes
 
 
 def show(arguments: Arguments) -> int:
@@ -21,7 +21,8 @@ def _push(arguments: Arguments, request: BuildRequest) -> int:
     if arguments.options.json:
         print_document({"results": pushed.results, "uploaded_bytes": pushed.uploaded_nbytes, "not_here": missing})
     else:
-        print(f"{pushed.results} results are in {pushed.url}; {format_bytes(pushed.uploaded_nbytes)} were uploaded")
+        uploaded = format_bytes(pushed.uploaded_nbytes)
+        print(f"{count_of(pushed.results, 'result')} in {pushed.url}; {uploaded} were uploaded")
         if missing:
             more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
             print(f"not built here: {', '.join(missing[:8])}{more}\n  next: build, with the same overrides")

@@ -7,7 +7,7 @@ from pathlib import Path
 from llm_build.app.verify_folder import VerifiedFolder, verify_folder
 from llm_build.cli.arguments import Arguments
 from llm_build.cli.output import print_document
-from llm_build.core.units import format_bytes
+from llm_build.core.units import count_of, format_bytes
 from llm_build.provenance.statement import NAME, SIGNATURE
 
 _SHOWN = 20
@@ -34,13 +34,13 @@ def _print_verified(folder: Path, verified: VerifiedFolder, against: str) -> Non
     for text in differences[:_SHOWN]:
         print(f"differs from {against}: {text}")
     if len(differences) > _SHOWN:
-        print(f"and {len(differences) - _SHOWN} differences more: --json shows all")
+        print(f"and {count_of(len(differences) - _SHOWN, 'difference')} more: --json shows all")
     files = len(checked.same)
     if checked.intact:
         signed = f"; signed by key {verified.signed_by}" if verified.signed_by else _unchecked_signature(folder)
-        print(f"{folder}: {files} files, {format_bytes(checked.nbytes)}, all as {NAME} says{signed}")
+        print(f"{folder}: {count_of(files, 'file')}, {format_bytes(checked.nbytes)}, all as {NAME} says{signed}")
     else:
-        print(f"{folder}: {files} files are as {NAME} says, the others are named above")
+        print(f"{folder}: as {NAME} says: {count_of(files, 'file')}; the others are named above")
 
 
 def _unchecked_signature(folder: Path) -> str:

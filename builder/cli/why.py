@@ -11,6 +11,7 @@ from llm_build.cli.arguments import Arguments
 from llm_build.cli.output import print_document
 from llm_build.core.errors import UserError
 from llm_build.core.reason import Difference
+from llm_build.core.units import count_of
 from llm_build.core.why import Explanation
 from llm_build.report.operators import describe_kernels
 
@@ -49,7 +50,7 @@ def _print_explanation(explanation: Explanation) -> None:
         print(f"  differs   {format_difference(difference)}")
     print("  parts of the key now:")
     _print_parts(explanation.parts, "    ")
-    print(f"  code in the key now, {len(explanation.files)} files:")
+    print(f"  code in the key now, {count_of(len(explanation.files), 'file')}:")
     for file, digest in sorted(explanation.files.items()):
         print(f"    {digest.partition(':')[2][:12]}  {file}")
 

@@ -1,5 +1,7 @@
 """The errors that people see. Anything else that is raised is a defect of ours."""
 
+from collections.abc import Iterable
+
 
 class BuildError(Exception):
     """Ends the command with one clear message and no traceback.
@@ -16,6 +18,13 @@ class BuildError(Exception):
 
     def __reduce__(self) -> tuple[type["BuildError"], tuple[str, str]]:
         return type(self), (self.message, self.hint)
+
+
+def worst_code(codes: Iterable[int]) -> int:
+    """The exit code of a command that did several things: 130 (interrupted), else 1 (a step failed), else 2 (a mistake,
+    or a cell that cannot be built), else 0."""
+    known = set(codes)
+    return next((code for code in (130, 1, 2) if code in known), max(known, default=0))
 
 
 class UserError(BuildError):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from llm_build.core.admission import Ledger, clamp, memory_warning
 from llm_build.core.critical_path import critical_path_seconds
-from llm_build.core.errors import BuildError, Interrupted, StepError
+from llm_build.core.errors import BuildError, Interrupted, StepError, worst_code
 from llm_build.core.events import Expanded, Finished, Listener, Progress, Started, Waiting, Warned
 from llm_build.core.examine import PlanState, StepStatus, examine_step, paused_garbage_collection
 from llm_build.core.fingerprint import FileSources, Sources
@@ -42,8 +42,8 @@ class Outcome(NamedTuple):
 
     @property
     def exit_code(self) -> int:
-        """0, or that of the first error: 2 when the user can mend it, 1 when a step failed."""
-        return next((done.error.exit_code for done in self.steps.values() if done.error), int(self.failed))
+        """0, or that of the worst error: 2 when the user can mend all of it, 1 when a step failed."""
+        return worst_code(done.error.exit_code for done in self.steps.values() if done.error) or int(self.failed)
 
     def finished(self, goal: str) -> list[Finished]:
         """The goal's steps in display order."""

@@ -15,6 +15,7 @@ from typing import Any
 from llm_build.config.choices import shipped
 from llm_build.core.errors import UserError
 from llm_build.core.names import is_digest, is_inside, is_key
+from llm_build.core.units import count_of
 
 _FORMAT = 1
 ENDING = ".lock.yaml"
@@ -70,7 +71,7 @@ def destination(overrides: Sequence[str], names: Sequence[str], file: str | None
         return Path.cwd() / "recipes" / f"{recipe}{ENDING}"
     if len(names) != 1:
         raise UserError(
-            f"a lock of {len(names)} builds needs a name: none of them is a recipe",
+            f"a lock of {count_of(len(names), 'build')} needs a name: none of them is a recipe",
             "--file=NAME.lock.yaml, or write the sweep as a recipe: recipes/NAME.yaml",
         )
     return Path.cwd() / f"{names[0]}{ENDING}"

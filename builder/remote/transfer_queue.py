@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from llm_build.core.events import Progress
 from llm_build.core.record import Output
+from llm_build.core.units import count_of
 from llm_build.remote.bucket import OnBytes
 
 _SLOWEST_BYTES_S = 100_000.0  # an upload in one piece says nothing before its end: slower than this it counts as stuck
@@ -121,5 +122,5 @@ class TransferQueue:
             if state == self._reported or (now < self._report_at and not over):
                 return None
             self._reported, self._report_at = state, now + _REPORT_S
-            label = f"{self._files_done} of {self._files} files"
+            label = f"{self._files_done} of {count_of(self._files, 'file')}"
             return Progress("", self.name, self._done, self._total, "B", label)

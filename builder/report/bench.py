@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from llm_build.core.units import format_bytes
+from llm_build.core.units import count_of, format_bytes
 from llm_build.report.text import format_seconds, wrap_text
 
 
@@ -76,5 +76,5 @@ def _notes_of(bench: Mapping[str, Any]) -> list[str]:
 
 def machine_of(machine: Mapping[str, Any]) -> list[str]:
     """Its parts, the one that the library runs on first."""
-    cores = f"{machine['cpu']}, {machine['cores']} cores ({machine['instructions']})"
+    cores = f"{machine['cpu']}, {count_of(machine['cores'], 'core')} ({machine['instructions']})"
     return [*([machine["gpu"]] if "gpu" in machine else []), cores, f"{machine['memory_gib']} GiB", machine["system"]]

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TextIO
 
 from llm_build.core.events import Event, Expanded, Finished, Planned, Progress, Started, Waiting, Warned
-from llm_build.core.units import format_bytes
+from llm_build.core.units import count_of, format_bytes
 from llm_build.report.matrix import Matrix
 from llm_build.report.run_state import RunState
 from llm_build.report.text import TransferRates, format_seconds
@@ -42,7 +42,7 @@ class Lines:
         for text in self.state.repeated():
             self.print_line(f"warning: {text}")
         for reason, count in self.skipped.items():
-            self.print_line(f"{count} {'step' if count == 1 else 'steps'} skipped ({reason})")
+            self.print_line(f"{count_of(count, 'step')} skipped ({reason})")
 
     def tick(self) -> None:
         """Names what is running whenever nothing else was printed for a while."""

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from llm_build.core.events import Event, Expanded, Finished, Planned, Progress, Started, Waiting, Warned
 from llm_build.core.status import DONE
-from llm_build.core.units import format_bytes
+from llm_build.core.units import count_of, format_bytes
 from llm_build.report.lines import amount
 from llm_build.report.matrix import Line, Matrix, StyledText, counted, lines_live
 from llm_build.report.run_state import RunState
@@ -112,7 +112,7 @@ class Live:
             return
         over = sum(state in DONE for state in items.values())
         running = sum(parts[id_][0] / (parts[id_][1] or 1) for id_, state in items.items() if state == "running")
-        note = f"{over} of {len(items)} parts"
+        note = f"{over} of {count_of(len(items), 'part')}"
         self.bars.update(task, completed=over + running, total=len(items), note=note)
 
     def transfer(self, event: Progress) -> None:
@@ -140,7 +140,7 @@ class Live:
         items = self.state.items.get(event.id.partition("[")[0], {})
         if len(items) < 2:
             return f"{format_seconds(event.seconds)}, {format_bytes(event.nbytes)}"
-        return f"{len(items)} parts, {format_bytes(sum(self.state.sizes.get(id_, 0) for id_ in items))}"
+        return f"{count_of(len(items), 'part')}, {format_bytes(sum(self.state.sizes.get(id_, 0) for id_ in items))}"
 
     # The screen
 
@@ -162,7 +162,7 @@ class Live:
     def total(self, matrix: Matrix) -> Line:
         done, steps = self.state.counts()
         elapsed = format_clock(time.monotonic() - self.began)
-        return [*counted(matrix), StyledText(f"; {done} of {steps} steps, {elapsed}")]
+        return [*counted(matrix), StyledText(f"; {done} of {count_of(steps, 'step')}, {elapsed}")]
 
 
 class Elapsed(ProgressColumn):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from llm_build.core.status import DONE, LiveStatus
-from llm_build.core.units import format_bytes
+from llm_build.core.units import count_of, format_bytes
 from llm_build.report.text import format_rate
 
 _STYLES = {  # of every status, in the order that they are counted in
@@ -21,7 +21,8 @@ _COLUMN_AXIS = "target"
 
 class Cell(NamedTuple):
     """``at``: its value on each axis; ``note``: the step that runs or failed, or how many steps there are to run.
-    ``original``: the perplexity before quantization."""
+    ``kl`` (nats per token), ``top1`` (a share): against the original; ``original``: its perplexity; ``bits``: stored,
+    per weight."""
 
     name: str
     at: tuple[str, ...]
@@ -31,6 +32,9 @@ class Cell(NamedTuple):
     perplexity: float | None = None
     original: float | None = None
     tokens_per_s: float | None = None
+    kl: float | None = None
+    top1: float | None = None
+    bits: float | None = None
 
 
 class Matrix(NamedTuple):
@@ -56,7 +60,7 @@ _LIVE_COLUMN = 16  # "failed calibrate"
 
 def lines(matrix: Matrix, width: int) -> list[Line]:
     """The matrix with all figures in ``width`` columns, or a list of its cells where that is too narrow."""
-    for form in (_one_line, _two_lines):
+    for form in (_one_line, _two_lines, _three_lines):
         made = grid(matrix, form)
         if made and max(len(plain(line)) for line in made) <= width:
             return made
@@ -88,7 +92,7 @@ def counted(matrix: Matrix) -> Line:
     """ "36 cells: 20 built, 3 fresh, ..." """
     counts = Counter({"excluded": matrix.excluded})
     counts.update(cell.status for cell in matrix.cells)
-    line = [StyledText(f"{len(matrix.cells)} cells: ")]
+    line = [StyledText(f"{count_of(len(matrix.cells), 'cell')}: ")]
     for status, style in _STYLES.items():
         if counts[status]:
             line += [StyledText(f"{counts[status]} {_ENGLISH.get(status, status)}", style), StyledText(", ")]
@@ -98,13 +102,9 @@ def counted(matrix: Matrix) -> Line:
 def legend(matrix: Matrix) -> list[str]:
     """What the figures are, of those that are shown."""
     notes = []
-    originals = {cell.original: cell for cell in matrix.cells if cell.original is not None}
-    if "model" in matrix.axes and len(originals) > 1:
-        at = matrix.axes.index("model")
-        each = ", ".join(f"{cell.at[at]} {original:.2f}" for original, cell in originals.items())
-        notes = [f"ppl: perplexity on held-out text (originals: {each})"]
-    elif originals:
-        notes = [f"ppl: perplexity on held-out text (original: {next(iter(originals)):.2f})"]
+    if any(cell.kl is not None for cell in matrix.cells):
+        notes.append("KL: how far the distribution of the next token is from the original's, in nats; 0: nothing lost")
+        notes.append("top-1: tokens of held-out text whose likeliest successor is the original's")
     if any(cell.tokens_per_s is not None for cell in matrix.cells):
         notes.append("tok/s: decoding, as `build bench` measured it on this machine")
     return notes
@@ -128,15 +128,30 @@ def word(cell: Cell) -> str:
     return f"{_ENGLISH.get(cell.status, cell.status)} {cell.note}".rstrip()
 
 
-def _figures(cell: Cell) -> list[str]:
-    """Size, perplexity and speed of a cell that is up to date, "" where not known."""
+class _Figures(NamedTuple):
+    """Of a cell that is up to date, in words; "" where not known."""
+
+    nbytes: str = ""
+    bits: str = ""
+    kl: str = ""
+    top1: str = ""
+    speed: str = ""
+
+
+def _figures(cell: Cell) -> _Figures:
     if cell.status not in DONE:
-        return ["", "", ""]
-    return [
+        return _Figures()
+    return _Figures(
         format_bytes(cell.nbytes) if cell.nbytes else "",
-        f"ppl {cell.perplexity:.2f}" if cell.perplexity is not None else "",
+        f"{cell.bits:.2f} bits" if cell.bits is not None else "",
+        f"KL {format_kl(cell.kl)}" if cell.kl is not None else "",
+        f"top-1 {cell.top1:.1%}" if cell.top1 is not None else "",
         f"{format_rate(cell.tokens_per_s)} tok/s" if cell.tokens_per_s is not None else "",
-    ]
+    )
+
+
+def format_kl(kl: float) -> str:
+    return f"{kl:.5f}"
 
 
 def _one_line(cell: Cell) -> list[list[str]]:
@@ -144,15 +159,20 @@ def _one_line(cell: Cell) -> list[list[str]]:
 
 
 def _two_lines(cell: Cell) -> list[list[str]]:
-    nbytes, perplexity, speed = _figures(cell)
-    return [[word(cell), nbytes], [perplexity, speed]]
+    figures = _figures(cell)
+    return [[word(cell), figures.nbytes, figures.bits], [figures.kl, figures.top1, figures.speed]]
+
+
+def _three_lines(cell: Cell) -> list[list[str]]:
+    figures = _figures(cell)
+    return [[word(cell), figures.nbytes], [figures.bits, figures.speed], [figures.kl, figures.top1]]
 
 
 def _status_and_size(cell: Cell) -> list[list[str]]:
     """What it says is at most _LIVE_COLUMN wide: "verify.dequantized" is "verify"."""
     text = word(cell._replace(note=cell.note.partition(".")[0]))
     text = text if len(text) <= _LIVE_COLUMN else text[: _LIVE_COLUMN - 1] + "…"
-    return [[text, _figures(cell)[0]]]
+    return [[text, _figures(cell).nbytes]]
 
 
 class Column(NamedTuple):
@@ -197,10 +217,15 @@ def grid(matrix: Matrix, form: Form, least: int = 0) -> list[Line]:
     rows = list(dict.fromkeys(split(cell.at, across)[0] for cell in matrix.cells))
     empty = Cell("", (), "excluded" if matrix.excluded else "")
     table = {split(cell.at, across): cell for cell in matrix.cells}
-    columns = [_column_of(name, [table.get((row, name), empty) for row in rows], form, least) for name in names]
+    columns = [
+        _column_of(label_of(matrix.axes[across], name) if across is not None else "",
+                   [table.get((row, name), empty) for row in rows], form, least)
+        for name in names
+    ]  # fmt: skip
     grouped = len(down) > 1
-    titles = [row[0] for row in rows] if grouped else [" × ".join(down)]
-    stub = 2 + max(map(len, [*titles, *(" ".join(row[grouped:]) for row in rows)]))
+    labels = {row: [label_of(axis, value) for axis, value in zip(down, row, strict=True)] for row in rows}
+    titles = [labels[row][0] for row in rows] if grouped else [" × ".join(down)]
+    stub = 2 + max(map(len, [*titles, *(" ".join(labels[row][grouped:]) for row in rows)]))
     made: list[Line] = []
     for title in dict.fromkeys(titles):
         if made:
@@ -208,10 +233,15 @@ def grid(matrix: Matrix, form: Form, least: int = 0) -> list[Line]:
         if across is not None or grouped:
             made.append(_heading(title, stub, columns, "bold" if grouped else "dim"))
         for row in rows:
-            if not grouped or row[0] == title:
+            if not grouped or labels[row][0] == title:
                 cells = [table.get((row, name), empty) for name in names]
-                made += _row_of(" ".join(row[grouped:]), stub, cells, columns, form)
+                made += _row_of(" ".join(labels[row][grouped:]), stub, cells, columns, form)
     return made
+
+
+def label_of(axis: str, value: str) -> str:
+    """A value as it is read alone: that of a choice is a name, that of a key says which (max_batch_size=2)."""
+    return f"{axis.rpartition('.')[2]}={value}" if "." in axis else value
 
 
 def _directions(matrix: Matrix) -> tuple[int | None, list[str]]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from llm_build.core.events import Event, Expanded, Finished, Planned, Started, Warned
 from llm_build.core.plan import goals_of_steps
 from llm_build.core.status import LiveStatus
-from llm_build.report.matrix import Cell, Matrix
+from llm_build.report.matrix import Cell, Matrix, label_of
 from llm_build.report.text import template_name
 
 _OVER = ("fresh", "ran", "failed", "skipped")
@@ -95,8 +95,8 @@ class RunState:
         if template not in self.labels:
             cells = [self.at[goal] for goal in self.goals_of.get(template, ()) if goal in self.at]
             self.labels[template] = " ".join(
-                own[0]
-                for own, every in zip(zip(*cells, strict=True), self.columns, strict=False)
+                label_of(axis, own[0])
+                for axis, own, every in zip(self.matrix.axes, zip(*cells, strict=True), self.columns, strict=False)
                 if len(set(own)) == 1 and every > 1
             )
         return f"{name} {self.labels[template]}".rstrip()

@@ -14,6 +14,7 @@ import numpy as np
 
 from llm_build.core import system
 from llm_build.core.errors import UserError
+from llm_build.core.units import count_of
 from llm_build.runtime.device import ranks_of
 from llm_build.runtime.loaded_model import PAGE_TOKENS, Floats, Ids, LoadedModel, find_library, load_model
 from llm_build.runtime.ranks import RankedModel, start_ranks
@@ -67,7 +68,7 @@ class Engine:
         """A new, empty sequence; UserError when there are as many as fit."""
         if len(self._lengths) >= self.sequences:
             raise UserError(
-                f"there are {self.sequences} sequences already, which is all this engine has room for",
+                f"this engine has room for {count_of(self.sequences, 'sequence')}, and all of it is taken",
                 "remove one, or build with a larger model.max_batch_size",
             )
         sequence, self._next = self._next, self._next + 1
@@ -88,7 +89,7 @@ class Engine:
         """Forget the last ``tokens`` tokens of a sequence."""
         length = self._length(seq)
         if not 0 <= tokens <= length:
-            raise UserError(f"sequence {seq} has {length} tokens; {tokens} cannot be taken off")
+            raise UserError(f"sequence {seq} has {count_of(length, 'token')}; {tokens} cannot be taken off")
         self._model.rewind(seq, tokens)
         self._lengths[seq] = length - tokens
 
@@ -151,7 +152,8 @@ class Engine:
             raise UserError(f"token {wrong} is out of range: this model has tokens 0 to {self.vocab_size - 1}")
         if length + ids.size > self.context:
             raise UserError(
-                f"{ids.size} more tokens do not fit: the sequence has {length} of {self.context} (context_window_size)",
+                f"no room for {count_of(ids.size, 'more token')}: the sequence has {length} of {self.context} "
+                "(context_window_size)",
                 "build with a larger model.context_window_size, if the model allows it",
             )
         return ids.astype(np.int32)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llm_build.core.errors import UserError
+from llm_build.core.units import count_of
 from llm_build.formats import tokenizer as tokenizer_file
 from llm_build.formats.chat_template import messages_of
 from llm_build.runtime.chat import chat_config_of, chat_ids
@@ -112,7 +113,8 @@ def generate(
         raise UserError(f"max_tokens: found {max_tokens}; allowed: 1 or more")
     if len(ids) >= engine.context:
         raise UserError(
-            f"the prompt has {len(ids)} tokens and the context window {engine.context}, so nothing can follow it",
+            f"the prompt has {count_of(len(ids), 'token')} and the context window {engine.context}, so nothing can "
+            "follow it",
             "shorten the prompt, or build with a larger model.context_window_size",
         )
     stops = _end_tokens(config) if eos is None else set(eos)

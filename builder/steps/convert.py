@@ -11,6 +11,7 @@ from llm_build.architectures.weights import WeightMap, map_json, parameter_count
 from llm_build.core.digest import canonical
 from llm_build.core.errors import UserError
 from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.core.units import count_of
 from llm_build.formats import quantized
 from llm_build.steps.ports import one
 
@@ -33,7 +34,8 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     _check_copies(family.copies(config), weight_map, layout)
     if biases := [name for name in weight_map.dropped if name.endswith(".bias")] if "packing" in params else []:
         out.warn(
-            f"the model has no use for {len(biases)} biases of quantized modules ({biases[0]}, ...): left out, if 0"
+            f"the model has no use for {count_of(len(biases), 'bias')} of quantized modules ({biases[0]}, ...): left "
+            "out, if 0"
         )
     out.path("weight_map.json").write_bytes(canonical(map_json(weight_map)))
     out.fact("parameters", parameter_count(weight_map.entries))

@@ -19,6 +19,7 @@ from llm_build.core import system
 from llm_build.core.digest import canonical
 from llm_build.core.errors import StepError, UserError
 from llm_build.core.step_io import File, InputFiles, Json, Out
+from llm_build.core.units import count_of
 from llm_build.formats.tensorcache import TensorRecord, shard_entry
 from llm_build.quant import pack, scaling
 from llm_build.quant.layout import Scheme, is_transposed, parse_scheme
@@ -257,7 +258,9 @@ def _report(counts_of: Mapping[str, pack.Counts], allow_nonfinite: bool, out: Ou
     saturated = {name: counts.saturated for name, counts in counts_of.items() if counts.saturated}
     if saturated:
         worst = max(saturated, key=lambda name: saturated[name])
-        out.warn(f"{sum(saturated.values())} scales were too large for their dtype and saturated, most in {worst}")
+        out.warn(
+            f"too large for their dtype, and saturated: {count_of(sum(saturated.values()), 'scale')}, most in {worst}"
+        )
         out.fact("scales_saturated", sum(saturated.values()))
 
 
@@ -265,5 +268,7 @@ def _describe_counts(bad: Mapping[str, pack.Counts]) -> str:
     shown = []
     for name, counts in list(bad.items())[:5]:
         kinds = [(counts.nonfinite, "NaN or infinite"), (counts.overflowed, "too large for the dtype of the scheme")]
-        shown.append(f"{name}: " + ", ".join(f"{number} weights {kind}" for number, kind in kinds if number))
-    return "; ".join(shown) + (f"; and {len(bad) - 5} more parameters" if len(bad) > 5 else "")
+        shown.append(
+            f"{name}: " + ", ".join(f"{count_of(number, 'weight')} {kind}" for number, kind in kinds if number)
+        )
+    return "; ".join(shown) + (f"; and {count_of(len(bad) - 5, 'more parameter')}" if len(bad) > 5 else "")

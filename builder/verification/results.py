@@ -8,6 +8,7 @@ from math import inf
 
 from llm_build.core.errors import StepError
 from llm_build.core.step_io import Json
+from llm_build.core.units import count_of
 from llm_build.verification.measure import Divergence, Errors
 from llm_build.verification.paths import CHUNKED, DECODE, INTERLEAVED, ONE_SHOT, PREFILL
 
@@ -76,7 +77,8 @@ def _check_weights(verified: VerifyResult) -> None:
         return
     first = wrong[0]
     raise StepError(
-        f"{verified.name}: {len(wrong)} parameters are not their source rounded to nearest. {first['parameter']}, "
+        f"{verified.name}: not their source rounded to nearest: {count_of(len(wrong), 'parameter')}. "
+        f"{first['parameter']}, "
         f"row {first['row']}: a weight is {first['steps']:.3g} steps off (0.5 at most) and a scale "
         f"{first['scale_ulps']:.3g} units of its last place off (0.5 at most)",
         "the quantize or convert step is wrong, or a shard was changed: `build doctor --store` checks the store",

@@ -21,7 +21,7 @@ def remote(demo: Shell, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What `build push` made of the demo, with a lock file in the demo's folder."""
     where = f"store.remote=file://{tmp_path_factory.mktemp('shared')}/store"
     said = demo.run("push", where).stdout
-    assert "results are in file://" in said
+    assert "results in file://" in said
     assert "MB were uploaded" in said
     assert "; 0 B were uploaded" in demo.run("push", where, "--quiet").stdout
     demo.run("lock", "--file=demo.lock.yaml")

@@ -23,10 +23,11 @@ def test_the_other_cells_are_built(demo: Shell):
     lines = done.stdout.splitlines()
     assert lines[0] == "vulkan  unsupported"
     assert lines[1].startswith("cpu     fresh 3.")
-    assert " MB ppl 42." in lines[1]
+    assert " MB 4.51 bits KL 0.01" in lines[1]
+    assert " top-1 9" in lines[1]
     assert lines[2] == "2 cells: 1 fresh, 1 unsupported"
-    assert lines[3].startswith("ppl: perplexity on held-out text (original: 40.")
-    assert lines[4].startswith("unsupported: target=vulkan: apache-tvm's wheel has no Vulkan")
+    assert lines[3].startswith("KL: ")
+    assert lines[5].startswith("unsupported: target=vulkan: apache-tvm's wheel has no Vulkan")
     assert lines[-1] == "all 9 steps fresh; a folder for each cell in swept/"
     assert not done.stderr
 

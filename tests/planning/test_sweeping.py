@@ -128,6 +128,22 @@ def test_a_recipe_may_say_what_is_swept(folder, no_hydra):
     assert not is_sweep(parse(["quant=q0f16"]).build)
 
 
+@pytest.mark.parametrize("codes", [(1, 2), (2, 1), (0, 1), (2, 130), (2, 0)])
+def test_a_step_that_failed_counts_more_than_what_cannot_be_built(codes):
+    """Of a sweep in batches, each with an exit code of its own: 130, else 1, else 2."""
+    left = list(codes)
+    options = parse(["-m", "target=cpu,webgpu", "hydra.sweeper.max_batch_size=1"]).build
+    assert sweep(options, lambda jobs: left.pop(0)) == next(code for code in (130, 1, 2) if code in codes)
+    assert not left
+
+
+def test_run_makes_one_build_of_a_recipe_that_sweeps(folder):
+    (folder / "recipes").mkdir()
+    (folder / "recipes" / "nightly.yaml").write_text(RECIPE)
+    assert is_sweep(parse(["recipe=nightly"]).build)
+    assert not is_sweep(parse(["--run", "recipe=nightly"]).build)
+
+
 def test_a_mistake_in_a_sweep_is_told():
     with pytest.raises(UserError, match="quant=q4f16_11: no such choice; did you mean q4f16_1"):
         swept("-m", "quant=q4f16_11,q8f16_1")

@@ -101,10 +101,10 @@ def test_tokens_and_lengths_are_checked(case: Built):
         engine.decode(sequence, -1)
     with pytest.raises(UserError, match="non-empty list of tokens"):
         engine.logits(sequence, [])
-    with pytest.raises(UserError, match=r"129 more tokens do not fit: the sequence has 0 of 128"):
+    with pytest.raises(UserError, match=r"no room for 129 more tokens: the sequence has 0 of 128"):
         engine.prefill(sequence, [1] * 129)
     engine.prefill(sequence, [1] * 128)
-    with pytest.raises(UserError, match=r"1 more tokens do not fit: the sequence has 128 of 128"):
+    with pytest.raises(UserError, match=r"no room for 1 more token: the sequence has 128 of 128"):
         engine.decode(sequence, 1)
     with pytest.raises(UserError, match=r"there is no sequence 7; there are: \[0\]"):
         engine.decode(7, 1)
@@ -115,7 +115,7 @@ def test_tokens_and_lengths_are_checked(case: Built):
 def test_no_more_sequences_than_there_is_room_for(case: Built):
     engine = Engine.from_folder(case.folder, sequences=2)
     first, _ = engine.add_sequence(), engine.add_sequence()
-    with pytest.raises(UserError, match="2 sequences already"):
+    with pytest.raises(UserError, match="room for 2 sequences"):
         engine.add_sequence()
     engine.remove_sequence(first)
     again = engine.add_sequence()

@@ -19,6 +19,7 @@ from llm_build.config.choices import GROUPS, SECTIONS, Composed
 from llm_build.config.schema import Sweep
 from llm_build.config.strict import Where, format_value, nearest_names, nowhere, parse
 from llm_build.core.errors import UserError
+from llm_build.core.units import count_of
 
 Rule = Mapping[str, Any]
 _ABSENT = object()
@@ -44,7 +45,9 @@ def apply_rules(jobs: Sequence[Composed], where: Where = nowhere) -> SortedCells
         used |= hits
         (excluded if hits else kept).append(job)
     if jobs and not kept:
-        raise UserError(f"sweep.exclude{where('sweep.exclude')} leaves none of {len(jobs)} cells", "build list")
+        raise UserError(
+            f"sweep.exclude{where('sweep.exclude')} leaves none of {count_of(len(jobs), 'cell')}", "build list"
+        )
     return SortedCells(kept, excluded, [text for text in rules if text not in used])
 
 

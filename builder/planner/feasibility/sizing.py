@@ -14,7 +14,7 @@ from llm_build.config.choices import Folders
 from llm_build.config.schema import Metadata, Model, Quant, Recipe, Target
 from llm_build.config.strict import Where
 from llm_build.core.errors import Unsupported, UserError
-from llm_build.core.units import format_bytes
+from llm_build.core.units import count_of, format_bytes
 from llm_build.planner.cell_memo import CellMemo
 from llm_build.planner.feasibility import sharding
 from llm_build.planner.feasibility.device_memory import (
@@ -220,7 +220,7 @@ def _refusal(sizes: Metadata, budget: _TargetBudget) -> str:
 def describe_memory(memory: Memory, sizes: Metadata, target: Target) -> str:
     """9.1 GB of 8.0 GB: weights 3.8 GB, KV cache 4.3 GB (4 sequences of 4096 tokens), ..."""
     count = min(sizes.max_batch_size, target.max_sequences or sizes.max_batch_size)
-    tokens = f"{count} sequence{'s' if count > 1 else ''} of {sizes.context_window_size} tokens"
+    tokens = f"{count_of(count, 'sequence')} of {count_of(sizes.context_window_size, 'token')}"
     parts = [f"weights {format_bytes(memory.weights)}", f"KV cache {format_bytes(memory.cache)} ({tokens})"]
     parts += [f"activations {format_bytes(memory.activations)}", f"runtime {format_bytes(memory.runtime)}"]
     limit = f" of {format_bytes(target.memory_bytes)}" if target.memory_bytes else ""
