@@ -13,8 +13,8 @@ from tests.conftest import ROOT
 
 ROOMS = ("app", "cli", "config", "provenance", "report")
 NOUNS = re.compile(
-    r" (?:more |other )?(steps|cells|files|weights|results|builds|cores|differences|tokens|scales|parameters|parts|ranks"
-    r"|sequences|shards|records|blobs|rows|GPUs|folders|choices|keys|faults|warnings|lines|passes)\b"
+    r" (?:more |other )?(steps|cells|files|weights|results|builds|cores|differences|tokens|scales|parameters|parts"
+    r"|ranks|sequences|shards|records|blobs|rows|GPUs|folders|choices|keys|faults|warnings|lines|passes)\b"
 )
 
 

@@ -50,7 +50,7 @@ def test_axes_are_what_differs():
 
 def test_two_axes_are_one_table_and_figures_line_up():
     assert said(SMALL) == [
-        f"quant    {'cpu':60}cuda",
+        f"quant    {'cpu':62}cuda",
         "q0f16    built 12.3 MB 16.00 bits KL 0.00000 top-1 100.0%   320 tok/s  failed lower",
         "q4f16_1  fresh  3.1 MB  4.51 bits KL 0.01240  top-1 91.4% 5,600 tok/s  unsupported",
     ]
