@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from llm_build import architectures
 from llm_build.config.choices import find_folders
@@ -23,17 +25,27 @@ START, END = "<!-- matrix -->\n", "<!-- /matrix -->\n"
 MARK = {"yes": "yes", "refused": "–"}
 
 
-def row(shell: Shell, source: Path, schemes: list[str]) -> dict[str, str]:
-    """Scheme -> "yes" when the artifact was built, verified and gave text, "refused" when the plan says no, else what
-    failed. One sweep builds them all."""
-    words = ("model=auto", f"model.source={source}", f"dist.path={source}.dist")
-    found = {s: "refused" if shell.run("plan", *words, f"quant={s}", code=None).returncode else "" for s in schemes}
-    todo = [scheme for scheme in schemes if not found[scheme]]
-    built = shell.json("-m", *words, f"quant={','.join(todo)}", "-k", code=None)["recipes"] if todo else []
-    for scheme, recipe in zip(todo, built, strict=True):
-        bad = [step["name"] for step in recipe["steps"] if step["status"] == "failed"]
-        found[scheme] = bad[0] if bad else text(shell, *words, f"quant={scheme}")
-    return found
+Cells = Mapping[str, Sequence[str]]  # the folder of a checkpoint -> schemes
+
+
+def build(shell: Shell, cells: Cells) -> dict[tuple[str, str], str]:
+    """(folder, scheme) -> "yes" when the artifact was built, verified and gave text, "refused" when the plan says no,
+    else what failed. One sweep builds them all."""
+    schemes = sorted({scheme for row in cells.values() for scheme in row})
+    others = {source: [scheme for scheme in schemes if scheme not in row] for source, row in cells.items()}
+    rules = [f"{{model.source:'{source}',quant:[{','.join(names)}]}}" for source, names in others.items() if names]
+    words = ["model=auto", f"model.source={','.join(cells)}", f"quant={','.join(schemes)}"]
+    words += [f"dist.path={shell.folder}/dist", *([f"sweep.exclude=[{','.join(rules)}]"] if rules else [])]
+    built = shell.json("-m", *words, "-k", code=None)["recipes"]
+    every = [(source, scheme) for source in cells for scheme in schemes if scheme in cells[source]]
+    return {cell: _verdict(shell, cell, recipe) for cell, recipe in zip(every, built, strict=True)}
+
+
+def _verdict(shell: Shell, cell: tuple[str, str], recipe: Mapping[str, Any]) -> str:
+    if recipe["status"] == "unsupported":
+        return "refused"
+    failed = [step["name"] for step in recipe["steps"] if step["status"] == "failed"]
+    return failed[0] if failed else text(shell, "model=auto", f"model.source={cell[0]}", f"quant={cell[1]}")
 
 
 def text(shell: Shell, *words: str) -> str:
@@ -65,8 +77,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         shell = Shell(Path(name), Path(name) / "store")
         for family in given.families.split(","):
-            source = make(family, Path(name) / family)
-            found.setdefault(family, {}).update(row(shell, source, given.schemes.split(",")))
+            source = str(make(family, Path(name) / family))
+            cells = build(shell, {source: given.schemes.split(",")})
+            found.setdefault(family, {}).update({scheme: verdict for (_, scheme), verdict in cells.items()})
             print(family, found[family], flush=True)
             RECORD.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     write_readme(found)
