@@ -27,7 +27,7 @@ SLOW: Mapping[str, int] = {  # start of a test's id -> CPU seconds of all tests 
     "tests/e2e/test_processes.py": 79,
     "tests/e2e/test_quality.py": 23,
     "tests/e2e/test_verify.py": 37,
-    "tests/matrix/": 300,
+    "tests/matrix/": 255,
     "tests/ranks/test_cells.py": 344,
     "tests/ranks/test_ranks.py::test_two_ranks_agree_with_transformers": 32,
     "tests/targets/test_opencl.py": 120,
