@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from llm_build.core.errors import UserError
+from llm_build.core.fields import show_python
 
 if TYPE_CHECKING:
     from llm_build.architectures.family import Family
@@ -51,7 +52,7 @@ def recognise(config_json: Mapping[str, Any]) -> str:
     family = config_json["model_type"]
     if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(
-            f"config.json: model_type {family!r} is not supported; supported: {', '.join(sorted(FAMILIES))}",
+            f"config.json: model_type {show_python(family)} is not supported; supported: {', '.join(sorted(FAMILIES))}",
             "CONTRIBUTING.md tells how to add a family",
         )
     return family

@@ -6,14 +6,15 @@ types, and refuse by name what would change the computation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar
 
+from llm_build.architectures.fields import ANY_SIZE, MOST, check_sizes
 from llm_build.architectures.foreign import FOREIGN
 from llm_build.core.errors import UserError
+from llm_build.core.fields import is_number, is_whole, show_python
 
 T = TypeVar("T")
 
@@ -29,22 +30,25 @@ NO_WINDOW: dict[str, tuple[Any, ...]] = {"sliding_window": (None,)}
 
 
 def refuse(name: str, value: Any, allowed: str) -> NoReturn:
-    raise UserError(f"architecture.{name}: found {value!r}; allowed: {allowed}", "compare with the model's config.json")
+    raise UserError(
+        f"architecture.{name}: found {show_python(value)}; allowed: {allowed}", "compare with the model's config.json"
+    )
 
 
 def unsupported(model: str, name: str, value: Any, allowed: str) -> NoReturn:
     raise UserError(
-        f"config.json: {name} is {value!r}, which changes the computation and is not implemented for {model}; "
-        f"allowed: {allowed}",
+        f"config.json: {name} is {show_python(value)}, which changes the computation and is not implemented for "
+        f"{model}; allowed: {allowed}",
         "nothing was built, as it would have been built wrongly",
     )
 
 
 def check_types(config: Any) -> None:
-    """Every field of a Config: ints of at least 1 (None where the type has it), floats finite and above 0, bools. For
-    its ``__post_init__``."""
+    """Every field of a Config: ints from 1 to what a model may have (None where the type has it), floats finite and
+    above 0, bools. For its ``__post_init__``."""
     for field in fields(config):
         check_type(field.name, getattr(config, field.name), str(field.type))
+    check_sizes(asdict(config))
 
 
 def check_type(name: str, value: Any, kind: str) -> None:
@@ -52,9 +56,10 @@ def check_type(name: str, value: Any, kind: str) -> None:
         kind = "int"
     if kind == "bool" and not isinstance(value, bool):
         refuse(name, value, "true or false")
-    if kind == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        refuse(name, value, "a whole number of at least 1")
-    if kind == "float" and not (isinstance(value, float) and math.isfinite(value) and value > 0):
+    most = MOST.get(name, ANY_SIZE)
+    if kind == "int" and not (is_whole(value) and 1 <= value <= most):
+        refuse(name, value, f"a whole number of at least 1, and at most {most}")
+    if kind == "float" and not (isinstance(value, float) and is_number(value) and value > 0):
         refuse(name, value, "a finite number above 0")
 
 
@@ -85,8 +90,8 @@ def _with_article(model: str) -> str:
 
 
 def as_float(value: Any, kind: str) -> Any:
-    """JSON and YAML write 10000 for 10000.0."""
-    return float(value) if kind == "float" and isinstance(value, int) and not isinstance(value, bool) else value
+    """JSON and YAML write 10000 for 10000.0. What no float holds stays as it is."""
+    return float(value) if kind == "float" and is_whole(value) and is_number(value) else value
 
 
 def merge(config: T, model: str, overrides: Mapping[str, Any], free: Sequence[str]) -> T:
@@ -154,11 +159,12 @@ def full_attention_every(model: str, config_json: Mapping[str, Any], layers: int
     layer_types = config_json.get("layer_types")
     if layer_types is None:
         return default
-    for every in (default, *range(1, layers + 2)):
-        if list(layer_types) == ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]:
+    first = layer_types.index("full_attention") + 1 if "full_attention" in layer_types else layers + 1
+    for every in (default, first):
+        if layer_types == ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]:
             return every
     raise UserError(
-        f"config.json: layer_types is {list(layer_types)!r}, which is not implemented for {model}; allowed: "
+        f"config.json: layer_types is {show_python(layer_types)}, which is not implemented for {model}; allowed: "
         "full_attention in every n-th layer and sliding_attention in the others",
         "nothing was built, as it would have been built wrongly",
     )
@@ -170,7 +176,7 @@ def single_value(name: str, values: Mapping[str, Any], default: Any) -> Any:
     first = next(iter(given.values()), default)
     if any(value is not first and value != first for value in given.values()):
         raise UserError(
-            f"config.json gives {name} twice with different values: {given}",
+            f"config.json gives {name} twice with different values: {show_python(given)}",
             "keep the one that the model was trained with",
         )
     return first

@@ -8,6 +8,7 @@ from typing import Any
 
 from llm_build.architectures import config_json, table, weights
 from llm_build.architectures.cuts import Cut
+from llm_build.architectures.fields import check_config
 from llm_build.architectures.folds import Fold
 from llm_build.architectures.parts.decoder import Decoder, copies, droppable, graph_modules, rows_of
 from llm_build.architectures.table import Row
@@ -35,6 +36,7 @@ class Family:
         Raises:
             UserError: a field is missing or of the wrong type, or changes the computation and is not implemented.
         """
+        check_config(config)
         return self.from_architecture(self.read(config))
 
     def from_architecture(self, architecture: Mapping[str, Any]) -> Any:

@@ -69,7 +69,8 @@ def _check_long_rope(scaling: Any, rotary_dim: int) -> None:
     for key in keys[:2]:
         factors = scaling[key]
         if not isinstance(factors, list | tuple) or len(factors) != rotary_dim // 2:
-            read.refuse(f"rope_scaling.{key}", factors, f"{rotary_dim // 2} numbers, one per pair of rotated features")
+            allowed = f"{rotary_dim // 2} numbers, one per pair of rotated features of a head (head_dim)"
+            read.refuse(f"rope_scaling.{key}", factors, allowed)
         for value in factors:
             read.check_type(f"rope_scaling.{key}", read.as_float(value, "float"), "float")
     read.check_type("rope_scaling.attention_factor", scaling["attention_factor"], "float")
@@ -117,6 +118,8 @@ def _long_block(place: str, block: Mapping[str, Any], positions: int, original: 
     for key in ("short_factor", "long_factor"):
         if block.get(key) is None:
             raise UserError(f"config.json: {place} has no {key}, which rope_type {kind!r} needs")
+    if original < 2:
+        read.refuse("original_max_position_embeddings", original, "a whole number of at least 2")
     factor = positions / original if block.get("factor") is None else block["factor"]
     stretch = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     given = block.get("attention_factor")

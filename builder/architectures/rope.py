@@ -9,12 +9,12 @@ transformers 5 writes both into ``rope_parameters``. The canonical scaling is nu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from llm_build.architectures.config_json import single_value, unsupported
 from llm_build.core.errors import UserError
+from llm_build.core.fields import ABOVE_ZERO
 
 Scaling = Mapping[str, Any]
 
@@ -96,8 +96,7 @@ def check_scaling(scaling: Any) -> None:
         raise UserError(f"architecture.rope_scaling: found {scaling!r}; allowed: null; {shapes}")
     for key in SCALINGS[kind]:
         value = scaling[key]
-        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-        if not good:
+        if not ABOVE_ZERO.is_right(value):
             raise UserError(f"architecture.rope_scaling.{key}: found {value!r}; allowed: a finite number above 0")
     if kind == "llama3" and not scaling["low_freq_factor"] < scaling["high_freq_factor"]:
         raise UserError(

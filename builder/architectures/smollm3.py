@@ -82,8 +82,9 @@ def _interval(config_json: Mapping[str, Any], layers: int) -> Any:
     rotates = config_json.get("no_rope_layers")
     if rotates is None:
         return interval
-    for every in (interval, *range(1, layers + 2)):
-        if list(rotates[:layers]) == [int((index + 1) % every > 0) for index in range(layers)]:
+    first = rotates.index(0) + 1 if 0 in rotates else layers + 1
+    for every in (interval, first):
+        if rotates[:layers] == [int((index + 1) % every > 0) for index in range(layers)]:
             return every
     read.unsupported(_MODEL, "no_rope_layers", rotates, "0 for every n-th layer and 1 for the others")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_build.core.errors import UserError
+from llm_build.core.fields import require
 from llm_build.formats import jinja_process
-from llm_build.formats.checkpoint import require
 from llm_build.formats.tokenizer import TokenizerFiles, named_tokens
 
 FILE = "chat_template.jinja"

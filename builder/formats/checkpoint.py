@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,13 +204,6 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{name}: is a JSON {type(value).__name__}; allowed: an object")
     return value
-
-
-def require(is_right: bool, where: str, found: Any, allowed: str) -> None:
-    """UserError for a field of another type than it must have: ``where`` is "<file>: <path of the field>"."""
-    if not is_right:
-        text = json.dumps(found, ensure_ascii=False, default=str)
-        raise UserError(f"{where} is {text[:80]}{'...' if len(text) > 80 else ''}; allowed: {allowed}")
 
 
 def check_index(name: str, index: Mapping[str, str], owners: Mapping[str, str]) -> list[str]:

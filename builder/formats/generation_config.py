@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
-from llm_build.formats.checkpoint import require
+from llm_build.core.fields import is_number, require
 
 _SAMPLING = {  # MLC's defaults; a checkpoint's generation_config.json may change them. {name: (default, least, most)}
     "temperature": (1.0, 0.0, 100.0),
@@ -49,8 +48,7 @@ def read_generation_config(generation: Mapping[str, Any], config: Mapping[str, A
 def _number(value: Any, name: str, default: float, least: float, most: float) -> float:
     if value is None:
         return default
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    right = is_number and isfinite(value) and least <= value <= most
+    right = is_number(value) and least <= value <= most
     require(right, f"generation_config.json: {name}", value, f"a number from {least:g} to {most:g}")
     return float(value)
 

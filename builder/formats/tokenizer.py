@@ -18,8 +18,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from llm_build.core.errors import UserError
+from llm_build.core.fields import require
 from llm_build.formats import tokenizer_process
-from llm_build.formats.checkpoint import BPE_FILES, read_json, require
+from llm_build.formats.checkpoint import BPE_FILES, read_json
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")

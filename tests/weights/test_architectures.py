@@ -105,7 +105,7 @@ def test_a_field_that_changes_the_maths_is_refused_by_name(field: str) -> None:
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": None}, "config.json has no hidden_size"),
-    ({"hidden_size": "64"}, "architecture.hidden_size: found '64'; allowed: a whole number"),
+    ({"hidden_size": "64"}, "config.json: hidden_size: found '64'; allowed: a whole number"),
     ({"num_hidden_layers": 0}, "num_hidden_layers: found 0"),
     ({"vocab_size": True}, "vocab_size: found True"),
     ({"vocab_size": 96.0}, "vocab_size: found 96.0"),
@@ -115,7 +115,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"num_attention_heads": 5}, "num_attention_heads: found 5; allowed: a divisor of hidden_size (64)"),
     ({"head_dim": 15}, "head_dim: found 15; allowed: an even number"),
     ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: found 'yes'; allowed: true or false"),
-    ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
+    ({"rope_scaling": "linear"}, "rope_scaling: found 'linear'; allowed: an object"),
     ({"rope_parameters": {"rope_theta": 5e5}}, "rope_theta twice"),
 ]
 
