@@ -1,5 +1,5 @@
-"""Makes docs/images/terminal.svg: runs real commands on a pseudo-terminal and draws the screen they leave, and of a
-sweep one that it shows on its way.
+"""Makes docs/images/terminal.svg: runs real commands on a pseudo-terminal and draws the screen they leave, and of the
+first build and a sweep one that they show on their way.
 
 pip install pexpect pyte && python -m tools.terminal
 """
@@ -27,7 +27,7 @@ COMMANDS = (
     'build generate "The function returns" --max-tokens 40',
 )
 WIDTH, HEIGHT = 108, 40
-STATUSES = ("▸ ", "ran", "fresh", "waiting", "unsupported")
+STATUSES = ("▸ ", "ran", "fresh", "waiting", "unsupported", "✓ ", "· ", "waits for", "; next: ")
 
 
 def screens(command: str, folder: str) -> list[Text]:
@@ -76,17 +76,17 @@ def row_of(terminal: pyte.Screen, number: int) -> Text:
 
 
 def telling(shown: Text) -> tuple[int, int]:
-    """How much a screen has to tell: cells in how many states, and how many steps that say how far they are."""
+    """How much a screen has to tell: how many states there are, and how many steps say how far they are."""
     return sum(status in shown.plain for status in STATUSES), shown.plain.count(" passes ")
 
 
 def main() -> None:
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     with tempfile.TemporaryDirectory() as folder:
-        for command in COMMANDS:
+        for number, command in enumerate(COMMANDS):
             *before, last = screens(command, folder)
             console.print(f"[bold green]$[/] {command}", highlight=False)
-            if command == SWEEP:
+            if command == SWEEP or not number:
                 console.print(max(before, key=telling), highlight=False)
                 console.print("[dim]... and when it is done:[/]", highlight=False)
             console.print(last, highlight=False)

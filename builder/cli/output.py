@@ -44,16 +44,16 @@ def print_recipe(recipe: dict[str, Any], stream: TextIO, quiet: bool, seconds: f
         _print_rules(decision["facts"], stream)
     nbytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     said = _what_was_done(len(ran), len(recipe["steps"]), seconds)
-    line = f"{recipe['name']}: {said}: {relative(folder)}, {format_bytes(nbytes)}{_quality(facts)}"
+    line = f"{recipe['name']}: {said} {relative(folder)}, {format_bytes(nbytes)}{_quality(facts)}"
     print(wrap_text(line, stream), file=stream)
 
 
 def _what_was_done(ran: int, steps: int, seconds: float) -> str:
-    """ "built in 12 s", "built in 3.1 s (2 of 9 steps ran)", "up to date (all 9 steps fresh)"."""
+    """ "built in 12 s into", "built in 3.1 s (2 of 9 steps ran) into", "up to date (all 9 steps fresh) in"."""
     if not ran:
-        return f"up to date (all {count_of(steps, 'step')} fresh)"
+        return f"up to date (all {count_of(steps, 'step')} fresh) in"
     part = f" ({ran} of {count_of(steps, 'step')} ran)" if ran < steps else ""
-    return f"built in {format_seconds(seconds)}{part}"
+    return f"built in {format_seconds(seconds)}{part} into"
 
 
 def _quality(facts: dict[str, Any]) -> str:
@@ -61,7 +61,7 @@ def _quality(facts: dict[str, Any]) -> str:
     if not facts:
         return ""
     original, kl, own = (float(facts[name]) for name in ("perplexity_original", "kl", "perplexity"))  # or "inf"
-    whose = f"built, not run here ({facts['not_run']}); its weights: " if "not_run" in facts else ""
+    whose = f"not run here ({facts['not_run']}); its weights: " if "not_run" in facts else ""
     return f"; {whose}KL {kl:.4f}{_top1(facts)}, perplexity {own:.2f} (original {original:.2f})"
 
 

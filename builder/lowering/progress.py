@@ -24,11 +24,19 @@ class Observer(Protocol):
         """What the GPU's compiler made of it: a file with this ``ending``."""
 
 
+_ALLOWANCE = 48  # stages of a backend before they are known: 25 of a GPU, 33 to 45 functions of a CPU's library
+
+
 class StageProgress:
-    """Counts what was started."""
+    """Counts what was started. ``total``: the stages that are known from the start; those of the backend follow from
+    the graph, and an allowance stands for them until ``expect``, so that the whole does not grow on the way."""
 
     def __init__(self, report: Progress, total: int, observer: Observer | None = None) -> None:
-        self.report, self.total, self.started, self.observer = report, total, 0, observer
+        self.report, self.total, self.started, self.observer = report, total + _ALLOWANCE, 0, observer
+
+    def expect(self, stages: int) -> None:
+        """How many stages the backend has."""
+        self.total += stages - _ALLOWANCE
 
     def start(self, name: str) -> None:
         self.report(self.started, self.total, name)

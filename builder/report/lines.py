@@ -1,4 +1,5 @@
-"""One line per event, for logs and pipes. While nothing happens, a line every two seconds says what is running."""
+"""One line per event, for logs and pipes. While nothing happens, a line says what is running: after two seconds, then
+after twice as long each time, at most a minute."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from llm_build.core.events import Event, Expanded, Finished, Planned, Progress, 
 from llm_build.core.units import count_of, format_bytes
 from llm_build.report.matrix import Matrix
 from llm_build.report.run_state import RunState
-from llm_build.report.text import TransferRates, format_seconds
+from llm_build.report.text import TransferRates, format_clock, format_seconds
 
-_QUIET_S = 1.8  # a screen that stands still for longer looks dead
+_QUIET_S, _LONGEST_QUIET_S = 2.0, 60.0  # first and longest silence while a step runs: logs of CI are kept and read
 TRANSFER_S = 5.0  # between lines about files on their way
 _NAMED = 4  # steps that one line names
 
@@ -25,6 +26,8 @@ class Lines:
         self.stream, self.quiet, self.last = stream, quiet, time.monotonic()
         self.state, self.rates = RunState(matrix), TransferRates()
         self.running: dict[str, tuple[str, float]] = {}  # step id -> its label, when it started
+        self.amounts: dict[str, str] = {}  # step id -> how far it is
+        self.silence = _QUIET_S  # before the next line about what is running
         self.skipped: Counter[str] = Counter()
         self.transfers: dict[str, tuple[Progress, float]] = {}  # name -> last event, when it was printed
         self.over = threading.Event()
@@ -47,26 +50,37 @@ class Lines:
     def tick(self) -> None:
         """Names what is running whenever nothing else was printed for a while."""
         while not self.over.wait(0.2):
-            now, running = time.monotonic(), list(self.running.values())
-            if running and now - self.last > _QUIET_S:
-                steps = ", ".join(f"{label} {now - since:.0f} s" for label, since in running[:_NAMED])
-                self.print_line(
-                    f"... {steps}" + (f" and {len(running) - _NAMED} more" if len(running) > _NAMED else "")
-                )
+            try:
+                self.say_what_runs()
+            except OSError:  # nobody reads it any more: the next event ends the build
+                return
+
+    def say_what_runs(self) -> None:
+        now, running = time.monotonic(), list(self.running.items())
+        if not running or now - self.last < self.silence:
+            return
+        said = []
+        for id_, (label, since) in running[:_NAMED]:
+            far = self.amounts.get(id_)
+            said.append(f"{label} {format_clock(now - since)}" + (f" ({far})" if far else ""))
+        more = f" and {len(running) - _NAMED} more" if len(running) > _NAMED else ""
+        self.print_line(f"... {', '.join(said)}{more}")
+        self.silence = min(2 * self.silence, _LONGEST_QUIET_S)
 
     def print_line(self, text: str) -> None:
         self.last = time.monotonic()
         print(text, file=self.stream, flush=True)
 
     def began(self, id_: str, label: str) -> None:
-        self.running[id_] = label, time.monotonic()
+        self.running[id_], self.silence = (label, time.monotonic()), _QUIET_S
         if self.ticker is None:
             self.ticker = threading.Thread(target=self.tick, daemon=True)
             self.ticker.start()
 
     def ended(self, id_: str) -> float:
         """Seconds that a step took, up to now."""
-        now = time.monotonic()
+        now, self.silence = time.monotonic(), _QUIET_S
+        self.amounts.pop(id_, None)
         return now - self.running.pop(id_, ("", now))[1]
 
     def __call__(self, event: Event) -> None:
@@ -84,8 +98,8 @@ class Lines:
                 self.print_line(f"{label}: started ({event.reason})")
             case Progress(id=""):
                 self.transfer(event)
-            case Progress() if time.monotonic() - self.last > _QUIET_S:
-                self.print_line(f"{label}: {amount(event)}")
+            case Progress():
+                self.amounts[event.id] = amount(event)
             case Waiting():
                 self.print_line(f"{label}: another build (process {event.pid}) is at it, waiting")
             case Finished(status="ran"):

@@ -135,10 +135,8 @@ class RunState:
         return cell._replace(status=progress.status, note=note, nbytes=progress.nbytes)
 
     def counts(self) -> tuple[int, int]:
-        """Steps that are over, and all of them; the items of a fan-out count one each."""
-        states = [s for id_, s in self.states.items() if id_ not in self.items]
-        states += [s for items in self.items.values() for s in items.values()]
-        return sum(state in _OVER for state in states), len(states)
+        """Steps that are over, and all of them; a fan-out counts as one, so that the whole does not grow."""
+        return sum(state in _OVER for state in self.states.values()), len(self.states)
 
     def progress_of(self, cell: str) -> CellProgress:
         steps = self.goals.get(cell, ())

@@ -10,10 +10,18 @@ from llm_build.core.step_io import InputFiles, Json, Out
 from llm_build.targets import webgpu
 from llm_build.targets.planned_tools import check_planned_tools
 
+_ONCE = "once, some 2 CPU minutes"  # for a version of TVM and of emscripten; nearly all of it is the first file
+
 
 def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """params {"emscripten": its version, "headers": their digest} (identity only) -> <name>.o of each of its parts."""
     check_planned_tools(params)
-    out.progress(0, 0, "", "compiling TVM's runtime")
+    done = 0
+
+    def starts(file: str) -> None:
+        nonlocal done
+        out.progress(done, len(webgpu.RUNTIME), "files", f"{_ONCE}: {file}")
+        done += 1
+
     with tempfile.TemporaryDirectory(prefix="llm-build-") as folder:
-        webgpu.compile_runtime({name: out.path(f"{name}.o") for name in webgpu.RUNTIME}, Path(folder) / "tvm")
+        webgpu.compile_runtime({name: out.path(f"{name}.o") for name in webgpu.RUNTIME}, Path(folder) / "tvm", starts)

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from shutil import which
@@ -75,8 +75,9 @@ def emcc_version() -> str:
     return f"emcc of {real.stat().st_size} bytes"
 
 
-def compile_runtime(objects: Mapping[str, Path], tree: Path) -> None:
-    """Compile the runtime. ``objects``: where each of RUNTIME goes; ``tree``: an empty folder for the sources.
+def compile_runtime(objects: Mapping[str, Path], tree: Path, starts: Callable[[str], None]) -> None:
+    """Compile the runtime. ``objects``: where each of RUNTIME goes; ``tree``: an empty folder for the sources;
+    ``starts`` hears of each file.
 
     The objects depend on the sources alone: paths are relative to the tree.
     """
@@ -84,6 +85,7 @@ def compile_runtime(objects: Mapping[str, Path], tree: Path) -> None:
     lay_out_sources(tree)
     include = [f"-I{folder}" for folder in INCLUDE]
     for name, path in objects.items():
+        starts(f"{name}.cc")
         _run([str(emcc), *_COMPILE, *include, "-c", f"web/emcc/{name}.cc", "-o", str(path.resolve())], tree)
 
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from llm_build.core.errors import StepError
 from llm_build.core.events import Event, Expanded, Finished, Planned, Progress, Started, Waiting, Warned
 from llm_build.core.plan import Goal, Plan
-from llm_build.core.step import Step
+from llm_build.core.step import Input, Step
 from llm_build.report import lines as lines_module
 from llm_build.report.lines import Lines
-from llm_build.report.live import Live
+from llm_build.report.live import Live, RunningBar
 from llm_build.report.matrix import Cell, Matrix
 from llm_build.report.run_state import CellProgress, RunState
 from llm_build.report.text import TransferRates, format_clock, wrap_text
@@ -64,7 +64,7 @@ def test_a_cell_stands_where_its_steps_do():
     assert board.progress_of("q4-cpu") == CellProgress("running", "quantize", 1, 4)
     assert board.progress_of("q8-cpu") == CellProgress("running", "lower", 1, 4)
     assert board.progress_of("q8-cuda") == CellProgress("waiting", "", 1, 4)
-    assert board.counts() == (1, 12)
+    assert board.counts() == (1, 11)
     for event in (
         ended(ITEMS[0]),
         ended(ITEMS[1], "fresh"),
@@ -173,7 +173,7 @@ def test_the_screen_of_a_sweep_has_its_matrix_what_runs_and_a_sum():
         assert shown[4][2:].startswith("quantize q4")
         assert "0 of 2 parts" in shown[4]
         assert shown[5][2:].startswith("lower q8 cpu")
-        assert shown[6].startswith("5 cells: 3 running, 1 waiting, 1 unsupported; 1 of 12 steps, 0:0")
+        assert shown[6].startswith("5 cells: 3 running, 1 waiting, 1 unsupported; 1 of 11 steps, 0:0")
         assert len(shown) == 7
         assert all(len(line) <= 40 for line in screen(live, 40, 24))
         small = screen(live, 80, 6)
@@ -181,15 +181,96 @@ def test_the_screen_of_a_sweep_has_its_matrix_what_runs_and_a_sum():
         assert small[-1].startswith("5 cells: ")
 
 
-def test_bars_of_a_plain_build_stay_when_they_are_done():
+CELL = ("fetch-1", "quantize-q4", "lower-q4cpu", "package-q4cpu")
+
+
+def one_build() -> Plan:
+    """fetch -> quantize -> package <- lower."""
+    reads = {"quantize-q4": ("fetch-1",), "package-q4cpu": ("quantize-q4", "lower-q4cpu")}
+    steps = {
+        id_: Step(
+            id=id_, name=id_.partition("-")[0], function="x", params={},
+            inputs={each: Input(each, "out") for each in reads.get(id_, ())},
+        )
+        for id_ in CELL
+    }  # fmt: skip
+    return Plan(steps, (Goal("q4-cpu", CELL, CELL[-1]),))
+
+
+def test_a_plain_build_shows_every_step_what_waits_for_what_and_what_is_next():
     with Live(io.StringIO()) as live:
-        for event in (*BEGUN, ended(ITEMS[0]), ended(ITEMS[1]), ended("lower-q8cpu", "failed")):
+        live(Planned(one_build()))
+        assert not live.screen.is_started, "a build with nothing to do shows no screen"
+        for event in (started("fetch-1"), started("lower-q4cpu")):
             live(event)
-        fetch, quantize, lower = screen(live, 80, 24)
-    assert fetch.startswith("✓ fetch")
-    assert fetch.endswith("1.0 s, 2.0 MB")
+        fetch, quantize, lower, package, total = screen(live, 80, 24)
+        assert quantize.split()[:2] == ["·", "quantize"]
+        assert quantize.endswith("waits for fetch")
+        assert package.endswith("waits for quantize, lower")
+        assert fetch.endswith("0:00")
+        assert total == "0 of 4 steps, 0:00; next: quantize"
+        for event in (
+            ended("fetch-1", "fresh"), Expanded("quantize-q4", ITEMS, ("quantize[0]", "quantize[1]")),
+            started(ITEMS[0]), ended(ITEMS[0]), ended(ITEMS[1]), ended("lower-q4cpu", "failed"),
+            ended("package-q4cpu", "skipped"),
+        ):  # fmt: skip
+            live(event)
+        fetch, quantize, lower, package, total = screen(live, 80, 24)
+    assert fetch.split() == ["✓", "fetch", "fresh"]
+    assert quantize.startswith("✓ quantize")
     assert quantize.endswith("2 parts, 4.0 MB")
-    assert lower.endswith("failed")
+    assert lower.split() == ["✗", "lower", "failed"]
+    assert package.startswith("– package")
+    assert total.startswith("4 of 4 steps, 0:0")
+
+
+def test_a_bar_never_runs_backwards_and_is_not_red():
+    shares = []
+    with Live(io.StringIO()) as live:
+        for event in (Planned(one_build()), started("lower-q4cpu")):
+            live(event)
+        for done, total in ((0, 0), (30, 41), (44, 74), (40, 74), (60, 74), (74, 74), (0, 0), (80, 74)):
+            live(Progress("lower-q4cpu", "lower", done, total, "passes", "x"))
+            shares.append(live.task(live.row("lower-q4cpu", "lower")).completed)
+        bar = next(column for column in live.bars.columns if isinstance(column, RunningBar))
+        assert "74 passes" in screen(live, 80, 24)[2]
+    assert shares == sorted(shares)
+    assert shares[1:4] == [30 / 41] * 3
+    assert shares[-1] == 1.0
+    assert {bar.complete_style, bar.finished_style, bar.pulse_style} == {"cyan"}
+
+
+def test_a_small_screen_keeps_what_runs_and_the_total():
+    with Live(io.StringIO()) as live:
+        for event in (Planned(one_build()), ended("fetch-1"), started("lower-q4cpu")):
+            live(event)
+        for height in (3, 4, 5):
+            shown = screen(live, 80, height)
+            assert len(shown) <= height - 1
+            assert any("lower" in line for line in shown)
+            assert shown[-1].startswith("1 of 4 steps")
+
+
+def test_lines_about_what_runs_come_more_and_more_rarely(monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Lines, "tick", lambda self: None)
+    stream, printed = io.StringIO(), list[int]()
+    with Lines(stream) as listen:
+        listen(started("lower-q4cpu"))
+        listen(Progress("lower-q4cpu", "lower", 30, 41, "passes", "fold"))
+        for second in range(1, 601):
+            before, now[0] = len(stream.getvalue()), 100.0 + second
+            listen.say_what_runs()
+            printed += [second] * (len(stream.getvalue()) > before)
+        assert printed[:6] == [2, 6, 14, 30, 62, 122]
+        assert len(printed) <= 15
+        listen(ended("fetch-1"))
+        now[0] += 2.0
+        listen.say_what_runs()
+    lines = stream.getvalue().splitlines()
+    assert lines[1] == "... lower 0:02 (30 of 41 passes fold)"
+    assert lines[-1] == "... lower 10:02 (30 of 41 passes fold)", "what happens makes it speak again soon"
 
 
 def test_long_lines_are_broken_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch):

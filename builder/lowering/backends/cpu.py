@@ -46,7 +46,7 @@ def passes(machine: Machine) -> list[Pass]:
 def generate(functions: Any, machine: Machine, progress: StageProgress) -> Any:
     """Machine code of each function, as one module that imports the others: so progress shows, kernel by kernel."""
     build = tvm.get_global_func("target.build.llvm")
-    progress.total += len(functions.functions)
+    progress.expect(len(functions.functions))
     modules = []
     for variable, function in functions.functions_items():
         progress.start(variable.name_hint)

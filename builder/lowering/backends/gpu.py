@@ -82,7 +82,7 @@ def generate(
     device_code: Callable[[Any, Machine, StageProgress], Any] | None = None,
 ) -> Any:
     """The host's module, which imports the device's; ``device_code`` makes that one, else it has the source."""
-    progress.total += len(HOST) + len(DEVICE) + 2
+    progress.expect(len(HOST) + len(DEVICE) + 2)
     parts: dict[bool, dict[Any, Any]] = {True: {}, False: {}}
     for variable, function in functions.functions_items():
         parts[is_host(function)][variable] = function
