@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
+from itertools import islice
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 KINDS = ("embedding", "linear", "head", "norm", "bias", "router")
+_MANY_NAMES, _LONG_NAME = 10_000, 200
 WEIGHT_DTYPES = ("F16", "BF16", "F32", "F64")  # safetensors names
 
 
@@ -128,7 +130,7 @@ def _check_filled(entry: Entry) -> None:
 
 def _check_source(source: Slice, tensors: Mapping[str, Any]) -> None:
     if source.tensor not in tensors:
-        near = get_close_matches(source.tensor, tensors, n=3)
+        near = get_close_matches(source.tensor, _some(tensors), n=3)
         raise UserError(
             f"the checkpoint has no tensor {source.tensor!r} (expected with shape {list(source.shape)}); "
             f"nearest names in it: {', '.join(near) or 'none'}",
@@ -147,11 +149,16 @@ def _check_source(source: Slice, tensors: Mapping[str, Any]) -> None:
         )
 
 
+def _some(names: Iterable[str]) -> list[str]:
+    """So many that the nearest one is found at once."""
+    return list(islice((name for name in names if len(name) <= _LONG_NAME), _MANY_NAMES))
+
+
 def _check_extra(extra: Sequence[str], used: Iterable[str]) -> None:
     if not extra:
         return
     shown = ", ".join(repr(name) for name in extra[:5]) + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
-    near = get_close_matches(extra[0], list(used), n=1)
+    near = get_close_matches(extra[0][:_LONG_NAME], _some(used), n=1)
     raise UserError(
         f"the checkpoint has tensors that this model does not use: {shown}"
         + (f"; nearest used name: {near[0]!r}" if near else ""),

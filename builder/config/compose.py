@@ -16,6 +16,7 @@ from typing import Any
 
 from llm_build.config.choices import PRIMARY, SECTIONS, Composed, Folders, check_choices, find_folders, shipped
 from llm_build.config.literal_paths import take_path_literally
+from llm_build.config.yaml_files import read_text
 from llm_build.core.errors import UserError
 
 _HERE = Path(__file__).resolve().parent  # builder/config
@@ -95,7 +96,15 @@ def is_pure(overrides: Sequence[str], folders: Folders) -> bool:
     if any(_IMPURE.search(o) or "searchpath" in o for o in overrides):
         return False
     files = (f for root in (*folders.conf, *folders.recipes) for f in root.rglob("*.yaml"))
-    return not any(_IMPURE.search(t) or "searchpath" in t for t in (f.read_text("utf-8", "replace") for f in files))
+    return not any(_IMPURE.search(t) or "searchpath" in t for t in map(_text_of, files))
+
+
+def _text_of(path: Path) -> str:
+    """ "" for what cannot be read: whoever composes says so."""
+    try:
+        return read_text(path)
+    except UserError:
+        return ""
 
 
 def _recall(slot: Path) -> Composed | None:

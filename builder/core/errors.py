@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+_MOST = 4000  # characters of a message: what it quotes from a file may be of any length
+
 
 class BuildError(Exception):
     """Ends the command with one clear message and no traceback.
@@ -12,6 +14,7 @@ class BuildError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message = message if len(message) <= _MOST else f"{message[:_MOST]}..."
         super().__init__(message)
         self.message = message
         self.hint = hint

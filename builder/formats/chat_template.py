@@ -16,11 +16,13 @@ from typing import Any
 
 from llm_build.core.errors import UserError
 from llm_build.core.fields import require
+from llm_build.core.small_file import read_small
 from llm_build.formats import jinja_process
 from llm_build.formats.tokenizer import TokenizerFiles, named_tokens
 
 FILE = "chat_template.jinja"
 DATE = "2024-07-26"  # of templates that write the day: an artifact must not depend on when it is built. Llama 3.2's own
+_MOST_BYTES = 4 << 20  # the longest published ones take 30 kB
 WALL_SECONDS = 60  # of a busy machine; the limit that counts is of processor time
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content"}
 
@@ -108,7 +110,7 @@ def read_template(files: TokenizerFiles, jinja: Path | None) -> Template | None:
 def read_text(path: Path) -> str:
     """A template's text: UTF-8, with or without a mark at its beginning, UTF-16 with one, else Latin-1."""
     try:
-        data = path.read_bytes()
+        data = read_small(path, _MOST_BYTES)
     except OSError as error:
         raise UserError(f"{FILE}: cannot be read: {error.strerror}", f"look at {path}") from error
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -10,6 +10,7 @@ from typing import Any
 from llm_build.core.errors import UserError
 from llm_build.core.json_text import NotJson, parse_json
 from llm_build.core.names import is_plain
+from llm_build.core.small_file import kind_of, read_small
 
 _WEIGHTS: tuple[tuple[str, str], ...] = (  # first found wins, in transformers' order
     ("model.safetensors", "safetensors"),
@@ -49,6 +50,15 @@ TOKENIZER_SOURCES = (  # what transformers makes a tokenizer of
 )
 
 
+_MOST_BYTES = {  # of JSON files, several times the largest published ones (tokenizer.json: 35 MB); others are small
+    "tokenizer.json": 128 << 20,
+    "vocab.json": 64 << 20,
+    "tokenizer_config.json": 32 << 20,
+    "added_tokens.json": 32 << 20,
+    "model.safetensors.index.json": 64 << 20,
+    "pytorch_model.bin.index.json": 64 << 20,
+}
+_SMALL_BYTES = 4 << 20
 ADAPTER = "adapter_config.json"  # of peft: weights that are added to those of a model
 BPE_FILES = ("vocab.json", "merges.txt")  # a tokenizer of before there was tokenizer.json
 
@@ -153,7 +163,15 @@ def refuse_pointer(path: Path, name: str) -> None:
         )
 
 
+def most_bytes(name: str) -> int:
+    """How large a JSON file of a checkpoint may be."""
+    return _MOST_BYTES.get(name, _SMALL_BYTES)
+
+
 def _refuse_dangling(path: Path, name: str) -> None:
+    """UserError for a link to nothing, and for a pipe, a device or a folder in the place of a file."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is {kind_of(path.stat())}; {name} must be a file")
     if path.is_symlink() and not path.exists():
         raise UserError(
             f"{name}: is a link to {path.readlink()}, where nothing is",
@@ -195,7 +213,7 @@ def read_index(path: Path, name: str) -> dict[str, str]:
 def read_json(path: Path, name: str) -> dict[str, Any]:
     """A JSON object from a file of the checkpoint, with or without a byte order mark."""
     try:
-        value = parse_json(path.read_bytes())
+        value = parse_json(read_small(path, most_bytes(path.name)))
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror}", f"look at {path}") from error
     except NotJson as error:

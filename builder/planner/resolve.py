@@ -22,6 +22,7 @@ from llm_build.config.schema import (
     Verify,
 )
 from llm_build.config.strict import ALLOWED, Where, check_allowed, nowhere, parse, unknown_key
+from llm_build.config.yaml_files import read_text
 from llm_build.core.errors import Unsupported, UserError
 from llm_build.planner import sources
 from llm_build.planner.cell_memo import CellMemo
@@ -48,7 +49,7 @@ def origin_of(composed: Composed, folders: Folders | None = None) -> Where:
         if folders is None or group not in composed.choices:
             return ""
         file = choices_of("recipe", folders).get(composed.choices.get("recipe", ""))
-        if file and path.rpartition(".")[2] in file.read_text("utf-8", "replace"):
+        if file and path.rpartition(".")[2] in read_text(file):
             return f" (in {file})"
         chosen = choices_of(group, folders).get(composed.choices[group])
         return f" (in {chosen})" if chosen else ""

@@ -13,6 +13,7 @@ from llm_build.config.schema import Checkpoint
 from llm_build.core.errors import UserError
 from llm_build.core.json_text import NotJson, parse_json
 from llm_build.core.names import is_plain
+from llm_build.core.small_file import read_small
 from llm_build.formats import checkpoint as layout
 
 _DEMO = Path(llm_build.__file__).resolve().parent / "demo"
@@ -60,7 +61,7 @@ def _read_config(root: Path) -> dict[str, Any]:
     """config.json as a dict. Raises UserError when it is missing or is not a JSON object."""
     path = root / "config.json"
     try:
-        config = parse_json(path.read_bytes())
+        config = parse_json(read_small(path, layout.most_bytes(path.name)))
     except FileNotFoundError:
         raise layout.without_config(root) from None
     except OSError as error:
@@ -120,8 +121,8 @@ def _missing_weights(root: Path) -> tuple[str, ...]:
             return ()
         if (root / index).is_file():
             try:
-                files = set(parse_json((root / index).read_bytes())["weight_map"].values())
-            except (ValueError, KeyError, AttributeError, TypeError):
+                files = set(parse_json(read_small(root / index, layout.most_bytes(index)))["weight_map"].values())
+            except (OSError, ValueError, KeyError, AttributeError, TypeError):
                 return ()  # checkpoint_at() reads it strictly and says what is wrong
             return tuple(name for name in sorted(filter(is_plain, files)) if not (root / name).exists())
     return ("model.safetensors",)

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from llm_build.config.choices import shipped
+from llm_build.config.yaml_files import check_bounded
 from llm_build.core.errors import UserError
 from llm_build.core.names import is_digest, is_inside, is_key
+from llm_build.core.small_file import read_small
 from llm_build.core.units import count_of
 
 _FORMAT = 1
+_MOST_BYTES = 64 << 20
 ENDING = ".lock.yaml"
 _FACTS = ("settings", "inputs", "quality")  # sections whose values may be numbers
 Fact = str | int | float | bool
@@ -93,7 +96,9 @@ def read(path: Path) -> Lock:
     import yaml
 
     try:
-        document = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        text = read_small(path, _MOST_BYTES).decode("utf-8")
+        check_bounded(path, text)
+        document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         version = document.pop("lock")
         if version == _FORMAT:
             recipe, tools = document.pop("recipe"), document.pop("tools")
