@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from llm_build.core.errors import UserError
-from llm_build.core.fields import show
+from llm_build.core.fields import show_python
 from llm_build.core.json_text import NotJson, parse_json
 from llm_build.core.names import is_inside
 
@@ -108,11 +108,11 @@ def _tensor(key: str, entry: Any, data_start: int, name: str) -> Tensor:
         _bad(name, f"header entry of {key!r} is not an object of dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
-        _bad(name, f"tensor {key!r} has dtype {show(dtype)}; allowed: {', '.join(_DTYPE_BYTES)}")
+        _bad(name, f"tensor {key!r} has dtype {show_python(dtype)}; allowed: {', '.join(_DTYPE_BYTES)}")
     if not _naturals(shape) or len(shape) > _MOST_AXES:
-        _bad(name, f"tensor {key!r} has shape {show(shape)}; allowed: up to {_MOST_AXES} whole numbers from 0")
+        _bad(name, f"tensor {key!r} has shape {show_python(shape)}; allowed: up to {_MOST_AXES} whole numbers from 0")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        _bad(name, f"tensor {key!r} has data_offsets {show(offsets)}; allowed: [begin, end] with 0 <= begin <= end")
+        _bad(name, f"tensor {key!r} has data_offsets {show_python(offsets)}; allowed: [begin, end] with 0 <= begin <= end")
     nbytes = offsets[1] - offsets[0]
     expected = prod(shape) * _DTYPE_BYTES[dtype]
     if nbytes != expected:
