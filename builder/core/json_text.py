@@ -67,6 +67,11 @@ def _check_depth(value: Any, max_depth: int) -> None:
     raise NotJson(f"nested too deep; allowed: {max_depth} levels")
 
 
+def indented(value: Any) -> bytes:
+    """A JSON document for people too, in which numbers that JSON cannot hold are words."""
+    return (json.dumps(without_nonfinite(value), indent=1, allow_nan=False) + "\n").encode()
+
+
 def without_nonfinite(value: Any) -> Any:
     """A JSON value in which numbers that JSON cannot hold are words: "inf", "-inf", "nan"."""
     if isinstance(value, float) and not -_INFINITY < value < _INFINITY:

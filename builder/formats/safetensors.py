@@ -112,7 +112,8 @@ def _tensor(key: str, entry: Any, data_start: int, name: str) -> Tensor:
     if not _naturals(shape) or len(shape) > _MOST_AXES:
         _bad(name, f"tensor {key!r} has shape {show_python(shape)}; allowed: up to {_MOST_AXES} whole numbers from 0")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        _bad(name, f"tensor {key!r} has data_offsets {show_python(offsets)}; allowed: [begin, end] with 0 <= begin <= end")
+        found = show_python(offsets)
+        _bad(name, f"tensor {key!r} has data_offsets {found}; allowed: [begin, end] with 0 <= begin <= end")
     nbytes = offsets[1] - offsets[0]
     expected = prod(shape) * _DTYPE_BYTES[dtype]
     if nbytes != expected:

@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from llm_build.architectures.weights import Entry, read_map, to_source
+from llm_build.core.json_text import indented
 from llm_build.core.step_io import File, InputFiles, Json, Out
 from llm_build.formats.parameter_table import TensorLocation, read_parameter_table
 from llm_build.quant import reference as packing
@@ -53,12 +54,15 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     _, original_tensor = quantized.open_checkpoint(config, layout, group(inputs["tensors"]))
     scales = group(inputs["scales"]) if "scales" in inputs else {}
     compared: dict[str, reconstruction.Reconstruction] = {}
+    equal_experts: dict[str, tuple[int, int]] = {}  # by router
 
     @lru_cache(maxsize=1)  # q, k and v are asked for one after another, and are one parameter
     def parameter(index: int) -> np.ndarray:
         entry = entries[index]
         original = scaled(entry, assemble(entry, lambda name: original_tensor(name).numpy()), scales)
         weight, compared[entry.name] = _dequantize(entry, rule, params["method"], stored, original)
+        if entry.parameter.kind == "router" and (equal := reconstruction.equal_rows(weight)):
+            equal_experts[entry.name] = equal
         return weight
 
     def fetch(name: str) -> source_model.Tensor:
@@ -74,7 +78,8 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     logits = source_model.logits(model, tokens, out.threads)
     write(logits, tokens, params, out, source_model.rounding(model, tokens, logits))
     assert len(compared) == len(entries), "the reference ran without some parameters"
-    out.path("reconstruction.json").write_text(json.dumps(reconstruction.report(compared), indent=1) + "\n")
+    report = {**reconstruction.report(compared), "equal_experts": equal_experts}
+    out.path("reconstruction.json").write_bytes(indented(report))
 
 
 def _dequantize(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llm_build.core.json_text import indented
 from llm_build.core.step_io import InputFiles, Json, Out
 from llm_build.steps import tokenizer_check
 from llm_build.steps.ports import group, one
@@ -77,6 +78,6 @@ def write(
     count, window = tokens_NW.shape
     figures = {"perplexity": value, "text": params["text"]["name"], "windows": count, "window": window}
     figures |= {"rounding": dict(rounding)} if rounding is not None else {}
-    out.path("reference.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    out.path("reference.json").write_bytes(indented(dict(sorted(figures.items()))))
     out.fact("perplexity", round(value, 4))
     out.fact("tokens", count * window)

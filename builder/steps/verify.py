@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from llm_build.core.errors import StepError
+from llm_build.core.json_text import indented
 from llm_build.core.step_io import InputFiles, Json, Out
 from llm_build.runtime.engine import Engine
 from llm_build.steps import tokenizer_check
@@ -48,7 +49,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     rounding = json.loads(dequantized["reference.json"].path.read_text())["rounding"]
     limits = with_rounding(params["limits"], rounding)
     report_json = {**verified.json(), "limits": limits, "rounding": rounding}
-    out.path("verify.json").write_text(json.dumps(report_json, indent=1) + "\n")
+    out.path("verify.json").write_bytes(indented(report_json))
     report(verified, out)
     check_limits(verified, limits)
 

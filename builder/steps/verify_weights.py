@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from llm_build.core.json_text import indented
 from llm_build.core.step_io import InputFiles, Json, Out
 from llm_build.steps.ports import group
 from llm_build.steps.verify import compare, report
@@ -40,7 +41,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     rounding = json.loads(dequantized["reference.json"].path.read_text())["rounding"]
     limits = with_rounding(params["limits"], rounding)
     report_json = {**verified.json(), "limits": limits, "rounding": rounding, "ran": False}
-    out.path("verify.json").write_text(json.dumps(report_json, indent=1) + "\n")
+    out.path("verify.json").write_bytes(indented(report_json))
     report(verified, out)
     out.fact("not_run", params["kind"])
     check_limits(verified, limits)

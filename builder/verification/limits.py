@@ -25,5 +25,5 @@ def stated_limits(stated: Mapping[str, float | None], exact: Mapping[str, float]
 
 def with_rounding(limits: Mapping[str, float], rounding: Mapping[str, float]) -> dict[str, float]:
     """The limits of a model whose own rounding is {"max", "rms"}, in units of the spread."""
-    exact = {f"exact_{name}": ROUNDING_MARGIN * value for name, value in rounding.items()}
+    exact = {f"exact_{name}": ROUNDING_MARGIN * float(value) for name, value in rounding.items()}
     return {name: max(limit, exact.get(name, limit)) for name, limit in limits.items()}

@@ -191,6 +191,15 @@ def _largest(values_RI: np.ndarray, group_size: int) -> np.ndarray:
     return np.concatenate([largest, np.abs(values_RI[:, even:]).max(axis=1, keepdims=True)], axis=1)
 
 
+def equal_rows(weight: np.ndarray) -> tuple[int, int] | None:
+    """The first two rows that are the same, or None: to a router, two experts of which either may be taken."""
+    first: dict[bytes, int] = {}
+    for row, values in enumerate(np.ascontiguousarray(weight)):
+        if (before := first.setdefault(values.tobytes(), row)) != row:
+            return before, row
+    return None
+
+
 def report(parameters: Mapping[str, Reconstruction]) -> Json:
     """JSON: the relative error of every parameter, and those that are not what rounding to nearest gives."""
     return {
