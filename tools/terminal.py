@@ -87,7 +87,7 @@ def main() -> None:
             *before, last = screens(command, folder)
             console.print(f"[bold green]$[/] {command}", highlight=False)
             if command == SWEEP or not number:
-                console.print(max(before, key=telling), highlight=False)
+                console.print(max(reversed(before), key=telling), highlight=False)  # the last of them
                 console.print("[dim]... and when it is done:[/]", highlight=False)
             console.print(last, highlight=False)
             console.print()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -68,7 +68,8 @@ class Arguments:
 
 def parse(argv: Sequence[str]) -> Arguments:
     """Raises UserError for an unknown option or command, an option of another command, or a word that is missing."""
-    parsed = _parse_options(argv)
+    pages = parser()
+    parsed = _parse_options(pages, argv)
     takes_folders = not FOLDER_COMMANDS.isdisjoint(parsed.words)
     words = [w for w in parsed.words if not _OVERRIDE.match(w) or (takes_folders and _is_path(w))]
     words = [] if parsed.shell_completion else words  # what it takes is its own: install=bash
@@ -77,7 +78,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     command = "plan" if parsed.dry_run and named in ("", "build") else named or "build"
     if parsed.help:
         command, words = "help", [named] if named else []
-    _check_options(parsed, command)
+    _check_options(pages, parsed, command)
     takes = COMMANDS[command].takes.split()
     given, left = words[: len(takes)], words[len(takes) :]
     if left:
@@ -95,8 +96,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     return Arguments(command, word, other, build, options)
 
 
-def _parse_options(argv: Sequence[str]) -> Namespace:
-    pages = parser()
+def _parse_options(pages: ArgumentParser, argv: Sequence[str]) -> Namespace:
     if unknown := [word for word in argv if word.startswith("-") and word.partition("=")[0] not in known_flags(pages)]:
         from llm_build.cli.mistakes import check_flags
 
@@ -109,7 +109,7 @@ def _parse_options(argv: Sequence[str]) -> Namespace:
     return parsed
 
 
-def _check_options(parsed: Namespace, command: str) -> None:
+def _check_options(pages: ArgumentParser, parsed: Namespace, command: str) -> None:
     """Raises UserError for options that mean nothing together, or nothing to the command."""
     if parsed.dry_run and command not in ("plan", "help"):
         raise UserError(f"-n is the same as `build plan`; build {command} has no dry run", "build plan")
@@ -120,7 +120,7 @@ def _check_options(parsed: Namespace, command: str) -> None:
         flag = "--resolve" if parsed.resolve else f"--package {parsed.package}"
         choice = "" if parsed.resolve else f"   (what is packaged is a choice: package={parsed.package})"
         raise UserError(f"{flag} says how --cfg prints; allowed: with --cfg", f"build --cfg job {flag}{choice}")
-    if not parsed.help and (wrong := other_command(parsed, command)):
+    if not parsed.help and (wrong := other_command(pages, parsed, command)):
         option, theirs = wrong
         raise UserError(f"{option} is an option of `build {theirs}`, and of that alone", f"build help {theirs}")
 

@@ -38,9 +38,9 @@ def known_flags(pages: argparse.ArgumentParser) -> set[str]:
     return {flag for action in pages._actions for flag in action.option_strings}
 
 
-def other_command(parsed: argparse.Namespace, command: str) -> tuple[str, str] | None:
+def other_command(pages: argparse.ArgumentParser, parsed: argparse.Namespace, command: str) -> tuple[str, str] | None:
     """An option that was given and its command, where that is another than ``command``."""
-    for group in parser()._action_groups:
+    for group in pages._action_groups:
         for option in group._group_actions:
             if group.title in COMMANDS and group.title != command and getattr(parsed, option.dest) != option.default:
                 return option.option_strings[0], str(group.title)

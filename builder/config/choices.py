@@ -18,6 +18,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 GROUPS = ("model", "quant", "target", "package", "verify", "executor", "recipe")
 SECTIONS = (*GROUPS[:-1], "store", "dist", "pins", "provenance", "sweep")
 PRIMARY = "build"  # conf/build.yaml
+_DUMP = "debug.dump"  # what some type for a dump of each stage
 _FEW = 12  # choices that an error lists
 CHOICE = re.compile(rf"^(?P<group>{'|'.join(GROUPS)})=(?P<choice>[\w./-]+)$")
 
@@ -93,12 +94,25 @@ def check_choices(overrides: Sequence[str], folders: Folders) -> None:
         known = choices_of(match["group"], folders)
         if match["choice"] not in known:
             raise unknown_choice(match["group"], match["choice"], list(known))
-    groups = [text.partition("=")[0] for text in overrides if re.match(r"^[a-z_]+=", text)]
-    for group in groups:
-        if group not in (*GROUPS, "name"):
-            near = nearest_names(group, [*GROUPS, "name"])
-            suggestion = f"did you mean {listed(near)}?" if near else f"allowed: {', '.join((*GROUPS, 'name'))}"
-            raise UserError(f"{group}=: no such choice group; {suggestion}", "build list")
+    for text in overrides:
+        key = re.match(r"^[+]{0,2}([a-z_]+)((?:\.[\w.]+)?)=", text)
+        if key:
+            _check_key(key[1], key[2])
+
+
+def _check_key(first: str, rest: str) -> None:
+    """Raises UserError where a group or a section is none: modell=, modell.source=, dist=."""
+    if not rest and first in SECTIONS and first not in GROUPS:
+        raise UserError(f"{first} is a section of keys, not a choice; allowed: {first}.key=value", "build --cfg job")
+    allowed = [*SECTIONS, "hydra"] if rest else [*GROUPS, "name"]
+    if first not in allowed:
+        near = nearest_names(first, allowed)
+        suggestion = (
+            f"did you mean {listed([name + rest for name in near])}?" if near else f"allowed: {', '.join(allowed)}"
+        )
+        what = "no such section of keys" if rest else "no such choice group"
+        hint = "build lower --dump DIR" if first + rest == _DUMP else "build --cfg job" if rest else "build list"
+        raise UserError(f"{first}{rest}=: {what}; {suggestion}", hint)
 
 
 def unknown_choice(group: str, choice: str, known: list[str]) -> UserError:

@@ -112,6 +112,11 @@ def test_every_option_of_hydra_is_there_or_refused_by_name(capsys):
         ("model=smollm", "did you mean smollm"),
         ("quant=zzz", "allowed: one of "),
         ("target=cpv", "did you mean cpu?"),
+        ("modell.source=x", "did you mean model.source?"),
+        ("++modell.source=x", "did you mean model.source?"),
+        ("nothing.x=1", "no such section of keys; allowed: model, "),
+        ("dist=x", "allowed: dist.key=value"),
+        ("debug.dump=DIR", "next: build lower --dump DIR"),
     ],
 )
 def test_a_mistake_is_told_with_what_was_meant(line: str, said: str, capsys):

@@ -8,6 +8,7 @@ import time
 import pytest
 from rich.console import Console
 
+from llm_build.cli.output import print_recipe
 from llm_build.core.errors import StepError
 from llm_build.core.events import Event, Expanded, Finished, Planned, Progress, Started, Waiting, Warned
 from llm_build.core.plan import Goal, Plan
@@ -281,3 +282,23 @@ def test_long_lines_are_broken_between_words_on_a_terminal_alone(monkeypatch: py
     monkeypatch.setenv("COLUMNS", "20")
     assert wrap_text("one two three four five six", io.StringIO()) == "one two three four five six"
     assert wrap_text("one two three four five six\n  kept", Terminal()) == "one two three four\n  five six\n  kept"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "said"),
+    [
+        (("ran", "ran"), "demo: built in 12.3 s into "),
+        (("fresh", "ran"), "demo: built in 12.3 s (1 of 2 steps ran) into "),
+        (("fresh", "fresh"), "demo: up to date (all 2 steps fresh) in "),
+        (("fresh",), "demo: up to date (all 1 step fresh) in "),
+    ],
+)
+def test_a_build_ends_with_what_it_took(statuses: tuple[str, ...], said: str, tmp_path):
+    (tmp_path / "library.so").write_bytes(b"12345")
+    facts = {"kl": 0.01236, "top1": 0.9142, "perplexity": 42.08, "perplexity_original": 40.87}
+    steps = [{"name": f"s{n}", "role": "", "status": s, "validation": False} for n, s in enumerate(statuses)]
+    steps[-1] |= {"validation": True, "facts": facts}
+    stream = io.StringIO()
+    print_recipe({"name": "demo", "status": "ran", "output": str(tmp_path), "steps": steps}, stream, False, 12.34)
+    figures = "5 B; KL 0.0124, top-1 91.4%, perplexity 42.08 (original 40.87)"
+    assert stream.getvalue() == f"{said}{tmp_path}/, {figures}\n"

@@ -135,3 +135,25 @@ def test_generate_says_where_a_library_for_browsers_runs():
     assert caught.value.message == ("generate runs libraries of cpu and cuda here; target=webgpu-f32 is of kind webgpu")
     assert "package=web_page" in caught.value.hint
     check_runs(recipe_of("target=cpu"))
+
+
+def test_the_runtime_says_that_it_is_compiled_once_and_how_many_files_are(tools: Path, monkeypatch):
+    """With a compiler that writes nothing: what is said while it runs is what a screen shows for two minutes."""
+    from llm_build.steps import runtime
+    from tests.weights.weights_line import FolderOut
+
+    class Heard(FolderOut):
+        def progress(self, done: int, total: int, unit: str = "", label: str = "") -> None:
+            heard.append((done, total, unit, label))
+
+    heard = list[tuple[int, int, str, str]]()
+    monkeypatch.setattr(webgpu, "lay_out_sources", lambda tree: tree.mkdir())
+    runtime.run({}, {}, Heard(tools / "out"))
+    assert [(done, total, unit) for done, total, unit, _ in heard] == [
+        (0, 3, "files"),
+        (1, 3, "files"),
+        (2, 3, "files"),
+    ]
+    assert [label for *_, label in heard] == [
+        f"once, some 2 CPU minutes: {name}.cc" for name in ("wasm_runtime", "tvmjs_support", "webgpu_runtime")
+    ]
