@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -54,7 +55,9 @@ def guard(call: Callable[[], Any], folders: Folders) -> Any:
         raise UserError("a configuration file is not valid YAML: " + " ".join(str(error).split())) from error
     except (HydraException, OmegaConfBaseException) as error:
         if "Ambiguous value" in str(error):
-            raise UserError(f"{_first_line(error)}: several values make a sweep", "build -m ...") from error
+            asked = re.search(r"argument '(.*?)'", str(error))
+            line = shlex.quote(asked[1].lstrip("+")) if asked else "..."
+            raise UserError(f"{_first_line(error)}: several values make a sweep", f"build -m {line}") from error
         text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
         raise UserError(f"the recipe does not compose: {text}", "build --help") from error
     except (AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:

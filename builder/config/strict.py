@@ -38,6 +38,7 @@ class Range:
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
 
+_MANY = 8  # words that an error lists beside the nearest one
 Allowed = Mapping[str, "Range | Collection[str]"]  # dotted path -> what is allowed there
 
 ALLOWED: Allowed = {
@@ -174,8 +175,10 @@ def check_allowed(value: Any, path: str, where: Where, allowed: Allowed) -> Any:
     if isinstance(rule, Range):
         expected = f"allowed: {rule}"
     else:
-        near = nearest_names(str(value), rule)[:1]
-        expected = f"allowed: {', '.join(r for r in rule if r)}" + (f"; did you mean {near[0]}?" if near else "")
+        near, words = nearest_names(str(value), rule)[:1], ", ".join(filter(None, rule))
+        many = near and len(rule) > _MANY  # a long list would hide what was meant
+        expected = "" if many else f"allowed: {words}"
+        expected += f"{'' if many else '; '}did you mean {near[0]}?" if near else ""
     raise UserError(f"{path}{where(path)}: {format_value(value)} is not possible; {expected}")
 
 

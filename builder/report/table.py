@@ -17,6 +17,8 @@ _COLOURS = {
     "blocked": "dim",
 }
 
+_UNTIMED = ("skipped", "failed")  # how long a step ran before it failed is not kept
+
 
 def fold(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Neighbouring parts of one fan-out with the same status and reason as one row ("quantize[0-11]")."""
@@ -52,7 +54,7 @@ def print_steps(recipe: Mapping[str, Any], stream: TextIO) -> None:
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for row in fold(recipe["steps"]):
         colour = _COLOURS[row["status"]]
-        time = format_seconds(row["seconds"]) if row["seconds"] is not None and row["status"] != "skipped" else ""
+        time = format_seconds(row["seconds"]) if row["seconds"] is not None and row["status"] not in _UNTIMED else ""
         nbytes = format_bytes(row["bytes"]) if row["bytes"] else ""
         table.add_row(row["name"], f"[{colour}]{row['status']}[/]", time, nbytes, escape(row["reason"] or ""))
     Console(file=stream, highlight=False).print(table)
