@@ -143,8 +143,8 @@ def _prefix_ids(texts: Texts, bos: int | None) -> list[int]:
     """What the tokenizer puts before every text: the runtimes encode without it, so the template must say it."""
     for processor in _parts(texts.tokenizer.tokenizer.get("post_processor"), "processors"):
         if processor.get("type") == "TemplateProcessing":
-            first = processor["single"][0] if processor["single"] else {}
-            if "SpecialToken" not in first:
+            first = (processor.get("single") or [{}])[0]
+            if not first.get("SpecialToken"):
                 return []
             return list(processor["special_tokens"][first["SpecialToken"]["id"]]["ids"])
     adds_bos = not texts.tokenizer.tokenizer and texts.tokenizer.config.get("add_bos_token") is True

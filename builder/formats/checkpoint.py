@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_build.core.errors import UserError
+from llm_build.core.fields import show
 from llm_build.core.json_text import NotJson, parse_json
 from llm_build.core.names import is_plain
 from llm_build.core.small_file import kind_of, read_small
@@ -200,20 +201,22 @@ def read_index(path: Path, name: str) -> dict[str, str]:
     index = read_json(path, name)
     table = index.get("weight_map")
     if not isinstance(table, dict) or not table:
-        raise UserError(f"{name}: weight_map is {table!r}; allowed: an object of tensor names and file names")
+        raise UserError(f"{name}: weight_map is {show(table)}; allowed: an object of tensor names and file names")
     for tensor, file in table.items():
         if not is_plain(file):
             raise UserError(
-                f"{name}: tensor {tensor!r} is said to be in {file!r}, outside the folder; allowed: a plain file name",
+                f"{name}: tensor {show(tensor)} is said to be in {show(file)}, outside the folder; "
+                "allowed: a plain file name",
                 "do not build this checkpoint unless you trust where it came from",
             )
     return table
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
-    """A JSON object from a file of the checkpoint, with or without a byte order mark."""
+    """A JSON object from a file of the checkpoint, with or without a byte order mark; ``name`` is what the checkpoint
+    calls it, which may lie elsewhere under another."""
     try:
-        value = parse_json(read_small(path, most_bytes(path.name)))
+        value = parse_json(read_small(path, most_bytes(Path(name).name)))
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror}", f"look at {path}") from error
     except NotJson as error:

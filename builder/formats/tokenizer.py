@@ -125,13 +125,18 @@ def load(path: Path, name: str = "tokenizer.json") -> Any:
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except BaseException as error:  # plain Exception, or the PanicException of its Rust, which is no Exception
-        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
-            raise
-        raise UserError(f"{path} is not a {name}: {error}", "the file is damaged: fetch it again") from error
+    except BaseException as error:
+        raise _damaged(error, f"{path} is not a {name}:") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def _damaged(error: BaseException, what: str) -> BaseException:
+    """What to raise for an error of tokenizers: a plain Exception, or the PanicException of its Rust, which is none."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+        return error
+    return UserError(f"{what} {error}", "the file is damaged: fetch it again")
 
 
 def _check_tokenizer(tokenizer: Mapping[str, Any]) -> None:
@@ -149,7 +154,43 @@ def _check_tokenizer(tokenizer: Mapping[str, Any]) -> None:
         wrong = next((word for word, id_ in vocab.items() if not _is_id(id_)), None)
         require(wrong is None, f"tokenizer.json: model.vocab.{wrong}", vocab.get(wrong), "a token id")
     else:
-        require(isinstance(vocab, list), "tokenizer.json: model.vocab", vocab, "an object or a list of tokens")
+        right = isinstance(vocab, list) and all(isinstance(word, list) and word and _is_text(word[0]) for word in vocab)
+        require(right, "tokenizer.json: model.vocab", vocab, "an object or a list of tokens")
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        _check_component(tokenizer.get(name), f"tokenizer.json: {name}")
+
+
+def _check_component(node: Any, where: str) -> None:
+    """A component, or a Sequence of them, whose members have a name for each kind."""
+    if node is None:
+        return
+    require(isinstance(node, Mapping), where, node, "null or an object")
+    require(_is_text(node.get("type")), f"{where}.type", node.get("type"), "the name of a component")
+    for name in ("normalizers", "pretokenizers", "processors", "decoders"):
+        members = node.get(name)
+        require(members is None or isinstance(members, list), f"{where}.{name}", members, "a list of components")
+        for number, member in enumerate(members or ()):
+            _check_component(member, f"{where}.{name}[{number}]")
+    if node["type"] == "TemplateProcessing":
+        _check_template(node, where)
+
+
+def _check_template(node: Mapping[str, Any], where: str) -> None:
+    """What is put before and after a text: pieces of an order, and the ids of special ones."""
+    pieces, tokens = node.get("single") or [], node.get("special_tokens") or {}
+    require(isinstance(tokens, Mapping), f"{where}.special_tokens", tokens, "an object of tokens and their ids")
+    require(isinstance(pieces, list), f"{where}.single", pieces, "a list of pieces")
+    for number, piece in enumerate(pieces):
+        at = f"{where}.single[{number}]"
+        require(isinstance(piece, Mapping), at, piece, "an object with SpecialToken or Sequence")
+        special = piece.get("SpecialToken")
+        if special is None:
+            continue
+        require(isinstance(special, Mapping) and _is_text(special.get("id")), at, piece, "a SpecialToken with an id")
+        token = tokens.get(special["id"])
+        ids = token.get("ids") if isinstance(token, Mapping) else None
+        at = f"{where}.special_tokens.{special['id']}.ids"
+        require(isinstance(ids, list) and all(map(_is_id, ids)), at, ids, "a list of token ids")
 
 
 def _extra_tokens(files: TokenizerFiles) -> list[AddedToken]:
@@ -212,10 +253,10 @@ def _with_tokens(base: Mapping[str, Any], tokens: list[AddedToken]) -> list[dict
 
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(base))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise UserError(f"tokenizer.json: {error}", "the file is damaged: fetch it again") from error
-    tokenizer.add_tokens([tokenizers.AddedToken(**asdict(token)) for token in tokens])
-    added: list[dict[str, Any]] = json.loads(tokenizer.to_str())["added_tokens"]
+        tokenizer.add_tokens([tokenizers.AddedToken(**asdict(token)) for token in tokens])
+        added: list[dict[str, Any]] = json.loads(tokenizer.to_str())["added_tokens"]
+    except BaseException as error:
+        raise _damaged(error, "tokenizer.json:") from error
     return added
 
 
@@ -251,6 +292,10 @@ def _as_byte_level(paths: Mapping[str, Path]) -> dict[str, Any]:
 
 def _dump(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _is_id(value: Any) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llm_build.core.errors import UserError
+from llm_build.core.fields import TEXT, check_fields
 from llm_build.formats import chat_template
+from llm_build.formats.artifact_config import NAME, read_chat_config
 from llm_build.formats.chat_template import CannotRender, Message, Template
+from llm_build.formats.checkpoint import read_json
 from llm_build.formats.conversation_template import render
 
 _PLAIN = "plain"
@@ -32,7 +34,7 @@ def chat_ids(folder: Path, tokenizer: Any, messages: Sequence[Message]) -> list[
                 f"{folder / chat_template.FILE}: {error}", "build generate --plain continues a text"
             ) from error
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
-    conv = _conversation_of(chat_config_of(folder))
+    conv = chat_config_of(folder)["conv_template"]
     if conv["name"] == _PLAIN:
         return None
     text = render(conv, messages)
@@ -41,12 +43,7 @@ def chat_ids(folder: Path, tokenizer: Any, messages: Sequence[Message]) -> list[
 
 def has_chat(folder: Path) -> bool:
     """Whether a conversation can be written for this artifact."""
-    return _read_own(folder) is not None or _conversation_of(chat_config_of(folder))["name"] != _PLAIN
-
-
-def _conversation_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    conversation: Mapping[str, Any] = config.get("conv_template", {"name": _PLAIN})
-    return conversation
+    return _read_own(folder) is not None or chat_config_of(folder)["conv_template"]["name"] != _PLAIN
 
 
 def _read_own(folder: Path) -> Template | None:
@@ -54,11 +51,11 @@ def _read_own(folder: Path) -> Template | None:
     path, names = folder / chat_template.FILE, folder / "special_tokens_map.json"
     if not path.is_file():
         return None
-    return Template(chat_template.read_text(path), json.loads(names.read_text()) if names.is_file() else {})
+    tokens = read_json(names, str(names)) if names.is_file() else {}
+    check_fields(f"{names}: ", tokens, dict.fromkeys(tokens, TEXT))
+    return Template(chat_template.read_text(path), tokens)
 
 
 def chat_config_of(folder: Path) -> dict[str, Any]:
-    """mlc-chat-config.json; {} where there is none."""
-    path = folder / "mlc-chat-config.json"
-    config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return config
+    """mlc-chat-config.json, checked; without any text where there is none."""
+    return read_chat_config(folder / NAME)

@@ -59,7 +59,7 @@ def eos_tokens(config: Mapping[str, Any]) -> set[int]:
 
 def _end_tokens(config: Mapping[str, Any]) -> set[int]:
     """Where a text or an answer ends, as an mlc-chat-config.json says."""
-    return eos_tokens(config) | set(config.get("conv_template", {}).get("stop_token_ids", ()))
+    return eos_tokens(config) | set(config["conv_template"]["stop_token_ids"])
 
 
 def sample(logits: Floats, sampling: Sampling, random: np.random.Generator) -> int:

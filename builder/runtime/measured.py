@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_build.core.errors import BuildError
+from llm_build.formats.artifact_config import NAME, read_chat_config
 from llm_build.runtime.process_memory import process_memory
 
 if TYPE_CHECKING:
@@ -95,11 +96,11 @@ def _decode_rates(
 
 def active_experts(files: Mapping[str, Path]) -> float:
     """The share of its experts that a token goes to; 1 for a model without any."""
-    if "mlc-chat-config.json" not in files:
+    if NAME not in files:
         return 1.0
-    config = json.loads(files["mlc-chat-config.json"].read_text("utf-8"))["model_config"]
+    config = read_chat_config(files[NAME])["model_config"]
     experts = config.get("num_local_experts") or config.get("num_experts")
-    return float(config["num_experts_per_tok"] / experts) if experts else 1.0
+    return float((config.get("num_experts_per_tok") or experts) / experts) if experts else 1.0
 
 
 def _device_memory_used() -> int | None:

@@ -17,6 +17,7 @@ from typing import Any
 from llm_build.core.errors import StepError
 from llm_build.core.step_io import File, Json
 from llm_build.formats import chat_template, tokenizer
+from llm_build.formats.artifact_config import NAME, read_chat_config
 from llm_build.formats.chat_template import CannotRender, Conversation, Template
 from llm_build.formats.conversation_template import CONVERSATIONS, render
 
@@ -127,7 +128,7 @@ def check(name: str, artifact: Mapping[str, Path], expected: Json) -> None:
     if not expected:
         return
     ours = tokenizer.load(artifact["tokenizer.json"])
-    chat = json.loads(artifact["mlc-chat-config.json"].read_text())
+    chat = read_chat_config(artifact[NAME])
     problem = next(_problems(ours, chat, artifact, expected), None)
     if problem:
         raise StepError(f"{name}: the artifact's tokenizer is not the checkpoint's: {problem}", _HINT)

@@ -139,3 +139,9 @@ def test_aliases_of_ordinary_use_are_read(tmp_path: Path):
 def test_config_json_of_any_length_is_not_read(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({**hf_config(), "x": "y" * (5 << 20)}))
     assert "config.json" in refusal(lambda: read_json(tmp_path / "config.json", "config.json"))
+
+
+def test_a_large_tokenizer_is_read_under_any_name(tmp_path: Path):
+    """In the store files have no names of their own."""
+    (tmp_path / "blob").write_text(json.dumps({"x": "y" * (5 << 20)}))
+    assert read_json(tmp_path / "blob", "tokenizer.json")

@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llm_build.core.errors import UserError
+from llm_build.core.fields import show_python
 from llm_build.formats.quantized import known_keys
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def describe(config: Mapping[str, Any]) -> Packing | None:
     method = str(quantization.get("quant_method")) if isinstance(quantization, Mapping) else ""
     if method not in METHODS:
         raise UserError(
-            f"config.json: quantization_config.quant_method is {method!r}; allowed: {', '.join(METHODS)}",
+            f"config.json: quantization_config.quant_method is {show_python(method)}; allowed: {', '.join(METHODS)}",
             USE_THE_SOURCE,
         )
     for key, value, allowed in known_keys.unknown_values(method, quantization):
@@ -75,7 +76,9 @@ def describe(config: Mapping[str, Any]) -> Packing | None:
 def refuse(key: str, value: object, allowed: str, why: str = "") -> NoReturn:
     """A value of quantization_config that cannot be imported."""
     reason = f" ({why})" if why else ""
-    raise UserError(f"config.json: quantization_config.{key} is {value!r}; allowed: {allowed}{reason}", USE_THE_SOURCE)
+    raise UserError(
+        f"config.json: quantization_config.{key} is {show_python(value)}; allowed: {allowed}{reason}", USE_THE_SOURCE
+    )
 
 
 def _logical_layout(packing: Packing, layout: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:

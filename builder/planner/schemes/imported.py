@@ -15,6 +15,7 @@ from llm_build import architectures
 from llm_build.architectures.weights import Entry, WeightMap
 from llm_build.config.schema import Checkpoint, Quant, Recipe
 from llm_build.core.errors import UserError
+from llm_build.core.fields import show_python
 from llm_build.formats import quantized, safetensors
 from llm_build.formats.quantized import USE_THE_SOURCE, Packing
 
@@ -59,8 +60,9 @@ def _refuse_formats_of_others(checkpoint: Checkpoint) -> None:
     quantization, mlx = checkpoint.config.get(_KEY), checkpoint.config.get("quantization")
     method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
     if isinstance(mlx, Mapping) and "group_size" in mlx and not method:
+        bits, size = show_python(mlx.get("bits")), show_python(mlx["group_size"])
         raise UserError(
-            f"{checkpoint.root} is quantized by MLX ({mlx.get('bits')} bits in groups of {mlx['group_size']}), whose "
+            f"{checkpoint.root} is quantized by MLX ({bits} bits in groups of {size}), whose "
             "packing is not read here, by quant=imported neither",
             USE_THE_SOURCE,
         )
@@ -71,8 +73,8 @@ def _refuse_formats_of_others(checkpoint: Checkpoint) -> None:
             "where the tools of today write that",
             f"save it again with a newer version of the tool that made it; or {USE_THE_SOURCE}",
         )
-    if quantization not in (None, {}) and method not in quantized.METHODS:
-        named = f"quant_method {method!r}" if method else "no quant_method"
+    if quantization not in (None, {}) and not (isinstance(method, str) and method in quantized.METHODS):
+        named = f"quant_method {show_python(method)}" if method else "no quant_method"
         raise UserError(
             f"{checkpoint.root / 'config.json'}: {_KEY} has {named}; quant=imported reads "
             f"{', '.join(quantized.METHODS)}",
