@@ -1,6 +1,6 @@
-"""Writes the generated pages of docs/reference: the command line and the configuration keys.
+"""Writes the generated pages of docs/reference: the command line, the configuration keys, a checkpoint's fields.
 
-    python -m tools.reference            writes docs/reference/command-line.md and configuration.md
+    python -m tools.reference            writes the pages of PAGE_OF
     python -m tools.reference --check    compares, and ends with exit code 1 where a page is out of date
 
 What a key means is said once: by the comment beside it in conf/, else beside its field in builder/config/schema.py.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
@@ -20,10 +20,15 @@ from typing import Any
 import yaml
 
 from llm_build import architectures
+from llm_build.architectures.fields import FIELDS, ROPE_FIELDS
+from llm_build.architectures.foreign import FOREIGN
 from llm_build.cli.commands import COMMANDS
 from llm_build.cli.options import parser
 from llm_build.config.choices import GROUPS, Folders, choices_of, describe
 from llm_build.config.strict import ALLOWED
+from llm_build.core.fields import Kind
+from llm_build.formats.checkpoint import MOST_BYTES, SMALL_BYTES
+from llm_build.formats.generation_config import SAMPLING
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF, SCHEMA, PAGES = ROOT / "conf", ROOT / "builder" / "config" / "schema.py", ROOT / "docs" / "reference"
@@ -236,8 +241,58 @@ def command_line() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def checkpoint_fields() -> str:
+    """What is read from the files of a checkpoint, and what it may hold."""
+    lines = generated("Fields of a checkpoint's files", "builder/architectures/ and builder/formats/")
+    lines += [
+        *fill(
+            "Every field that is read has a type and bounds. Another value is refused with the file, the path of the "
+            "field, what was found and what is allowed. Null is a field that is not given. [Tokenizers and chat "
+            "templates](../guides/chat.md) says what is read from a tokenizer's files, [Quantized checkpoints]"
+            "(../guides/import.md#keys-of-quantization_config) the keys of `quantization_config`.",
+            100,
+        ).splitlines(),
+        "",
+    ]
+    lines += ["## config.json", "", *table(("field", "allowed"), _kinds(FIELDS)), ""]
+    lines += ["`rope_scaling` and `rope_parameters`:", "", *table(("field", "allowed"), _kinds(ROPE_FIELDS)), ""]
+    lines += ["These change the computation of other models; a family that does not read them allows:", ""]
+    harmless = [(code(name), ", ".join("null" if v is None else str(v).lower() for v in values))
+                for name, values in sorted(FOREIGN.items())]  # fmt: skip
+    lines += [*table(("field", "allowed"), harmless), ""]
+    ids = ("a token id, or a list of token ids", "a token id")
+    rows = [(code(name), f"a number from {least:g} to {most:g}", f"{default:g}") for name, (default, least, most)
+            in SAMPLING.items()]  # fmt: skip
+    rows += [
+        (code("eos_token_id"), ids[0], ""),
+        *((code(name), ids[1], "") for name in ("bos_token_id", "pad_token_id")),
+    ]
+    lines += ["## generation_config.json", "", *table(("field", "allowed", "default"), rows), ""]
+    lines += ["The ids are read from `config.json` too; -1 is no token.", ""]
+    sizes = [(code(name), f"{nbytes >> 20} MiB") for name, nbytes in MOST_BYTES.items()]
+    lines += [
+        "## Sizes of files",
+        "",
+        *table(("file", "at most"), [*sizes, ("others", f"{SMALL_BYTES >> 20} MiB")]),
+        "",
+    ]
+    lines += ["A pipe, a device or a folder in the place of a file is refused.", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _kinds(fields: Mapping[str, Kind]) -> list[tuple[str, str]]:
+    return [(code(name), kind.allowed) for name, kind in sorted(fields.items())]
+
+
+PAGE_OF = {
+    "command-line.md": command_line,
+    "configuration.md": configuration,
+    "checkpoint-fields.md": checkpoint_fields,
+}
+
+
 def main() -> int:
-    pages = {"command-line.md": command_line(), "configuration.md": configuration()}
+    pages = {name: write() for name, write in PAGE_OF.items()}
     old = [
         name for name, text in pages.items() if not (PAGES / name).exists() or (PAGES / name).read_text("utf-8") != text
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from llm_build.architectures import config_json, table, weights
@@ -36,7 +36,7 @@ class Family:
         Raises:
             UserError: a field is missing or of the wrong type, or changes the computation and is not implemented.
         """
-        check_config(config)
+        check_config(config, [field.name for field in fields(self.Config)])
         return self.from_architecture(self.read(config))
 
     def from_architecture(self, architecture: Mapping[str, Any]) -> Any:

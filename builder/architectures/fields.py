@@ -5,7 +5,7 @@ number in a file must not decide how long that is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from llm_build.core.errors import UserError
@@ -50,12 +50,17 @@ ROPE_FIELDS: Mapping[str, Kind] = {  # of rope_scaling, rope_parameters
     "original_max_position_embeddings": number(1.0, ANY_SIZE),
     **dict.fromkeys(("short_factor", "long_factor"), list_of(ABOVE_ZERO, "numbers above 0")),
 }
+_OF_SOME = (  # which others carry along with values that mean nothing to them
+    "moe_intermediate_size", "num_experts_per_tok", "norm_topk_prob", "sliding_window",
+    "original_max_position_embeddings",
+)  # fmt: skip
 _LAYER_TYPES = ("sliding_attention", "full_attention")  # each with rotary embeddings of its own: Gemma 3
 
 
-def check_config(config: Mapping[str, Any]) -> None:
-    """UserError for a field of config.json that is of another type than families read, or out of its bounds."""
-    check_fields(_FILE, config, FIELDS)
+def check_config(config: Mapping[str, Any], reads: Collection[str]) -> None:
+    """UserError for a field of config.json that is of another type than families read, or out of its bounds.
+    ``reads``: the fields of the family's Config."""
+    check_fields(_FILE, config, {name: kind for name, kind in FIELDS.items() if name in reads or name not in _OF_SOME})
     for name in ("rope_scaling", "rope_parameters"):
         _check_rope(f"{_FILE}{name}.", config.get(name) or {})
 

@@ -51,7 +51,7 @@ TOKENIZER_SOURCES = (  # what transformers makes a tokenizer of
 )
 
 
-_MOST_BYTES = {  # of JSON files, several times the largest published ones (tokenizer.json: 35 MB); others are small
+MOST_BYTES = {  # of JSON files, several times the largest published ones (tokenizer.json: 35 MB); others are small
     "tokenizer.json": 128 << 20,
     "vocab.json": 64 << 20,
     "tokenizer_config.json": 32 << 20,
@@ -59,7 +59,7 @@ _MOST_BYTES = {  # of JSON files, several times the largest published ones (toke
     "model.safetensors.index.json": 64 << 20,
     "pytorch_model.bin.index.json": 64 << 20,
 }
-_SMALL_BYTES = 4 << 20
+SMALL_BYTES = 4 << 20
 ADAPTER = "adapter_config.json"  # of peft: weights that are added to those of a model
 BPE_FILES = ("vocab.json", "merges.txt")  # a tokenizer of before there was tokenizer.json
 
@@ -166,7 +166,7 @@ def refuse_pointer(path: Path, name: str) -> None:
 
 def most_bytes(name: str) -> int:
     """How large a JSON file of a checkpoint may be."""
-    return _MOST_BYTES.get(name, _SMALL_BYTES)
+    return MOST_BYTES.get(name, SMALL_BYTES)
 
 
 def _refuse_dangling(path: Path, name: str) -> None:

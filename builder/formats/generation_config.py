@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_build.core.fields import is_number, require
 
-_SAMPLING = {  # MLC's defaults; a checkpoint's generation_config.json may change them. {name: (default, least, most)}
+SAMPLING = {  # MLC's defaults; a checkpoint's generation_config.json may change them. {name: (default, least, most)}
     "temperature": (1.0, 0.0, 100.0),
     "presence_penalty": (0.0, -2.0, 2.0),
     "frequency_penalty": (0.0, -2.0, 2.0),
@@ -36,13 +36,21 @@ def read_generation_config(generation: Mapping[str, Any], config: Mapping[str, A
     Raises:
         UserError: a field has another type or lies out of its range.
     """
-    sampling = {name: _number(generation.get(name), name, *limits) for name, limits in _SAMPLING.items()}
+    sampling = {name: _number(generation.get(name), name, *limits) for name, limits in SAMPLING.items()}
     tables = tuple(zip(_FILES, (generation, config), strict=True))
     eos = [id_ for file, table in tables for id_ in _ids(table.get("eos_token_id"), f"{file}: eos_token_id")]
     bos, pad = (
         [_id(table.get(key), f"{file}: {key}") for file, table in tables] for key in ("bos_token_id", "pad_token_id")
     )
     return GenerationConfig(sampling, tuple(dict.fromkeys(eos)), _first(bos), _first(pad))
+
+
+def beyond_vocabulary(read: GenerationConfig, config: Mapping[str, Any]) -> str:
+    """A note for an end that the model can never write, as its vocabulary has no such row; "" if there is none.
+    transformers takes it, and the text ends by its length."""
+    rows = config.get("vocab_size")
+    beyond = [id_ for id_ in read.eos if isinstance(rows, int) and id_ >= rows]
+    return f"eos_token_id {', '.join(map(str, beyond))}: vocab_size is {rows}, so no text ends there" if beyond else ""
 
 
 def _number(value: Any, name: str, default: float, least: float, most: float) -> float:

@@ -23,7 +23,7 @@ from llm_build.core.errors import UserError
 from llm_build.core.memo import is_settled, stat_key
 from llm_build.core.step_io import File, InputFiles, Json, Out
 from llm_build.formats import checkpoint, safetensors
-from llm_build.formats.generation_config import read_generation_config
+from llm_build.formats.generation_config import beyond_vocabulary, read_generation_config
 from llm_build.formats.tokenizer import assemble, read_files
 from llm_build.steps.ports import group
 
@@ -114,7 +114,9 @@ def _companions(watch: Mapping[str, File], out: Out) -> None:
             _copy(watch[name].path, out.path(f"file/{name}"))
         if name in checkpoint.TOKENIZER_SOURCES:
             _copy(watch[name].path, out.path(f"source/{name}"))
-    read_generation_config(*(_read_json(paths, name) for name in ("generation_config.json", "config.json")))
+    generation, config = (_read_json(paths, name) for name in ("generation_config.json", "config.json"))
+    if note := beyond_vocabulary(read_generation_config(generation, config), config):
+        out.warn(note)
     if assembled:
         data, warnings = assemble(paths)
         out.path("file/tokenizer.json").write_bytes(data)

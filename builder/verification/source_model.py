@@ -106,15 +106,19 @@ def _instantiate(config: Mapping[str, Json], tensors: dict[str, torch.Tensor]) -
         raise UserError(f"config.json: architectures names {name!r}, which is no causal language model", "verify=off")
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    model, loading_info = getattr(transformers, name).from_pretrained(
-        None,
-        config=_config_of(str(kind), config),
-        state_dict=tensors,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # so that they are reported below, with the rest
-    )
+    read = _config_of(str(kind), config)
+    try:
+        model, loading_info = getattr(transformers, name).from_pretrained(
+            None,
+            config=read,
+            state_dict=tensors,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are reported below, with the rest
+        )
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # of a field that only transformers reads
+        raise _not_taken(error) from error
     for problem in ("missing_keys", "mismatched_keys"):
         if loading_info[problem]:
             shown = ", ".join(str(key) for key in sorted(loading_info[problem], key=str)[:5])
@@ -127,11 +131,15 @@ def _config_of(kind: str, config: Mapping[str, Json]) -> Any:
     try:
         return CONFIG_MAPPING[kind].from_dict({k: v for k, v in config.items() if k != "quantization_config"})
     except Exception as error:  # each version has types of its own
-        why = " ".join(str(error).split())
-        raise UserError(
-            f"config.json: transformers does not take it: {type(error).__name__}: {why[:300]}",
-            "correct the field, or build with verify=off",
-        ) from error
+        raise _not_taken(error) from error
+
+
+def _not_taken(error: Exception) -> UserError:
+    why = " ".join(str(error).split())
+    return UserError(
+        f"config.json: transformers does not take it: {type(error).__name__}: {why[:300]}",
+        "correct the field, or build with verify=off",
+    )
 
 
 def _stream(model: Any, sources: Mapping[str, str], fetch: Fetch, tick: Tick) -> None:

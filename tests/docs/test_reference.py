@@ -14,9 +14,9 @@ VARIABLE = re.compile(r"LLM_BUILD_[A-Z_]+")
 READERS = ("builder", "tests", "tools", "benchmarks", ".ci")
 
 
-@pytest.mark.parametrize("page", ["command-line.md", "configuration.md"])
+@pytest.mark.parametrize("page", reference.PAGE_OF)
 def test_generated_pages_are_up_to_date(page: str):
-    text = {"command-line.md": reference.command_line, "configuration.md": reference.configuration}[page]()
+    text = reference.PAGE_OF[page]()
     assert (reference.PAGES / page).read_text("utf-8") == text, "python -m tools.reference"
 
 

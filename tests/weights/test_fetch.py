@@ -192,3 +192,9 @@ def test_tied_tensors_of_a_bin_are_both_written(tmp_path: Path) -> None:
     assert [(t.name, t.shape) for t in safetensors.read_header(tmp_path / "out", "out")] == [
         ("embedding", (1000,)), ("head", (10, 100))
     ]  # fmt: skip
+
+
+def test_an_end_beyond_the_vocabulary_is_noted(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "c", source_tensors(), eos_token_id=[1, 10**6])
+    out = run_fetch(folder, tmp_path / "w")
+    assert [note for note in out.warnings if "eos_token_id 1000000" in note]
