@@ -9,7 +9,7 @@ import numpy as np
 
 from llm_build.core.errors import StepError
 from llm_build.core.json_text import indented
-from llm_build.core.step_io import InputFiles, Json, Out
+from llm_build.core.step_io import File, InputFiles, Json, Out
 from llm_build.runtime.engine import Engine
 from llm_build.steps import tokenizer_check
 from llm_build.steps.ports import group
@@ -33,9 +33,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """
     reference, dequantized = group(inputs["reference"]), group(inputs["dequantized"])
     package = {name: file.path for name, file in group(inputs["package"]).items()}
-    if tokenizer_check.REFERENCE in reference:
-        expected = json.loads(reference[tokenizer_check.REFERENCE].path.read_text())
-        tokenizer_check.check(params["name"], package, expected)
+    check_tokenizer(params["name"], group(inputs["package"]), reference)
     tokens = np.load(reference["tokens.npy"].path)
     assert np.array_equal(tokens, np.load(dequantized["tokens.npy"].path)), "both references saw the same tokens"
     original = np.load(reference["logits.npy"].path, mmap_mode="r")
@@ -52,6 +50,13 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     out.path("verify.json").write_bytes(indented(report_json))
     report(verified, out)
     check_limits(verified, limits)
+
+
+def check_tokenizer(name: str, package: Mapping[str, File], reference: Mapping[str, File]) -> None:
+    """Raises StepError where the artifact's tokenizer is not the checkpoint's, if the reference knows it."""
+    if tokenizer_check.REFERENCE in reference:
+        expected = json.loads(reference[tokenizer_check.REFERENCE].path.read_text())
+        tokenizer_check.check(name, {file: each.path for file, each in package.items()}, expected)
 
 
 def collect(engine: paths.Engine, tokens_NW: np.ndarray, out: Out) -> dict[str, list[paths.PathLogits]]:

@@ -1,4 +1,5 @@
-"""verify.weights: the packed weights of an artifact that this machine cannot run, against the original checkpoint.
+"""verify.weights: the packed weights and the tokenizer of an artifact that this machine cannot run, against the
+original checkpoint.
 
 The checkpoint, with the weights that were stored, goes through transformers: what the scheme costs is measured as in
 verify, and judged by the same limits. The library is not run, and nothing here says that it works.
@@ -14,7 +15,7 @@ import numpy as np
 from llm_build.core.json_text import indented
 from llm_build.core.step_io import InputFiles, Json, Out
 from llm_build.steps.ports import group
-from llm_build.steps.verify import compare, report
+from llm_build.steps.verify import check_tokenizer, compare, report
 from llm_build.verification import paths
 from llm_build.verification.limits import with_rounding
 from llm_build.verification.results import check_limits
@@ -25,12 +26,13 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
 
     Args:
         params: as verify's, and "kind" of the target.
-        inputs: "reference", "dequantized" (tokens.npy, logits.npy, ...).
+        inputs: "package", "reference", "dequantized" (tokens.npy, logits.npy, ...).
 
     Raises:
-        StepError: a figure is past its limit.
+        StepError: the tokenizer gives other tokens, or a figure is past its limit.
     """
     reference, dequantized = group(inputs["reference"]), group(inputs["dequantized"])
+    check_tokenizer(params["name"], group(inputs["package"]), reference)
     original = np.load(reference["logits.npy"].path, mmap_mode="r")
     stored = np.load(dequantized["logits.npy"].path, mmap_mode="r")
     weights = json.loads(dequantized["reconstruction.json"].path.read_text())

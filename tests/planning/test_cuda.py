@@ -148,7 +148,8 @@ def test_what_cannot_run_here_is_not_called_verified(here: bool, monkeypatch: py
     plan = graph.build_plan([recipe("target=h100")])
     last = next(step for step in plan.steps.values() if step.validation)
     assert last.name == ("verify" if here else "verify.weights")
-    assert ("package" in last.inputs) is here
+    assert {"package", "dequantized"} <= set(last.inputs), "the tokenizer is compared in both"
+    assert ("apache-tvm" in last.tools) is here
 
 
 def test_the_library_knows_its_compiler_and_no_processor():

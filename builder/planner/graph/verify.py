@@ -67,8 +67,8 @@ def reference_steps(recipe: Recipe, weights: Mapping[str, Step]) -> list[Step]:
 
 
 def verify_step(recipe: Recipe, references: Sequence[Step], package: Step) -> Step:
-    """The check itself. A library that cannot run on this machine is not checked: its weights are, under another
-    name."""
+    """The check itself. A library that cannot run on this machine is not checked: its weights and its tokenizer are,
+    under another name."""
     params = {
         "name": recipe.name,
         "scheme": recipe.quant.name,
@@ -92,8 +92,8 @@ def verify_step(recipe: Recipe, references: Sequence[Step], package: Step) -> St
         function="llm_build.steps.verify_weights:run",
         params={**params, "kind": platform_of(recipe.target)},
         recipe_keys=VERIFY_KEYS,
-        inputs=inputs,
-        tools=("numpy",),
+        inputs={"package": Input(package.id, "*"), **inputs},
+        tools=("numpy", "tokenizers", "jinja2"),
         validation=True,
         resources=Resources(cpu=1, memory_bytes=GIB),
     )
