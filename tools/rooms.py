@@ -61,7 +61,9 @@ ROOMS: Mapping[str, Room] = {  # a room imports only rooms below it; "" is build
     "models": Room("a family's graph, read from top to bottom", ("ops", "quant", "architectures", "core")),
     "lowering": Room("named passes and the kernels", ("ops", "quant", "formats", "targets", "core")),
     "ops": Room("what models and lowering both stand on", ("quant", "architectures", "core")),
-    "verification": Room("what verify measures, and its limits", ("runtime", "quant", "architectures", "core")),
+    "verification": Room(
+        "what verify measures, and its limits", ("runtime", "quant", "architectures", "formats", "core")
+    ),
     "runtime": Room("loads an artifact and generates with it", ("formats", "targets", "core")),
     "quant": Room("schemes, packing, methods: numpy alone", ("formats", "architectures", "core")),
     "architectures": Room("a family's config.json and table of parameters", ("core",)),

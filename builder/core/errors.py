@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-_MOST = 4000  # characters of a message: what it quotes from a file may be of any length
+_MOST = 16_000  # characters of a message: what it quotes from a file may be of any length
 
 
 class BuildError(Exception):

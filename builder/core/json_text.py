@@ -10,6 +10,7 @@ from typing import Any
 
 MAX_BYTES = 256 << 20  # the largest files of this kind, tokenizers, take 40 MB
 MAX_DEPTH = 64  # real files nest 10 deep
+_SHOWN = 120  # characters of a name
 _MAX_DIGITS = 4300  # Python's own limit: converting more takes quadratic time
 
 
@@ -52,7 +53,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise NotJson(f"it has {key!r} twice; allowed: once")
+                raise NotJson(f"it has {key[:_SHOWN]!r} twice; allowed: once")
             seen.add(key)
     return table
 

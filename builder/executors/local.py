@@ -218,11 +218,14 @@ def _renew(scratch: Path) -> bool:
     return True
 
 
+_SETTINGS = {"PYTHONHASHSEED": "0", "RUST_BACKTRACE": "0"}  # a panic of a library is told as an error
+
+
 def _environment(threads: int, gpus: frozenset[str]) -> Mapping[str, str]:
     """The coordinator's own, with the threads and GPUs that the step was given and hashes that do not differ between
     runs."""
     seen = {"CUDA_VISIBLE_DEVICES": ",".join(sorted(gpus))} if gpus else {}
-    return {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads)), **seen, "PYTHONHASHSEED": "0"}
+    return {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads)), **seen, **_SETTINGS}
 
 
 def _describe_exit(code: int) -> str:

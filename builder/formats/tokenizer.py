@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import thread_time
 from typing import Any
 
-from llm_build.core.errors import UserError
+from llm_build.core.errors import BuildError, UserError
 from llm_build.core.fields import require
 from llm_build.formats import tokenizer_process
 from llm_build.formats.checkpoint import BPE_FILES, read_json
@@ -25,6 +26,7 @@ from llm_build.formats.checkpoint import BPE_FILES, read_json
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
 _CONVERSION_SECONDS = 120
+_PROBE_CHARACTERS, _PROBE_SECONDS = 2000, 0.2  # of processor time; others take a millisecond
 _NEVER = ("padding", "truncation")  # settings of a training run; a text is neither padded nor cut here
 
 
@@ -126,15 +128,36 @@ def load(path: Path, name: str = "tokenizer.json") -> Any:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except BaseException as error:
-        raise _damaged(error, f"{path} is not a {name}:") from error
+        raise damaged(error, f"{path} is not a {name}:") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
-def _damaged(error: BaseException, what: str) -> BaseException:
+def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
+    """Token ids of a text. ``special``: with what the tokenizer puts around every text.
+
+    Raises:
+        UserError: the tokenizer's patterns try so many ways to cut a text that it has no end, or its library gives up.
+    """
+    try:
+        if len(text) > _PROBE_CHARACTERS:
+            start = thread_time()
+            tokenizer.encode(text[:_PROBE_CHARACTERS])
+            if (seconds := thread_time() - start) > _PROBE_SECONDS:
+                raise UserError(
+                    f"tokenizer.json takes {seconds:.2g} s for {_PROBE_CHARACTERS} characters; allowed: up to "
+                    f"{_PROBE_SECONDS:g} s, a hundred times what others take",
+                    "look at the patterns of its pre_tokenizer and normalizer",
+                )
+        return list(tokenizer.encode(text, add_special_tokens=special).ids)
+    except BaseException as error:
+        raise damaged(error, "tokenizer.json cannot cut a text:") from error
+
+
+def damaged(error: BaseException, what: str) -> BaseException:
     """What to raise for an error of tokenizers: a plain Exception, or the PanicException of its Rust, which is none."""
-    if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+    if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError, BuildError)):
         return error
     return UserError(f"{what} {error}", "the file is damaged: fetch it again")
 
@@ -256,7 +279,7 @@ def _with_tokens(base: Mapping[str, Any], tokens: list[AddedToken]) -> list[dict
         tokenizer.add_tokens([tokenizers.AddedToken(**asdict(token)) for token in tokens])
         added: list[dict[str, Any]] = json.loads(tokenizer.to_str())["added_tokens"]
     except BaseException as error:
-        raise _damaged(error, "tokenizer.json:") from error
+        raise damaged(error, "tokenizer.json:") from error
     return added
 
 

@@ -13,6 +13,7 @@ from llm_build.formats.artifact_config import NAME, read_chat_config
 from llm_build.formats.chat_template import CannotRender, Message, Template
 from llm_build.formats.checkpoint import read_json
 from llm_build.formats.conversation_template import render
+from llm_build.formats.tokenizer import encode
 
 _PLAIN = "plain"
 
@@ -33,12 +34,12 @@ def chat_ids(folder: Path, tokenizer: Any, messages: Sequence[Message]) -> list[
             raise UserError(
                 f"{folder / chat_template.FILE}: {error}", "build generate --plain continues a text"
             ) from error
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        return encode(tokenizer, text, special=False)
     conv = chat_config_of(folder)["conv_template"]
     if conv["name"] == _PLAIN:
         return None
     text = render(conv, messages)
-    return [*conv["system_prefix_token_ids"], *tokenizer.encode(text, add_special_tokens=False).ids]
+    return [*conv["system_prefix_token_ids"], *encode(tokenizer, text, special=False)]
 
 
 def has_chat(folder: Path) -> bool:

@@ -106,7 +106,7 @@ def generate(
     config = chat_config_of(folder)
     ids = chat_ids(folder, tokenizer, messages_of(prompt)) if chat and prompt else None
     if ids is None:
-        ids = tokenizer.encode(prompt).ids
+        ids = tokenizer_file.encode(tokenizer, prompt)
     if not ids:
         raise UserError("the prompt is empty: give at least one character")
     if max_tokens < 1:

@@ -7,10 +7,10 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from llm_build.core.errors import UserError
 from llm_build.core.step_io import File, Json
+from llm_build.formats import tokenizer
 
 READ_BYTES = 4 << 20  # of the text; more adds nothing to a few hundred tokens
 _LEAST_WINDOW_TOKENS = 16
@@ -18,7 +18,7 @@ _SEED = 20
 
 
 def windows(
-    params: Mapping[str, Json], text: Path, tokenizer: File | None, config: Mapping[str, Json], key: str = "verify"
+    params: Mapping[str, Json], text: Path, tokenizer_json: File | None, config: Mapping[str, Json], key: str = "verify"
 ) -> np.ndarray:
     """Token ids of the held-out text.
 
@@ -26,7 +26,7 @@ def windows(
         params: "tokens" wanted in all, "window" tokens at most per sequence, "logits_bytes" that the float32 logits of
             all tokens may take, "text" {"name", "digest"}.
         text: UTF-8 text; its first 4 MB are used.
-        tokenizer: the checkpoint's tokenizer.json; None gives seeded random ids.
+        tokenizer_json: the checkpoint's; None gives seeded random ids.
         config: the checkpoint's config.json.
         key: the recipe's section that gave the params, for messages.
 
@@ -46,9 +46,9 @@ def windows(
             f"raise {key}.tokens or {key}.window"
             + (", or verify.logits_bytes, or build with verify=off" if key == "verify" else ""),
         )
-    if tokenizer is None:
+    if tokenizer_json is None:
         return np.random.default_rng(_SEED).integers(0, vocab_size, (tokens // window, window), dtype=np.int32)
-    ids, prefix = encode(read_text(text, params["text"]["digest"], key), tokenizer.path)
+    ids, prefix = encode(read_text(text, params["text"]["digest"], key), tokenizer_json.path)
     if (largest := max(*ids, *prefix, 0)) >= vocab_size:
         raise UserError(
             f"tokenizer.json gives id {largest}; config.json has vocab_size {vocab_size}",
@@ -83,14 +83,9 @@ def read_text(path: Path, digest: str, key: str) -> str:
 
 def encode(text: str, tokenizer_json: Path) -> tuple[list[int], list[int]]:
     """Ids of the text without special tokens, and those that the tokenizer itself puts in front of any text."""
-    try:
-        tokenizer = Tokenizer.from_file(str(tokenizer_json))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise UserError(
-            f"tokenizer.json: cannot be read: {error}", "fetch it again, or build with verify=off"
-        ) from error
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    probe: list[int] = tokenizer.encode("a", add_special_tokens=False).ids
-    with_specials: list[int] = tokenizer.encode("a", add_special_tokens=True).ids
+    read = tokenizer.load(tokenizer_json)
+    ids = tokenizer.encode(read, text, special=False)
+    probe = tokenizer.encode(read, "a", special=False)
+    with_specials = tokenizer.encode(read, "a")
     starts = [i for i in range(len(with_specials) - len(probe) + 1) if with_specials[i : i + len(probe)] == probe]
     return ids, with_specials[: starts[0]] if starts else []

@@ -9,15 +9,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tokenizers import Regex, pre_tokenizers
 
+from llm_build.cli.failures import without_trace
 from llm_build.config.yaml_files import read_mapping
 from llm_build.core.errors import UserError
 from llm_build.core.small_file import read_small
 from llm_build.formats import safetensors
 from llm_build.formats.chat_template import read_text
 from llm_build.formats.checkpoint import read_json
+from llm_build.formats.tokenizer import encode
 from llm_build.planner import sources
 from llm_build.provenance import lock_file
+from tests.weights.tokenizers_of_kinds import byte_level
 from tests.weights.weights_line import hf_config, source_tensors, write_checkpoint
 
 NINES = "9" * 4300
@@ -145,3 +149,33 @@ def test_a_large_tokenizer_is_read_under_any_name(tmp_path: Path):
     """In the store files have no names of their own."""
     (tmp_path / "blob").write_text(json.dumps({"x": "y" * (5 << 20)}))
     assert read_json(tmp_path / "blob", "tokenizer.json")
+
+
+PATTERNS = {  # each tries ways without end on ordinary words
+    "the library gives up": (r"(\w+\s?)+#", "others " * 40 + "!", "cannot cut a text"),
+    "the library does not": (r"\w*\w*\w*#", "word" * 60, "allowed: up to"),
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_pattern_that_has_no_end_is_refused(name: str, monkeypatch: pytest.MonkeyPatch):
+    pattern, words, message = PATTERNS[name]
+    monkeypatch.setenv("RUST_BACKTRACE", "0")
+    slow = byte_level()
+    slow.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+    assert message in refusal(lambda: encode(slow, words + " # " + "follow " * 400))
+    assert encode(byte_level(), "a b" * 10_000, special=False)
+
+
+def test_tracebacks_are_for_debug_alone():
+    log = "\n".join(f"    line {number}" for number in range(100))
+    panic = "\n    thread '<unnamed>' panicked at x\n    stack backtrace:\n      0: a"
+    assert without_trace("ValueError: x\n    Traceback (most):\n      File y") == (
+        "ValueError: x",
+        True,
+    )
+    assert without_trace("Panic: x" + panic) == ("Panic: x", True)
+    shown, cut = without_trace(f"x\n{log}")
+    assert not cut
+    assert len(shown.splitlines()) == 15
+    assert shown.endswith("line 99")
