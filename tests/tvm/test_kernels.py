@@ -100,6 +100,25 @@ def test_linear(isa: Isa, n: int, k: int, stored: Any):
         close(found, x @ weight.T + bias + residual)
 
 
+@pytest.mark.parametrize(
+    "stored", ["float32", (4, 32), (4, 32, "group", "KN", "float16"), (4, 32, "group", "zeros", "float16")]
+)
+def test_linear_beside_an_outlier(isa: Isa, stored: Any):
+    """A residual stream of 24,350, as SmolLM2 has at its first position and 37 elsewhere: what is added to it is summed
+    by itself, and in parts, so that the result is off by the last bit of the stream and of the sum."""
+    n, k = 70, 1536
+    storage, arrays, weight = linear_case(n, k, stored)
+    kernel = linear.linear(LinearLabel(storage, bias=False, residual=True), isa)
+    for rows in (1, linear.GEMV_MAX_ROWS + 1, 13):
+        x, residual = normal(rows, k), 37 * normal(rows, n)
+        residual[0] = 24_350
+        *_, found = run(kernel, isa, x, residual, *arrays, empty(rows, n))
+        product = x.astype(np.float64) @ weight.T
+        expected = product + residual
+        allowed = 2.0**-24 * np.abs(expected) + 2e-6 * np.abs(product).max()
+        assert (np.abs(found - expected) <= allowed).all()
+
+
 def test_linear_without_a_kernel_keeps_plain_loops():
     storage, _, _ = linear_case(3, 40, "float16")
     assert linear.linear(LinearLabel(storage, bias=False, residual=False), ISAS[0]) is None

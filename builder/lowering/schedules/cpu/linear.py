@@ -110,11 +110,12 @@ def _gemv_transposed(
             n = T.Bind(T.min(block * width, weight.n - width))
             acc = v.scratch(width)
             for part in range(0, width, lanes):
-                v.store(acc, part, epilogue.at(row, n + part, lanes), lanes)
+                v.store(acc, part, v.splat(0.0, lanes), lanes)
             with v.loop(weight.groups) as group:
                 weight.dot(stored, prepared, n, group, acc)
             for part in range(0, width, lanes):
-                v.store(y, row * weight.n + n + part, v.load(acc, part, lanes), lanes)
+                dot = v.load(acc, part, lanes)
+                v.store(y, row * weight.n + n + part, epilogue.at(row, n + part, lanes) + dot, lanes)
 
 
 def _gemv(
@@ -190,27 +191,30 @@ def _panel_shape(weight: Weight) -> tuple[int, int]:
 
 
 def _multiply(weight: Weight, panel: _Panel, x: Buffer, epilogue: Epilogue, y: Buffer, row: Expr, end: Expr) -> None:
-    """Add ROWS rows of x times the panel to y; rows past the end repeat the last one and are not stored."""
+    """Add ROWS rows of x times the panel to y; rows past the end repeat the last one and are not stored.
+
+    A block of inputs is summed by itself, and the epilogue comes last: one sum that begins with the residual stream
+    loses what is small beside an outlier of it."""
     lanes, n = panel.lanes, panel.n
     width = lanes * panel.count
     acc = v.scratch(TILE_ROWS * width)
     places = [(r, part, r * width + part) for r in range(TILE_ROWS) for part in range(0, width, lanes)]
     real = [T.Bind(T.min(row + r, end - 1)) for r in range(TILE_ROWS)]
 
-    def from_epilogue() -> None:
-        for r, part, at in places:
-            v.store(acc, at, epilogue.at(real[r], n + part, lanes), lanes)
-
-    def from_sums() -> None:
-        for r, part, at in places:
-            v.store(acc, at, v.load(y, real[r] * weight.n + n + part, lanes), lanes)
-
-    v.if_else(panel.first == 0, from_epilogue, from_sums)
+    for _, _, at in places:
+        v.store(acc, at, v.splat(0.0, lanes), lanes)
     with v.loop(panel.depth) as k:
         columns = {part: T.Bind(v.load(panel.data, k * width + part, lanes)) for part in range(0, width, lanes)}
         values = [T.Bind(v.load(x, real[r] * weight.k + panel.first + k)) for r in range(TILE_ROWS)]
         for r, part, at in places:
             v.store(acc, at, v.load(acc, at, lanes) + v.splat(values[r], lanes) * columns[part], lanes)
+
+    with v.when(panel.first > 0):
+        for r, part, at in places:
+            v.store(acc, at, v.load(y, real[r] * weight.n + n + part, lanes) + v.load(acc, at, lanes), lanes)
+    with v.when(panel.first + panel.depth == weight.k):
+        for r, part, at in places:
+            v.store(acc, at, epilogue.at(real[r], n + part, lanes) + v.load(acc, at, lanes), lanes)
     for r in range(TILE_ROWS):
         with v.when(row + r < end):
             for part in range(0, width, lanes):
