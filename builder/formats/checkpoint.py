@@ -51,9 +51,11 @@ TOKENIZER_SOURCES = (  # what transformers makes a tokenizer of
 )
 
 
-MOST_BYTES = {  # of JSON files, several times the largest published ones (tokenizer.json: 35 MB); others are small
+MOST_BYTES = {  # several times the largest published ones (tokenizer.json: 35 MB); others are small
     "tokenizer.json": 128 << 20,
     "vocab.json": 64 << 20,
+    "merges.txt": 64 << 20,
+    "tokenizer.model": 64 << 20,
     "tokenizer_config.json": 32 << 20,
     "added_tokens.json": 32 << 20,
     "model.safetensors.index.json": 64 << 20,
@@ -87,7 +89,7 @@ def find(folder: Path) -> Checkpoint:
         )
     if not (folder / "config.json").is_file():
         raise without_config(folder)
-    files = tuple(name for name in (*COMPANIONS, ADAPTER) if (folder / name).is_file())
+    files = tuple(name for name in (*COMPANIONS, ADAPTER) if _is_companion(folder / name, name))
     for name, kind in _WEIGHTS:
         if (folder / name).is_file():
             members = _members(folder, name)
@@ -164,8 +166,18 @@ def refuse_pointer(path: Path, name: str) -> None:
         )
 
 
+def _is_companion(path: Path, name: str) -> bool:
+    """Whether a small file is there. UserError for what stands in its place, and for a file of another kind's size."""
+    if not path.is_file():
+        _refuse_dangling(path, name)
+        return False
+    if (nbytes := path.stat().st_size) > most_bytes(name):
+        raise UserError(f"{name}: cannot be read: it has {nbytes} bytes; allowed: up to {most_bytes(name)}")
+    return True
+
+
 def most_bytes(name: str) -> int:
-    """How large a JSON file of a checkpoint may be."""
+    """How large a small file of a checkpoint may be."""
     return MOST_BYTES.get(name, SMALL_BYTES)
 
 

@@ -38,6 +38,7 @@ _DTYPE_BYTES = {
 }
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _LENGTH_BYTES = 8
+_LARGE_BYTES, _SPARSE = 16 << 30, 64  # no trained weights can be compressed that much by a file system
 _MOST_AXES = 64  # torch's own limit
 
 
@@ -61,7 +62,9 @@ def read_header(path: Path, name: str) -> list[Tensor]:
     """
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            status = os.fstat(file.fileno())
+            size = status.st_size
+            _check_written(status, name)
             text = _header_text(file, size, name)
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror}", f"look at {path}") from error
@@ -75,6 +78,14 @@ def read_header(path: Path, name: str) -> list[Tensor]:
 
 def _bad(name: str, problem: str) -> NoReturn:
     raise UserError(f"{name}: {problem}", "the file is damaged or was not written as safetensors: fetch it again")
+
+
+def _check_written(status: os.stat_result, name: str) -> None:
+    """A large file of which almost nothing is on the disk is a download that has not come far, or a trap: its zeros
+    would be read for hours. (Systems that do not count blocks say 0.)"""
+    written = 512 * status.st_blocks
+    if status.st_size > _LARGE_BYTES and 0 < written < status.st_size // _SPARSE:
+        _bad(name, f"has {status.st_size} bytes, of which {written} are on the disk")
 
 
 def _header_text(file: BinaryIO, size: int, name: str) -> bytes:

@@ -17,7 +17,7 @@ from llm_build.core.errors import UserError
 from llm_build.core.small_file import read_small
 from llm_build.formats import safetensors
 from llm_build.formats.chat_template import read_text
-from llm_build.formats.checkpoint import read_json
+from llm_build.formats.checkpoint import COMPANIONS, read_json
 from llm_build.formats.tokenizer import encode
 from llm_build.planner import sources
 from llm_build.provenance import lock_file
@@ -77,7 +77,7 @@ def test_what_is_no_small_file_is_not_read(kind: Callable[[Path], None], tmp_pat
 
 
 @pytest.mark.parametrize("kind", NO_FILES, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+@pytest.mark.parametrize("name", [*COMPANIONS, "model.safetensors", "model.safetensors.index.json"])
 def test_nor_is_it_taken_for_a_part_of_a_checkpoint(name: str, kind: Callable[[Path], None], tmp_path: Path):
     write_checkpoint(tmp_path / "c", source_tensors())
     if name.endswith("index.json"):
@@ -85,7 +85,7 @@ def test_nor_is_it_taken_for_a_part_of_a_checkpoint(name: str, kind: Callable[[P
     (tmp_path / "c" / name).unlink(missing_ok=True)
     kind(tmp_path / "c" / name)
     if (name, kind) == ("model.safetensors", terabyte):
-        assert "header" in refusal(lambda: safetensors.read_header(tmp_path / "c" / name, name))
+        assert name in refusal(lambda: safetensors.read_header(tmp_path / "c" / name, name))
     else:
         assert name in refusal(lambda: sources.checkpoint_at("folder", "", tmp_path / "c"))
 
@@ -179,3 +179,10 @@ def test_tracebacks_are_for_debug_alone():
     assert not cut
     assert len(shown.splitlines()) == 15
     assert shown.endswith("line 99")
+
+
+def test_a_terabyte_that_is_not_on_the_disk_is_not_hashed(tmp_path: Path):
+    path, length = tmp_path / "x.safetensors", 1 << 40
+    path.write_bytes(header(("a", entry("U8", str(length), f"0,{length}"))))
+    os.truncate(path, path.stat().st_size + length)
+    assert "are on the disk" in refusal(lambda: safetensors.read_header(path, path.name))
