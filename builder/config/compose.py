@@ -26,6 +26,7 @@ _COMPOSING = (
     "compose.py",
     "from_hydra.py",
     "hydra_plugins.py",
+    "hydra_rules.py",
     "literal_paths.py",
     "yaml_files.py",
     "sweeps/batch.py",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.object_type import ObjectType
@@ -31,13 +32,14 @@ from yaml import YAMLError
 
 from llm_build.config.choices import PRIMARY, Composed, Folders, shipped
 from llm_build.config.from_hydra import to_plain
+from llm_build.config.hydra_rules import SWEEPERS, check_hydra, check_search_path
 from llm_build.config.strict import format_value
 from llm_build.config.sweeps.batch import compose_jobs
 from llm_build.config.yaml_files import invalid_yaml, read_text
 from llm_build.core.errors import UserError
 
 Launched = Callable[[list[Composed], bool], list[Any]]
-BASIC = ("hydra_plugins.llm_build.OneGraphSweeper", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
+BASIC = (SWEEPERS["one_graph"], SWEEPERS["basic"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +58,47 @@ _SESSION: ContextVar[Session] = ContextVar("llm_build_hydra_session")
 @contextmanager
 def plugins(folders: Folders, launched: Launched | None = None) -> Iterator[None]:
     """While it is open Hydra finds our configuration files, and hands the jobs of a sweep to ``launched``."""
+    with _without_current_folder():  # Hydra imports every module of hydra_plugins that it finds
+        registry = Plugins.instance()
     for plugin in (ChoiceSource, RecipeSource, OurSearchPath, OneGraphSweeper, OneGraphLauncher):
-        Plugins.instance().register(plugin)
+        registry.register(plugin)
     if "hydra_plugins" not in sys.modules:
         sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
     sys.modules[OneGraphLauncher.__module__] = sys.modules[__name__]
     token = _SESSION.set(Session(folders, launched))
     try:
-        yield
+        with _checked():
+            yield
     finally:
         _SESSION.reset(token)
+
+
+@contextmanager
+def _without_current_folder() -> Iterator[None]:
+    before = list(sys.path)
+    sys.path[:] = [entry for entry in before if entry and Path(entry).resolve() != Path.cwd()]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+@contextmanager
+def _checked() -> Iterator[None]:
+    """Whatever Hydra composes is held to hydra_rules before Hydra looks at it."""
+    load = ConfigLoaderImpl.load_configuration
+
+    def checked(self: Any, *arguments: Any, **named: Any) -> DictConfig:
+        config: DictConfig = load(self, *arguments, **named)
+        node = OmegaConf.to_container(config.hydra, resolve=False)
+        check_hydra({str(key): value for key, value in node.items()} if isinstance(node, dict) else {})
+        return config
+
+    ConfigLoaderImpl.load_configuration = checked
+    try:
+        yield
+    finally:
+        ConfigLoaderImpl.load_configuration = load
 
 
 class OurSearchPath(SearchPathPlugin):  # type: ignore[misc]
@@ -117,7 +150,10 @@ def _name_choices(config: DictConfig) -> None:
 
 def _over_shipped(own: DictConfig, path: Path) -> DictConfig:
     """A user's own conf/build.yaml lies over ours: it says what is different, a key or the default of a group."""
-    own_defaults = OmegaConf.to_container(own).get("defaults") or []
+    said = OmegaConf.to_container(own)
+    own_defaults, hydra = said.get("defaults") or [], said.get("hydra")
+    if isinstance(hydra, dict):
+        check_search_path(hydra.get("searchpath"), path)
     if not isinstance(own_defaults, list):
         raise UserError(f"{path}: defaults is {own_defaults!r}; allowed: a list, such as [quant: q8f16_1]")
     config = OmegaConf.load(shipped("conf") / f"{PRIMARY}.yaml")

@@ -159,7 +159,12 @@ def test_another_sweeper_asks_for_one_job_after_the_other(folder):
     path = os.pathsep.join((str(ROOT / "tools" / "path"), str(plugin.parent.parent)))
     command = [sys.executable, "-m", "llm_build", "plan", "-m", "hydra/sweeper=two", "verify=off"]
     done = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, "LLM_BUILD_HYDRA_PLUGINS": "hydra_plugins.two.Two"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     lines = [line.partition(":")[0] for line in done.stdout.splitlines() if line.startswith(("demo", "returned"))]
