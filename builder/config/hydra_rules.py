@@ -1,9 +1,9 @@
 """What a recipe, a choice or an override may say to Hydra. Nothing that they name is imported or called.
 
-Hydra makes objects of whatever class stands under ``_target_`` in its own node: callbacks, launchers, sweepers; Python's
-logging does so for ``()``, ``class`` and ``ext://`` (https://docs.python.org/3/library/logging.config.html). Files
-that come with a cloned repository would run code that way. Hydra 1.3.8 refuses some names by a list of its own; here only
-what is listed passes, whatever Hydra's version.
+Hydra makes objects of whatever class stands under ``_target_`` in its own node: callbacks, launchers, sweepers.
+Python's logging does so for ``()``, ``class`` and ``ext://``
+(https://docs.python.org/3/library/logging.config.html). Files that come with a cloned repository would run code that
+way. Hydra 1.3.8 refuses some names by a list of its own; here only what is listed passes, whatever Hydra's version.
 """
 
 from __future__ import annotations
