@@ -117,7 +117,13 @@ def _instantiate(config: Mapping[str, Json], tensors: dict[str, torch.Tensor]) -
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are reported below, with the rest
         )
-    except (TypeError, ValueError, AttributeError, KeyError) as error:  # of a field that only transformers reads
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+        KeyError,
+        AssertionError,
+    ) as error:  # of a field that only transformers reads
         raise _not_taken(error) from error
     for problem in ("missing_keys", "mismatched_keys"):
         if loading_info[problem]:

@@ -69,8 +69,8 @@ def no_cache(folder: Path) -> None:
 
 
 FAULTS = [
-    overflowing, with_config(vocab_size="many"), with_config(model_type="unknown"), with_config(architectures=["X"]),
-    tokenizer, infinite_input, no_pickle, no_json, no_lock, no_cache,
+    overflowing, with_config(vocab_size="many"), with_config(pad_token_id=10**6), with_config(model_type="unknown"),
+    with_config(architectures=["X"]), tokenizer, infinite_input, no_pickle, no_json, no_lock, no_cache,
 ]  # fmt: skip
 
 
