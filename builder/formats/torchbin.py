@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,10 +50,12 @@ def _load(source: Path, name: str) -> dict[str, Any]:
             state = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # written before torch 1.6: not a zip archive, so it cannot be mapped
             state = torch.load(source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
+    except MemoryError:
+        raise
+    except Exception as error:  # the reader of a damaged pickle stumbles in any way: KeyError, AssertionError, ...
+        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise UserError(
-            f"{name}: cannot be read with weights-only loading: {reason}",
+            f"{name}: cannot be read with weights-only loading: {reason:.300}",
             "the file is damaged or holds code; fetch the safetensors version of this checkpoint",
         ) from error
     if not isinstance(state, dict) or not state:
@@ -75,8 +76,8 @@ def _check_not_compressed(source: Path, name: str) -> None:
     try:
         with zipfile.ZipFile(source) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, OSError):
-        return  # torch says what is wrong with it
+    except Exception as error:  # a damaged list of entries: BadZipFile, NotImplementedError, IndexError, ...
+        raise UserError(f"{name}: its list of entries is damaged: {error!s:.300}", "fetch it again") from error
     if unpacked > (size := source.stat().st_size):
         raise UserError(f"{name}: unpacks to {unpacked} bytes; allowed: its own {size}", _NO_CHECKPOINT)
 

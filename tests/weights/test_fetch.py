@@ -183,6 +183,26 @@ def test_a_compressed_bin_is_refused_before_it_is_unpacked(tmp_path: Path) -> No
         torchbin.to_safetensors(tmp_path / "small.bin", "small.bin", tmp_path / "out")
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_damaged_bin_is_read_or_refused(is_zip: bool, tmp_path: Path) -> None:
+    """Whatever its bytes make the reader of pickles stumble over."""
+    import torch
+
+    state = {"a": torch.zeros(4, 4), "b": torch.ones(3)}
+    torch.save(state, tmp_path / "x.bin", _use_new_zipfile_serialization=is_zip)
+    data, random = (tmp_path / "x.bin").read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(200):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        damaged[random.integers(0, min(len(data), 1500), 3)] = random.integers(0, 256, 3)
+        (tmp_path / "y.bin").write_bytes(damaged.tobytes())
+        try:
+            torchbin.to_safetensors(tmp_path / "y.bin", "y.bin", tmp_path / "out")
+        except UserError:
+            refused += 1
+    assert refused > 20
+
+
 def test_tied_tensors_of_a_bin_are_both_written(tmp_path: Path) -> None:
     import torch
 
