@@ -25,7 +25,7 @@ def read_index(files: Mapping[str, Path]) -> dict[str, TensorRecord]:
         raise UserError(
             f"the artifact has no {_INDEX_NAMES[0]}; it has: {', '.join(sorted(files)) or 'nothing'}", "build"
         )
-    return read_tensor_cache(index.read_text())
+    return read_tensor_cache(index.read_bytes())
 
 
 def load_weights(

@@ -161,6 +161,7 @@ def test_tensor_cache():
     record = {"name": "a", "shape": [2], "dtype": "float32", "format": "raw", "nbytes": 8, "byteOffset": 0}
     shard = {"dataPath": "params_shard_0.bin", "format": "raw-shard", "nbytes": 8, "records": [record], "md5sum": ""}
     check_all({"metadata": {}, "records": [shard]}, lambda value: read_tensor_cache(json.dumps(value)))
+    assert "tensor-cache.json" in complaint(lambda: read_tensor_cache(b"\xff\xfe"), "no UTF-8")
 
 
 def test_chat_config_of_an_artifact(tmp_path: Path):
