@@ -47,6 +47,16 @@ def check_runs(recipe: Recipe) -> None:
         )
 
 
+def check_library(folder: Path, result: BuildResult) -> None:
+    """Raises StepError where the library in the folder is not the one that was built."""
+    from llm_build.core.digest import check_code
+
+    (goal,) = result.outcome.plan.goals
+    for name, output in result.outcome.records[goal.artifact].outputs.items():
+        if name.endswith(".so"):
+            check_code(folder / name, output.digest)
+
+
 def generate_text(folder: Path, prompt: str, sampling: Sampling, chat: bool = False) -> Iterator[str]:
     """Pieces of text as they come: with ``chat`` the answer to a question, else what follows a text. Raises UserError
     for a prompt that the model cannot take."""

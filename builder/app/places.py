@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from llm_build.core.errors import UserError
 from llm_build.core.examine import StepStatus, examine
 from llm_build.core.filestore import FileStore, open_store
 from llm_build.core.plan import Plan
+from llm_build.core.step_io import Json
 from llm_build.planner.resolve import origin_of
 
 if TYPE_CHECKING:
@@ -30,17 +32,43 @@ class Places:
     remote: Location | None = None
     key: Path | None = None  # signs build.json
     executor: Executor = LOCAL
+    trust: str = "signed"  # whose results are used: core/seals
+
+
+# What no file of the current folder may choose: results are taken from there, code is loaded and secrets are used.
+_OWN_CHOICES: Mapping[str, Json] = {
+    "store.path": None, "store.remote": None, "store.remote_options": {}, "store.trust": "signed",
+    "provenance.key": None,
+}  # fmt: skip
+
+
+def check_own_choices(composed: Composed) -> None:
+    """Raises UserError where a recipe or a choice sets what only the command line and the environment may."""
+    typed = {override.lstrip("+~").partition("=")[0] for override in composed.overrides}
+    for key, default in _OWN_CHOICES.items():
+        section, _, name = key.partition(".")
+        value = (composed.values.get(section) or {}).get(name, default)
+        if value != default and not any(word == key or word.startswith(f"{key}.") for word in typed):
+            variable = {"store.path": "LLM_BUILD_STORE", "store.remote": "LLM_BUILD_REMOTE"}.get(key)
+            raise UserError(
+                f"{key}: found {value} in a file of configuration; allowed: on the command line"
+                f"{f', or in the environment ({variable})' if variable else ''}. Files come with a folder, and whoever "
+                "wrote them would choose whose results are run here",
+                f"build {key}=... if you mean it",
+            )
 
 
 def places_of(composed: Composed) -> Places:
     """store.path and dist.path of a job as absolute paths, and where its shared store is."""
+    check_own_choices(composed)
     store = parse(Store, composed.values.get("store"), "store", origin_of(composed))
     dist = parse(Dist, composed.values.get("dist"), "dist", origin_of(composed))
     signed = parse(Provenance, composed.values.get("provenance"), "provenance", origin_of(composed))
     key = Path(signed.key).expanduser().absolute() if signed.key else None
     return Places(
-        store_path(store.path), Path(dist.path).expanduser().absolute(), _remote_of(store), key, _executor_of(composed)
-    )
+        store_path(store.path), Path(dist.path).expanduser().absolute(), _remote_of(store), key, _executor_of(composed),
+        store.trust,
+    )  # fmt: skip
 
 
 def _executor_of(composed: Composed) -> Executor:
@@ -67,10 +95,10 @@ def _remote_of(store: Store) -> Location | None:
 def open_store_at(places: Places) -> FileStore:
     """The store, with the shared one behind it where there is one. UserError."""
     if places.remote is None:
-        return open_store(places.store)
+        return open_store(places.store, places.trust)
     from llm_build.remote.store import open_shared
 
-    return open_shared(places.store, places.remote)
+    return open_shared(places.store, places.remote, places.trust)
 
 
 def examine_stores(plan: Plan, store: FileStore) -> dict[str, StepStatus]:

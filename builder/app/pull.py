@@ -68,7 +68,7 @@ def pull(options: BuildOptions, request: BuildRequest, session: Session) -> Buil
                 "write a lock file where it was built (build lock), and pull by that; or download it with build",
             )
     with session.listen(None) as listen, local_executor(request, options.jobs) as pool:
-        outcome, request = run_phases(request, Reader(pool, store.location.url), without_steps(listen), keep_going=True)
+        outcome, request = run_phases(request, Reader(pool, store), without_steps(listen), keep_going=True)
     if trouble := store.connection.failure():
         raise trouble
     export_good(outcome, request, session.warn)
@@ -96,11 +96,12 @@ def _bring_records(store: SharedStore, lock: Lock, listen: Listener) -> dict[str
         if cell.artifact not in cell.steps:
             raise UserError(f"{name}: the lock file has no key of its artifact", "build lock, where it was built")
     keys = {name: cell.steps[cell.artifact] for name, cell in lock.cells.items()}
+    store.seals.expected = {keys[name]: dict(cell.outputs) for name, cell in lock.cells.items()}
     records = pull_keys(store, sorted(set(keys.values())), listen)
     if trouble := store.connection.failure():
         raise trouble
     for name, cell in lock.cells.items():
-        record = records.get(keys[name])
+        record = records.get(keys[name]) or store.downloads.refused.get(keys[name])
         if record is None:
             raise StepError(
                 f"{name}: the result that the lock file names is not in {store.location.url} (key {keys[name][:12]})",

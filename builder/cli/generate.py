@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 
-from llm_build.app.generate import Sampling, answers, build_for_generation, generate_text
+from llm_build.app.generate import Sampling, answers, build_for_generation, check_library, generate_text
 from llm_build.app.merge import request_of
 from llm_build.cli.arguments import Arguments
 from llm_build.cli.build import print_result
@@ -27,6 +27,7 @@ def show(arguments: Arguments) -> int:
     if not options.json and any(step.status == "ran" for step in result.outcome.steps.values()):
         print_recipe(rows["recipes"][0], sys.stderr, options.quiet, result.seconds)
     (folder,) = result.request.outputs.values()
+    check_library(folder, result)
     sampling = Sampling(options.max_tokens, options.temperature, options.top_p, options.seed)
     chat = not options.plain and answers(folder)
     pieces = generate_text(folder, arguments.word, sampling, chat)

@@ -118,6 +118,7 @@ class Store:
     path: str | None = None
     remote: str | None = None  # an fsspec URL: a store that is shared
     mode: str = "write"
+    trust: str = "signed"
     remote_options: Mapping[str, Any] = field(default_factory=dict)
     transfers: int = 8
     timeout_s: float = 30.0

@@ -72,6 +72,7 @@ ALLOWED: Allowed = {
     "target.max_sequences": Range(0),
     "target.gpus": Range(1, 64, ("auto",)),
     "store.mode": ("write", "readonly"),
+    "store.trust": ("own", "signed", "all"),
     "store.transfers": Range(1, 64),
     "store.timeout_s": Range(0.1),
     "package.kind": ("mlc", "web_page", "ios_app", "android_app"),

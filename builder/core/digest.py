@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from llm_build.core.errors import StepError
+
 CHUNK_BYTES = 1 << 20
 MMAP_FROM_BYTES = 4 << 20  # below this a plain read is as fast, and a truncated file cannot kill the process
 
@@ -61,3 +63,16 @@ def digest_of_tree(folder: Path) -> str:
     """Digest of the names and contents of a folder's files, all small."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return digest_of_names({path.relative_to(folder).as_posix(): sha256_hex(path.read_bytes()) for path in files})
+
+
+def check_code(path: Path, digest: str) -> None:
+    """Before a library is loaded. Whoever can write to a store can put other bytes under a name, with the same size and
+    time, and what looks at those alone would not see it.
+
+    Raises:
+        StepError: the file has other bytes than those that were made.
+    """
+    if digest_of_file(path) != digest:
+        raise StepError(
+            f"{path} has other bytes than those that were made: it is not loaded", "build doctor --store --repair"
+        )

@@ -24,6 +24,13 @@ from llm_build.core.store import Store
 if TYPE_CHECKING:
     from llm_build.core.reason import Difference
 
+_PROBLEMS = {  # of a lookup -> why the step runs
+    "damaged": "blob damaged: {}",
+    "garbage": "result missing from the store ({})",
+    "missing": "result missing from the store ({})",
+    "foreign": "the result in the store was made by someone else: {} (store.trust)",
+}
+
 
 class StepStatus(NamedTuple):
     step: Step
@@ -220,10 +227,8 @@ class PlanState:
 
     def reason(self, step: Step, identity: Identity, lookup: Lookup) -> str:
         """Why the step has to run, in words."""
-        if lookup.problem == "damaged":
-            return f"blob damaged: {lookup.detail}"
-        if lookup.problem in ("garbage", "missing"):
-            return f"result missing from the store ({lookup.detail})"
+        if lookup.problem in _PROBLEMS:
+            return _PROBLEMS[lookup.problem].format(lookup.detail)
         place = self.last_result_of(step)
         if place is None:
             return "never built"

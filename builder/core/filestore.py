@@ -27,6 +27,7 @@ from llm_build.core.json_text import parse_json
 from llm_build.core.memo import Memo, is_settled, stat_key
 from llm_build.core.names import is_key
 from llm_build.core.record import LastResult, Lookup, Output, Record, decode_record, encode_record
+from llm_build.core.seals import Seals
 from llm_build.core.step_io import Json
 from llm_build.core.store import RemoteLookup
 
@@ -38,18 +39,19 @@ _LAST_USE_REFRESH_S = (
 )  # how old the "last used" of a result may get before a build that ran nothing writes it
 
 
-def open_store(path: Path) -> FileStore:
-    """The store at ``path``; nothing is created before something is written.
+def open_store(path: Path, trust: str = "signed") -> FileStore:
+    """The store at ``path``; nothing is created before something is written. ``trust``: see core/seals.
 
     UserError when the folder is something else or of another layout."""
-    store = FileStore(path.absolute())
+    store = FileStore(path.absolute(), trust)
     store.check_version()
     return store
 
 
 class FileStore:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, trust: str = "signed") -> None:
         self.root = root
+        self.seals = Seals(trust)
         self.digests = Memo(root / "cache" / "files.log")  # stat of a file -> its digest
         self.tensors = Memo(root / "cache" / "tensors.log")  # stat of a checkpoint's file -> digests of its tensors
         self.sha256s = Memo(root / "cache" / "sha256.log")  # digest of a blob -> its sha256, for provenance
@@ -103,6 +105,8 @@ class FileStore:
             if repair:
                 _remove(path)
             return Lookup(None, "garbage", "record damaged")
+        if not self.seals.accepts(raw, record):
+            return Lookup(None, "foreign", "it is not sealed by you, nor signed by a key that you trust")
         for name, output in record.outputs.items():
             if output.of:
                 continue
@@ -261,7 +265,8 @@ class FileStore:
 
     def commit(self, record: Record) -> None:
         target = Path(f"{self._records}{record.key[:2]}/{record.key}.json")
-        self._write(target, encode_record(record), durable=True)
+        data = encode_record(record)
+        self._write(target, data + self.seals.line(data.partition(b"\n")[0]), durable=True)
 
     def request_remote(self, key: str) -> bool:
         return False

@@ -39,7 +39,7 @@ class Record(NamedTuple):
     peak_memory_bytes: int = 0
 
 
-Problem = Literal["", "absent", "garbage", "missing", "damaged"]
+Problem = Literal["", "absent", "garbage", "missing", "damaged", "foreign"]
 
 
 class Lookup(NamedTuple):
@@ -68,9 +68,9 @@ def encode_record(record: Record) -> bytes:
 
 def decode_record(raw: bytes, key: str) -> Record | None:
     """None when the bytes are not the whole, undamaged manifest of ``key``."""
-    body, _, seal = raw.partition(b"\n")
-    if seal != b'"sha256:' + sha256_hex(body).encode() + b'"\n':
-        return None
+    body, _, rest = raw.partition(b"\n")
+    if not rest.startswith(b'"sha256:' + sha256_hex(body).encode() + b'"\n') or not rest.endswith(b'"\n'):
+        return None  # lines of core/seals may follow the digest
     try:
         fields = parse_json(body, max_depth=None)  # who writes a store may have sealed anything
         fields["outputs"] = {name: Output(**output) for name, output in fields["outputs"].items()}

@@ -33,6 +33,13 @@ def is_macos() -> bool:
     return sys.platform == MACOS
 
 
+def user_data_folder() -> Path:
+    """Where programs keep what a user would miss (XDG Base Directory Specification; macOS: Application Support)."""
+    if is_macos():
+        return Path.home() / "Library" / "Application Support"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+
+
 def host_triple() -> str:
     """LLVM's triple of a CPU's library for this machine."""
     return f"{os.uname().machine}-{'apple-macos' if sys.platform == MACOS else 'linux-gnu'}"

@@ -11,14 +11,20 @@ from pathlib import Path
 from llm_build.core.digest import digest_of_file
 from llm_build.core.disk import FULL, explain_os_error
 from llm_build.core.errors import BuildError
+from llm_build.core.events import Warned
 from llm_build.core.filestore import FileStore
 from llm_build.core.record import Output, Record
 from llm_build.core.store import RemoteLookup
 from llm_build.remote.bucket import Missing, OnBytes, Unreachable
 from llm_build.remote.connection import Connection
 from llm_build.remote.layout import Damaged, blob_name, blobs_of, read_manifest, record_name
+from llm_build.remote.signatures import accepts
 from llm_build.remote.transfer_queue import TransferQueue
 
+UNTRUSTED = (
+    "{url} has results that were not made by you, nor signed by a key that you trust: they are not used. To use them, "
+    "put the public key of who makes them into the folder of keys (docs/guides/store.md), or say store.trust=all"
+)
 _ATTEMPTS = 2  # at a blob that arrives with other bytes: the line may be to blame
 
 
@@ -41,6 +47,7 @@ class Downloads:
         self._requested: set[str] = set()
         self._pending: set[str] = set()
         self._answers: dict[str, Record | None] = {}
+        self.refused: dict[str, Record] = {}  # by key: records of someone whom the user does not trust
 
     # Results by key
 
@@ -119,9 +126,18 @@ class Downloads:
             self._answers[key] = self._read(key)
         return self._answers[key]
 
+    def _refuse(self, record: Record) -> None:
+        if not self.refused:
+            self._connection.events.put(Warned("", "", UNTRUSTED.format(url=self._connection.location.url)))
+        self.refused[record.key] = record
+
     def _read(self, key: str) -> Record | None:
         try:
-            return read_manifest(self._connection.bucket().read(record_name(key)), key)
+            raw = self._connection.bucket().read(record_name(key))
+            record = read_manifest(raw, key)
+            if accepts(self._store.seals, raw, record):
+                return record
+            self._refuse(record)
         except Missing:
             pass
         except Exception as error:

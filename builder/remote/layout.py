@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llm_build.core.record import Output, Record, decode_record, encode_record
+from llm_build.core.seals import Seals
+from llm_build.remote.signatures import signature_line
 
 VERSION = "VERSION"
 GC = "GC"
@@ -50,10 +52,12 @@ def blobs_of(outputs: Mapping[str, Output]) -> dict[str, tuple[str, Output]]:
     return {output.digest: (name, output) for name, output in outputs.items() if not output.of}
 
 
-def manifest(record: Record) -> bytes:
-    """A record as every machine writes it."""
+def manifest(record: Record, seals: Seals) -> bytes:
+    """A record as every machine writes it, and who writes it."""
     outputs = {name: output._replace(mtime_ns=0) for name, output in record.outputs.items()}
-    return encode_record(record._replace(outputs=outputs))
+    data = encode_record(record._replace(outputs=outputs))
+    body = data.partition(b"\n")[0]
+    return data + seals.line(body) + signature_line(body, seals.folder)
 
 
 def read_manifest(raw: bytes, key: str) -> Record:

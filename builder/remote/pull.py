@@ -8,6 +8,7 @@ from llm_build.core.record import Record
 from llm_build.core.step import Resources
 from llm_build.core.store import RemoteLookup
 from llm_build.core.task import Executor, StepTask, TaskDone, TaskReport
+from llm_build.remote.downloads import UNTRUSTED
 from llm_build.remote.store import POLL_S, SharedStore
 
 
@@ -15,9 +16,9 @@ class Reader:
     """An executor that lets steps run which read files of this machine (their keys hold inode numbers, so no other
     machine's result is theirs), and no others."""
 
-    def __init__(self, executor: Executor, url: str) -> None:
+    def __init__(self, executor: Executor, store: SharedStore) -> None:
         self._executor = executor
-        self._url = url
+        self._store = store
         self._refused: list[TaskReport] = []
 
     @property
@@ -32,7 +33,11 @@ class Reader:
         if "watch" in task.inputs:
             self._executor.submit(task)
             return
-        error = StepError(f"its result is not in {self._url}", "build makes it here; build push, where it was made")
+        url = self._store.location.url
+        if self._store.downloads.refused:
+            error = StepError(UNTRUSTED.format(url=url), "build makes it here, or one of the two")
+        else:
+            error = StepError(f"its result is not in {url}", "build makes it here; build push, where it was made")
         self._refused.append(TaskDone(task.id, None, error))
 
     def wait(self, timeout_s: float) -> list[TaskReport]:

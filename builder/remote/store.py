@@ -26,11 +26,11 @@ from llm_build.remote.uploads import Uploads
 POLL_S = 0.1
 
 
-def open_shared(root: Path, location: Location) -> SharedStore:
+def open_shared(root: Path, location: Location, trust: str = "signed") -> SharedStore:
     """The store at ``root`` with the shared one at ``location``; touches neither. UserError as open_store and
     check_location."""
     check_location(location)
-    store = SharedStore(root.absolute(), location)
+    store = SharedStore(root.absolute(), location, trust)
     store.check_version()
     return store
 
@@ -38,8 +38,8 @@ def open_shared(root: Path, location: Location) -> SharedStore:
 class SharedStore(FileStore):
     """``load`` answers for the local store; ``request_remote`` and ``poll_events`` reach the shared one."""
 
-    def __init__(self, root: Path, location: Location) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, location: Location, trust: str = "signed") -> None:
+        super().__init__(root, trust)
         self.location = location
         self.connection = Connection(location)
         self.downloads = Downloads(self.connection, self)

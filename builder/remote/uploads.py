@@ -69,7 +69,7 @@ class Uploads:
     def _begin(self, record: Record) -> None:
         try:
             bucket = self._connection.writable()
-            bucket.write(upload_name(record.key), manifest(record))
+            bucket.write(upload_name(record.key), manifest(record, self._store.seals))
             if is_running(bucket):
                 time.sleep(_GC_POLL_S)
                 self.queue.call(partial(self._begin, record))
@@ -98,7 +98,7 @@ class Uploads:
         record = pending.record
         try:
             bucket = self._connection.writable()
-            bucket.write(record_name(record.key), manifest(record))
+            bucket.write(record_name(record.key), manifest(record, self._store.seals))
             bucket.remove([upload_name(record.key)])
         except Exception as error:
             self._fail(error, record.key)

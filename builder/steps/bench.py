@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
+from llm_build.core.digest import check_code
 from llm_build.core.errors import StepError
 from llm_build.core.step_io import InputFiles, Json, Out
 from llm_build.runtime import measured
@@ -24,7 +25,11 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     Raises:
         StepError: the artifact cannot be loaded, or its process died.
     """
-    files = {name: str(file.path) for name, file in group(inputs["package"]).items()}
+    package = group(inputs["package"])
+    for name, file in package.items():
+        if name.endswith(".so"):
+            check_code(file.path, file.digest)
+    files = {name: str(file.path) for name, file in package.items()}
     request = {"files": files, "prompt": params["prompt"], "contexts": params["contexts"]}
     result = None
     for message in _said_by_process(request):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from llm_build.core.digest import check_code
 from llm_build.core.errors import StepError
 from llm_build.core.json_text import indented
 from llm_build.core.step_io import File, InputFiles, Json, Out
@@ -38,6 +39,9 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     assert np.array_equal(tokens, np.load(dequantized["tokens.npy"].path)), "both references saw the same tokens"
     original = np.load(reference["logits.npy"].path, mmap_mode="r")
     exact = np.load(dequantized["logits.npy"].path, mmap_mode="r")
+    for name, file in group(inputs["package"]).items():
+        if name.endswith(".so"):
+            check_code(file.path, file.digest)
     engine = Engine(package)
     if engine.vocab_size != original.shape[2]:
         raise StepError(f"the library has {engine.vocab_size} logits, the reference {original.shape[2]}", "verify=off")

@@ -252,7 +252,7 @@ def test_a_store_that_can_only_be_read_still_answers(tmp_path: Path) -> None:
             path.chmod(0o555 if path.is_dir() else 0o444)
         if before == 0:
             os.seteuid(65534)
-        reader = open_store(folder / "store")
+        reader = open_store(folder / "store", "all")  # another user's secret cannot be read
         assert reader.load(KEY, repair=True).record
         reader.save_last_results("goal", {"x": LastResult(KEY, 0.0, 0.0)}, whole=True)
         assert reader.last_results("goal") == {}

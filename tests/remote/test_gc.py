@@ -11,6 +11,7 @@ import pytest
 from llm_build.core.digest import digest_of_bytes
 from llm_build.core.errors import UserError
 from llm_build.core.record import Output, Record
+from llm_build.core.seals import Seals
 from llm_build.remote.bucket import Bucket
 from llm_build.remote.gc import gc
 from llm_build.remote.layout import blob_name, manifest, record_name, upload_name
@@ -79,12 +80,12 @@ def test_an_upload_keeps_what_it_is_about_to_refer_to(old: bool, folder: Folder,
     bucket.write(f"blobs/00/young.{'0' * 12}.part", b"half")
     age(folder, 2, "blobs/")
     record = Record(key, {"watch": {}}, {"out": Output(digest, len(data))})
-    bucket.write(upload_name(key), manifest(record))
+    bucket.write(upload_name(key), manifest(record, Seals()))
     if old:  # it was killed long ago
         age(folder, 2, "uploads/")
     freed = gc(bucket, 4, dry_run=False)
     assert freed.blobs == (1 if old else 0) + 1
-    bucket.write(record_name(key), manifest(record))
+    bucket.write(record_name(key), manifest(record, Seals()))
     assert bool(faults_of(folder.objects())) == old
     assert bool(bucket.entries("uploads")) != old
 

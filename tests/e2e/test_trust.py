@@ -1,0 +1,87 @@
+"""A cloned repository with a store of its own, in which a library runs code when it is loaded: none of it is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llm_build.core.digest import canonical, digest_of_file, sha256_hex
+from tests.conftest import Shell
+
+SOURCE = """
+#include <stdio.h>
+__attribute__((constructor)) static void run(void) { fclose(fopen("%s", "w")); }
+"""
+
+
+@pytest.fixture
+def planted(demo: Shell, tmp_path: Path) -> tuple[Shell, Path]:
+    """(a folder with a copy of the demo's store whose library makes a file when it is loaded, that file). Its records
+    are whole: whoever wrote them can write digests."""
+    canary = tmp_path / "ran"
+    (tmp_path / "evil.c").write_text(SOURCE % canary)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "evil.so", tmp_path / "evil.c"], check=True)
+    shell = Shell(tmp_path / "clone", tmp_path / "clone" / ".store")
+    shell.folder.mkdir()
+    shutil.copytree(demo.store, shell.store)
+    digest = digest_of_file(tmp_path / "evil.so")
+    blob = shell.store / "blobs" / digest.rpartition(":")[2][:2] / digest.rpartition(":")[2]
+    blob.parent.mkdir(exist_ok=True)
+    shutil.copy(tmp_path / "evil.so", blob)
+    status = blob.stat()
+    for path in (shell.store / "records").rglob("*.json"):
+        record = json.loads(path.read_bytes().partition(b"\n")[0])
+        for name, output in record["outputs"].items():
+            if name.endswith(".so"):
+                record["outputs"][name] = {
+                    **output, "digest": digest, "nbytes": status.st_size, "mtime_ns": status.st_mtime_ns
+                }  # fmt: skip
+        body = canonical(record)
+        path.write_bytes(body + b'\n"sha256:' + sha256_hex(body).encode() + b'"\n')
+    return shell, canary
+
+
+def test_a_build_over_a_planted_store_runs_nothing_of_it(planted: tuple[Shell, Path]) -> None:
+    shell, canary = planted
+    assert shell.ran("build") >= {"lower", "package", "verify"}
+    assert not canary.exists()
+    shell.run("generate", "The function returns", "--max-tokens", "4")
+    assert not canary.exists()
+
+
+def test_that_library_would_run_where_all_are_trusted(planted: tuple[Shell, Path]) -> None:
+    """The attack is real: else the test above would say nothing."""
+    shell, canary = planted
+    shell.run("generate", "The function returns", "store.trust=all", "--max-tokens", "4", code=None)
+    assert canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("store.path", "store: {path: .store}"),
+        ("store.remote", "store: {remote: 'file:///tmp/theirs'}"),
+        ("store.trust", "store: {trust: all}"),
+        ("provenance.key", "provenance: {key: key.pem}"),
+    ],
+)
+@pytest.mark.parametrize("file", ["conf/build.yaml", "recipes/theirs.yaml", "conf/quant/theirs.yaml"])
+def test_files_of_the_folder_choose_no_store_and_no_trust(key: str, text: str, file: str, shell: Shell) -> None:
+    path = shell.folder / file
+    path.parent.mkdir(parents=True)
+    path.write_text(f"# @package _global_\n{text}\n" if "build.yaml" not in file else text)
+    words = {
+        "conf/build.yaml": (),
+        "recipes/theirs.yaml": ("recipe=theirs",),
+        "conf/quant/theirs.yaml": ("quant=theirs",),
+    }
+    for command in ("plan", "build", "generate"):
+        done = shell.run(command, *(["x"] if command == "generate" else []), *words[file], code=2)
+        assert f"{key}: found" in done.stderr
+    assert not (shell.folder / ".store").exists()
+    assert os.listdir(shell.folder) == [file.partition("/")[0]]
