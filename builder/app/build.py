@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from llm_build.app.buildable import with_decided_budgets
+from llm_build.app.holder import check_not_of_another, remember_source
 from llm_build.app.options import BuildOptions
 from llm_build.app.phases import run_phases, without_goals
 from llm_build.app.places import examine_stores
@@ -53,6 +54,7 @@ def bring_up_to_date(options: BuildOptions, request: BuildRequest, session: Sess
     request, errors = _download_checkpoints(request, options.keep_going)
     for recipe in request.recipes:
         check_folder(request.outputs[recipe.name])
+        check_not_of_another(recipe, request)
     if request.key:
         from llm_build.provenance.signing import key_id
 
@@ -94,7 +96,8 @@ def export_good(outcome: Outcome, request: BuildRequest, warn: Listener) -> None
         if outcome.goal(goal.name) == "failed":
             continue
         folder = request.outputs[goal.name]
-        exported = export(outcome, goal.name, request.store, folder, recipe_document(recipe))
+        exported = export(outcome, goal.name, request.store, folder, {**recipe_document(recipe), "label": recipe.label})
+        remember_source(recipe, folder, request.store)
         for name in exported.edited:
             what = f"{folder / name} had been changed by hand: put back as it was built"
             warn(Warned("", "", what))

@@ -15,6 +15,7 @@ from llm_build.config.choices import CHOICE, Composed, Folders
 from llm_build.config.schema import Recipe
 from llm_build.core.errors import BuildError, Unsupported, UserError
 from llm_build.core.units import count_of
+from llm_build.planner import names as naming
 from llm_build.planner import resolve
 from llm_build.planner.cell_memo import CellMemo
 from llm_build.planner.graph import graph
@@ -43,7 +44,7 @@ def merge(jobs: Sequence[Composed], folders: Folders) -> BuildRequest:
     jobs, excluded, notes = _apply_sweep_exclude(jobs, folders) if len(jobs) > 1 else (jobs, (), ())
     memo = CellMemo()
     for composed in with_distinct_names(jobs):
-        names.append(resolve.name_of(composed))
+        names.append(naming.name_of(composed))
         try:
             recipes.append(resolve.resolve(composed, folders, memo))
         except Unsupported as error:
@@ -55,6 +56,7 @@ def merge(jobs: Sequence[Composed], folders: Folders) -> BuildRequest:
     request = BuildRequest(
         tuple(recipes), graph.build_plan(recipes), open_store_at(places), places.dist, tuple(names), refused,
         axes_of(jobs, names), excluded, places.key, places.executor, notes,
+        places.replace,
     )  # fmt: skip
     return with_decided_budgets(drop_unbuildable(request))
 
@@ -83,7 +85,7 @@ def with_distinct_names(jobs: Sequence[Composed]) -> list[Composed]:
     for job in jobs:
         own = [o.lstrip("+") for o in job.overrides if o not in common and not CHOICE.match(o)]
         if job.values.get("name") is None and own:
-            stem = resolve.name_of_choices(job.choices)
+            stem = naming.default_name(job, [o.lstrip("+").partition("=")[0] for o in own])
             tail = ",".join(re.sub(r'[/\\<>:"|?*]+', "_", _last_part(o)) for o in own)  # "hf\://org" names no folder
             values = {**job.values, "name": f"{stem}-{tail}"}
         else:

@@ -33,6 +33,7 @@ class Places:
     key: Path | None = None  # signs build.json
     executor: Executor = LOCAL
     trust: str = "signed"  # whose results are used: core/seals
+    replace: bool = False  # output folders of other recipes, too
 
 
 # What no file of the current folder may choose: results are taken from there, code is loaded and secrets are used.
@@ -67,7 +68,7 @@ def places_of(composed: Composed) -> Places:
     key = Path(signed.key).expanduser().absolute() if signed.key else None
     return Places(
         store_path(store.path), Path(dist.path).expanduser().absolute(), _remote_of(store), key, _executor_of(composed),
-        store.trust,
+        store.trust, dist.replace,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llm_build.app.build import BuildResult, export_good
+from llm_build.app.holder import check_not_of_another
 from llm_build.app.options import BuildOptions
 from llm_build.app.phases import run_phases
 from llm_build.app.places import open_store_at, places_of
@@ -18,7 +19,7 @@ from llm_build.core.errors import StepError, UserError
 from llm_build.core.events import Listener
 from llm_build.core.json_text import parse_json
 from llm_build.core.record import Record
-from llm_build.planner import resolve
+from llm_build.planner import names, resolve
 from llm_build.planner.feasibility.preflight import check_folder
 from llm_build.provenance.lock_file import Cell, Lock, find_lock_file, read
 from llm_build.remote.store import SharedStore
@@ -41,7 +42,7 @@ class Pulled(NamedTuple):
 def lock_to_pull(options: BuildOptions) -> Lock | None:
     """The lock to go by: with --locked, or when there is one and the checkpoint is not on this machine."""
     composed = compose_one(options)
-    path = find_lock_file(options.overrides, resolve.name_of(composed), options.lock_file)
+    path = find_lock_file(options.overrides, names.name_of(composed), options.lock_file)
     if options.locked:
         if path is None:
             raise UserError("--locked: there is no lock file for this recipe", "build lock, where it was built")
@@ -62,6 +63,7 @@ def pull(options: BuildOptions, request: BuildRequest, session: Session) -> Buil
     store = shared_of(request.store)
     for recipe in request.recipes:
         check_folder(request.outputs[recipe.name])
+        check_not_of_another(recipe, request)
         if recipe.checkpoint.missing:
             raise UserError(
                 f"{recipe.checkpoint.uri} is not on this machine, and its content decides which results are meant",

@@ -26,7 +26,7 @@ class BuildRequest:
 
     ``refused``: cells of a sweep that cannot be built, by name. ``names``: all cells, in the order of the sweep.
     ``axes``: what differs between them. ``excluded``: what sweep.exclude left out; no cell. ``key``: signs build.json.
-    ``notes``: what the user should read about the sweep before it starts.
+    ``notes``: what the user should read about the sweep before it starts. ``replace``: folders of other recipes, too.
     """
 
     recipes: tuple[Recipe, ...]
@@ -40,6 +40,7 @@ class BuildRequest:
     key: Path | None = None
     executor: Executor = LOCAL
     notes: tuple[str, ...] = ()
+    replace: bool = False
 
     @cached_property
     def outputs(self) -> dict[str, Path]:

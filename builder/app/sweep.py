@@ -13,7 +13,7 @@ from llm_build.app.request import BuildRequest, composition_cache, folders_of, i
 from llm_build.config.choices import Composed, check_choices
 from llm_build.config.compose import normalise
 from llm_build.core.errors import StepError, worst_code
-from llm_build.planner.resolve import name_of
+from llm_build.planner.names import name_of
 
 Handle = Callable[[BuildRequest], int]  # what is done with a request; the exit code
 

@@ -127,6 +127,7 @@ class Store:
 @dataclass(frozen=True, slots=True)
 class Dist:
     path: str = "dist"
+    replace: bool = False  # a folder that holds another recipe's artifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +233,8 @@ class Recipe:
     budget: Budget | None = None
     undecided: bool = False  # the rules of the budget are still to be picked: only the first phase can be planned
     package: Package = Package()
+    label: str = ""  # what tells it from other recipes whose artifact its folder may hold
+    scheme_label: str = ""  # the scheme, with the keys of its format that the choice does not have
 
 
 def recipe_document(recipe: Recipe) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class FileStore:
         self.tensors = Memo(root / "cache" / "tensors.log")  # stat of a checkpoint's file -> digests of its tensors
         self.sha256s = Memo(root / "cache" / "sha256.log")  # digest of a blob -> its sha256, for provenance
         self.statements = Memo(root / "cache" / "statements.log")  # digest of a statement -> sha256 of its build.json
+        self.made_from = Memo(root / "cache" / "made_from.log")  # an output folder -> the checkpoint behind it
         self._records = f"{root}/records/"
         self._blobs = f"{root}/blobs/"
         self._session: Path | None = None

@@ -21,10 +21,10 @@ from llm_build.config.schema import (
     Target,
     Verify,
 )
-from llm_build.config.strict import ALLOWED, Where, check_allowed, nowhere, parse, unknown_key
+from llm_build.config.strict import ALLOWED, Where, check_allowed, parse, unknown_key
 from llm_build.config.yaml_files import read_text
 from llm_build.core.errors import Unsupported, UserError
-from llm_build.planner import sources
+from llm_build.planner import names, sources
 from llm_build.planner.cell_memo import CellMemo
 from llm_build.planner.feasibility import sharding, sizing
 from llm_build.planner.feasibility.comparable import check_comparable
@@ -96,8 +96,9 @@ def resolve(composed: Composed, folders: Folders, memo: CellMemo | None = None) 
     budget = _decide_budget(quant, family, architecture, folders, where)
     model = memo("model", (model, own_keys), lambda: replace(model, architecture=own_keys))
     return Recipe(
-        name_of(composed, where), model, quant, target, parts.verify, parts.pins, family, architecture, metadata,
+        names.name_of(composed, where), model, quant, target, parts.verify, parts.pins, family, architecture, metadata,
         checkpoint, _recorded_choices(choice), composed.overrides, budget, budget is not None, parts.package,
+        names.label_of(composed), names.scheme_label(composed),
     )  # fmt: skip
 
 
@@ -323,20 +324,3 @@ def _resolve_target(target: Target, stated: frozenset[str]) -> Target:
         return replace(target, cpu=cpu, features=features, triple=triple, library=library)
     arch = cuda.resolve(target.arch) if target.kind == "cuda" else target.arch
     return replace(target, cpu="", features=(), arch=arch)
-
-
-def name_of_choices(choices: Mapping[str, str]) -> str:
-    """<model>-<quant>-<target>, and -<package> unless that is mlc."""
-    chosen = [choices[group].replace("/", "-") for group in ("model", "quant", "target", "package")]
-    return "-".join(chosen[:-1] if chosen[-1] == "mlc" else chosen)
-
-
-def name_of(composed: Composed, where: Where = nowhere) -> str:
-    """The name of the output folder and of everything in it that carries a name."""
-    name = composed.values.get("name")
-    if name is None:
-        return name_of_choices(composed.choices)
-    text = str(name)
-    if not text or text.startswith(".") or any(c in text for c in '/\\\0<>:"|?*') or len(text) > 200:
-        raise UserError(f'name{where("name")}: {text!r} cannot name a folder; no / \\ : * ? " < > | or leading dot')
-    return text

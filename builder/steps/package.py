@@ -24,7 +24,8 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     """Outputs are the files of the artifact's folder, by name.
 
     Args:
-        params: {"name", "library" (its file name), "family", "architecture", "scheme", "metadata",
+        params: {"name", "library" (its file name), "family", "architecture", "scheme", "quantization"
+            (the name of the scheme, with what differs from it), "method", "metadata",
             "conv_template" (a name, or null for plain text)}.
         inputs: {"shards": {"<i>/params_shard_<i>.bin", "<i>/records.json"}, "library", "files": {"file/<name>"},
             "parameters": parameters.json}.
@@ -85,7 +86,7 @@ def _chat_config(
     config = family.from_architecture(params["architecture"])
     return chat_config(
         family=params["family"],
-        quantization=params["scheme"]["name"],
+        quantization=params["quantization"],
         model_config=family.model_config(config, params["metadata"]),
         texts=texts,
         files=list(files),
@@ -136,13 +137,15 @@ def _card(
     notes = "".join(f"- {note}\n" for note in chat.notes)
     template = f"\nThe chat template of the checkpoint, in chat_template.jinja:\n\n{notes}" if notes else ""
     spread = f"| GPUs | {shards}, each with its share of every layer |\n" if shards > 1 else ""
+    method = "" if params["method"] == "imported" else f", integers chosen by {params['method']}"
+    method = method if params["scheme"]["kind"] == "group" else ""
     return f"""# {params["name"]}
 
 A {params["family"]} model of {total_parameters:,} parameters, compiled by llm-build.
 
 | | |
 |---|---|
-| scheme | {params["scheme"]["name"]} |
+| scheme | {params["quantization"]}{method} |
 | weights | {stored["ParamBytes"]:,} bytes, {stored["BitsPerParam"]:.2f} bits per parameter |
 {spread}| library | `{params["library"]}`, {library_bytes:,} bytes |
 | context window | {metadata["context_window_size"]:,} tokens |

@@ -95,7 +95,8 @@ class Line:
         fetched = self.built.fetch.outputs("file/")
         params = {
             "name": "it", "library": "it.so", "family": self.family, "architecture": self.architecture,
-            "scheme": self.scheme, "metadata": METADATA, "conv_template": None,
+            "scheme": self.scheme, "metadata": METADATA, "conv_template": None, "method": "rtn",
+            "quantization": self.scheme["name"],
         }  # fmt: skip
         parameters = self.built.shard.outputs()["parameters.json"]
         ports = {"shards": self.shards(), "library": library, "files": fetched, "parameters": parameters}

@@ -59,7 +59,7 @@ def test_awq_of_a_llama(shell: Shell) -> None:
     found = facts(shell.json(*words(source)))
     assert found["exact_error"] < 2e-5
     assert found["kl"] < 1e-8
-    built = shell.folder / "dist" / "auto-imported-cpu"
+    built = shell.folder / "dist" / "llama-imported-cpu-max_shard_bytes=16384"
     chat = json.loads((built / "mlc-chat-config.json").read_text())
     assert chat["quantization"] == "q4f16_zp32"
     assert "q_proj" not in (built / "tensor-cache.json").read_text()

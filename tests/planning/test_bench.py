@@ -47,7 +47,7 @@ def test_a_step_of_its_own_that_no_build_plans(request_of):
     plan = bench_plan([(found.recipes[0], {"cpu": "this one"})], found.plan)
     check_plan(plan)
     (goal,) = plan.goals
-    assert goal.name == "demo-q4f16_1-cpu bench"
+    assert goal.name == "demo-q4f16_1-cpu-cpu=x86-64-v2 bench"
     (id_,) = goal.steps
     step = plan.steps[id_]
     assert step.params == {"machine": {"cpu": "this one"}, "prompt": 256, "contexts": [8, 512]}

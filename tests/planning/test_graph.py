@@ -114,8 +114,8 @@ def test_weights_never_depend_on_the_target_nor_the_library_on_weights():
 
 
 def test_two_builds_of_one_name_are_refused():
-    with pytest.raises(UserError, match=r"two builds write to demo-q4f16_1-cpu: model.context_window_size=64 and"):
-        plan_of(["model.context_window_size=64"], ["model.context_window_size=128"])
+    with pytest.raises(UserError, match=r"two builds write to one: model.context_window_size=64 name=one and"):
+        plan_of(["model.context_window_size=64", "name=one"], ["model.context_window_size=128", "name=one"])
 
 
 def test_a_scheme_that_cannot_hold_the_model_is_refused_at_plan_time():

@@ -14,7 +14,7 @@ from llm_build.config import compose
 from llm_build.config.choices import find_folders
 from llm_build.config.schema import Recipe
 from llm_build.core.errors import Unsupported, UserError
-from llm_build.planner import resolve
+from llm_build.planner import names, resolve
 from llm_build.planner.graph import graph
 from llm_build.targets import npm, webgpu
 from llm_build.targets import tools as lacking
@@ -111,7 +111,7 @@ def test_missing_tools_are_named_with_the_way_out(tools: Path):
 def test_a_sweep_over_packages_and_values_names_each_folder():
     jobs = [compose.compose([*FOR_BROWSERS, f"package={package}", f"model.context_window_size={size}"], None)
             for package in ("mlc", "web_page") for size in (128, 256)]  # fmt: skip
-    assert [resolve.name_of(job) for job in with_distinct_names(jobs)] == [
+    assert [names.name_of(job) for job in with_distinct_names(jobs)] == [
         "demo-q4f32_1-webgpu-f32-context_window_size=128",
         "demo-q4f32_1-webgpu-f32-context_window_size=256",
         "demo-q4f32_1-webgpu-f32-web_page-context_window_size=128",

@@ -154,6 +154,7 @@ def run_package(built: Built, work: Path, architecture: dict[str, Any], scheme: 
     }
     params = {
         "name": "tiny", "library": "tiny.so", "family": "llama", "architecture": architecture, "scheme": scheme,
+        "quantization": scheme["name"], "method": "rtn",
         "metadata": METADATA, "conv_template": None,
     }  # fmt: skip
     package.run(params, inputs, out)

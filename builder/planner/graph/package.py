@@ -20,6 +20,11 @@ from llm_build.targets.mlc_apps import library_name
 _WEB_PAGE = Path(llm_build.__file__).resolve().parent / "web_page"
 
 
+def scheme_name(recipe: Recipe) -> str:
+    """How the artifact names its scheme. That of a quantized checkpoint is the checkpoint's own."""
+    return recipe.quant.name if recipe.quant.packing else recipe.scheme_label or recipe.quant.name
+
+
 def package_step(recipe: Recipe, fetch: Step, shard: Step, weights: Step, library: Step) -> Step:
     """``weights``, ``library``: the steps that made them."""
     ending, metadata = recipe.target.library, as_plain_data(recipe.metadata)
@@ -34,6 +39,8 @@ def package_step(recipe: Recipe, fetch: Step, shard: Step, weights: Step, librar
             "family": recipe.family,
             "architecture": dict(recipe.architecture),
             "scheme": scheme_of(recipe.quant),
+            "quantization": scheme_name(recipe),
+            "method": recipe.quant.method,
             "metadata": metadata,
             "conv_template": recipe.model.conv_template,
         },
@@ -66,7 +73,7 @@ def web_page_steps(recipe: Recipe, package: Step) -> list[Step]:
             "name": recipe.name,
             "library": f"{recipe.name}.{recipe.target.library}",
             "family": recipe.family,
-            "scheme": recipe.quant.name,
+            "scheme": scheme_name(recipe),
             "template": digest_of_tree(_WEB_PAGE),
         },
         inputs={"package": Input(package.id, "*"), "engine": Input(engine.id, "*")},

@@ -10,6 +10,7 @@ RECIPE_KEYS = {  # path below a step's params -> key of a recipe; what is below 
     "allow_nonfinite": "model.allow_nonfinite",
     "shards": "model.tensor_parallel_shards",
     "scheme": "quant",
+    "quantization": "quant",
     "schemes": "quant.candidates",
     "candidates": "quant.candidates",
     "budget": "quant.budget",

@@ -1,0 +1,71 @@
+"""Default names tell apart what differs in bytes."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm_build.app.merge import with_distinct_names
+from llm_build.config.compose import compose
+from llm_build.planner import names
+
+PLAIN = "demo-q4f16_1-cpu"
+
+
+def name(*words: str) -> str:
+    return names.name_of(compose(list(words), None))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], PLAIN),
+        (["quant.method=rtn", "quant.group_size=32", "verify=off", "dist.path=x", "executor=local"], PLAIN),
+        (["model.allow_nonfinite=true", "pins.checkpoint=blake3:0", "verify.tokens=300"], PLAIN),
+        (["quant.method=gptq"], f"{PLAIN}-method=gptq"),
+        (["quant.budget=4.25"], f"{PLAIN}-budget=4.25"),
+        (["quant.group_size=33", "quant.method=mse"], f"{PLAIN}-group_size=33,method=mse"),
+        (["model.context_window_size=64"], f"{PLAIN}-context_window_size=64"),
+        (["model=llama2_7b", "target=webgpu"], "llama2_7b-q4f16_1-webgpu"),
+        (["quant.calibration.text=/x/my text.txt"], f"{PLAIN}-text=my_text.txt"),
+        (["model=auto", "model.source=/data/Qwen3-0.6B/"], "Qwen3-0.6B-q4f16_1-cpu"),
+        (["model=auto", "model.source=hf://Qwen/Qwen3-8B@main"], "Qwen3-8B-q4f16_1-cpu"),
+        (["model=auto", "model.source=demo", "quant=q0f16"], "demo-q0f16-cpu"),
+        (["recipe=demo", "quant.method=mse"], f"{PLAIN}-method=mse"),
+        (["name=mine", "quant.method=mse"], "mine"),
+    ],
+)
+def test_default_names(words: list[str], expected: str):
+    assert name(*words) == expected
+
+
+def test_every_key_that_is_typed_gives_a_name_of_its_own_that_a_folder_can_have():
+    typed = [
+        "bits=3",
+        "group_size=64",
+        "layout=KN",
+        "budget=5",
+        "method=awq",
+        "damping=0.5",
+        "candidates=[q4f16_1,q8f16_1]",
+    ]
+    found = [name(f"quant.{word}") for word in typed]
+    assert len({PLAIN, *found}) == len(typed) + 1
+    assert all(names.name_of(compose([f"name='{one}'"], None)) == one for one in found)
+    many = name(*[f"quant.{word}" for word in typed], "quant.calibration.text=" + "long" * 30)
+    assert len(many) < 60
+
+
+def test_what_all_cells_of_a_sweep_share_is_in_their_names():
+    jobs = [compose([f"quant={quant}", "quant.method=mse", "verify=off"], None) for quant in ("q4f16_1", "q8f16_1")]
+    assert [names.name_of(job) for job in with_distinct_names(jobs)] == [
+        "demo-q4f16_1-cpu-method=mse", "demo-q8f16_1-cpu-method=mse",
+    ]  # fmt: skip
+
+
+def test_the_scheme_is_named_as_it_is():
+    def label(*words: str) -> str:
+        return names.scheme_label(compose(list(words), None))
+
+    assert label("quant.method=gptq", "quant.max_shard_bytes=65536") == "q4f16_1"
+    assert label("quant.group_size=33") == "q4f16_1-group_size=33"
+    assert label("quant.budget=4.25", "quant.sensitivity_tokens=64") == "q4f16_1-budget=4.25"
