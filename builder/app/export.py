@@ -80,6 +80,7 @@ def put(name: str, folder: Path, outputs: Mapping[str, Output], document: str, s
 
 def _bring(folder: Path, wanted: Mapping[str, Output], gone: list[str], document: str, store: FileStore) -> None:
     incoming = folder / _INCOMING
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -103,9 +104,22 @@ def _bring(folder: Path, wanted: Mapping[str, Output], gone: list[str], document
             os.replace(incoming / _PROVENANCE, folder / _PROVENANCE)
         else:
             _remove(folder, _PROVENANCE)
+    except BaseException:
+        disk.remove_tree(incoming)
+        _remove_empty(new)
+        raise
     finally:
         disk.remove_tree(incoming)
         os.close(handle)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """What a failure would leave empty, the innermost first. One that holds something stays, with those around it."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def _place(blob: Path, target: Path, output: Output) -> None:

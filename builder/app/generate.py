@@ -35,13 +35,15 @@ def build_for_generation(options: BuildOptions, request: BuildRequest, session: 
 
 def check_runs(recipe: Recipe) -> None:
     """Raises UserError, before anything is built, for what the runtime here does not load."""
-    target, package = recipe.choices["target"], recipe.choices["package"]
-    if recipe.target.kind not in _RUNS:
-        hint = "build package=web_page   and open it in a browser" if recipe.target.kind == "webgpu" else "target=cpu"
-        raise UserError(
-            f"generate runs libraries of cpu and cuda here; target={target} is of kind {recipe.target.kind}", hint
-        )
-    if recipe.package.kind != "mlc":
+    check_kinds(recipe.target.kind, recipe.choices["target"], recipe.package.kind)
+
+
+def check_kinds(kind: str, target: str, package: str) -> None:
+    """``kind``: of the choice ``target``. Raises UserError for what the runtime here does not load."""
+    if kind not in _RUNS:
+        hint = "build package=web_page   and open it in a browser" if kind == "webgpu" else "target=cpu"
+        raise UserError(f"generate runs libraries of cpu and cuda here; target={target} is of kind {kind}", hint)
+    if package != "mlc":
         raise UserError(
             f"generate reads the folder of package=mlc; this one is {package}", "build generate package=mlc"
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from llm_build.app.options import BuildOptions
 from llm_build.cli.commands import COMMANDS, FOLDER_COMMANDS
 from llm_build.cli.options import known_flags, other_command, parser
+from llm_build.config.choices import GROUPS, SECTIONS
 from llm_build.core.errors import UserError
 
 _ALONE = ("run", "multirun", "cfg", "info", "hydra_help", "shell_completion")  # as Hydra has it
@@ -72,6 +73,8 @@ def parse(argv: Sequence[str]) -> Arguments:
     parsed = _parse_options(pages, argv)
     takes_folders = not FOLDER_COMMANDS.isdisjoint(parsed.words)
     words = [w for w in parsed.words if not _OVERRIDE.match(w) or (takes_folders and _is_path(w))]
+    if words[:1] == ["generate"]:
+        words = _with_prompt(parsed.words, words)
     words = [] if parsed.shell_completion else words  # what it takes is its own: install=bash
     overrides = tuple(w for w in parsed.words if w not in words)
     named = words.pop(0) if words and words[0] in COMMANDS else ""
@@ -123,6 +126,27 @@ def _check_options(pages: ArgumentParser, parsed: Namespace, command: str) -> No
     if not parsed.help and (wrong := other_command(pages, parsed, command)):
         option, theirs = wrong
         raise UserError(f"{option} is an option of `build {theirs}`, and of that alone", f"build help {theirs}")
+
+
+def _with_prompt(line: Sequence[str], words: list[str]) -> list[str]:
+    """The words of generate, whose prompt and whose folder may hold a =: "x=1" is no key of a recipe."""
+    left = [word for word in line if word in words or _is_path(word)]
+    prompts = [word for word in line if word not in left and not _has_known_key(word)]
+    if prompts and all(_names_folder(word) for word in left[1:]):
+        left = [word for word in line if word in left or word == prompts[0]]
+    return left
+
+
+def _names_folder(word: str) -> bool:
+    return os.path.isdir(word)
+
+
+def _has_known_key(word: str) -> bool:
+    key = re.split(r"[=@]", word.lstrip("+~"), maxsplit=1)[0]
+    first, dot, _ = key.partition(".")
+    if "/" in key or first == "hydra":
+        return key.startswith("hydra")
+    return first in SECTIONS if dot else key in (*GROUPS, "name")
 
 
 def _is_path(word: str) -> bool:

@@ -66,10 +66,12 @@ COMMANDS: Mapping[str, Command] = {
         ("lower",),
     ),
     "generate": Command(
-        '"PROMPT"',
+        '[DIR] "PROMPT"',
         "bring the recipe up to date and stream text from it",
-        "A chat model answers the prompt through its chat template; another one, or --plain, continues it.",
-        ('build generate "The function returns"', 'build generate "The function returns" --temperature 0 quant=q0f32'),
+        "Of a folder that was built (DIR) nothing is planned. A chat model answers the prompt through its chat "
+        "template; another one, or --plain, continues it.",
+        ('build generate "The function returns"', 'build generate "The function returns" --temperature 0 quant=q0f32',
+         'build generate dist/demo-q4f16_1-cpu "The function returns"'),
         ("generate", *_RUNS),
     ),
     "bench": Command(

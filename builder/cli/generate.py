@@ -4,7 +4,10 @@ another one continues the prompt."""
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
+from llm_build.app.built_folder import check_built_folder
 from llm_build.app.generate import Sampling, answers, build_for_generation, check_library, generate_text
 from llm_build.app.merge import request_of
 from llm_build.cli.arguments import Arguments
@@ -20,6 +23,11 @@ def show(arguments: Arguments) -> int:
     options = arguments.options
     if arguments.build.multirun:
         raise UserError("build generate takes one recipe; -m makes many", "build -m ...   then build generate for one")
+    sampling = Sampling(options.max_tokens, options.temperature, options.top_p, options.seed)
+    if arguments.other:
+        folder = Path(arguments.word)
+        check_built_folder(folder, arguments.build)
+        return _stream(folder, arguments.other, sampling, arguments, {"folder": str(folder)})
     result = build_for_generation(arguments.build, request_of(arguments.build), session_of(arguments))
     if result.outcome.exit_code:
         return print_result(arguments, result)
@@ -28,14 +36,18 @@ def show(arguments: Arguments) -> int:
         print_recipe(rows["recipes"][0], sys.stderr, options.quiet, result.seconds)
     (folder,) = result.request.outputs.values()
     check_library(folder, result)
-    sampling = Sampling(options.max_tokens, options.temperature, options.top_p, options.seed)
-    chat = not options.plain and answers(folder)
-    pieces = generate_text(folder, arguments.word, sampling, chat)
-    if options.json:
-        print_document({**rows, "prompt": arguments.word, "text": "".join(pieces)})
+    return _stream(folder, arguments.word, sampling, arguments, rows)
+
+
+def _stream(folder: Path, prompt: str, sampling: Sampling, arguments: Arguments, rows: dict[str, Any]) -> int:
+    """``rows``: what --json says beside the text."""
+    chat = not arguments.options.plain and answers(folder)
+    pieces = generate_text(folder, prompt, sampling, chat)
+    if arguments.options.json:
+        print_document({**rows, "prompt": prompt, "text": "".join(pieces)})
         return 0
     if not chat:
-        print(arguments.word, end="", flush=True)
+        print(prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 
 from llm_build.app import export as export_module
 from llm_build.app.export import Exported, export
-from llm_build.core.errors import UserError
+from llm_build.core.errors import StepError, UserError
 from llm_build.core.filestore import FileStore, open_store
 from llm_build.core.run import Outcome, run
 from llm_build.executors.local import LocalExecutor, capacity
@@ -224,3 +225,16 @@ def test_sha256_is_computed_once(built: Built, dist: Path, monkeypatch: pytest.M
     fresh = FileStore(built[0].root)
     assert export(built[1][2], "toy", fresh, dist, RECIPE).changed
     assert files(dist) == FILES
+
+
+def test_a_folder_that_did_not_fit_is_not_left_empty(built: Built, tmp_path: Path) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, most))
+    try:
+        with pytest.raises(StepError, match="the disk is full"):
+            put(built, tmp_path / "new" / "dist")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert not (tmp_path / "new").exists()
+    assert put(built, tmp_path / "new" / "dist").changed
+    assert files(tmp_path / "new" / "dist") == FILES

@@ -32,3 +32,22 @@ def test_a_checkpoint_that_moved_is_the_same_one_and_another_of_its_name_is_not(
     first.rename(tmp_path / "moved")
     shell.run(*words, f"model.source={second}")
     assert shell.ran(*words, f"model.source={second}") == set()
+
+
+def test_generate_takes_a_built_folder_of_this_user_and_no_other(demo: Shell, tmp_path: Path) -> None:
+    shell = Shell(tmp_path, demo.store)
+    folder = tmp_path / "dist" / "x=1"
+    shell.run("name='x=1'", "verify=off")
+    said = shell.json("generate", "dist/x=1", "n=1", "--max-tokens", "4")
+    assert (said["folder"], said["prompt"]) == ("dist/x=1", "n=1")
+    assert said["text"]
+    assert "q8f16_1 would change nothing" in shell.run("generate", "dist/x=1", "a", "quant=q8f16_1", code=2).stderr
+    other = f"store.path={tmp_path}/other"
+    assert "was not built by you" in shell.run("generate", "dist/x=1", "a", other, code=2).stderr
+    shell.run("generate", "dist/x=1", "a", "--max-tokens", "1", other, "store.trust=all")
+    (library,) = folder.glob("*.so")
+    damaged = library.read_bytes() + b"x"
+    library.unlink()
+    library.write_bytes(damaged)
+    said = shell.run("generate", "dist/x=1", "a", "store.trust=all", code=2).stderr
+    assert "is not the library that build.json lists" in said

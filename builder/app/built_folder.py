@@ -1,0 +1,53 @@
+"""Use a folder that was built, without its recipe: only this user's own result is loaded, for a library is code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm_build.app.generate import check_kinds
+from llm_build.app.options import BuildOptions
+from llm_build.app.places import open_store_at, places_of
+from llm_build.app.request import compose_one
+from llm_build.core.digest import sha256_of_file
+from llm_build.core.errors import UserError
+from llm_build.core.filestore import FileStore
+from llm_build.provenance.diff.sides import read_statement
+from llm_build.provenance.statement import HASHES, NAME, check_statement
+
+
+def check_built_folder(folder: Path, options: BuildOptions) -> None:
+    """Raises UserError for a folder that nothing here runs, one whose files are not those that build.json lists, and
+    one that this user did not build, unless store.trust=all."""
+    if foreign := [word for word in options.overrides if not word.lstrip("+").startswith("store.")]:
+        raise UserError(
+            f"{folder} is built already; {foreign[0]} would change nothing. Beside a folder only store.* is read",
+            f"build generate {foreign[0]} PROMPT   builds that, and uses it",
+        )
+    document = read_statement(folder)
+    check_statement(document, folder / NAME)
+    recipe = document["predicate"]["buildDefinition"]["externalParameters"]["recipe"]
+    check_kinds(recipe["target"]["kind"], recipe["choices"]["target"], recipe["package"]["kind"])
+    _check_libraries(folder, document)
+    places = places_of(compose_one(options))
+    if places.trust != "all" and not _is_own(folder, open_store_at(places)):
+        raise UserError(
+            f"{folder} was not built by you with the store at {places.store}, and its library is code that would run",
+            "build it here; or store.trust=all if you trust whoever made it",
+        )
+
+
+def _check_libraries(folder: Path, document: Any) -> None:
+    listed = {subject["name"]: subject["digest"] for subject in document["subject"]}
+    for path in sorted(folder.glob("*.so")):
+        digests = listed.get(path.name) or {}
+        if not digests or any(HASHES[kind](path) != digest for kind, digest in digests.items()):
+            raise UserError(
+                f"{path} is not the library that {NAME} lists: it is not loaded",
+                f"build verify-provenance {folder}   or build it again",
+            )
+
+
+def _is_own(folder: Path, store: FileStore) -> bool:
+    """Whether this store's owner put build.json there: every export notes what it wrote."""
+    return store.statements.holds(sha256_of_file(folder / NAME))
