@@ -58,7 +58,7 @@ class Quant:
     zero_point: bool = False  # groups: store the value that stands for zero beside each scale
     rules: tuple[Mapping[str, Any], ...] = ()  # parameters that another scheme packs: builder/quant/rules.py
     max_shard_bytes: int = 32 << 20
-    method: str = "rtn"
+    method: str = "auto"
     packing: Mapping[str, Any] = field(default_factory=dict)  # method imported: what the checkpoint says of itself
     damping: float = 0.01  # of gptq
     calibration: Calibration = Calibration()

@@ -59,7 +59,7 @@ ALLOWED: Allowed = {
     "quant.layout": ("", "NK", "KN"),
     "quant.storage_dtype": ("", "uint32"),
     "quant.max_shard_bytes": Range(4096),
-    "quant.method": ("rtn", "mse", "awq", "gptq", "imported"),
+    "quant.method": ("auto", "rtn", "mse", "awq", "gptq", "imported"),
     "quant.damping": Range(1e-6, 1),
     "quant.calibration.tokens": Range(32),
     "quant.calibration.window": Range(16),

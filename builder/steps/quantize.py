@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
 from math import prod
 
 import numpy as np
@@ -23,13 +24,17 @@ from llm_build.core.units import count_of
 from llm_build.formats.tensorcache import TensorRecord, shard_entry
 from llm_build.quant import pack, scaling
 from llm_build.quant.layout import Scheme, is_transposed, parse_scheme
-from llm_build.quant.methods import METHODS, Method, prepare
+from llm_build.quant.methods import METHODS, Method, Search, prepare
+from llm_build.quant.methods.mse import STEPS
 from llm_build.quant.placement import PlacedTensor, placed_from_json
 from llm_build.steps import imported
 from llm_build.steps.ports import one
 from llm_build.steps.shard_file import Methods, PackedWriter, Placed, PlainWriter, md5, store
 
 _PROGRESS_BYTES = 8 << 20
+_SEARCHING = ("mse", "awq")
+_SEARCH = "llm_build.lowering.best_scales"  # by name: it is in no key, for it computes what quant/methods/mse.py says
+_COMPILED_FROM_WEIGHTS = 1 << 22  # numpy takes a second for 30 million, loading TVM and compiling 1.3 s, once
 _BLOCKS_AT_ONCE = {"gptq": 32}  # whose loop over the inputs pays once for all rows of a block
 
 
@@ -112,9 +117,19 @@ def _methods(job: ParameterJob, chosen: Mapping[str, Json], inputs: InputFiles) 
     @lru_cache(maxsize=1)
     def part(index: int) -> Method:
         moment = None if moments is None else np.array(moments[index] if moments.ndim == 3 else moments)
-        return prepare(chosen["name"], fitted, moment, chosen.get("damping", 0.0))
+        return prepare(chosen["name"], fitted, moment, chosen.get("damping", 0.0), _search(chosen["name"], job, fitted))
 
     return lambda row: part(row * parts // job.entry.parameter.shape[0])
+
+
+def _search(method: str, job: ParameterJob, scheme: Scheme) -> Search | None:
+    """mse's search as machine code, where compiling it pays; what it finds is what numpy finds."""
+    if method not in _SEARCHING or prod(job.entry.parameter.shape) < _COMPILED_FROM_WEIGHTS:
+        return None
+    search: Search | None = import_module(_SEARCH).compiled_search(
+        scheme.group_size, scheme.max_int, STEPS, scheme.dtype
+    )
+    return search
 
 
 def _blocks(job: ParameterJob, inputs: InputFiles, at_once: int) -> Iterator[tuple[int, str, np.ndarray]]:

@@ -114,7 +114,7 @@ def test_every_option_of_hydra_is_there_or_refused_by_name(capsys):
         ("target=cpv", "did you mean cpu?"),
         ("model=demo,llama", "next: build -m model=demo,llama"),
         ("model.family=lama", "'lama' is not possible; did you mean llama?"),
-        ("quant.method=rtm", "allowed: rtn, mse, awq, gptq, imported; did you mean rtn?"),
+        ("quant.method=rtm", "allowed: auto, rtn, mse, awq, gptq, imported; did you mean rtn?"),
         ("modell.source=x", "did you mean model.source?"),
         ("++modell.source=x", "did you mean model.source?"),
         ("nothing.x=1", "no such section of keys; allowed: model, "),

@@ -45,7 +45,7 @@ def completed(line: str) -> list[str]:
         ("build quant=q8f16_1,q8f", ["quant=q8f16_1,q8f32_1"]),
         ("build recipe=ow", ["recipe=own"]),
         ("build recipe=demo,ow", ["recipe=demo,own"]),
-        ("build quant.method=", [f"quant.method={name}" for name in ("rtn", "mse", "awq", "gptq", "imported")]),
+        ("build quant.method=", [f"quant.method={name}" for name in ("auto", "rtn", "mse", "awq", "gptq", "imported")]),
         ("build quant.zero_point=t", ["quant.zero_point=true"]),
         ("build ++quant.zero_point=t", ["++quant.zero_point=true"]),
         ("build model.family=gemma3", ["model.family=gemma3_text"]),

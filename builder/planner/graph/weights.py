@@ -19,6 +19,7 @@ from llm_build.planner.graph.verify import TORCH_TOOLS, source_inputs, text_dige
 from llm_build.planner.schemes.schemes import scheme_of
 from llm_build.quant.methods import CALIBRATED, METHODS
 
+_SEARCHING = ("mse", "awq")  # whose search may be compiled
 _CALIBRATION = Path(llm_build.__file__).resolve().parent / "demo" / "calibration.txt"
 _GIB = 1 << 30
 _ALL_CORES = 1 << 10  # cut to what there is
@@ -195,5 +196,6 @@ def _quantize_step(recipe: Recipe, fetch: Step, shard: Step, measured: Sequence[
         expand="shards",
         tools=("numpy",),
         code=(*((code,) if code else ()), *_format_of(recipe)),
+        loads="tvm-compiler" if recipe.quant.method in _SEARCHING else "",
         resources=Resources(cpu=1, memory_bytes=memory_bytes),
     )

@@ -1,7 +1,7 @@
 """Ways to choose the stored integers of a group scheme. The packed format, and so every runtime, is the same for all.
 
 - ``rtn``: scale = max |w| / M, weights rounded to nearest; what ``pack`` does by itself.
-- ``mse``: the scale of each group that gives the least squared error of its weights.
+- ``mse``: the scale of each group that gives the least squared error of its weights; the default.
 - ``awq``: mse over weights whose input channels are scaled, by what the inputs are over a calibration text; undone in
   what makes the inputs.
 - ``gptq``: as mse, and what rounding loses in one input is made up for in the inputs after it, by the inputs' second
@@ -30,11 +30,15 @@ METHODS: Mapping[str, str] = {  # name -> module with ``prepare``; rtn has none
 }
 CALIBRATED = ("awq", "gptq")  # those that need a calibration text
 
+# weights (G, S) and scales of rtn (G,), float32 -> scales to store (G,), float32: mse's search as machine code
+Search: TypeAlias = "Callable[[np.ndarray, np.ndarray], np.ndarray]"
 # weights (R, padded width), scales (R * G,) -> scales (R * G,)
 Method: TypeAlias = "Callable[[np.ndarray, np.ndarray], np.ndarray]"
 
 
-def prepare(name: str, scheme: Scheme, moment: np.ndarray | None, damping: float) -> Method:
+def prepare(
+    name: str, scheme: Scheme, moment: np.ndarray | None, damping: float, search: Search | None = None
+) -> Method:
     """The method for one parameter.
 
     Args:
@@ -42,6 +46,8 @@ def prepare(name: str, scheme: Scheme, moment: np.ndarray | None, damping: float
         scheme: with its group_size decided.
         moment: float32 (in, in), the second moments of the parameter's input, or None where there are none.
         damping: see gptq.
+        search: for mse and awq; without it numpy searches, with the same result.
     """
-    method: Method = import_module(METHODS[name]).prepare(scheme, moment, damping)
+    more = {"search": search} if search else {}
+    method: Method = import_module(METHODS[name]).prepare(scheme, moment, damping, **more)
     return method

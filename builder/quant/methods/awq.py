@@ -22,7 +22,7 @@ import numpy as np
 
 from llm_build.quant import storage
 from llm_build.quant.layout import Scheme
-from llm_build.quant.methods import Method, mse
+from llm_build.quant.methods import Method, Search, mse
 
 ALPHAS = tuple(step / 20 for step in range(21))
 ROWS = 512  # of a matrix that are tried, evenly spread
@@ -39,9 +39,9 @@ class Part:
     share: float  # how many rows of the matrix each of these stands for
 
 
-def prepare(scheme: Scheme, moment: np.ndarray | None, damping: float) -> Method:
+def prepare(scheme: Scheme, moment: np.ndarray | None, damping: float, search: Search | None = None) -> Method:
     """The method for weights that are scaled already."""
-    return mse.prepare(scheme, None, damping)
+    return mse.prepare(scheme, None, damping, search)
 
 
 def candidates(squares_C: np.ndarray) -> list[np.ndarray]:

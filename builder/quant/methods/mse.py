@@ -16,20 +16,25 @@ import numpy as np
 
 from llm_build.quant import storage
 from llm_build.quant.layout import Scheme
-from llm_build.quant.methods import Method
+from llm_build.quant.methods import Method, Search
 
 STEPS = tuple(step / 4 for step in range(-2, 16) if step)  # added to M: where the largest weight may lie, in steps
+LANES = 8  # groups that a search takes at once: it needs as many
 CHUNK_WEIGHTS = 1 << 17  # 512 KiB in float32; smaller chunks lose to call overhead
 
 
-def prepare(scheme: Scheme, moment: np.ndarray | None, damping: float) -> Method:
-    """The method, which needs no data."""
+def prepare(scheme: Scheme, moment: np.ndarray | None, damping: float, search: Search | None = None) -> Method:
+    """The method, which needs no data. ``search``: machine code for it (lowering/best_scales.py)."""
 
     chunk = max(1, CHUNK_WEIGHTS // scheme.group_size)
     scratch = np.empty((3, scheme.group_size, chunk), np.float32)
 
     def choose(weights_RP: np.ndarray, scales: np.ndarray) -> np.ndarray:
         weights_GS, chosen = weights_RP.reshape(-1, scheme.group_size), np.empty_like(scales)
+        if search and len(scales) >= LANES:
+            nearest_G = storage.widen_scales(scales, scheme.dtype)
+            if 2 * nearest_G.max() < storage.LARGEST[scheme.dtype]:  # no candidate needs to be made finite
+                return storage.narrow(search(weights_GS, nearest_G), scheme.dtype)
         for start in range(0, len(scales), chunk):
             block = slice(start, start + chunk)
             chosen[block] = best_scales(weights_GS[block].T, scales[block], scheme, scratch)
