@@ -36,7 +36,7 @@ def default_name(composed: Composed, without: Collection[str] = ()) -> str:
     chosen = [composed.choices[group].replace("/", "-") for group in ("model", "quant", "target", "package")]
     if chosen[0] == "auto" and "model.source" not in without:
         chosen[0] = _name_of_source(composed) or chosen[0]
-    keys = [key for key in (*_typed(composed), *_of_recipe(composed)) if key not in without]
+    keys = [key for key in (*_typed(composed), *_of_recipe(composed), *_of_own_files(composed)) if key not in without]
     return _with_tail("-".join(chosen[:-1] if chosen[-1] == "mlc" else chosen), _changed(composed, keys))
 
 
@@ -47,12 +47,15 @@ def label_of(composed: Composed) -> str:
     if not recipe or recipe == "null":
         return default_name(composed)
     chosen = [text for text in composed.overrides if (match := CHOICE.match(text)) and match["group"] in _SECTIONS]
-    return _with_tail(",".join([f"recipe={recipe}", *chosen]), _changed(composed, _typed(composed)))
+    return _with_tail(
+        ",".join([f"recipe={recipe}", *chosen]), _changed(composed, [*_typed(composed), *_of_own_files(composed)])
+    )
 
 
 def scheme_label(composed: Composed) -> str:
     """The scheme as an artifact names it: the choice, and the keys of the format that are not the choice's own."""
-    keys = [key for key in (*_typed(composed), *_of_recipe(composed)) if key.startswith("quant.")]
+    every = (*_typed(composed), *_of_recipe(composed), *_of_own_files(composed))
+    keys = [key for key in every if key.startswith("quant.")]
     same_format = ("method", "damping", "calibration", "max_shard_bytes", "sensitivity_tokens", "candidates")
     own = [key for key in keys if key.split(".")[1] not in (*same_format, "name")]
     return _with_tail(str(composed.values["quant"]["name"]), _changed(composed, own))
@@ -101,23 +104,50 @@ def _of_recipe(composed: Composed) -> list[str]:
     return list(_flat(sections, ""))
 
 
+def _of_own_files(composed: Composed) -> list[str]:
+    """Keys that the user's ./conf sets: in its build.yaml, and in a choice that has the name of a shipped one."""
+    folders = find_folders()
+    keys: list[str] = []
+    for folder in folders.conf[:-1]:
+        main = folder / f"{PRIMARY}.yaml"
+        sections = read_mapping(main) if main.is_file() else {}
+        keys += _flat({name: value for name, value in sections.items() if name in _SECTIONS}, "")
+        for section in _SECTIONS:
+            file = Path(section) / f"{composed.choices[section]}.yaml"
+            if (folder / file).is_file() and (folders.conf[-1] / file).is_file():
+                keys += _flat({section: read_mapping(folder / file)}, "")
+    return keys
+
+
 def _changed(composed: Composed, keys: Collection[str]) -> dict[str, Any]:
     """{key: value} of those keys whose value is not the one that the choices give, in order."""
     found: dict[str, Any] = {}
     for key in dict.fromkeys(keys):
         section = key.partition(".")[0]
-        value = _at(composed.values, key)
-        if key not in _ELSEWHERE and value != _at({section: _own_values(section, composed.choices[section])}, key):
+        value, own = _at(composed.values, key), _at({section: _own_values(section, composed.choices[section])}, key)
+        if key == "quant.method" and own == "auto":
+            own = automatic_method(
+                str(composed.values["quant"].get("kind")), composed.values["quant"].get("zero_point")
+            )
+            value = own if value == "auto" else value
+        if key not in _ELSEWHERE and value != own:
             found[key] = value
     return found
 
 
+def automatic_method(kind: str, zero_point: object) -> str:
+    """What quant.method=auto is for a kind of scheme."""
+    return "mse" if kind == "group" and not zero_point else "rtn"
+
+
 @cache
 def _own_values(section: str, choice: str) -> dict[str, Any]:
-    """A section as its choice and the defaults have it. Of a choice in a --config-dir the defaults alone."""
+    """A section as its choice and the defaults have it, the shipped one where there is one of that name. Of a choice
+    in a --config-dir the defaults alone."""
     folders = find_folders()
     base = read_mapping(folders.conf[-1] / f"{PRIMARY}.yaml").get(section) or {}
-    file = choices_of(section, folders).get(choice)
+    shipped = folders.conf[-1] / section / f"{choice}.yaml"
+    file = shipped if shipped.is_file() else choices_of(section, folders).get(choice)
     return {**base, **(read_mapping(file) if file else {})}
 
 

@@ -156,7 +156,7 @@ def _decide_sharding(source: Model, target: Target, choice: str, where: Where, m
 def _read_quant(data: object, where: Where) -> Quant:
     quant = parse(Quant, data, "quant", where)
     if quant.method == "auto":
-        quant = replace(quant, method="mse" if quant.kind == "group" and not quant.zero_point else "rtn")
+        quant = replace(quant, method=names.automatic_method(quant.kind, quant.zero_point))
     parse_scheme(scheme_of(replace(quant, rules=())))
     _check_method(quant, where)
     return quant

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from llm_build.app.merge import with_distinct_names
@@ -19,23 +21,43 @@ def name(*words: str) -> str:
     ("words", "expected"),
     [
         ([], PLAIN),
-        (["quant.method=rtn", "quant.group_size=32", "verify=off", "dist.path=x", "executor=local"], PLAIN),
+        (["quant.method=rtn"], f"{PLAIN}-method=rtn"),
+        (["quant.method=rtn", "quant=e4m3_f16"], "demo-e4m3_f16-cpu"),
+        (["quant.method=mse", "quant.group_size=32", "verify=off", "dist.path=x", "executor=local"], PLAIN),
         (["model.allow_nonfinite=true", "pins.checkpoint=blake3:0", "verify.tokens=300"], PLAIN),
         (["quant.method=gptq"], f"{PLAIN}-method=gptq"),
         (["quant.budget=4.25"], f"{PLAIN}-budget=4.25"),
-        (["quant.group_size=33", "quant.method=mse"], f"{PLAIN}-group_size=33,method=mse"),
+        (["quant.group_size=33", "quant.method=gptq"], f"{PLAIN}-group_size=33,method=gptq"),
         (["model.context_window_size=64"], f"{PLAIN}-context_window_size=64"),
         (["model=llama2_7b", "target=webgpu"], "llama2_7b-q4f16_1-webgpu"),
         (["quant.calibration.text=/x/my text.txt"], f"{PLAIN}-text=my_text.txt"),
         (["model=auto", "model.source=/data/Qwen3-0.6B/"], "Qwen3-0.6B-q4f16_1-cpu"),
         (["model=auto", "model.source=hf://Qwen/Qwen3-8B@main"], "Qwen3-8B-q4f16_1-cpu"),
         (["model=auto", "model.source=demo", "quant=q0f16"], "demo-q0f16-cpu"),
-        (["recipe=demo", "quant.method=mse"], f"{PLAIN}-method=mse"),
-        (["name=mine", "quant.method=mse"], "mine"),
+        (["recipe=demo", "quant.method=awq"], f"{PLAIN}-method=awq"),
+        (["name=mine", "quant.method=awq"], "mine"),
     ],
 )
 def test_default_names(words: list[str], expected: str):
     assert name(*words) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("conf/quant/q4f16_1.yaml", "name: q4f16_1\nkind: group\nbits: 4\ngroup_size: 64\n", "-group_size=64"),
+        ("conf/build.yaml", "quant: {method: rtn}\n", "-method=rtn"),
+        ("conf/build.yaml", "quant: {method: mse}\n", ""),
+        ("conf/quant/mine.yaml", "name: mine\nkind: group\nbits: 4\ngroup_size: 64\n", ""),
+    ],
+)
+def test_the_users_own_files_show_in_the_name(
+    file: str, text: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert name() == PLAIN + expected
 
 
 def test_every_key_that_is_typed_gives_a_name_of_its_own_that_a_folder_can_have():
@@ -56,9 +78,9 @@ def test_every_key_that_is_typed_gives_a_name_of_its_own_that_a_folder_can_have(
 
 
 def test_what_all_cells_of_a_sweep_share_is_in_their_names():
-    jobs = [compose([f"quant={quant}", "quant.method=mse", "verify=off"], None) for quant in ("q4f16_1", "q8f16_1")]
+    jobs = [compose([f"quant={quant}", "quant.method=awq", "verify=off"], None) for quant in ("q4f16_1", "q8f16_1")]
     assert [names.name_of(job) for job in with_distinct_names(jobs)] == [
-        "demo-q4f16_1-cpu-method=mse", "demo-q8f16_1-cpu-method=mse",
+        "demo-q4f16_1-cpu-method=awq", "demo-q8f16_1-cpu-method=awq",
     ]  # fmt: skip
 
 

@@ -31,7 +31,7 @@ NINES = "9" * 4300
 def at_once() -> Iterator[None]:
     start = time.monotonic()
     yield
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10  # a second on a machine with nothing else to do
 
 
 def refusal(read: Callable[[], object]) -> str:
