@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,24 +40,51 @@ class Places:
 # What no file of the current folder may choose: results are taken from there, code is loaded and secrets are used.
 _OWN_CHOICES: Mapping[str, Json] = {
     "store.path": None, "store.remote": None, "store.remote_options": {}, "store.trust": "signed",
-    "provenance.key": None,
+    "provenance.key": None, "executor.address": LOCAL.address,
 }  # fmt: skip
+_VARIABLES = {"store.path": "LLM_BUILD_STORE", "store.remote": "LLM_BUILD_REMOTE"}
 
 
 def check_own_choices(composed: Composed) -> None:
     """Raises UserError where a recipe or a choice sets what only the command line and the environment may."""
-    typed = {override.lstrip("+~").partition("=")[0] for override in composed.overrides}
+    typed = dict(_split(word) for word in composed.typed)
     for key, default in _OWN_CHOICES.items():
         section, _, name = key.partition(".")
         value = (composed.values.get(section) or {}).get(name, default)
-        if value != default and not any(word == key or word.startswith(f"{key}.") for word in typed):
-            variable = {"store.path": "LLM_BUILD_STORE", "store.remote": "LLM_BUILD_REMOTE"}.get(key)
-            raise UserError(
-                f"{key}: found {value} in a file of configuration; allowed: on the command line"
-                f"{f', or in the environment ({variable})' if variable else ''}. Files come with a folder, and whoever "
-                "wrote them would choose whose results are run here",
-                f"build {key}=... if you mean it",
-            )
+        for path, found in _leaves(key, value) if value != default else ():
+            if not _is_typed(path, typed):
+                variable = _VARIABLES.get(key)
+                raise UserError(
+                    f"{path}: found {found} in a file of configuration; allowed: on the command line"
+                    f"{f', or in the environment ({variable})' if variable else ''}. Files come with a folder, and "
+                    "whoever wrote them would choose whose results are run here",
+                    f"build {path}=... if you mean it",
+                )
+
+
+def _split(word: str) -> tuple[str, str]:
+    """(key, value) of an override."""
+    key, _, value = word.lstrip("+~").partition("=")
+    return key, value
+
+
+def _leaves(path: str, value: Json) -> Iterator[tuple[str, Json]]:
+    """(path, value) of all below: a file may add to a mapping of which the command line sets another key."""
+    if isinstance(value, Mapping) and value:
+        for key, below in value.items():
+            yield from _leaves(f"{path}.{key}", below)
+    else:
+        yield path, value
+
+
+def _is_typed(path: str, typed: Mapping[str, str]) -> bool:
+    """Whether the command line sets the value at ``path``: by its name, or in a mapping above it (a={b: 1})."""
+    names = path.split(".")
+    for count in range(len(names), 0, -1):
+        text = typed.get(".".join(names[:count]))
+        if text is not None and all(re.search(rf"(?<!\w){re.escape(name)}['\"]?\s*:", text) for name in names[count:]):
+            return True
+    return False
 
 
 def places_of(composed: Composed) -> Places:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -41,12 +42,13 @@ def sweep(options: BuildOptions, build: Callable[[Sequence[Composed]], int]) -> 
     check_choices([o for o in overrides if "," not in o], folders)
     slot = memo.slot_of(overrides, folders, composition_cache())
     if known := memo.recall(slot):
-        return build(known)
+        return build(_with_typed(known, overrides))
     codes: list[int] = []
 
     def launched(jobs: list[Composed], repeats: bool) -> list[Any]:
         if repeats and memo.repeats(overrides, folders):
             memo.remember(slot, jobs)
+        jobs = _with_typed(jobs, overrides)
         code = build(jobs)
         codes.append(code)
         return objective_values(jobs, code)
@@ -56,7 +58,7 @@ def sweep(options: BuildOptions, build: Callable[[Sequence[Composed]], int]) -> 
         argv.append(f"hydra.sweep.dir={composition_cache().parent / 'sweeps'}")
     from llm_build.config.run_hydra import run_hydra
 
-    run_hydra(argv, folders, launched, partial(_build_alone, build))
+    run_hydra(argv, folders, launched, partial(_build_alone, build, overrides))
     return worst_code(codes)
 
 
@@ -73,9 +75,14 @@ def objective_values(jobs: Sequence[Composed], code: int) -> list[float]:
     return [float("nan") if code else value_of(dist / name_of(job), objective) for job in named]
 
 
-def _build_alone(build: Callable[[Sequence[Composed]], int], job: Composed) -> None:
+def _with_typed(jobs: Sequence[Composed], words: tuple[str, ...]) -> list[Composed]:
+    """The jobs with what was typed: a recipe's sweeper says overrides too, and those nobody typed."""
+    return [replace(job, typed=words) for job in jobs]
+
+
+def _build_alone(build: Callable[[Sequence[Composed]], int], typed: tuple[str, ...], job: Composed) -> None:
     """A job of another launcher than ours. Raises StepError for one that failed: a launcher hands on errors, and no
     exit codes."""
-    if code := build([job]):
+    if code := build(_with_typed([job], typed)):
         message = f"the job {' '.join(job.overrides)} ended with exit code {code}"
         raise StepError(message, "what it printed says why; submitit keeps that in .submitit below hydra.sweep.dir")

@@ -27,12 +27,14 @@ CHOICE = re.compile(rf"^(?P<group>{'|'.join(GROUPS)})=(?P<choice>[\w./-]+)$")
 class Composed:
     """One job's configuration: plain values, the choice made in each group, and the overrides that made it.
 
-    ``sweeps``: its recipe holds hydra.sweeper.params, so that it stands for many."""
+    ``sweeps``: its recipe holds hydra.sweeper.params, so that it stands for many. ``typed``: what stood on the command
+    line; ``overrides`` of a sweep also have what a recipe's sweeper says."""
 
     values: dict[str, Any]
     choices: dict[str, str]
     overrides: tuple[str, ...]
     sweeps: bool = False
+    typed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,11 @@ def compose(overrides: Sequence[str], cache: Path | None, config_dir: str | None
     check_choices(overrides, folders)
     slot = cache / f"{cache_key(overrides, folders)}.json" if cache else None
     if slot and (known := _recall(slot)):
-        return known
+        return replace(known, typed=tuple(overrides))
     composed = hydra_compose(normalise(overrides), folders)
     if slot and is_pure(overrides, folders):
         _remember(slot, composed)
-    return composed
+    return replace(composed, typed=tuple(overrides))
 
 
 def cache_key(overrides: Sequence[str], folders: Folders) -> str:
@@ -137,7 +138,7 @@ def hydra_compose(overrides: list[str], folders: Folders) -> Composed:
     from llm_build.config.hydra_plugins import plugins
 
     GlobalHydra.instance().clear()
-    with plugins(folders), initialize_config_dir(str(shipped("conf")), version_base="1.3", job_name="build"):
+    with plugins(folders, overrides), initialize_config_dir(str(shipped("conf")), version_base="1.3", job_name="build"):
         config = guard(lambda: hydra_compose_api(PRIMARY, overrides, return_hydra_config=True), folders)
         composed: Composed = guard(lambda: to_plain(config, overrides), folders)
         return composed

@@ -28,11 +28,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 from yaml import YAMLError
 
 from llm_build.config.choices import PRIMARY, Composed, Folders, shipped
 from llm_build.config.from_hydra import to_plain
-from llm_build.config.hydra_rules import SWEEPERS, check_hydra, check_search_path
+from llm_build.config.hydra_rules import SWEEPERS, check_hydra, check_search_path, check_variable
 from llm_build.config.strict import format_value
 from llm_build.config.sweeps.batch import compose_jobs
 from llm_build.config.yaml_files import invalid_yaml, read_text
@@ -44,10 +45,12 @@ BASIC = (SWEEPERS["one_graph"], SWEEPERS["basic"])
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What the plugins need of whoever started Hydra. ``launched`` receives all the jobs of one batch, and whether the
-    same command would make the same jobs again; it returns one value for each."""
+    """What the plugins need of whoever started Hydra. ``typed``: the words of the command line. ``launched`` receives
+    all the jobs of one batch, and whether the same command would make the same jobs again; it returns one value for
+    each."""
 
     folders: Folders
+    typed: tuple[str, ...] = ()
     launched: Launched | None = None
 
 
@@ -56,7 +59,7 @@ _SESSION: ContextVar[Session] = ContextVar("llm_build_hydra_session")
 
 
 @contextmanager
-def plugins(folders: Folders, launched: Launched | None = None) -> Iterator[None]:
+def plugins(folders: Folders, typed: Sequence[str] = (), launched: Launched | None = None) -> Iterator[None]:
     """While it is open Hydra finds our configuration files, and hands the jobs of a sweep to ``launched``."""
     with _without_current_folder():  # Hydra imports every module of hydra_plugins that it finds
         registry = Plugins.instance()
@@ -65,7 +68,7 @@ def plugins(folders: Folders, launched: Launched | None = None) -> Iterator[None
     if "hydra_plugins" not in sys.modules:
         sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
     sys.modules[OneGraphLauncher.__module__] = sys.modules[__name__]
-    token = _SESSION.set(Session(folders, launched))
+    token = _SESSION.set(Session(folders, tuple(typed), launched))
     try:
         with _checked():
             yield
@@ -88,17 +91,24 @@ def _checked() -> Iterator[None]:
     """Whatever Hydra composes is held to hydra_rules before Hydra looks at it."""
     load = ConfigLoaderImpl.load_configuration
 
-    def checked(self: Any, *arguments: Any, **named: Any) -> DictConfig:
-        config: DictConfig = load(self, *arguments, **named)
+    def checked(self: Any, config_name: str | None, overrides: list[str], *more: Any, **named: Any) -> DictConfig:
+        config: DictConfig = load(self, config_name, overrides, *more, **named)
         node = OmegaConf.to_container(config.hydra, resolve=False)
-        check_hydra({str(key): value for key, value in node.items()} if isinstance(node, dict) else {})
+        plain = {str(key): value for key, value in node.items()} if isinstance(node, dict) else {}
+        check_hydra(plain, _SESSION.get().typed, overrides)
         return config
 
+    def env(name: str, *default: Any) -> Any:
+        check_variable(name)
+        return oc.env(name, *default)
+
     ConfigLoaderImpl.load_configuration = checked
+    OmegaConf.register_new_resolver("oc.env", env, replace=True)
     try:
         yield
     finally:
         ConfigLoaderImpl.load_configuration = load
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
 class OurSearchPath(SearchPathPlugin):  # type: ignore[misc]
@@ -154,6 +164,8 @@ def _over_shipped(own: DictConfig, path: Path) -> DictConfig:
     own_defaults, hydra = said.get("defaults") or [], said.get("hydra")
     if isinstance(hydra, dict):
         check_search_path(hydra.get("searchpath"), path)
+    elif hydra is not None:  # ${...}: Hydra would look for a search path in what it stands for
+        raise UserError(f"{path}: hydra is {format_value(hydra)}; allowed: a mapping of keys and values")
     if not isinstance(own_defaults, list):
         raise UserError(f"{path}: defaults is {own_defaults!r}; allowed: a list, such as [quant: q8f16_1]")
     config = OmegaConf.load(shipped("conf") / f"{PRIMARY}.yaml")

@@ -39,7 +39,7 @@ def run_hydra(
     parser = get_args_parser()
     arguments = parser.parse_args(list(argv))
     logging.raiseExceptions = False  # --info is logged: each line into a closed pipe would be a traceback
-    with _raised_errors(), plugins(folders, launched):
+    with _raised_errors(), plugins(folders, argv, launched):
         try:
             guard(lambda: _run_hydra(arguments, parser, app, str(shipped("conf")), PRIMARY), folders)
         except SystemExit as end:

@@ -67,6 +67,8 @@ def test_that_library_would_run_where_all_are_trusted(planted: tuple[Shell, Path
         ("store.path", "store: {path: .store}"),
         ("store.remote", "store: {remote: 'file:///tmp/theirs'}"),
         ("store.trust", "store: {trust: all}"),
+        ("store.remote_options.endpoint_url", "store: {remote_options: {endpoint_url: 'http://theirs'}}"),
+        ("executor.address", "executor: {kind: ray, address: 'ray://theirs:10001'}"),
         ("provenance.key", "provenance: {key: key.pem}"),
     ],
 )
@@ -85,3 +87,28 @@ def test_files_of_the_folder_choose_no_store_and_no_trust(key: str, text: str, f
         assert f"{key}: found" in done.stderr
     assert not (shell.folder / ".store").exists()
     assert os.listdir(shell.folder) == [file.partition("/")[0]]
+
+
+@pytest.mark.parametrize(("key", "params"), [("store.path", "store.path: .store"), ("store.trust", "store.trust: all")])
+@pytest.mark.parametrize("launcher", ["one_graph", "basic"])
+def test_what_a_sweeper_says_nobody_typed(key: str, params: str, launcher: str, shell: Shell) -> None:
+    """Overrides of a recipe's sweeper stand among those of its jobs."""
+    (shell.folder / "recipes").mkdir()
+    (shell.folder / "recipes" / "theirs.yaml").write_text(
+        f"defaults: [{{override /hydra/launcher: {launcher}}}]\nhydra: {{sweeper: {{params: {{{params}}}}}}}\n"
+    )
+    for words in (("recipe=theirs",), ("-m", "recipe=theirs", "quant=q0f16,q4f16_1")):
+        done = shell.run("build", *words, code=None)
+        assert done.returncode
+        assert f"{key}: found" in done.stderr
+    assert not (shell.folder / ".store").exists()
+
+
+def test_a_file_adds_nothing_to_the_options_that_are_typed(shell: Shell) -> None:
+    (shell.folder / "recipes").mkdir()
+    (shell.folder / "recipes" / "theirs.yaml").write_text("store: {remote_options: {endpoint_url: 'http://theirs'}}\n")
+    for typed in ("store.remote_options.anon=true", "store.remote_options={anon: true}"):
+        done = shell.run("plan", "recipe=theirs", f"store.remote=file://{shell.folder}/remote", typed, code=2)
+        assert "store.remote_options.endpoint_url: found http://theirs" in done.stderr
+    own = "store.remote_options={auto_mkdir: true}"
+    shell.run("plan", "verify=off", f"store.remote=file://{shell.folder}/remote", own)

@@ -79,6 +79,71 @@ CASES: dict[str, tuple[dict[str, str], str, str]] = {  # files, words, what the 
         {"recipes/evil.yaml": f"hydra: {{help: {MAKE}}}"}, "recipe=evil", "hydra.help._target_"
     ),
     "_target_ in a recipe's own keys": ({"recipes/evil.yaml": f"model: {MAKE}"}, "recipe=evil", "model._target_"),
+    "a sweep's values made while they are resolved": (
+        {"recipes/evil.yaml": "hydra: {sweeper: {params: '${oc.create:{_target_: os.mkdir, path: ran}}'}}"},
+        "-m recipe=evil quant=q0f16,q4f16_1", "hydra.sweeper.params: found ${oc.create:",
+    ),
+    "one value of a sweep that is made": (
+        {"recipes/evil.yaml": f"""hydra: {{sweeper: {{params: {{name: '${{oc.create:"{MAKE}"}}'}}}}}}"""},
+        "-m recipe=evil quant=q0f16,q4f16_1", "hydra.sweeper.params.name: found ${oc.create:",
+    ),
+    "a sweep's values that are another node": (
+        {"recipes/evil.yaml": f"model: {{evil: {MAKE}}}\nhydra: {{sweeper: {{params: '${{model.evil}}'}}}}"},
+        "-m recipe=evil quant=q0f16,q4f16_1", "hydra.sweeper.params: found ${model.evil}",
+    ),
+    "a name that is another node": (
+        {"recipes/evil.yaml": f"model: {{evil: {MAKE}}}\nhydra: {{job: {{name: '${{model.evil}}'}}, "
+                              "sweeper: {params: {name: '${hydra.job.name}'}}}"},
+        "-m recipe=evil quant=q0f16,q4f16_1", "Cannot convert 'DictConfig' to string",
+    ),
+    "a launcher that is another node": (
+        {"recipes/evil.yaml": f"model: {{evil: {MAKE}}}\nhydra: {{launcher: '${{model.evil}}'}}"},
+        "-m recipe=evil quant=q0f16,q4f16_1", "hydra.launcher: found ${model.evil}",
+    ),
+    "a log that is another node": (
+        {"recipes/evil.yaml": "hydra: {job_logging: '${oc.create:{version: 1}}'}"},
+        "-m recipe=evil quant=q0f16,q4f16_1",
+        "hydra.job_logging: found ${oc.create:",
+    ),
+    "overrides that nobody typed": (
+        {"recipes/evil.yaml": "hydra: {overrides: {hydra: ['hydra.searchpath=[pkg://canary]']}}",
+         "canary/__init__.py": "import os; os.mkdir('ran')"},
+        "-m recipe=evil quant=q0f16,q4f16_1", "hydra.overrides.hydra: found hydra.searchpath=[pkg://canary]",
+    ),
+    "a search path among a sweep's values": (
+        {"recipes/evil.yaml": "hydra: {sweeper: {params: {hydra.searchpath: '[pkg://canary]'}}}",
+         "canary/__init__.py": "import os; os.mkdir('ran')"},
+        "-m recipe=evil quant=q0f16,q4f16_1", "hydra.sweeper.params.hydra.searchpath: found [pkg://canary]",
+    ),
+    "a search path that is another node": (
+        {"conf/build.yaml": "hydra: {searchpath: ['${name}']}\nname: pkg://canary",
+         "canary/__init__.py": "import os; os.mkdir('ran')"},
+        "quant=q0f16", "hydra.searchpath: found ${name}",
+    ),
+    "all of hydra as another node": (
+        {"conf/build.yaml": "hydra: '${oc.create:{searchpath: [pkg://canary]}}'",
+         "canary/__init__.py": "import os; os.mkdir('ran')"},
+        "quant=q0f16", "hydra is '${oc.create:",
+    ),
+    "folders elsewhere": (
+        {"recipes/evil.yaml": "hydra: {sweep: {subdir: ../ran}}"}, "recipe=evil", "hydra.sweep.subdir: found ../ran"
+    ),
+    "a folder of a run elsewhere": (
+        {"recipes/evil.yaml": "hydra: {run: {dir: /tmp/ran}}"}, "recipe=evil", "hydra.run.dir: found /tmp/ran"
+    ),
+    "a mode": ({"recipes/evil.yaml": "hydra: {mode: MULTIRUN}"}, "recipe=evil", "hydra.mode: found MULTIRUN"),
+    "commands of a terminal": (
+        {"recipes/evil.yaml": 'hydra: {help: {template: "a\\e]0;x"}}'}, "recipe=evil",
+        "hydra.help.template: found 'a\\x1b]0;x'",
+    ),
+    "a secret of the environment": (
+        {"recipes/evil.yaml": "name: x${oc.env:AWS_SECRET_ACCESS_KEY}"}, "recipe=evil",
+        "${oc.env:AWS_SECRET_ACCESS_KEY}: found a variable that holds a secret",
+    ),
+    "lines for a scheduler": (
+        {"recipes/evil.yaml": 'hydra: {launcher: {partition: "x\\nmkdir ran"}}'}, "-m recipe=evil quant=q0f16,q4f16_1",
+        "hydra.launcher.partition: found x\\nmkdir ran",
+    ),
     "a log that goes elsewhere": (
         {"recipes/evil.yaml": "hydra: {job_logging: {root: {x: 'ext://os.environ'}}}"}, "recipe=evil",
         "hydra.job_logging.root.x: found ext://os.environ",
@@ -101,7 +166,8 @@ def test_nothing_that_a_file_names_is_run(case: str, tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    done = run(tmp_path, "plan", "verify=off", *words.split())
+    done = run(tmp_path, "plan", "verify=off", *words.split(), AWS_SECRET_ACCESS_KEY="s3cret")
+    assert "s3cret" not in done.stderr
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert error in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
