@@ -9,9 +9,9 @@ from llm_build.app.generate import check_kinds
 from llm_build.app.options import BuildOptions
 from llm_build.app.places import open_store_at, places_of
 from llm_build.app.request import compose_one
-from llm_build.core.digest import sha256_of_file
 from llm_build.core.errors import UserError
 from llm_build.core.filestore import FileStore
+from llm_build.core.names import is_key
 from llm_build.provenance.diff.sides import read_statement
 from llm_build.provenance.statement import HASHES, NAME, check_statement
 
@@ -30,7 +30,7 @@ def check_built_folder(folder: Path, options: BuildOptions) -> None:
     check_kinds(recipe["target"]["kind"], recipe["choices"]["target"], recipe["package"]["kind"])
     _check_libraries(folder, document)
     places = places_of(compose_one(options))
-    if places.trust != "all" and not _is_own(folder, open_store_at(places)):
+    if places.trust != "all" and not _is_own(document, open_store_at(places)):
         raise UserError(
             f"{folder} was not built by you with the store at {places.store}, and its library is code that would run",
             "build it here; or store.trust=all if you trust whoever made it",
@@ -48,6 +48,13 @@ def _check_libraries(folder: Path, document: Any) -> None:
             )
 
 
-def _is_own(folder: Path, store: FileStore) -> bool:
-    """Whether this store's owner put build.json there: every export notes what it wrote."""
-    return store.statements.holds(sha256_of_file(folder / NAME))
+def _is_own(document: Any, store: FileStore) -> bool:
+    """Whether a result that the store trusts (core/seals) has just the files that a statement lists. Caches of a store
+    say nothing here: whoever can write to it can write them."""
+    listed = {each["name"]: f"blake3:{each['digest'].get('blake3')}" for each in document["subject"]}
+    for step in document["predicate"]["runDetails"]["byproducts"]:
+        key = step["annotations"].get("key")
+        record = store.load(key).record if is_key(key) else None
+        if record and listed == {name: output.digest for name, output in record.outputs.items()}:
+            return True
+    return False

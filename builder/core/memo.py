@@ -22,10 +22,6 @@ class Memo:
     def get(self, key: str) -> str | None:
         return self._load().get(key)
 
-    def holds(self, value: str) -> bool:
-        """Whether some key has this value."""
-        return value in self._load().values()
-
     def put(self, key: str, value: str) -> None:
         self._load()[key] = value
         line = "\n" + json.dumps([key, value])  # a leading newline: an earlier torn line stays alone
