@@ -116,11 +116,12 @@ class FileStore:
             except FileNotFoundError:
                 return Lookup(None, "missing", name)
             if status.st_mtime_ns != output.mtime_ns or status.st_size != output.nbytes:
-                return self._verify_digests(record, repair)
+                return self._verify_digests(record, repair, self.seals.is_own(raw))
         return Lookup(record)
 
-    def _verify_digests(self, record: Record, repair: bool) -> Lookup:
-        """Some blob has another mtime or size than its record: hash it, then restamp the record or drop the blob."""
+    def _verify_digests(self, record: Record, repair: bool, own: bool) -> Lookup:
+        """Some blob has another mtime or size than its record: hash it, then restamp the record or drop the blob. A
+        record that is not this user's ``own`` is not written anew, for that would seal it."""
         outputs = dict(record.outputs)
         for name, output in record.outputs.items():
             if output.of:
@@ -137,7 +138,7 @@ class FileStore:
                 return Lookup(None, "missing", name)
             outputs[name] = output._replace(mtime_ns=status.st_mtime_ns)
         fresh = record._replace(outputs=outputs)
-        if repair:
+        if repair and own:
             self._update_mtimes(fresh)
         return Lookup(fresh)
 

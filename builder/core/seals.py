@@ -65,6 +65,10 @@ class Seals:
             return True
         if (digests := self.expected.get(record.key)) is not None:
             return digests == {name: output.digest for name, output in record.outputs.items()}
+        return self.is_own(raw)
+
+    def is_own(self, raw: bytes) -> bool:
+        """Whether a whole manifest has this user's line."""
         body, _, rest = raw.partition(b"\n")
         at = rest.find(_HMAC)
         if at < 0 or self._secret is None:

@@ -58,7 +58,7 @@ def scheme_label(composed: Composed) -> str:
     keys = [key for key in every if key.startswith("quant.")]
     same_format = ("method", "damping", "calibration", "max_shard_bytes", "sensitivity_tokens", "candidates")
     own = [key for key in keys if key.split(".")[1] not in (*same_format, "name")]
-    return _with_tail(str(composed.values["quant"]["name"]), _changed(composed, own))
+    return _with_tail(str(composed.values["quant"].get("name") or composed.choices["quant"]), _changed(composed, own))
 
 
 def tail_of(pairs: Mapping[str, Any]) -> str:

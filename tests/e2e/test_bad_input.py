@@ -103,7 +103,7 @@ def test_bad_checkpoint_is_refused_and_nothing_is_damaged(built, tmp_path: Path,
     shutil.copytree(good, bad)
     damage, said = CASES[case]
     damage(bad)
-    done = shell.run("model=llama", f"model.source={bad}", "verify=off", code=2)
+    done = shell.run("model=llama", f"model.source={bad}", "verify=off", "dist.replace=true", code=2)
     assert done.stderr.startswith("error: ")
     for words in said:
         assert words in done.stderr, done.stderr
@@ -130,7 +130,7 @@ def test_a_failed_build_is_a_document_too(built, tmp_path: Path):
     bad = tmp_path / "bad"
     shutil.copytree(good, bad)
     truncate(bad)
-    (recipe,) = shell.json("model=llama", f"model.source={bad}", "verify=off", code=2)["recipes"]
+    (recipe,) = shell.json("model=llama", f"model.source={bad}", "verify=off", "dist.replace=true", code=2)["recipes"]
     assert recipe["status"] == "failed"
     assert {s["name"]: s["status"] for s in recipe["steps"]}["fetch"] == "failed"
     assert set(shell.json("model=lama", code=2)) == {"recipes", "error"}
