@@ -54,10 +54,14 @@ def test_a_build_over_a_planted_store_runs_nothing_of_it(planted: tuple[Shell, P
     assert not canary.exists()
 
 
-def test_a_planted_folder_is_not_loaded_whatever_the_caches_of_its_store_say(planted: tuple[Shell, Path]) -> None:
+def test_a_planted_folder_is_not_loaded_whatever_the_caches_of_its_store_say(
+    planted: tuple[Shell, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who plants a folder with its store can also export it there, which the store's caches note."""
     shell, canary = planted
+    monkeypatch.setenv("LLM_BUILD_KEYS", str(shell.folder / "theirs"))
     shell.run("build", "verify=off", "store.trust=all")
+    monkeypatch.delenv("LLM_BUILD_KEYS")
     (folder,) = (shell.folder / "dist").iterdir()
     done = shell.run("generate", f"dist/{folder.name}", "The function returns", "--max-tokens", "4", code=2)
     assert "was not built by you" in done.stderr
