@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from llm_build.core.store import Store
 if TYPE_CHECKING:
     from llm_build.core.reason import Difference
 
+_VARIANT = re.compile(r"-\w+=.*$")  # of a goal's name: the keys that it was given beside its choices
 _PROBLEMS = {  # of a lookup -> why the step runs
     "damaged": "blob damaged: {}",
     "garbage": "result missing from the store ({})",
@@ -218,7 +220,8 @@ class PlanState:
 
     def last_result_of(self, step: Step) -> LastResult | None:
         """The last result of this step under the first goal that has one."""
-        for goal in self._goals.get(step.id, ()):
+        goals = self._goals.get(step.id, ())
+        for goal in (*goals, *(_VARIANT.sub("", goal) for goal in goals)):  # what a changed key is compared with
             if goal not in self._last_results:
                 self._last_results[goal] = self.store.last_results(goal)
             if place := self._last_results[goal].get(step.name):

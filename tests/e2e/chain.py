@@ -13,6 +13,7 @@ import yaml
 
 from llm_build import architectures
 from llm_build.config.schema import Quant
+from llm_build.core.digest import digest_of_file
 from llm_build.core.step_io import File
 from llm_build.planner.schemes import schemes
 from llm_build.steps import dequantized, lower, package, reference, verify
@@ -35,7 +36,7 @@ def target() -> dict[str, Any]:
 
 
 def whole(path: Path) -> File:
-    return File(path, "", path.stat().st_size)
+    return File(path, digest_of_file(path), path.stat().st_size)
 
 
 def sample(text: Path = HELDOUT, tokens: int = 128, window: int = 64) -> dict[str, Any]:
