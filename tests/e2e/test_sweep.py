@@ -23,7 +23,7 @@ def test_the_other_cells_are_built(demo: Shell):
     lines = done.stdout.splitlines()
     assert lines[0] == "vulkan  unsupported"
     assert lines[1].startswith("cpu     fresh 3.")
-    assert " MB 4.51 bits KL 0.01" in lines[1]
+    assert " MB 4.51 bits KL 0.008" in lines[1]
     assert " top-1 9" in lines[1]
     assert lines[2] == "2 cells: 1 fresh, 1 unsupported"
     assert lines[3].startswith("KL: ")
