@@ -72,7 +72,7 @@ def recipes(schemes: list[str], words: list[str], methods: tuple[str, ...] = ("r
     for scheme in schemes or schemes_that_quantize(folders):
         for method in methods:
             job = [f"quant={scheme}", *words, *ALL_TEXT]
-            recipe = resolve.resolve(compose.compose(job, None), folders)
+            recipe = resolve.resolve(compose.compose([*job, "quant.method=rtn"], None), folders)
             if method != "rtn":
                 if recipe.quant.kind != "group" or recipe.quant.zero_point:
                     break

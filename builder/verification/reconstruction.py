@@ -148,7 +148,9 @@ def _mse_distances(
         for steps in (STEPS[-1], STEPS[0])
     )
     error_RI = np.abs(difference)
-    error_RI[error_RI <= np.abs(source) - np.float32(scheme.max_int) * step_RI] = 0  # clipping explains it
+    rounding_RI = np.abs(source) * np.float32(2.0**-22)  # of the differences themselves, which are float32
+    error_RI[error_RI <= np.abs(source) - np.float32(scheme.max_int) * step_RI + rounding_RI] = 0  # clipped
+    error_RI = np.maximum(error_RI - rounding_RI, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         steps_RI = np.where(error_RI == 0, 0, error_RI / step_RI)
         outside_RG = np.maximum(np.maximum(low_RG - step_RG, step_RG - high_RG), 0) / np.spacing(high_RG)

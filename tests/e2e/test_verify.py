@@ -103,7 +103,9 @@ def test_a_quantizer_that_did_it_is_red_too(sabotage, good, tmp_path: Path):
     _, files, _ = good
     made = line(DEMO, "q4f16_1", tmp_path / "line")
     sabotage({file.path.name: file for file in made.shards().values()}, made)
-    with pytest.raises(StepError, match=r"not their source rounded to nearest\. model\.layers\.\d\.\S+, row \d+"):
+    with pytest.raises(
+        StepError, match=r"not their source rounded to nearest: 1 parameter\. model\.layers\.\d\.\S+, row \d+"
+    ):
         made.verify(made.package(files["it.so"]), made.references())
 
 
