@@ -40,7 +40,7 @@ def state(params: Any) -> KeyState:
         ("model.conv_template=llama-2", {"package"}),
         ("quant.group_size=64", {"lower", "package", "shard", "verify.dequantized"}),
         ("quant.max_shard_bytes=65536", {"shard"}),
-        ("quant.method=mse", {"package", "quantize", "verify.dequantized"}),
+        ("quant.method=rtn", {"package", "quantize", "verify.dequantized"}),
         ("pins.checkpoint=blake3:0", {"fetch"}),
         ("verify.tokens=300", {"verify.reference", "verify.dequantized"}),
         ("verify.kl=0.5", {"verify"}),
