@@ -32,6 +32,7 @@ SLOW: Mapping[str, int] = {  # start of a test's id -> CPU seconds of all tests 
     "tests/ranks/test_ranks.py::test_two_ranks_agree_with_transformers": 32,
     "tests/targets/test_opencl.py": 120,
     "tests/tvm/test_families.py::test_every_path_agrees_with_transformers": 105,
+    "tests/tvm/test_flash_attention.py": 30,
     "tests/tvm/test_gpu_code.py::test_a_cuda_library_holds_machine_code_for_each_architecture_and_no_source": 16,
     "tests/tvm/test_gpu_code.py::test_from_sm_90_on_each_kernel_starts_early_and_waits": 10,
     "tests/tvm/test_gpu_code.py::test_products_of_two_gpus_send_what_they_make": 11,

@@ -24,6 +24,7 @@ FOLDERS = ("/usr/local/cuda", "/opt/cuda")
 NVRTC = "lib/libnvrtc.so.13"
 _HEADERS = ("cuda_fp16.h", "cuda/std/type_traits")  # each in a folder of its own
 ONE_ARCH = "build target=h100 (or target.arch=[sm_90a]: one architecture), or: pip install nvidia-cuda-nvcc"
+_MMA_FROM = 80  # mma.sync.m16n8k16 and cp.async: PTX ISA
 _PDL_FROM = 90  # programmatic dependent launch: PTX ISA, griddepcontrol
 PDL_FUNCTIONS = f"""
 static __device__ __forceinline__ void next_may_start() {{
@@ -130,6 +131,11 @@ def _version(compiler: Compiler) -> str:
     said = subprocess.run([compiler.program, "--version"], capture_output=True, text=True, check=False).stdout
     match = re.search(r"V(\d+\.\d+\.\d+)", said)
     return match[1] if match else "unknown"
+
+
+def has_mma(arch: Sequence[str]) -> bool:
+    """Whether all these architectures have mma.sync of float16 and bfloat16, and asynchronous copies."""
+    return all(int(_ARCH.fullmatch(name)[1]) >= _MMA_FROM for name in arch)  # type: ignore[index]
 
 
 def supports_pdl(arch: Sequence[str]) -> bool:

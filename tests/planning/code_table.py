@@ -96,6 +96,7 @@ ONLY: dict[str, tuple[str, ...]] = {  # files of lower -> the recipes that have 
     "formats/*": ("h100 ranks",),
     "targets/cuda*": _CUDA,
     "targets/peer_allreduce.py": _CUDA,
+    "targets/flash_attention.py": _CUDA,
     "targets/apple.py": ("ios",),
     "targets/webgpu.py": (),
     "targets/link.py": (*_CPU, *_CUDA),

@@ -40,7 +40,8 @@ class GpuTraits:
     ``threads`` of a block (a power of two, 64 to 256) and its ``shared_bytes`` of memory. ``rows_per_thread``: of a
     tile of a large product; more than ROWS_PER_THREAD need more registers, and another kernel. ``smem_values``: of an
     input row in shared memory, at most. ``load_bytes``: of one load of 16-bit numbers. ``shuffles``: whether the
-    threads of a warp can read each other's registers.
+    threads of a warp can read each other's registers. ``tensor_cores``: whether kernels may call functions whose
+    products are NVIDIA's mma.sync of 16-bit numbers.
 
     With programmatic dependent launch (backends/dependent_launch.py) the device functions ``pdl_wait``, which waits for
     the kernel before, ``pdl_trigger``, which lets the next one start, and ``pdl_off``, which says that this kernel is
@@ -56,6 +57,7 @@ class GpuTraits:
     smem_values: int = SMEM_VALUES
     load_bytes: int = 8
     shuffles: bool = False
+    tensor_cores: bool = False
 
     def wait(self) -> None:
         """From here on a kernel reads what others wrote."""

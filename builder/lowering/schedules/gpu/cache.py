@@ -19,7 +19,7 @@ FREQUENCIES_ARE_PASSED = True  # to split_rotary: a GPU kernel has no table of c
 
 
 def pages_arg(layout: CacheLayout) -> Arg:
-    return Arg("pages", (b.size("num_pages"), 2, layout.key_heads, PAGE, layout.head_dim))
+    return Arg("pages", (b.size("num_pages"), 2, layout.key_heads, PAGE, layout.head_dim), layout.dtype)
 
 
 def key_base(layout: CacheLayout, page: Expr, head: Expr) -> Expr:

@@ -1,5 +1,7 @@
 """Attention of many query tokens on a GPU, float32: over the pages, and among the new tokens themselves.
 
+Where a GPU has products of 16-bit numbers for it, flash_attention.py takes its place.
+
 A block takes some query tokens of one head and goes through the keys, KEYS at a time, with a running softmax (Dao et
 al. 2022, arXiv:2205.14135): a thread has one row and one key of the scores, and then some features of the row.
 
@@ -16,6 +18,7 @@ from tvm import tirx
 from llm_build.lowering.schedules.gpu import block as b
 from llm_build.lowering.schedules.gpu.block import Arg, Buffer, Expr, GpuTraits, Scalar
 from llm_build.lowering.schedules.gpu.cache import PAGE, key_base, pages_arg, value_base
+from llm_build.lowering.schedules.gpu.flash_attention import flash_paged, flash_ragged, flash_tile_of
 from llm_build.lowering.schedules.gpu.paged import ROTARY, Paged, Scores, table_args
 from llm_build.lowering.schedules.ir import T
 from llm_build.ops.kv_cache import CacheLayout
@@ -216,6 +219,8 @@ def _accumulate_values(state: _TileState, decay: Expr) -> None:
 
 def prefill_paged(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     """Query tokens against everything that the pages held before them; every row sees all of it."""
+    if flash := flash_tile_of(layout, traits):
+        return flash_paged(layout, flash)
     batch, total, heads = b.size("batch"), b.size("total"), layout.query_heads
 
     def body(q: Buffer, q_indptr: Buffer, pages: Buffer, indptr: Buffer, table: Buffer, last: Buffer, k_start: Buffer,
@@ -260,6 +265,8 @@ def prefill_paged(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
 
 def prefill_ragged(layout: CacheLayout, traits: GpuTraits) -> tirx.PrimFunc:
     """The new tokens of each sequence among themselves; causal: a token sees itself and those before it."""
+    if flash := flash_tile_of(layout, traits):
+        return flash_ragged(layout, flash)
     q_total, k_total, batch = b.size("q_total"), b.size("k_total"), b.size("batch")
     heads, width = layout.query_heads, layout.head_dim
 
