@@ -12,6 +12,7 @@ SLOW: Mapping[str, int] = {  # start of a test's id -> CPU seconds of all tests 
     "tests/browser/": 300,  # Chromium compiles shaders for most of that time
     "tests/cluster/test_ray.py": 60,
     "tests/docs/test_commands.py": 40,
+    "tests/e2e/test_advice.py": 45,
     "tests/e2e/test_bad_input.py::test_bad_checkpoint_is_refused_and_nothing_is_damaged[missing shard]": 23,
     "tests/e2e/test_bad_input.py::test_damaged_blob_is_found_named_and_rebuilt": 19,
     "tests/e2e/test_bad_input.py::test_full_disk_fails_clearly_and_goes_on_with_room": 23,
@@ -26,11 +27,13 @@ SLOW: Mapping[str, int] = {  # start of a test's id -> CPU seconds of all tests 
     "tests/e2e/test_own_scheme.py": 21,
     "tests/e2e/test_processes.py": 79,
     "tests/e2e/test_quality.py": 23,
+    "tests/e2e/test_real_model.py": 65,  # and a download of 98 MB
     "tests/e2e/test_verify.py": 37,
     "tests/matrix/": 255,
     "tests/ranks/test_cells.py": 344,
     "tests/ranks/test_ranks.py::test_two_ranks_agree_with_transformers": 32,
     "tests/targets/test_opencl.py": 120,
+    "tests/targets/test_products.py": 20,
     "tests/tvm/test_families.py::test_every_path_agrees_with_transformers": 105,
     "tests/tvm/test_flash_attention.py": 30,
     "tests/tvm/test_gpu_code.py::test_a_cuda_library_holds_machine_code_for_each_architecture_and_no_source": 16,

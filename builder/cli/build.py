@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from llm_build.app.build import BuildResult, bring_up_to_date
 from llm_build.app.request import BuildRequest
@@ -38,7 +39,20 @@ def print_result(arguments: Arguments, result: BuildResult) -> int:
     elif not options.json:
         for recipe in rows["recipes"]:
             print_recipe(recipe, sys.stdout, options.quiet, result.seconds)
+    if any(recipe["status"] == "ran" for recipe in rows["recipes"]):
+        _advise(arguments, result, rows)
     if options.json:
         print_document(rows)
     print_failures(request, result.outcome, options.debug)
     return result.outcome.exit_code or refused_code(arguments, request)
+
+
+def _advise(arguments: Arguments, result: BuildResult, rows: dict[str, Any]) -> None:
+    """Where a scheme cost much, what would lose less."""
+    from llm_build.app.advice import advise
+    from llm_build.cli.advice import add_to_document, print_advice
+
+    advice = advise(result.request, result.outcome)
+    add_to_document(rows, advice)
+    if not arguments.options.json:
+        print_advice(advice, sys.stdout)

@@ -313,6 +313,12 @@ class FileStore:
             pass
         return {}  # damaged: reasons are poorer, nothing else
 
+    def goals(self) -> list[str]:
+        """All goals that have last results, in the order of their names."""
+        documents = [self.load_document(f"places/{file.stem}") for file in (self.root / "places").glob("*.json")]
+        named = [document.get("goal") for document in documents if isinstance(document, dict)]
+        return sorted(goal for goal in named if isinstance(goal, str))
+
     def save_last_results(self, goal: str, results: Mapping[str, LastResult], whole: bool) -> None:
         known = self.last_results(goal)
         merged = dict(results) if whole else {**known, **results}

@@ -26,7 +26,8 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     Args:
         params: {"name", "library" (its file name), "family", "architecture", "scheme", "quantization"
             (the name of the scheme, with what differs from it), "method", "metadata",
-            "conv_template" (a name, or null for plain text)}.
+            "conv_template" (a name, or null for plain text), "less_loss" (planner.schemes.less_loss.card_notes;
+            absent where nothing is known to lose less)}.
         inputs: {"shards": {"<i>/params_shard_<i>.bin", "<i>/records.json"}, "library", "files": {"file/<name>"},
             "parameters": parameters.json}.
     """
@@ -153,6 +154,19 @@ A {params["family"]} model of {total_parameters:,} parameters, compiled by llm-b
 
 `build generate "PROMPT"`, with the overrides that built it, streams text from this folder.
 The layout is MLC's: `mlc-chat-config.json`, `tensor-cache.json`, `params_shard_*.bin`, the tokenizer and the library.
-{template}
+{template}{_less_loss(params)}
 Where every byte came from, with which tools and how it was checked: `build.json`.
 """
+
+
+def _less_loss(params: Mapping[str, Json]) -> str:
+    """What loses less of a small model, if this scheme cost it much; that is measured after the card is written."""
+    notes = params.get("less_loss")
+    if not notes:
+        return ""
+    lines = "".join(f"- {line}\n" for line in notes["ways"])
+    return f"""
+`build.json` has what the scheme cost this model (`kl` and `top1` of verify). Where `kl` is above
+{notes["above"]:g}, less is lost with (measured on {notes["measured"]}):
+
+{lines}"""

@@ -58,9 +58,10 @@ def compared(names: set[str]) -> Iterator[tuple[str, str]]:
 
 
 def test_no_other_file_spells_the_name_of_a_step() -> None:
-    from llm_build.planner.graph import bench
+    from llm_build.planner.graph import bench, verify
 
     names = {*planned_names(), bench.NAME}
+    assert {verify.DEQUANTIZED, *verify.VALIDATIONS} <= names
     assert {"fetch", "quantize", "lower", "verify.weights", "web_page.engine"} <= names
     wrong = {(path, name) for path, name in spelled(names) if not path.startswith(OTHER_MEANINGS.get(name, ("-",)))}
     wrong |= set(compared(names))

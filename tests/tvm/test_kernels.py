@@ -83,9 +83,19 @@ def linear_case(n: int, k: int, stored: Any) -> tuple[StoredWeight, list[np.ndar
     zeros, order = order == "zeros", "KN" if order == "KN" else "NK"
     scheme = layout.Scheme("test", kind, bits, group, order, dtype, "uint32", True, True, zero_point=zeros)
     packed = reference.quantize(normal(n, k) + (0.3 if zeros else 0), scheme)
+    if kind == "group" and not zeros:
+        packed = with_every_value(*packed, bits)
     storage = Linear(n, k, scheme).storage
     arrays = [np.ascontiguousarray(a.T) if order == "KN" else a for a in packed]
     return storage, arrays, reference.dequantize(*packed[:2], k, scheme, *packed[2:]).astype(np.float64)
+
+
+def with_every_value(words: np.ndarray, scales: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Half of the scales turned negative, and the first word of a row full of the value that plain rounding leaves
+    free: mse, awq and gptq use both."""
+    words, signs = words.copy(), np.where(RANDOM.random(scales.shape) < 0.5, -1, 1)
+    words[:, 0] = (1 << 32 // bits * bits) - 1
+    return words, (scales * signs).astype(scales.dtype)
 
 
 @pytest.mark.parametrize(("n", "k", "stored"), LINEAR_CASES)
@@ -101,7 +111,15 @@ def test_linear(isa: Isa, n: int, k: int, stored: Any):
 
 
 @pytest.mark.parametrize(
-    "stored", ["float32", (4, 32), (4, 32, "group", "KN", "float16"), (4, 32, "group", "zeros", "float16")]
+    "stored",
+    [
+        "float32",
+        "float16",
+        "bfloat16",
+        (4, 32),
+        (4, 32, "group", "KN", "float16"),
+        (4, 32, "group", "zeros", "float16"),
+    ],
 )
 def test_linear_beside_an_outlier(isa: Isa, stored: Any):
     """A residual stream of 24,350, as SmolLM2 has at its first position and 37 elsewhere: what is added to it is summed

@@ -19,6 +19,8 @@ from llm_build.planner.schemes.schemes import scheme_of
 from llm_build.planner.schemes.verify_limits import limits_of
 
 _HELDOUT = Path(llm_build.__file__).resolve().parent / "demo" / "heldout.txt"
+DEQUANTIZED = "verify.dequantized"
+VALIDATIONS = ("verify", "verify.weights")  # of a library that runs here, and of one that does not
 TORCH_TOOLS = ("torch", "transformers", "tokenizers", "numpy")
 GIB = 1 << 30
 
