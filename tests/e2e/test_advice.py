@@ -28,4 +28,3 @@ def test_results_of_this_model_go_before_what_others_lost(demo: Shell, tmp_path:
     first = demo.json(*LOST, f"dist.path={tmp_path}", "name=again")["recipes"][0]["advice"][0]
     assert (first["change"], first["measured"], first["kl_least"]) == ("quant.method=mse", True, kl)
     assert "name=" not in first["command"]
-
