@@ -138,6 +138,11 @@ def has_mma(arch: Sequence[str]) -> bool:
     return all(int(_ARCH.fullmatch(name)[1]) >= _MMA_FROM for name in arch)  # type: ignore[index]
 
 
+def has_wgmma(arch: Sequence[str]) -> bool:
+    """Whether all these architectures have wgmma: sm_90a and no other."""
+    return set(arch) == {"sm_90a"}
+
+
 def supports_pdl(arch: Sequence[str]) -> bool:
     """Whether kernels for all these architectures may start before the kernel in front of them is done."""
     return all(int(_ARCH.fullmatch(name)[1]) >= _PDL_FROM for name in arch)  # type: ignore[index]

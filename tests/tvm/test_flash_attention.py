@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -44,13 +45,15 @@ def test_caches_of_16_bits_get_it_from_sm_80_on():
 
 
 def test_its_memory_fits_every_gpu():
-    """One block of it may have 99 KB on sm_86 and sm_89."""
-    traits = machine_of(target("cuda", arch=list(ARCH))).traits
-    for width in range(16, 257, 16):
-        tile = flash_attention.flash_tile_of(replace(LAYOUT, head_dim=width), traits)
-        assert tile is not None
-        assert tile.shared_bytes(width) <= 99 * 1024
-        assert tile.threads * 2 % 32 == 0
+    """A block may have 99 KB on sm_86 and sm_89, and 227 KB on sm_90."""
+    for arch, most in ((ARCH, 99), (("sm_90a",), 227)):
+        traits = machine_of(target("cuda", arch=list(arch))).traits
+        for width in range(16, 257, 16):
+            tile = flash_attention.flash_tile_of(replace(LAYOUT, head_dim=width), traits)
+            assert tile is not None
+            assert tile.shared_bytes(width) <= most * 1024
+            assert tile.threads % 128 == 0
+            assert traits.wgmma == isinstance(tile, flash_attention.FlashWideTile)
 
 
 def machine_code(
@@ -91,4 +94,13 @@ def test_wide_heads_and_windows_become_machine_code(monkeypatch: pytest.MonkeyPa
     source, code = machine_code([replace(LAYOUT, head_dim=256, query_heads=14), capped], ["sm_80"], monkeypatch)
     assert "flash_ragged<256, 7, 64, 1, 64, 1, __half, " in source
     assert "flash_paged<80, 4, 128, 2, 64, 1, __nv_bfloat16, " in source
+    assert len(code) > 10_000
+
+
+def test_on_sm_90a_alone_it_is_wgmma(monkeypatch: pytest.MonkeyPatch):
+    capped = replace(LAYOUT, dtype="bfloat16", head_dim=80, window=64, sinks=4, soft_cap=30.0)
+    source, code = machine_code([LAYOUT, capped], ["sm_90a"], monkeypatch)
+    assert "flash_wide_paged<128, 4, 128, 128, __half, __half, __half>(" in source
+    assert "flash_wide_ragged<80, 4, 128, 128, __nv_bfloat16, __nv_bfloat16, __nv_bfloat16>(" in source
+    assert set(re.findall(r"wgmma.mma_async.sync.aligned.m64n(\d+)k16", source)) == {"80", "128"}
     assert len(code) > 10_000

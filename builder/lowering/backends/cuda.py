@@ -33,7 +33,8 @@ def machine_of(target: Mapping[str, Any], prefix: str = "") -> Machine:
     traits = replace(
         machine.traits, rows_per_thread=_ROWS_PER_THREAD, smem_values=(min(limit, _SHARED_BYTES) - _OTHER_BYTES) // 4
     )
-    traits = replace(traits, load_bytes=_LOAD_BYTES, shuffles=True, tensor_cores=cuda.has_mma(target["arch"]))
+    traits = replace(traits, load_bytes=_LOAD_BYTES, shuffles=True)
+    traits = replace(traits, tensor_cores=cuda.has_mma(target["arch"]), wgmma=cuda.has_wgmma(target["arch"]))
     if dependent_launch.is_possible(target):
         names = dependent_launch
         traits = replace(traits, pdl_wait=names.WAIT, pdl_trigger=names.TRIGGER, pdl_off=names.OFF)
@@ -52,7 +53,9 @@ def _device_code(functions: Any, machine: Machine, progress: StageProgress) -> A
     dependent = dependent_launch.is_possible(machine.description)
 
     def compiled(source: str) -> bytes:
-        whole = _declared(source) + (dependent_launch.insert_waits(source) if dependent else source)
+        declared = peer_allreduce.LINES + peer_allreduce.SENDER if "keep_peers(" in source else ""
+        declared += flash_attention.declared(source)
+        whole = declared + (dependent_launch.insert_waits(source) if dependent else source)
         code = cuda.compile_kernels(whole, arch)
         if progress.observer:
             progress.observer.device_code(whole, machine.kind)
@@ -61,14 +64,6 @@ def _device_code(functions: Any, machine: Machine, progress: StageProgress) -> A
 
     tvm.register_global_func(_COMPILER, compiled, override=True)
     return gpu.source_code(dependent_launch.mark_kernels()(functions) if dependent else functions, machine)
-
-
-def _declared(source: str) -> str:
-    """The functions that kernels of a source call."""
-    parts = [peer_allreduce.LINES + peer_allreduce.SENDER] if "keep_peers(" in source else []
-    if f"{flash_attention.RAGGED}<" in source or f"{flash_attention.PAGED}<" in source:
-        parts.append(flash_attention.SOURCE)
-    return "".join(parts)
 
 
 def metadata(model: Any, target: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class GpuTraits:
     tile of a large product; more than ROWS_PER_THREAD need more registers, and another kernel. ``smem_values``: of an
     input row in shared memory, at most. ``load_bytes``: of one load of 16-bit numbers. ``shuffles``: whether the
     threads of a warp can read each other's registers. ``tensor_cores``: whether kernels may call functions whose
-    products are NVIDIA's mma.sync of 16-bit numbers.
+    products are NVIDIA's mma.sync of 16-bit numbers; ``wgmma``: also wgmma, which sm_90a alone has.
 
     With programmatic dependent launch (backends/dependent_launch.py) the device functions ``pdl_wait``, which waits for
     the kernel before, ``pdl_trigger``, which lets the next one start, and ``pdl_off``, which says that this kernel is
@@ -58,6 +58,7 @@ class GpuTraits:
     load_bytes: int = 8
     shuffles: bool = False
     tensor_cores: bool = False
+    wgmma: bool = False
 
     def wait(self) -> None:
         """From here on a kernel reads what others wrote."""
