@@ -11,6 +11,7 @@ import pytest
 import tvm
 
 from llm_build.lowering.backends import cuda as backend
+from llm_build.lowering.backends import gpu
 from llm_build.lowering.choices import recording
 from llm_build.lowering.machine import machine_of
 from llm_build.lowering.progress import StageProgress
@@ -98,8 +99,20 @@ def test_wide_heads_and_windows_become_machine_code(monkeypatch: pytest.MonkeyPa
 
 
 def test_on_sm_90a_alone_it_is_wgmma(monkeypatch: pytest.MonkeyPatch):
-    capped = replace(LAYOUT, dtype="bfloat16", head_dim=80, window=64, sinks=4, soft_cap=30.0)
+    capped, launches = replace(LAYOUT, dtype="bfloat16", head_dim=80, window=64, sinks=4, soft_cap=30.0), []
+    real = gpu.source_code
+
+    def kept(functions: Any, machine: Any) -> Any:
+        launches.extend(
+            [str(tag) for tag in f.attrs["tirx.kernel_launch_params"]] for f in functions.functions.values()
+        )
+        return real(functions, machine)
+
+    monkeypatch.setattr(gpu, "source_code", kept)
     source, code = machine_code([LAYOUT, capped], ["sm_90a"], monkeypatch)
+    assert {tuple(tags[-2:]) for tags in launches} == {
+        ("tirx.use_programtic_dependent_launch", "tirx.use_dyn_shared_memory")  # TVM's runtime wants it last
+    }
     assert "flash_wide_paged<128, 4, 128, 128, __half, __half, __half>(" in source
     assert "flash_wide_ragged<80, 4, 128, 128, __nv_bfloat16, __nv_bfloat16, __nv_bfloat16>(" in source
     assert set(re.findall(r"wgmma.mma_async.sync.aligned.m64n(\d+)k16", source)) == {"80", "128"}

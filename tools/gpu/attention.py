@@ -9,23 +9,34 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llm_build.ops.kv_cache import CacheLayout
 
-PLAIN = CacheLayout(1, 32, 32, 128, 0, (), "float16")
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What of CacheLayout these kernels look at; that one comes with TVM's compiler."""
+
+    query_heads: int
+    key_heads: int
+    head_dim: int
+    window: int = 0
+    sinks: int = 0
+    soft_cap: float = 0.0
+
+
+PLAIN = Layout(32, 32, 128)
 LAYOUTS = {
     "d128": PLAIN,
-    "d64": replace(PLAIN, query_heads=8, key_heads=2, head_dim=64, window=33, sinks=5),
-    "d80": replace(PLAIN, query_heads=4, key_heads=4, head_dim=80),
-    "d96": replace(PLAIN, query_heads=8, key_heads=1, head_dim=96, window=150, sinks=70),
-    "d112": replace(PLAIN, query_heads=14, key_heads=2, head_dim=112),
-    "d192": replace(PLAIN, query_heads=4, key_heads=2, head_dim=192),
-    "d256": replace(PLAIN, query_heads=8, key_heads=4, head_dim=256, window=64, soft_cap=50.0),
+    "d64": Layout(8, 2, 64, window=33, sinks=5),
+    "d80": Layout(4, 4, 80),
+    "d96": Layout(8, 1, 96, window=150, sinks=70),
+    "d112": Layout(14, 2, 112),
+    "d192": Layout(4, 2, 192),
+    "d256": Layout(8, 4, 256, window=64, soft_cap=50.0),
 }
 ARCH = {"mma": ["sm_80", "sm_90a"], "wgmma": ["sm_90a"]}
 PAGE, SCALE = 16, 0.09
@@ -47,17 +58,22 @@ def prepare(folder: Path) -> None:
     from llm_build.lowering.pipeline import _link
     from llm_build.lowering.progress import StageProgress
     from llm_build.lowering.schedules.gpu import attention
+    from llm_build.ops.kv_cache import CacheLayout
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, arch in ARCH.items():
+    layouts = {
+        name: CacheLayout(layers=1, rotary_dim=0, inv_freq=(), dtype="float16", **asdict(layout))
+        for name, layout in LAYOUTS.items()
+    }
+    for instruction, arch in ARCH.items():
         limits = {"max_threads_per_block": 1024, "max_shared_memory_bytes": 49152}
         machine = machine_of({
             "kind": "cuda", "triple": "x86_64-linux-gnu", "cpu": "", "features": [], "arch": arch, "library": "so",
             "supports": [], "limits": limits,
         })  # fmt: skip
         functions = {
-            f"{kind}_{layout}": make(LAYOUTS[layout], machine.traits).with_attr("global_symbol", f"{kind}_{layout}")
-            for layout in LAYOUTS
+            f"{kind}_{name}": make(layout, machine.traits).with_attr("global_symbol", f"{kind}_{name}")
+            for name, layout in layouts.items()
             for kind, make in (("ragged", attention.prefill_ragged), ("paged", attention.prefill_paged))
         }
         module = tvm.IRModule(functions)
@@ -65,16 +81,16 @@ def prepare(folder: Path) -> None:
             module = transform(module)
         host = cuda.generate(module, machine, StageProgress(lambda *_: None, 0))
         host.export_library(
-            str(folder / f"{name}.so"), fcompile=lambda *a, machine=machine, **k: _link(*a, machine=machine, **k)
+            str(folder / f"{instruction}.so"), fcompile=lambda *a, machine=machine, **k: _link(*a, machine=machine, **k)
         )
-        print(folder / f"{name}.so", "built", flush=True)
+        print(folder / f"{instruction}.so", "built", flush=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Random queries, keys and values, as a layer of a cache of ``layout`` gets them; ``encoded``: ops/kv_cache.py."""
+    """Random queries, keys and values, as a layer of such a cache gets them; ``encoded``: ops/kv_cache.py."""
 
-    layout: CacheLayout
+    layout: Layout
     past: list[int]
     new: list[int]
     windowed: bool
@@ -95,7 +111,7 @@ class Batch:
                 row += 1
 
 
-def batch_of(layout: CacheLayout, past: list[int], new: list[int], windowed: bool) -> Batch:
+def batch_of(layout: Layout, past: list[int], new: list[int], windowed: bool) -> Batch:
     random = np.random.default_rng(sum(past) + sum(new))
 
     def numbers(count: int, heads: int) -> np.ndarray:
@@ -159,8 +175,8 @@ def check(folder: Path) -> None:
     tvm = import_tvm(runtime_only=True)
     load_for_running()
     device = tvm.runtime.device("cuda", 0)
-    for kind in ARCH:
-        library = tvm.runtime.load_module(str(folder / f"{kind}.so"))
+    for instruction in ARCH:
+        library = tvm.runtime.load_module(str(folder / f"{instruction}.so"))
         worst, worst_log, cases = 0.0, 0.0, 0
         for name, layout in LAYOUTS.items():
             for past, new in BATCHES:
@@ -168,11 +184,18 @@ def check(folder: Path) -> None:
                     batch = batch_of(layout, past, new, windowed)
                     for own in (True, False):
                         error, log_error = compare(library, name, batch, own, device, tvm)
-                        assert max(error / LIMIT, log_error / LOG_LIMIT) < 1, (kind, name, past, new, own, windowed)
+                        assert max(error / LIMIT, log_error / LOG_LIMIT) < 1, (
+                            instruction,
+                            name,
+                            past,
+                            new,
+                            own,
+                            windowed,
+                        )
                         worst, worst_log, cases = max(worst, error), max(worst_log, log_error), cases + 1
-        print(f"{kind}: {cases} cases, at most {worst:.1e} off, logarithms {worst_log:.1e}", flush=True)
+        print(f"{instruction}: {cases} cases, at most {worst:.1e} off, logarithms {worst_log:.1e}", flush=True)
         for tokens in (2000, 8000):
-            measure(library, kind, tokens, device, tvm)
+            measure(library, instruction, tokens, device, tvm)
 
 
 def compare(library: Any, name: str, batch: Batch, own: bool, device: Any, tvm: Any) -> tuple[float, float]:
@@ -200,17 +223,15 @@ def compare(library: Any, name: str, batch: Batch, own: bool, device: Any, tvm: 
     return float(np.abs(out.numpy() - wanted).max()), float(log_error.max()) if log_error.size else 0.0
 
 
-def measure(library: Any, kind: str, tokens: int, device: Any, tvm: Any) -> None:
+def measure(library: Any, instruction: str, tokens: int, device: Any, tvm: Any) -> None:
     batch, scalars = batch_of(PLAIN, [0], [tokens], False), (1, 0, 1.0, 1e4, SCALE)
     arrays = [batch.q, offsets([tokens]), batch.k[0], batch.v[0], offsets([tokens]), np.arange(tokens, dtype=np.int32)]
     arrays += [np.zeros(1, np.int32), np.zeros_like(batch.q), np.zeros(batch.q.shape[:2], np.float32)]
     put = [tvm.runtime.tensor(array, device) for array in arrays]
     seconds = library.time_evaluator("ragged_d128", device, number=10, repeat=2)(*put, *scalars).min
     work = 2 * PLAIN.query_heads * PLAIN.head_dim * tokens**2  # causal: half of 4
-    print(
-        f"{kind}: {tokens} tokens, causal, 32 x 128: {seconds * 1e3:.3f} ms, {work / seconds / 1e12:.0f} TFLOP/s",
-        flush=True,
-    )
+    rate = f"{seconds * 1e3:.3f} ms, {work / seconds / 1e12:.0f} TFLOP/s"
+    print(f"{instruction}: {tokens} tokens, causal, 32 x 128: {rate}", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ TRIGGER = "next_may_start"  # what one calls that lets the next one start later 
 OFF = "starts_late"  # what one calls that does not start early
 _LAUNCH = "tirx.kernel_launch_params"
 _DEPENDENT = "tirx.use_programtic_dependent_launch"  # as TVM's runtime spells it (src/runtime/metadata.h)
+_DYNAMIC_MEMORY = "tirx.use_dyn_shared_memory"  # its runtime wants this one last
 _KERNEL = re.compile(r'^extern "C" __global__ void [^;{]*\{\n', re.MULTILINE)
 
 
@@ -39,14 +40,19 @@ def mark_kernels() -> transform.Pass:
 
     def rewrite(module: ir.IRModule, _context: Any) -> ir.IRModule:
         functions = {
-            variable: function.with_attr(
-                _LAUNCH, [*function.attrs[_LAUNCH], *([] if _is_opted_out(function) else [_DEPENDENT])]
-            )
+            variable: function if _is_opted_out(function) else function.with_attr(_LAUNCH, _tags(function))
             for variable, function in module.functions_items()
         }
         return ir.IRModule(functions, attrs=module.attrs)
 
     return transform.module_pass(rewrite, opt_level=0, name="DependentLaunch")
+
+
+def _tags(function: Any) -> list[str]:
+    """What the runtime is told of a function's launch, with PDL."""
+    tags = [str(tag) for tag in function.attrs[_LAUNCH]]
+    own = [tag for tag in tags if tag != _DYNAMIC_MEMORY]
+    return [*own, _DEPENDENT, *tags[len(own) :]]
 
 
 def _is_opted_out(function: Any) -> bool:
