@@ -19,7 +19,6 @@ LOOPS = [
 PLAIN = [
     ("vectors", tirx.transform.VectorizeLoop(True)),
     ("simplification", tirx.transform.StmtSimplify()),
-    ("empty code", tirx.transform.RemoveNoOp()),
 ]
 FUNCTIONS = [
     ("memory check", tirx.transform.VerifyMemory()),

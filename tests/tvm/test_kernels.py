@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pytest
 import tvm
-from tvm import tirx
+from tvm import ir, tirx
 
+from llm_build.lowering.backends import cpu as backend
 from llm_build.lowering.kernel_modules import Schedules
 from llm_build.lowering.schedules.cpu import attention, cache, linear, sampling
 from llm_build.lowering.schedules.cpu import vector as v
@@ -54,11 +56,20 @@ def isa(request: pytest.FixtureRequest) -> Isa:
 
 def run(kernel: tirx.PrimFunc, isa: Isa, *arrays: Any) -> list[np.ndarray]:
     """Call a kernel; the arrays as it leaves them."""
-    target = {"kind": "llvm", "mcpu": LEVELS[isa.lanes]}
-    built = tvm.tirx.build(kernel.with_attr("global_symbol", "kernel"), tvm.target.Target(target, host=target))
     passed = [tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in arrays]
-    built["kernel"](*passed)
+    compiled(kernel, isa)(*passed)
     return [a.numpy() if hasattr(a, "numpy") else a for a in passed]
+
+
+@lru_cache(maxsize=8)
+def compiled(kernel: tirx.PrimFunc, isa: Isa) -> Any:
+    """As a library has it; once, however often a test calls it."""
+    level = LEVELS[isa.lanes]
+    target = {"kind": "cpu", "triple": cpu.triple_of(level, None), "cpu": level, "features": []}
+    machine = backend.machine_of(target)
+    with machine.tvm, tvm.transform.PassContext(opt_level=3):
+        named = kernel.with_attr("global_symbol", "kernel")
+        return backend.compile_kernel(ir.GlobalVar("kernel"), named, machine)["kernel"]
 
 
 def normal(*shape: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from tvm import ir, tirx
 
 from llm_build import architectures
 from llm_build.core.errors import StepError
+from llm_build.lowering.backends import cpu as backend
 from llm_build.lowering.kernel_modules import Schedules
-from llm_build.lowering.machine import machine_of
+from llm_build.lowering.machine import Machine, machine_of
 from llm_build.lowering.passes.kernels import with_schedules
 from llm_build.lowering.schedules.cpu.vector import Isa
 from llm_build.models.decoder import Model
@@ -31,11 +33,13 @@ from tests.conftest import ROOT
 from tests.tvm import tiny
 from tests.tvm.conftest import Built
 
+HAVE_THE_VOCABULARY = {"embedding", "linear4", "shape_func1", "shape_func2", "softmax_with_temperature_kernel"}
 LOWER = """
 import sys
 from pathlib import Path
 from tests.tvm import tiny
-tiny.compile_library(Path(sys.argv[1]), tiny.BASE, tiny.SCHEMES["q4f16_1"])
+for name in sys.argv[2:]:
+    tiny.compile_library(Path(sys.argv[1]), tiny.BASE, tiny.SCHEMES[name])
 """
 
 
@@ -48,11 +52,11 @@ def python(code: str, *words: str, cwd: Path = ROOT, **environment: str) -> str:
     return done.stdout
 
 
-def test_bytes_do_not_depend_on_process_folder_or_hash_seed(tmp_path: Path):
+def test_bytes_do_not_depend_on_process_folder_hash_seed_or_what_was_lowered_before(tmp_path: Path):
     one, two = tmp_path / "one", tmp_path / "another" / "longer folder"
-    for folder, seed in ((one, "1"), (two, "2")):
+    for folder, seed, schemes in ((one, "1", ["q4f16_1"]), (two, "2", ["q0f32", "q4f16_1"])):
         folder.mkdir(parents=True)
-        python(LOWER, str(folder), cwd=folder, PYTHONHASHSEED=seed, TMPDIR=str(folder))
+        python(LOWER, str(folder), *schemes, cwd=folder, PYTHONHASHSEED=seed, TMPDIR=str(folder))
     for name in ("library.so", "metadata.json"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
     assert str(tmp_path).encode() not in (one / "library.so").read_bytes()
@@ -80,8 +84,28 @@ def test_metadata_describes_the_library(built: Callable[[str, str], Built]):
 
 def test_progress_names_every_pass_and_kernel(tmp_path: Path):
     out = tiny.compile_library(tmp_path, {**tiny.BASE, "num_hidden_layers": 1}, tiny.SCHEMES["q0f32"])
-    assert {"memory plan", "calling convention", "attention_decode", "linear", "link", "done"} <= set(out.labels)
-    assert len(out.labels) > 60
+    assert {"memory plan", "symbols", "attention_decode", "linear", "link", "done"} <= set(out.labels)
+    assert len(out.labels) > 55
+
+
+def test_a_kernel_of_an_earlier_library_is_not_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    compiled: list[str] = []
+    compile_kernel = backend.compile_kernel
+
+    def counted(variable: ir.GlobalVar, function: tirx.PrimFunc, machine: Machine) -> object:
+        compiled.append(variable.name_hint)
+        return compile_kernel(variable, function, machine)
+
+    monkeypatch.setattr(backend, "compile_kernel", counted)
+    monkeypatch.setattr(backend, "_compiled", OrderedDict())
+    tiny.compile_library(tmp_path / "one", tiny.BASE, tiny.SCHEMES["q0f32"])
+    assert {"attention_decode", "linear", "rms_norm"} <= set(compiled)
+    compiled.clear()
+    tiny.compile_library(tmp_path / "two", tiny.BASE | {"vocab_size": 300}, tiny.SCHEMES["q0f32"])
+    assert set(compiled) == HAVE_THE_VOCABULARY
+    compiled.clear()
+    tiny.compile_library(tmp_path / "three", tiny.BASE | {"vocab_size": 300}, tiny.SCHEMES["q0f32"])
+    assert compiled == []
 
 
 def test_layers_share_their_kernels(tmp_path: Path):
@@ -106,7 +130,7 @@ print(len(logits), "torch" in sys.modules, "libtvm_compiler" in Path("/proc/self
 
 
 def test_lower_imports_no_torch(tmp_path: Path):
-    assert python(LOWER + "print('torch' in sys.modules)", str(tmp_path)).strip() == "False"
+    assert python(LOWER + "print('torch' in sys.modules)", str(tmp_path), "q4f16_1").strip() == "False"
 
 
 def test_older_x86_levels_give_the_same_logits(built: Callable[[str, str], Built], tmp_path: Path):

@@ -32,7 +32,7 @@ def looked_at(layout: Any, q: np.ndarray, k: np.ndarray, value: np.ndarray, wind
     return weights @ value / weights.sum()
 
 
-@pytest.mark.parametrize("isa", ISAS[:1], indirect=True, ids=["16-lanes"])  # seconds per kernel with fewer
+@pytest.mark.parametrize("isa", ISAS[:2], indirect=True, ids=["16-lanes", "8-lanes"])
 def test_attention_through_a_window(isa: Isa):
     """New tokens against the cache and among themselves, merged; then the same rows' last ones by decoding: in a layer
     with the window, and in one without."""

@@ -65,6 +65,7 @@ def passes(machine: Machine) -> list[Pass]:
         ("target", tirx.transform.BindTarget(machine.tvm)),
         *tir_passes.LOOPS,
         *tir_passes.PLAIN,
+        ("empty code", tirx.transform.RemoveNoOp()),
         ("unsafe choices", s_tir.transform.RewriteUnsafeSelect()),
         *tir_passes.FUNCTIONS,
     ]
