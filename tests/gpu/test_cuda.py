@@ -32,3 +32,15 @@ def test_a_library_built_elsewhere(cell: str, built: Path):
     from tools.gpu.check import check
 
     check(built / cell)
+
+
+def test_attention_of_many_rows(tmp_path: Path):
+    """Where there is a compiler beside the GPU."""
+    if cuda.find_compiler() is None or cuda.find_fatbinary() is None:
+        pytest.skip("no CUDA compiler for several architectures")
+    if not set(cuda.detect()) <= {"sm_90a"}:
+        pytest.skip("the kernels of one of its libraries are for sm_90a alone")
+    from tools.gpu import attention
+
+    attention.prepare(tmp_path)
+    attention.check(tmp_path)
