@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     words = list(sys.argv[1:] if argv is None else argv)
+    _print_anything()
     try:
         code = _end_of(words)
         for stream in filter(None, (sys.stdout, sys.stderr)):
@@ -64,6 +66,12 @@ def _end_of(words: Sequence[str]) -> int:
         message = f"error: a defect in llm-build: {type(error).__name__}: {error}"
         print(f"{message}\n  next: the same command with --debug shows where; please report it", file=sys.stderr)
         return 1
+
+
+def _print_anything() -> None:
+    """Characters that standard output cannot write, of names in files of others, are escaped, as on standard error."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _write_nowhere() -> None:

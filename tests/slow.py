@@ -29,6 +29,7 @@ SLOW: Mapping[str, int] = {  # start of a test's id -> CPU seconds of all tests 
     "tests/e2e/test_quality.py": 23,
     "tests/e2e/test_real_model.py": 65,  # and a download of 98 MB
     "tests/e2e/test_verify.py": 37,
+    "tests/fuzz/test_fuzz.py::test_a_minute_of_all_kinds": 120,
     "tests/matrix/": 255,
     "tests/ranks/test_cells.py": 344,
     "tests/ranks/test_ranks.py::test_two_ranks_agree_with_transformers": 32,

@@ -9,11 +9,11 @@ from llm_build.app.generate import check_kinds
 from llm_build.app.options import BuildOptions
 from llm_build.app.places import open_store_at, places_of
 from llm_build.app.request import compose_one
-from llm_build.core.errors import UserError
+from llm_build.core.errors import StepError, UserError
 from llm_build.core.filestore import FileStore
 from llm_build.core.names import is_key
 from llm_build.provenance.diff.sides import read_statement
-from llm_build.provenance.statement import HASHES, NAME, check_statement
+from llm_build.provenance.statement import NAME, check_statement, has_digests
 
 
 def check_built_folder(folder: Path, options: BuildOptions) -> None:
@@ -26,8 +26,7 @@ def check_built_folder(folder: Path, options: BuildOptions) -> None:
         )
     document = read_statement(folder)
     check_statement(document, folder / NAME)
-    recipe = document["predicate"]["buildDefinition"]["externalParameters"]["recipe"]
-    check_kinds(recipe["target"]["kind"], recipe["choices"]["target"], recipe["package"]["kind"])
+    check_kinds(*_kinds_of(document, folder))
     _check_libraries(folder, document)
     places = places_of(compose_one(options))
     if places.trust != "all" and not _is_own(document, open_store_at(places)):
@@ -37,11 +36,21 @@ def check_built_folder(folder: Path, options: BuildOptions) -> None:
         )
 
 
+def _kinds_of(document: Any, folder: Path) -> tuple[str, str, str]:
+    """The target's kind and choice, and the package's kind. StepError where build.json does not say."""
+    try:
+        recipe = document["predicate"]["buildDefinition"]["externalParameters"]["recipe"]
+        kinds = recipe["target"]["kind"], recipe["choices"]["target"], recipe["package"]["kind"]
+    except (KeyError, TypeError) as error:
+        raise StepError(f"{folder / NAME} does not say what was built: {error}", "build it again") from error
+    return str(kinds[0]), str(kinds[1]), str(kinds[2])
+
+
 def _check_libraries(folder: Path, document: Any) -> None:
     listed = {subject["name"]: subject["digest"] for subject in document["subject"]}
     for path in sorted(folder.glob("*.so")):
         digests = listed.get(path.name) or {}
-        if not digests or any(HASHES[kind](path) != digest for kind, digest in digests.items()):
+        if not digests or not has_digests(path, digests):
             raise UserError(
                 f"{path} is not the library that {NAME} lists: it is not loaded",
                 f"build verify-provenance {folder}   or build it again",

@@ -8,6 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +86,8 @@ def _bring(folder: Path, wanted: Mapping[str, Output], gone: list[str], document
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         system.lock(handle, alone=True, wait=True)  # another build may write the same folder
-        disk.remove_tree(incoming)
+        with suppress(FileNotFoundError):
+            disk.remove_entry(incoming)
         incoming.mkdir()
         for name, output in wanted.items():
             if (folder / name).is_dir() and not (folder / name).is_symlink():
@@ -165,7 +167,7 @@ def _remove(folder: Path, name: str) -> None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8", "replace")
+        return disk.read_whole(path).decode("utf-8", "replace")
     except OSError:
         return ""
 

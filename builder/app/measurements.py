@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from llm_build.core.json_text import parse_json
 from llm_build.core.store import Store
 from llm_build.planner.graph.bench import bench_goal
 
@@ -15,7 +15,10 @@ def last_measurement(store: Store, name: str, model: str) -> Mapping[str, Any] |
     not, or the store has it no more."""
     place = next(iter(store.last_results(bench_goal(name)).values()), None)
     record = store.load(place.key).record if place else None
-    if record is None or model not in record.parts["inputs"].values():
+    try:
+        if record is None or model not in record.parts["inputs"].values():
+            return None
+        content = parse_json(store.read(record.outputs["bench.json"].digest))
+    except (OSError, ValueError, KeyError, AttributeError):
         return None
-    content: Mapping[str, Any] = json.loads(store.read(record.outputs["bench.json"].digest))
-    return content
+    return content if isinstance(content, dict) else None

@@ -15,6 +15,7 @@ from llm_build.app.places import open_store_at, places_of
 from llm_build.app.request import BuildRequest, compose_one, folders_of
 from llm_build.app.session import Session, local_executor
 from llm_build.app.share import shared_of
+from llm_build.core import disk
 from llm_build.core.errors import StepError, UserError
 from llm_build.core.events import Listener
 from llm_build.core.json_text import parse_json
@@ -131,7 +132,7 @@ def _put_files(store: SharedStore, name: str, cell: Cell, record: Record, folder
     exported = put(name, folder, record.outputs, document or "", store)
     signature = store.read_provenance(record.key, SIGNATURE) if document else None
     if signature:
-        (folder / SIGNATURE).write_text(signature)
+        disk.write_atomic(folder / SIGNATURE, signature.encode(), folder / f".{SIGNATURE}", durable=False)
     written = len([file for file in exported.written if file != NAME])
     return PulledCell(folder, len(cell.outputs), written, document is not None)
 

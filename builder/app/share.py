@@ -7,6 +7,7 @@ from llm_build.core.errors import UserError
 from llm_build.core.events import Listener
 from llm_build.core.filestore import FileStore
 from llm_build.core.record import Record
+from llm_build.core.small_file import read_small
 from llm_build.provenance.statement import NAME, SIGNATURE
 from llm_build.remote.store import SharedStore
 
@@ -38,5 +39,5 @@ def publish(request: BuildRequest, records: dict[str, Record], listen: Listener)
         for file in (NAME, SIGNATURE):
             path = request.outputs[name] / file
             if path.is_file():
-                store.uploads.write_provenance(record.key, file, path.read_bytes())
+                store.uploads.write_provenance(record.key, file, read_small(path))
     store.drain(listen)

@@ -13,12 +13,14 @@ from typing import Any
 
 from llm_build.config.strict import nearest_names
 from llm_build.core.errors import UserError
+from llm_build.core.small_file import read_small
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 GROUPS = ("model", "quant", "target", "package", "verify", "executor", "recipe")
 SECTIONS = (*GROUPS[:-1], "store", "dist", "pins", "provenance", "sweep")
 PRIMARY = "build"  # conf/build.yaml
 _DUMP = "debug.dump"  # what some type for a dump of each stage
+MOST_BYTES = 4 << 20  # of a choice or a recipe
 _FEW = 12  # choices that an error lists
 CHOICE = re.compile(rf"^(?P<group>{'|'.join(GROUPS)})=(?P<choice>[\w./-]+)$")
 
@@ -77,13 +79,16 @@ def choices_of(group: str, folders: Folders) -> dict[str, Path]:
 
 def describe(file: Path) -> str:
     """The one line that a choice's file says of itself: its first comment."""
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            text = line.lstrip("#").strip()
-            if line.startswith("#") and not text.startswith("@package"):
-                return text
-            if line.strip() and not line.startswith("#"):
-                break
+    try:
+        lines = read_small(file, MOST_BYTES).decode("utf-8", "replace").splitlines()
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    for line in lines:
+        text = line.lstrip("#").strip()
+        if line.startswith("#") and not text.startswith("@package"):
+            return text
+        if line.strip() and not line.startswith("#"):
+            break
     return ""
 
 

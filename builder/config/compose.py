@@ -18,7 +18,9 @@ from typing import Any
 from llm_build.config.choices import PRIMARY, SECTIONS, Composed, Folders, check_choices, find_folders, shipped
 from llm_build.config.literal_paths import take_path_literally
 from llm_build.config.yaml_files import read_text
+from llm_build.core.disk import read_whole, status_of
 from llm_build.core.errors import UserError
+from llm_build.core.json_text import parse_json
 
 _HERE = Path(__file__).resolve().parent  # builder/config
 # Our own files that a composed result follows from
@@ -77,19 +79,20 @@ def cache_key(overrides: Sequence[str], folders: Folders) -> str:
 
 def _stat_tree(root: Path) -> list[Any]:
     states: list[Any] = []
-    folders = [str(root)]
+    folders, seen = [str(root)], set()
     while folders:
         here = folders.pop()
         try:
             entries = sorted(os.scandir(here), key=lambda e: e.name)
-        except FileNotFoundError:
-            continue
+        except OSError:
+            continue  # whoever composes says what cannot be read
         for entry in entries:
-            if entry.is_dir():
-                folders.append(entry.path)
-            elif entry.name.endswith(".yaml"):
-                stat = entry.stat()
+            if entry.name.endswith(".yaml"):
+                stat = status_of(entry.path)
                 states.append([entry.path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino])
+            elif os.path.isdir(entry.path) and (inode := entry.stat().st_ino) not in seen:
+                seen.add(inode)  # links may lead in a circle
+                folders.append(entry.path)
     return states
 
 
@@ -111,9 +114,18 @@ def _text_of(path: Path) -> str:
 
 def _recall(slot: Path) -> Composed | None:
     try:
-        values, choices, overrides, sweeps = json.loads(slot.read_bytes())
-    except (OSError, ValueError):
+        values, choices, overrides, sweeps = parse_json(read_whole(slot), max_depth=None)
+        return composed_of(values, choices, overrides, sweeps)
+    except (OSError, ValueError, TypeError):
         return None
+
+
+def composed_of(values: Any, choices: Any, overrides: Any, sweeps: Any) -> Composed:
+    """What was remembered. Raises TypeError for what was not written here."""
+    named = isinstance(choices, dict) and all(isinstance(choice, str) for choice in choices.values())
+    typed = isinstance(overrides, list) and all(isinstance(word, str) for word in overrides)
+    if not (isinstance(values, dict) and named and typed and isinstance(sweeps, bool)):
+        raise TypeError("no composed job")
     return Composed(values, choices, tuple(overrides), sweeps)
 
 

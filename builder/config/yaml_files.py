@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from llm_build.config.choices import MOST_BYTES
 from llm_build.core.errors import UserError
 from llm_build.core.small_file import read_small
 
-_MOST_BYTES = 4 << 20
 _MOST_NODES = 100_000
 _MOST_DIGITS = 1000
 _NUMBERS = re.compile("[0-9a-fA-F_:]+")  # decimal, hexadecimal, or YAML's base 60, whose places a colon parts
@@ -18,7 +18,7 @@ _NUMBERS = re.compile("[0-9a-fA-F_:]+")  # decimal, hexadecimal, or YAML's base 
 def read_text(path: Path) -> str:
     """The text of a choice or a recipe, without a byte order mark. Raises UserError unless it is UTF-8."""
     try:
-        text = read_small(path, _MOST_BYTES).decode("utf-8-sig")
+        text = read_small(path, MOST_BYTES).decode("utf-8-sig")
         check_bounded(path, text)
         return text
     except OSError as error:

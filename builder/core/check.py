@@ -14,6 +14,7 @@ from llm_build.core.filestore import FileStore
 from llm_build.core.gc import blob_files, last_results, records
 from llm_build.core.leftovers import clear, leftovers
 from llm_build.core.record import Record
+from llm_build.core.small_file import check_not_hollow, open_file
 
 OnProgress = Callable[[int, int], None]  # done and total, bytes
 
@@ -104,17 +105,18 @@ def _damaged(files: Mapping[Path, os.stat_result], progress: OnProgress | None) 
 
 
 def _digest(path: Path) -> str:
-    """Hex blake3 of a file, "gone" when a build has removed it, "unreadable". Reads, and does not map: a bad sector
-    under a map kills the process."""
+    """Hex blake3 of a file, "gone" when a build has removed it, "unreadable" where there is none. Reads, and does not
+    map: a bad sector under a map kills the process."""
     from blake3 import blake3
 
     hasher, buffer = blake3(), memoryview(bytearray(CHUNK_BYTES))
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_file(path) as file:
+            check_not_hollow(file.fileno(), path)
             while count := file.readinto(buffer):
                 hasher.update(buffer[:count])
     except FileNotFoundError:
-        return "gone"
+        return "unreadable" if path.is_symlink() else "gone"
     except PermissionError:
         raise
     except OSError:
@@ -142,7 +144,7 @@ def _steps(keys: set[str], users: Mapping[str, list[str]]) -> tuple[str, ...]:
 
 def _status(path: Path) -> os.stat_result | None:
     with suppress(FileNotFoundError):
-        return path.stat()
+        return disk.status_of(path)
     return None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llm_build.core.errors import StepError
+from llm_build.core.small_file import check_not_hollow, open_file
 
 CHUNK_BYTES = 1 << 20
 MMAP_FROM_BYTES = 4 << 20  # below this a plain read is as fast, and a truncated file cannot kill the process
@@ -37,23 +38,26 @@ def digest_of_bytes(data: bytes) -> str:
 
 
 def digest_of_file(path: Path, threads: int = 0) -> str:
-    """blake3 of a whole file. ``threads`` 0 uses every core."""
+    """blake3 of a whole file. ``threads`` 0 uses every core. OSError for what is no file, or a hollow one
+    (core/small_file)."""
     from blake3 import blake3
 
     hasher = blake3(max_threads=threads or blake3.AUTO)
-    if os.stat(path).st_size >= MMAP_FROM_BYTES:
-        hasher.update_mmap(path)
-    else:
-        with open(path, "rb", buffering=0) as file:
+    with open_file(path) as file:
+        check_not_hollow(file.fileno(), path)
+        if os.fstat(file.fileno()).st_size >= MMAP_FROM_BYTES:
+            hasher.update_mmap(path)
+        else:
             while chunk := file.read(CHUNK_BYTES):
                 hasher.update(chunk)
     return "blake3:" + str(hasher.hexdigest())
 
 
 def sha256_of_file(path: Path) -> str:
-    """sha256 of a whole file, hex."""
+    """sha256 of a whole file, hex. OSError as digest_of_file."""
     hasher = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
+    with open_file(path) as file:
+        check_not_hollow(file.fileno(), path)
         while chunk := file.read(CHUNK_BYTES):
             hasher.update(chunk)
     return hasher.hexdigest()

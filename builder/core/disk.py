@@ -13,13 +13,23 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
+# What an OSError says of a name that stands for no file: a folder, a socket, a loop of links, a name that is too long;
+# EINVAL and EFBIG are core/small_file's words for a pipe, a device and a file of any size
+NO_FILE = (errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG)
+
+
 def read_whole(path: str | Path) -> bytes:
-    """The bytes of a small file, with three system calls (the planner reads thousands)."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """The bytes of a small file, with three system calls (the planner reads thousands).
+
+    Raises:
+        OSError: as open and read do; its number is one of NO_FILE for what is no file, or too large.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         data = os.read(handle, 1 << 16)
-        if len(data) < 1 << 16:
+        if 0 < len(data) < 1 << 16:
             return data
+        _check_small(handle, path)
         chunks = [data]
         while chunk := os.read(handle, 1 << 20):
             chunks.append(chunk)
@@ -28,9 +38,36 @@ def read_whole(path: str | Path) -> bytes:
         os.close(handle)
 
 
+def _check_small(handle: int, path: str | Path) -> None:
+    from llm_build.core.small_file import MOST_BYTES, check_is_file
+
+    status = os.fstat(handle)
+    check_is_file(status, path)
+    if status.st_size > MOST_BYTES:
+        raise OSError(errno.EFBIG, f"it has {status.st_size} bytes; allowed: up to {MOST_BYTES}", str(path))
+
+
+def status_of(path: str | Path) -> os.stat_result:
+    """stat of what a name stands for; of the link itself, where it leads nowhere. OSError."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return os.lstat(path)
+
+
+def remove_entry(path: str | Path) -> None:
+    """Remove whatever has this name: a file, a link, a folder with all that it holds. OSError."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        import shutil
+
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
 def write_atomic(target: Path, data: bytes, temporary: Path, durable: bool) -> None:
     """Write ``temporary`` (same file system) and rename it to ``target``. ``durable`` survives a power cut."""
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         view = memoryview(data)
         while view:

@@ -101,11 +101,10 @@ class PlanState:
         """Replace a template whose list of items is in the store by one step per item (``items`` has their ids, in
         order). Returns the steps that have all their inputs now."""
         template = self.steps[template_id]
-        steps = list(items_of(template, self._item_list(template)))
+        steps = self._steps_of(template)
         self.items[template_id] = tuple((step.name[len(template.name) + 1 : -1], step.id) for step in steps)
         readers = self.readers.pop(template_id, [])
         for step in steps:
-            assert step.id not in self.steps, f"{template_id} makes {step.id} twice"
             self.steps[step.id] = step
             self._goals[step.id] = self._goals.get(template_id, [])
             self.readers[step.id] = [*self.readers.get(step.id, ()), *readers]
@@ -115,19 +114,20 @@ class PlanState:
             self.missing[reader].update(step.id for step in steps)
         return [id_ for id_ in [*(step.id for step in steps), *readers] if not self.missing[id_]]
 
-    def _item_list(self, template: Step) -> list[Json]:
+    def _steps_of(self, template: Step) -> list[Step]:
+        """The items of a template. StepError for what is no list of them."""
         source = template.inputs[template.expand]
         output = self._output(source)
         try:
             items: list[Json] = parse_json(self.store.read(output.digest))["items"]
-            if not all(isinstance(item["name"], str) for item in items):
-                raise TypeError("a name is no string")
-        except (ValueError, KeyError, TypeError) as error:
+            if not all(map(_is_item, items)) or len({item["name"] for item in items}) != len(items):
+                raise TypeError("an item has no name, parameters or inputs, or is there twice")
+            return list(items_of(template, items))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise StepError(
                 f"{template.name}: what the store has under {output.digest[:15]} is no list of steps",
                 "whoever wrote to this store wrote something else: store.path=/another/folder",
             ) from error
-        return items
 
     # Identity
 
@@ -278,6 +278,16 @@ class PlanState:
 
 def expanded(ids: tuple[str, ...], items: Mapping[str, tuple[tuple[str, str], ...]]) -> list[str]:
     return [each for id_ in ids for each in ([step for _, step in items[id_]] if id_ in items else [id_])]
+
+
+def _is_item(item: Json) -> bool:
+    """Whether it is of the shape that items_of reads."""
+    if not (isinstance(item, dict) and isinstance(item.get("name"), str) and isinstance(item.get("params"), dict)):
+        return False
+    inputs = item.get("inputs")
+    return isinstance(inputs, dict) and all(
+        isinstance(drawn, list) and 2 <= len(drawn) <= 3 and {*map(type, drawn)} == {str} for drawn in inputs.values()
+    )
 
 
 def items_of(template: Step, items: list[Json]) -> Iterator[Step]:

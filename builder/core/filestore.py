@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,6 +34,8 @@ from llm_build.core.store import RemoteLookup
 
 VERSION = "1"
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # of a blob: it has no bytes
+_SHOWN = 20  # characters of another layout's name
 _LATEST_S = 1e11  # the year 5138: no time that was ever noted
 _LAST_USE_REFRESH_S = (
     24 * 3600.0
@@ -65,7 +68,7 @@ class FileStore:
 
     def check_version(self) -> None:
         try:
-            layout = (self.root / "VERSION").read_text().strip()
+            layout = disk.read_whole(self.root / "VERSION").decode("utf-8", "replace").strip()[:_SHOWN]
         except (FileNotFoundError, NotADirectoryError):
             self._check_empty()
             return
@@ -97,10 +100,12 @@ class FileStore:
         path = f"{self._records}{key[:2]}/{key}.json"
         try:
             raw = disk.read_whole(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return Lookup(None, "absent")
         except OSError as error:
-            raise disk.explain_os_error(error, "cannot read the store", self.root) from error
+            if error.errno not in disk.NO_FILE:
+                raise disk.explain_os_error(error, "cannot read the store", self.root) from error
+            raw = b""
         record = decode_record(raw, key)
         if record is None:
             if repair:
@@ -113,15 +118,22 @@ class FileStore:
                 continue
             try:
                 status = os.stat(self._blob(output.digest))
-            except FileNotFoundError:
-                return Lookup(None, "missing", name)
-            if status.st_mtime_ns != output.mtime_ns or status.st_size != output.nbytes:
+            except OSError as error:
+                return self._without(error, name)
+            seen = (status.st_mtime_ns, status.st_size, stat.S_IFMT(status.st_mode))
+            if seen != (output.mtime_ns, output.nbytes, stat.S_IFREG):
                 return self._verify_digests(record, repair, self.seals.is_own(raw))
         return Lookup(record)
 
+    def _without(self, error: OSError, name: str) -> Lookup:
+        """A blob that cannot be looked at: it is not there. BuildError when it may not be looked at."""
+        if error.errno in _ABSENT:
+            return Lookup(None, "missing", name)
+        raise disk.explain_os_error(error, "cannot read the store", self.root) from error
+
     def _verify_digests(self, record: Record, repair: bool, own: bool) -> Lookup:
-        """Some blob has another mtime or size than its record: hash it, then restamp the record or drop the blob. A
-        record that is not this user's ``own`` is not written anew, for that would seal it."""
+        """Some blob has another mtime or size than its record: hash it, unless its size says enough, then restamp the
+        record or drop the blob. A record that is not this user's ``own`` is not written anew, which would seal it."""
         outputs = dict(record.outputs)
         for name, output in record.outputs.items():
             if output.of:
@@ -129,18 +141,23 @@ class FileStore:
             path = Path(self._blob(output.digest))
             try:
                 status = os.stat(path)
-                good = status.st_mtime_ns == output.mtime_ns and status.st_size == output.nbytes
-                if not good and self.file_digest(path) != output.digest:
+                if not self._holds(path, status, output):
                     if repair:
                         self.drop(path, status)
                     return Lookup(None, "damaged", f"{name} ({output.digest[:15]})")
-            except FileNotFoundError:
-                return Lookup(None, "missing", name)
+            except OSError as error:
+                return self._without(error, name)
             outputs[name] = output._replace(mtime_ns=status.st_mtime_ns)
         fresh = record._replace(outputs=outputs)
         if repair and own:
             self._update_mtimes(fresh)
         return Lookup(fresh)
+
+    def _holds(self, path: Path, status: os.stat_result, output: Output) -> bool:
+        """Whether what was seen at ``path`` is a file with the bytes of an output. OSError."""
+        if not stat.S_ISREG(status.st_mode) or status.st_size != output.nbytes:
+            return False
+        return status.st_mtime_ns == output.mtime_ns or self.file_digest(path) == output.digest
 
     def _update_mtimes(self, record: Record) -> None:
         with suppress(BuildError):  # a store that cannot be written is hashed again next time
@@ -148,11 +165,9 @@ class FileStore:
 
     def drop(self, path: Path, seen: os.stat_result) -> None:
         """Remove a damaged blob, unless another build has replaced it since it was ``seen``."""
-        try:
-            if os.stat(path).st_ino == seen.st_ino:
+        with suppress(OSError):
+            if disk.status_of(path).st_ino == seen.st_ino:
                 _remove(str(path))
-        except FileNotFoundError:
-            pass
 
     def path(self, digest: str) -> Path:
         return Path(self._blob(digest))
@@ -256,7 +271,8 @@ class FileStore:
         try:
             os.link(file, target)
         except FileExistsError:
-            if digest_of_file(target, threads) != digest:  # damaged without a trace in its mtime
+            if not _has_digest(target, digest, threads):  # damaged without a trace in its mtime, or no file at all
+                _make_way(target)
                 os.replace(file, target)
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
@@ -281,8 +297,8 @@ class FileStore:
 
     def forget(self, key: str) -> None:
         """Drop a result, so that its step runs again; its blobs go with the next gc."""
-        with suppress(FileNotFoundError):
-            os.unlink(f"{self._records}{key[:2]}/{key}.json")
+        with suppress(FileNotFoundError, NotADirectoryError):
+            disk.remove_entry(f"{self._records}{key[:2]}/{key}.json")
 
     def _write(self, target: Path, data: bytes, durable: bool) -> None:
         folder = self._session or self.root / "tmp"
@@ -373,6 +389,21 @@ def _own_copy(file: Path) -> Path:
     return copy
 
 
+def _has_digest(path: Path, digest: str, threads: int) -> bool:
+    try:
+        return digest_of_file(path, threads) == digest
+    except OSError as error:
+        if error.errno in (*disk.NO_FILE, errno.ENOENT):
+            return False
+        raise
+
+
+def _make_way(path: Path) -> None:
+    """A rename replaces files and links, and no folder."""
+    if path.is_dir() and not path.is_symlink():
+        disk.remove_entry(path)
+
+
 def _remove(path: str) -> None:
     with suppress(OSError):
-        os.unlink(path)
+        disk.remove_entry(path)

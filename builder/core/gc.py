@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Collection, Iterator
@@ -65,7 +66,7 @@ def _choose(
 ) -> tuple[list[_Candidate], list[_Candidate]]:
     """(records that go, records that stay)."""
     candidates = sorted(_candidates(store), key=lambda each: each.used)
-    sizes = {path.name: path.stat().st_size for path in blob_files(store)}
+    sizes = {path.name: path.lstat().st_size for path in blob_files(store)}
     oldest = time.time() - max_age_s if max_age_s is not None else 0.0
     dropped = [each for each in candidates if each.used < oldest and each.key not in roots]
     kept = [each for each in candidates if each.used >= oldest or each.key in roots]
@@ -98,20 +99,43 @@ def _candidates(store: FileStore) -> Iterator[_Candidate]:
 def last_results(store: FileStore) -> Iterator[tuple[str, str, str, float]]:
     """(goal, step name, key, last use in unix seconds) of every result that a goal remembers."""
     for path in sorted((store.root / "places").glob("*.json")):
-        with suppress(ValueError, KeyError, TypeError):
-            document = parse_json(path.read_bytes(), max_depth=None)
-            for name, place in document["steps"].items():
-                yield document["goal"], name, place["key"], place["used"]
+        yield from _results_at(path)
+
+
+def _results_at(path: Path) -> list[tuple[str, str, str, float]]:
+    """None where the document is damaged, or no file: reasons are poorer, nothing else."""
+    try:
+        document = parse_json(disk.read_whole(path), max_depth=None)
+        goal, steps = str(document["goal"]), document["steps"].items()
+        return [(goal, name, str(place["key"]), float(place["used"])) for name, place in steps]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return []
 
 
 def records(store: FileStore) -> Iterator[tuple[Path, Record | None]]:
-    """Every manifest, None where it is garbage."""
-    for path in sorted((store.root / "records").glob("*/*.json")):
-        yield path, decode_record(path.read_bytes(), path.stem)
+    """Every manifest, None where it is garbage, or no file."""
+    for path in _in_shards(store.root / "records", "*.json"):
+        yield path, _record_at(path)
+
+
+def _record_at(path: Path) -> Record | None:
+    try:
+        return decode_record(disk.read_whole(path), path.stem)
+    except OSError as error:
+        if error.errno in (*disk.NO_FILE, errno.ENOENT):
+            return None
+        raise
 
 
 def blob_files(store: FileStore) -> Iterator[Path]:
-    yield from sorted((store.root / "blobs").glob("*/*"))
+    yield from _in_shards(store.root / "blobs", "*")
+
+
+def _in_shards(folder: Path, pattern: str) -> Iterator[Path]:
+    """Not through links: what they lead to would be removed as unused."""
+    for shard in sorted(folder.glob("*")):
+        if not shard.is_symlink():
+            yield from sorted(shard.glob(pattern))
 
 
 def _collect(store: FileStore, chosen: tuple[list[_Candidate], list[_Candidate]], dry_run: bool) -> Freed:
@@ -119,7 +143,7 @@ def _collect(store: FileStore, chosen: tuple[list[_Candidate], list[_Candidate]]
     named: set[str] = set().union(*(each.digests for each in kept))
     blobs, nbytes, linked, kept_nbytes = [], 0, 0, 0
     for path in blob_files(store):
-        status = path.stat()
+        status = path.lstat()
         if path.name in named:
             kept_nbytes += status.st_size
             continue
@@ -128,9 +152,9 @@ def _collect(store: FileStore, chosen: tuple[list[_Candidate], list[_Candidate]]
         linked += status.st_size if status.st_nlink > 1 else 0
     if not dry_run:
         for each in dropped:  # a record goes before its blobs: there is never one without its bytes
-            (store.root / "records" / each.key[:2] / f"{each.key}.json").unlink(missing_ok=True)
+            store.forget(each.key)
         for path in blobs:
-            path.unlink(missing_ok=True)
+            _remove(path)
         _tidy(store, {each.key for each in kept})
     return Freed(tuple(each.name for each in dropped), len(blobs), nbytes, linked, kept_nbytes)
 
@@ -138,8 +162,13 @@ def _collect(store: FileStore, chosen: tuple[list[_Candidate], list[_Candidate]]
 def _tidy(store: FileStore, keys: set[str]) -> None:
     """Logs of dropped records, and lock files of dead builds (nothing runs now)."""
     for path in (store.root / "logs").glob("*.log"):
-        if path.stem not in keys and time.time() - path.stat().st_mtime > _DAY_S:
-            path.unlink(missing_ok=True)
+        if path.stem not in keys and time.time() - path.lstat().st_mtime > _DAY_S:
+            _remove(path)
     for path in (store.root / "locks").glob("*"):
         if path.name != "builds":
-            path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        disk.remove_entry(path)

@@ -30,7 +30,7 @@ def clear(root: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if not path.is_dir():
+    if path.is_symlink() or not path.is_dir():
         path.unlink()
     elif (handle := lock.lock_alone(path / "alive")) is not None:
         disk.remove_tree(path)

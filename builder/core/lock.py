@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from llm_build.core import system
+from llm_build.core import disk, system
+
+_ODD = (errno.EISDIR, errno.ENXIO, errno.ELOOP)  # of opening a folder, a socket or a pipe without a reader, a link
 
 
 class FileLock(NamedTuple):
@@ -22,7 +26,7 @@ class FileLock(NamedTuple):
 def try_lock(path: Path) -> FileLock | None:
     """The lock, or None while another build holds it."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = _open(path)
         if not system.lock(handle, alone=True, wait=False):
             os.close(handle)
             return None
@@ -33,10 +37,27 @@ def try_lock(path: Path) -> FileLock | None:
         os.close(handle)
 
 
+def _open(path: Path) -> int:
+    """A lock file, made if there is none. What stands there and is no file is replaced, for nothing but locks belongs
+    there; a link is not followed, for what it leads to would be cut. OSError."""
+    for attempt in range(2):
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if attempt or error.errno not in _ODD:
+                raise
+        else:
+            if stat.S_ISREG(os.fstat(handle).st_mode):
+                return handle
+            os.close(handle)
+        disk.remove_entry(path)
+    raise OSError(errno.EINVAL, "it is no file, and comes back", str(path))
+
+
 def holder(path: Path) -> int:
     """Process id written by whoever holds the lock, 0 when unknown."""
     try:
-        return int(path.read_bytes() or b"0")
+        return int(disk.read_whole(path) or b"0")
     except (OSError, ValueError):
         return 0
 
@@ -44,7 +65,7 @@ def holder(path: Path) -> int:
 def is_held(path: Path) -> bool:
     """Whether some process holds the lock; the file is only read."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -64,7 +85,7 @@ def lock_alone(path: Path) -> int | None:
 
 
 def _lock_plain(path: Path, alone: bool, wait: bool) -> int | None:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    handle = _open(path)
     if not system.lock(handle, alone, wait):
         os.close(handle)
         return None

@@ -7,6 +7,9 @@ import os
 import time
 from pathlib import Path
 
+from llm_build.core.disk import read_whole
+
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 COMPACT_FROM_LINES = 20_000
 RACY_NS = 50_000_000  # a file younger than this may change again within one tick of its clock: not remembered
 
@@ -27,7 +30,7 @@ class Memo:
         line = "\n" + json.dumps([key, value])  # a leading newline: an earlier torn line stays alone
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            handle = os.open(self.path, _APPEND, 0o644)
             try:
                 os.write(handle, line.encode())
             finally:
@@ -38,7 +41,7 @@ class Memo:
     def _load(self) -> dict[str, str]:
         if self._known is None:
             try:
-                lines = self.path.read_text("utf-8", "replace").split("\n")
+                lines = read_whole(self.path).decode("utf-8", "replace").split("\n")
             except OSError:
                 lines = []
             self._known = dict(pair for line in lines if (pair := _parse(line)))

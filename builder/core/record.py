@@ -81,6 +81,14 @@ def decode_record(raw: bytes, key: str) -> Record | None:
     return record if record.key == key and _is_well_formed(record) else None
 
 
+def _is_there(of: str, record: Record) -> bool:
+    """Whether a slice is of something that the step watched, or of a whole output of its own."""
+    kind, _, name = of.partition(":")
+    if kind == "watch":
+        return are_inside([name]) and name in record.parts.get("watch", {name: []})
+    return kind == "output" and name in record.outputs and not record.outputs[name].of
+
+
 def _is_well_formed(record: Record) -> bool:
     """Whether all is of its type, no name leads out of a folder and no digest out of the store."""
     outputs = record.outputs.values()
@@ -91,9 +99,10 @@ def _is_well_formed(record: Record) -> bool:
         and are_inside(record.outputs)
         and are_digests(output.digest for output in outputs)
         and all(type(output.of) is str for output in outputs)
-        and are_inside(output.of.partition(":")[2] for output in outputs if output.of)
         and isinstance(record.parts, dict)
         and isinstance(record.parts.get("tools", {}), dict)
+        and isinstance(record.parts.get("watch", {}), dict)
+        and all(_is_there(of, record) for of in {output.of for output in outputs if output.of})
         and isinstance(record.groups, dict)
         and all(isinstance(group, dict) and {*map(type, group.values())} <= {str} for group in record.groups.values())
         and isinstance(record.facts, dict)

@@ -18,6 +18,7 @@ from llm_build.core.errors import UserError
 from llm_build.core.fields import show_python
 from llm_build.core.json_text import NotJson, parse_json
 from llm_build.core.names import is_inside
+from llm_build.core.small_file import hollow_bytes, open_file
 
 _DTYPE_BYTES = {
     "BOOL": 1,
@@ -38,7 +39,6 @@ _DTYPE_BYTES = {
 }
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _LENGTH_BYTES = 8
-_LARGE_BYTES, _SPARSE = 16 << 30, 64  # no trained weights can be compressed that much by a file system
 _MOST_AXES = 64  # torch's own limit
 
 
@@ -61,10 +61,10 @@ def read_header(path: Path, name: str) -> list[Tensor]:
             names a tensor twice or has a dtype that is not in the format.
     """
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            size = status.st_size
-            _check_written(status, name)
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if (written := hollow_bytes(file.fileno())) is not None:
+                _bad(name, f"has {size} bytes, of which {written} are on the disk")
             text = _header_text(file, size, name)
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror}", f"look at {path}") from error
@@ -78,14 +78,6 @@ def read_header(path: Path, name: str) -> list[Tensor]:
 
 def _bad(name: str, problem: str) -> NoReturn:
     raise UserError(f"{name}: {problem}", "the file is damaged or was not written as safetensors: fetch it again")
-
-
-def _check_written(status: os.stat_result, name: str) -> None:
-    """A large file of which almost nothing is on the disk is a download that has not come far, or a trap: its zeros
-    would be read for hours. (Systems that do not count blocks say 0.)"""
-    written = 512 * status.st_blocks
-    if status.st_size > _LARGE_BYTES and 0 < written < status.st_size // _SPARSE:
-        _bad(name, f"has {status.st_size} bytes, of which {written} are on the disk")
 
 
 def _header_text(file: BinaryIO, size: int, name: str) -> bytes:

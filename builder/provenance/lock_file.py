@@ -103,7 +103,7 @@ def read(path: Path) -> Lock:
         if version == _FORMAT:
             recipe, tools = document.pop("recipe"), document.pop("tools")
             lock = Lock(recipe, tools, {name: _cell_of(cell) for name, cell in document.pop("cells").items()})
-            _check_names(lock)
+            check_lock(lock)
             return lock if not document else _refuse(path, f"unknown: {', '.join(map(str, document))}")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}", "build lock") from error
@@ -123,11 +123,19 @@ def _cell_of(data: Mapping[str, Any]) -> Cell:
     """Raises KeyError and TypeError for what is no cell."""
     content_of = {("nbytes" if section == "bytes" else section): content for section, content in data.items()}
     for each in fields(Cell):
-        content = content_of.get(each.name, {})
-        if each.name != "artifact" and not isinstance(content, dict):
-            raise TypeError(f"{each.name} is {type(content).__name__}, not a mapping")
-        _check_facts(each.name, content if isinstance(content, dict) else {each.name: content or ""})
+        if each.name in content_of:
+            _check_section(each.name, content_of[each.name])
     return Cell(**content_of)
+
+
+def _check_section(name: str, content: Any) -> None:
+    if name == "artifact":
+        if not isinstance(content, str):
+            raise TypeError(f"artifact is {type(content).__name__}, not a name")
+        return
+    if not isinstance(content, dict):
+        raise TypeError(f"{name} is {type(content).__name__}, not a mapping")
+    _check_facts(name, content)
 
 
 def _check_facts(section: str, content: Mapping[Any, Any]) -> None:
@@ -138,12 +146,15 @@ def _check_facts(section: str, content: Mapping[Any, Any]) -> None:
             raise TypeError(f"{section}: {name!s:.60}: {type(value).__name__}, not {allowed[0].__name__}")
 
 
-def _check_names(lock: Lock) -> None:
-    """Raises ValueError for names that lead out of a folder, and for what is no key or digest: a pull goes by them."""
+def check_lock(lock: Lock) -> None:
+    """Raises TypeError for a section of another type, ValueError for names that lead out of a folder, and for what is
+    no key or digest: a pull goes by them."""
     if not (isinstance(lock.recipe, str | None) and isinstance(lock.tools, dict)):
         raise TypeError("recipe is no name, or tools no mapping")
     _check_facts("tools", lock.tools)
     for name, cell in lock.cells.items():
+        for each in fields(Cell):
+            _check_section(each.name, getattr(cell, each.name))
         if not is_inside(name):
             raise ValueError(f"{name!s:.60} leads out of the folder of results")
         for file, digest in cell.outputs.items():

@@ -16,6 +16,7 @@ from llm_build.core.digest import sha256_hex
 from llm_build.core.errors import StepError, UserError
 from llm_build.core.examine import signature as state_of_file
 from llm_build.core.json_text import parse_json
+from llm_build.core.small_file import read_small
 from llm_build.core.store import Store
 from llm_build.provenance.statement import NAME, SIGNATURE
 
@@ -82,12 +83,12 @@ def _signed_by(path: Path) -> tuple[bytes, str]:
 def _opened(path: Path) -> tuple[bytes, list[tuple[str, bytes]]]:
     """(payload, [(key id, signature)]) of an envelope. Raises StepError for what is none of a statement."""
     try:
-        envelope = parse_json(path.read_bytes())
+        envelope = parse_json(read_small(path))
         if envelope["payloadType"] != _PAYLOAD_TYPE:
             raise ValueError(f"payloadType {envelope['payloadType']!r}")
         payload = base64.b64decode(envelope["payload"], validate=True)
         signatures = [(s.get("keyid", ""), base64.b64decode(s["sig"], validate=True)) for s in envelope["signatures"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise StepError(f"{path} is no DSSE envelope of a statement: {error}", "build provenance.key=...") from error
     return payload, signatures
 
@@ -101,7 +102,7 @@ def check_signature(folder: Path, public: Path) -> str:
     if not path.is_file():
         raise StepError(f"{folder} is not signed: it has no {SIGNATURE}", "build provenance.key=... signs it")
     payload, signatures = _opened(path)
-    if payload != (folder / NAME).read_bytes():
+    if payload != read_small(folder / NAME):
         raise StepError(
             f"{path} signs another {NAME} than the one beside it", "build it again, or take it from elsewhere"
         )

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
+from errno import ENOENT
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from llm_build.core.digest import digest_of_file, digest_of_names, sha256_of_file
-from llm_build.core.errors import StepError
+from llm_build.core.disk import NO_FILE
+from llm_build.core.errors import StepError, UserError
 from llm_build.core.fingerprint import installed_versions
 from llm_build.core.names import is_inside
 from llm_build.core.record import Output, Record
@@ -100,11 +102,13 @@ def subjects(document: Json) -> list[str]:
 
 
 def check_files(folder: Path, document: Json) -> Checked:
-    """Hashes every file of a folder and compares with a statement, which must have passed check_statement."""
+    """Hashes every file of a folder and compares with a statement, which must have passed check_statement.
+
+    Raises UserError for a file that may not be read."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
     wanted = {subject["name"]: subject["digest"] for subject in document["subject"]}
     present = {name: path for name, path in files.items() if name in wanted and path.is_file()}
-    same = [name for name, path in present.items() if _is(path, wanted[name])]
+    same = [name for name, path in present.items() if has_digests(path, wanted[name])]
     return Checked(
         same=tuple(sorted(same)),
         changed=tuple(sorted(present.keys() - set(same))),
@@ -114,8 +118,14 @@ def check_files(folder: Path, document: Json) -> Checked:
     )
 
 
-def _is(path: Path, digests: Mapping[str, str]) -> bool:
-    return all(HASHES[name](path) == digest for name, digest in digests.items())
+def has_digests(path: Path, digests: Mapping[str, str]) -> bool:
+    """Whether it is a file with these digests. UserError where it may not be read."""
+    try:
+        return all(HASHES[name](path) == digest for name, digest in digests.items())
+    except OSError as error:
+        if error.errno in (*NO_FILE, ENOENT):
+            return False
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def check_statement(document: Json, path: Path) -> None:
@@ -130,7 +140,7 @@ def check_statement(document: Json, path: Path) -> None:
         checkpoint = checkpoint_digest(steps)
         dependencies = document["predicate"]["buildDefinition"]["resolvedDependencies"]
         tensors = dependencies_below("tensor", dependencies)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise StepError(f"{path} is no provenance of llm-build: {type(error).__name__}: {error}", "build") from error
     if not known or any(not set(digest) <= HASHES.keys() or not digest for digest in files.values()):
         raise StepError(f"{path} is no provenance of llm-build: another type, or digests of another kind", "build")

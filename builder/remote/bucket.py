@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from llm_build.core.disk import FULL
+from llm_build.core.disk import FULL, NO_FILE
 from llm_build.core.errors import UserError
+from llm_build.core.small_file import open_file, read_small
 from llm_build.core.step_io import Json
 from llm_build.remote.location import Location, with_environment
 
@@ -48,6 +49,10 @@ class Unreachable(Exception):
     """No answer, or none that makes sense."""
 
 
+class TooLong(Exception):
+    """More bytes arrive than the object may have."""
+
+
 class Entry(NamedTuple):
     name: str
     nbytes: int
@@ -64,6 +69,7 @@ class Bucket:
         self._own = threading.local()
         self._own.fs = fs
         self._is_objects = bool(fs.async_impl)  # an object store: a put is seen whole or not at all
+        self._is_local = location.protocol in ("file", "local")  # whose names may be no files: pipes, devices
         self._parts = {"chunksize": _PART_BYTES} if location.protocol in S3 else {}  # bounds the memory of an upload
 
     @property
@@ -77,17 +83,21 @@ class Bucket:
         return self._own.fs
 
     def read(self, name: str) -> bytes:
-        return _retried(lambda: bytes(self._fs.cat_file(self._at(name))))
+        return _retried(lambda: self._read(self._at(name)))
+
+    def _read(self, path: str) -> bytes:
+        return read_small(Path(path)) if self._is_local else bytes(self._fs.cat_file(path))
 
     def get(self, name: str, target: Path, on_bytes: OnBytes) -> None:
-        """Download to ``target``; its bytes are not to be trusted yet."""
+        """Download to ``target``; its bytes are not to be trusted yet. ``on_bytes`` may raise TooLong."""
         _retried(lambda: self._get(self._at(name), target, on_bytes))
 
     def _get(self, path: str, target: Path, on_bytes: OnBytes) -> None:
         if self._is_objects:
             self._fs.get_file(path, str(target), callback=_callback(on_bytes))
             return
-        with self._fs.open(path, "rb") as source, open(target, "wb") as file:
+        opened = open_file(path) if self._is_local else self._fs.open(path, "rb")
+        with opened as source, open(target, "wb") as file:
             while chunk := source.read(_CHUNK_BYTES):
                 file.write(chunk)
                 on_bytes(len(chunk))
@@ -222,6 +232,8 @@ def _retried(call: Callable[[], _T]) -> _T:
 def _translated(call: Callable[[], _T]) -> _T:
     try:
         return call()
+    except TooLong:
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise
@@ -229,7 +241,7 @@ def _translated(call: Callable[[], _T]) -> _T:
 
 
 def _as_ours(error: Exception) -> Exception:
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno in NO_FILE):
         return Missing(str(error))
     refused = isinstance(error, PermissionError) or type(error).__name__ in _CREDENTIAL_ERRORS
     return (AccessDenied if refused else Unreachable)(_describe(error))

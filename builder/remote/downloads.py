@@ -15,7 +15,7 @@ from llm_build.core.events import Warned
 from llm_build.core.filestore import FileStore
 from llm_build.core.record import Output, Record
 from llm_build.core.store import RemoteLookup
-from llm_build.remote.bucket import Missing, OnBytes, Unreachable
+from llm_build.remote.bucket import Missing, OnBytes, TooLong, Unreachable
 from llm_build.remote.connection import Connection
 from llm_build.remote.layout import Damaged, blob_name, blobs_of, read_manifest, record_name
 from llm_build.remote.signatures import accepts
@@ -167,11 +167,13 @@ class Downloads:
         for _ in range(_ATTEMPTS):
             target = incoming / os.urandom(8).hex()
             try:
-                bucket.get(blob_name(output.digest), target, on_bytes)
+                bucket.get(blob_name(output.digest), target, _up_to(output.nbytes, on_bytes))
                 nbytes, digest = os.stat(target).st_size, digest_of_file(target, threads=1)
                 if digest == output.digest:
                     self._store.ingest({name: target}, threads=1)
                     return
+            except TooLong as error:
+                raise Damaged(f"more than the {output.nbytes} bytes that it should have") from error
             finally:
                 target.unlink(missing_ok=True)
         raise Damaged(f"{nbytes} bytes of {digest[:15]}..., expected {output.nbytes} of {output.digest[:15]}...")
@@ -191,3 +193,17 @@ class Downloads:
             else output._replace(mtime_ns=os.stat(self._store.path(output.digest)).st_mtime_ns)
             for name, output in outputs.items()
         }
+
+
+def _up_to(most: int, on_bytes: OnBytes) -> OnBytes:
+    """Passes on what arrives, and stops it where it is more than the object has: a disk may not be filled by it."""
+    arrived = 0
+
+    def count(nbytes: int) -> None:
+        nonlocal arrived
+        arrived += nbytes
+        if arrived > most:
+            raise TooLong
+        on_bytes(nbytes)
+
+    return count

@@ -144,4 +144,6 @@ class Uploads:
 
 def _is_local_only(record: Record) -> bool:
     """A checkpoint turned into another format: its key holds inode numbers, and its bytes may be many."""
-    return bool(record.parts["watch"]) and any(output.of.startswith("output:") for output in record.outputs.values())
+    return bool(record.parts.get("watch")) and any(
+        output.of.startswith("output:") for output in record.outputs.values()
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llm_build.core.errors import UserError
+from llm_build.core.small_file import read_small
 from llm_build.formats.slicing import Slicing, slicing_from_json, take_tp_shard, tp_shard_name
 from llm_build.formats.tensorcache import TensorRecord, read_tensor_cache
 from llm_build.targets.tvm_import import import_tvm
@@ -25,7 +26,10 @@ def read_index(files: Mapping[str, Path]) -> dict[str, TensorRecord]:
         raise UserError(
             f"the artifact has no {_INDEX_NAMES[0]}; it has: {', '.join(sorted(files)) or 'nothing'}", "build"
         )
-    return read_tensor_cache(index.read_bytes())
+    try:
+        return read_tensor_cache(read_small(index), str(index))
+    except OSError as error:
+        raise UserError(f"{index}: cannot be read: {error.strerror}", "build it again") from error
 
 
 def load_weights(

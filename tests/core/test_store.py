@@ -416,6 +416,7 @@ def test_gc_of_nothing(tmp_path: Path) -> None:
 
 
 def test_outputs_that_are_slices_need_no_blob(store: FileStore) -> None:
-    store.commit(Record(KEY, PARTS, {"t": Output("blake3:00", 5, 0, "watch:f", 3)}))
+    parts = {**PARTS, "watch": {"f": [1, 2, 3, 4, 5]}}
+    store.commit(Record(KEY, parts, {"t": Output("blake3:00", 5, 0, "watch:f", 3)}))
     assert store.load(KEY).record
     assert check(store).whole

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_build.config.choices import Composed, Folders
-from llm_build.config.compose import cache_key, is_pure
+from llm_build.config.compose import cache_key, composed_of, is_pure
+from llm_build.core.disk import read_whole
+from llm_build.core.json_text import parse_json
 
 
 def slot_of(overrides: Sequence[str], folders: Folders, cache: Path) -> Path:
@@ -28,13 +30,13 @@ def repeats(overrides: Sequence[str], folders: Folders) -> bool:
 
 def recall(slot: Path) -> list[Composed] | None:
     try:
-        stored = json.loads(slot.read_bytes())
+        stored = parse_json(read_whole(slot), max_depth=None)
         sections, choices = stored["sections"], stored["choices"]
         return [
-            Composed({name: sections[at] for name, at in values.items()}, choices[chosen], tuple(overrides), sweeps)
+            composed_of({name: sections[at] for name, at in values.items()}, choices[chosen], overrides, sweeps)
             for values, chosen, overrides, sweeps in stored["jobs"]
         ]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
 
 

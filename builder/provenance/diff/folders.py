@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from llm_build.core.errors import StepError, UserError
+from llm_build.core.small_file import open_file, read_small
 from llm_build.formats.tensorcache import read_tensor_cache
 
 INDEX = "tensor-cache.json"
@@ -43,7 +44,7 @@ def _tensors_of(folder: Path) -> dict[str, _Stored]:
     if not path.is_file():
         return {}
     try:
-        records = read_tensor_cache(path.read_bytes(), str(path))
+        records = read_tensor_cache(read_small(path), str(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     return {
@@ -76,7 +77,7 @@ def compare(last: Path, now: Path, equal: Mapping[str, bool]) -> Tensors:
 
 def _same_bytes(last: Path, old: _Stored, now: Path, new: _Stored) -> bool:
     try:
-        with open(last / old.shard, "rb") as left, open(now / new.shard, "rb") as right:
+        with open_file(last / old.shard) as left, open_file(now / new.shard) as right:
             left.seek(old.offset)
             right.seek(new.offset)
             return all(a == b for a, b in zip(_pieces(left, old), _pieces(right, new), strict=True))

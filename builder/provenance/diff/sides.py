@@ -9,9 +9,10 @@ from llm_build.core.digest import digest_of_names
 from llm_build.core.errors import StepError, UserError
 from llm_build.core.examine import code_document
 from llm_build.core.json_text import parse_json
+from llm_build.core.small_file import read_small
 from llm_build.core.store import Store
 from llm_build.provenance.diff.locks import Modules
-from llm_build.provenance.lock_file import Cell, Lock, Names
+from llm_build.provenance.lock_file import Cell, Lock, Names, check_lock
 from llm_build.provenance.locked_facts import QUALITY, quality_of, settings_of
 from llm_build.provenance.statement import NAME, check_statement, checkpoint_digest, dependencies_below
 
@@ -55,7 +56,7 @@ def read_statement(folder: Path) -> Any:
         what = f"has no {NAME}" if folder.is_dir() else "is no folder"
         raise UserError(f"{folder} {what}: nothing was built there", "build verify-provenance dist/NAME")
     try:
-        return parse_json(path.read_bytes())
+        return parse_json(read_small(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -67,6 +68,16 @@ def lock_of_folder(folder: Path, document: Any) -> Lock:
 
     Raises StepError for what is no statement of ours."""
     check_statement(document, folder / NAME)
+    try:
+        lock = _lock_of(folder, document)
+        check_lock(lock)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise StepError(f"{folder / NAME} is no provenance of llm-build: {why}", "build") from error
+    return lock
+
+
+def _lock_of(folder: Path, document: Any) -> Lock:
     definition = document["predicate"]["buildDefinition"]
     recipe = definition["externalParameters"]["recipe"]
     steps = document["predicate"]["runDetails"]["byproducts"]

@@ -1,0 +1,126 @@
+"""Worker processes, forked from one that has imported everything; one that dies or hangs is replaced by another."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from tests.fuzz.cases import Identity, Place, Verdict, keep, run_case
+from tests.fuzz.kinds import Kind
+from tests.fuzz.rules import WALL_SECONDS
+
+
+@dataclass
+class Worker:
+    """``since``: when its case was sent."""
+
+    pid: int
+    pipe: Connection
+    folder: Path
+    case: Identity | None = None
+    since: float = field(default=0.0)
+
+
+class Pool:
+    """``kinds``: by name; ``root``: the folder of the run, with the samples."""
+
+    def __init__(self, kinds: Mapping[str, Kind], root: Path, count: int) -> None:
+        self.kinds, self.root, self.started = kinds, root, 0
+        self.workers = [self._start() for _ in range(count)]
+
+    def _start(self) -> Worker:
+        self.started += 1
+        folder = self.root / f"worker-{self.started}"
+        ours, theirs = connection.Pipe()
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            _serve(theirs, self.kinds, folder, self.root)
+        theirs.close()
+        return Worker(pid, ours, folder)
+
+    def run(self, cases: Iterator[Identity]) -> Iterator[tuple[Identity, Verdict]]:
+        """A verdict of each case, in the order in which they end."""
+        idle = list(self.workers)
+        while True:
+            while idle and (case := next(cases, None)) is not None:
+                worker = idle.pop()
+                worker.case, worker.since = case, time.monotonic()
+                worker.pipe.send(case)
+            busy = [worker for worker in self.workers if worker.case]
+            if not busy:
+                return
+            ready = connection.wait([worker.pipe for worker in busy], timeout=1.0)
+            for worker in busy:
+                if worker.pipe in ready or time.monotonic() - worker.since > WALL_SECONDS:
+                    case, verdict = self._verdict(worker, worker.pipe in ready)
+                    idle = [each for each in self.workers if not each.case]
+                    yield case, verdict
+
+    def _verdict(self, worker: Worker, answered: bool) -> tuple[Identity, Verdict]:
+        case, worker.case = worker.case, None
+        assert case is not None
+        if answered:
+            try:
+                return case, worker.pipe.recv()
+            except (EOFError, ConnectionError):
+                status = os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
+                breach = f"the process ended with {status}\n{_stack(worker)}"
+        else:
+            os.kill(worker.pid, signal.SIGUSR1)
+            time.sleep(0.5)
+            breach = f"no answer within {WALL_SECONDS:g} s\n{_stack(worker)}"
+            os.kill(worker.pid, signal.SIGKILL)
+            os.waitpid(worker.pid, 0)
+        wall = time.monotonic() - worker.since
+        failed = self.root / "failed" / f"{case.kind}-{case.seed}-{case.number}"
+        failed.parent.mkdir(exist_ok=True)
+        if (worker.folder / "case").exists():
+            (worker.folder / "case").rename(failed)
+        self.workers[self.workers.index(worker)] = self._start()
+        return case, Verdict(breach, "", 0.0, wall, 0)
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            worker.pipe.close()
+            os.kill(worker.pid, signal.SIGKILL)
+            os.waitpid(worker.pid, 0)
+
+
+def _stack(worker: Worker) -> str:
+    """Where it was, as faulthandler wrote it."""
+    file = worker.folder / "stack"
+    return file.read_text("utf-8", "replace")[-3000:] if file.exists() else ""
+
+
+def _serve(pipe: Connection, kinds: Mapping[str, Kind], folder: Path, root: Path) -> None:
+    """Cases one after the other, until the pipe is closed."""
+    try:
+        folder.mkdir(parents=True)
+        stack = (folder / "stack").open("w")
+        faulthandler.enable(stack)
+        faulthandler.register(signal.SIGUSR1, stack, all_threads=True)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        place = Place(folder, root / "samples")
+        while True:
+            case = pipe.recv()
+            verdict = run_case(place, kinds[case.kind], case)
+            if verdict.breach:
+                keep(place, root / "failed" / f"{case.kind}-{case.seed}-{case.number}", f"{case}\n{verdict.breach}\n")
+            pipe.send(verdict)
+    except EOFError:
+        os._exit(0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(3)
