@@ -37,13 +37,17 @@ def open_file(path: str | Path) -> BufferedReader:
     Raises:
         OSError: as open does, and for what is no file; ``strerror`` says so in words that follow "cannot be read: ".
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return open(path, "rb", opener=_open)
+
+
+def _open(path: str, flags: int) -> int:
+    handle = os.open(path, flags | os.O_NONBLOCK)
     try:
         check_is_file(os.fstat(handle), path)
     except OSError:
         os.close(handle)
         raise
-    return os.fdopen(handle, "rb")
+    return handle
 
 
 def check_is_file(status: os.stat_result, path: str | Path) -> None:

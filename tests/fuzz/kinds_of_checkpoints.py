@@ -361,13 +361,13 @@ _JINJA = [
 
 
 KINDS = [
-    Kind("safetensors", prepare_safetensors, read_weights, 12),
-    Kind("index", prepare_index, read_weights, 8),
-    Kind("bin", prepare_bin, read_bin, 8),
-    Kind("config", prepare_config, read_config, 12),
-    Kind("quantized", prepare_quantized, read_weights, 8),
-    Kind("tokenizer", prepare_tokenizer, read_tokenizer, 10),
-    Kind("generation", prepare_generation, read_packaged, 6),
+    Kind("safetensors", prepare_safetensors, read_weights, 36),
+    Kind("index", prepare_index, read_weights, 24),
+    Kind("bin", prepare_bin, read_bin, 24),
+    Kind("config", prepare_config, read_config, 36),
+    Kind("quantized", prepare_quantized, read_weights, 24),
+    Kind("tokenizer", prepare_tokenizer, read_tokenizer, 30),
+    Kind("generation", prepare_generation, read_packaged, 18),
     Kind("template", prepare_template, read_packaged, 2),
     Kind("vocabulary", prepare_vocabulary, read_vocabulary, 1),
 ]

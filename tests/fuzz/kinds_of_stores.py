@@ -141,4 +141,4 @@ def read_remote(rng: Random, case: Case) -> None:
     each(lambda: _build(open_shared(case / "store", location, rng.choice(["signed", "all"])), source))
 
 
-KINDS = [Kind("store", prepare_store, read_store, 8), Kind("remote", prepare_remote, read_remote, 2)]
+KINDS = [Kind("store", prepare_store, read_store, 24), Kind("remote", prepare_remote, read_remote, 3)]

@@ -14,7 +14,8 @@ from typing import Any
 PAYLOAD = "touch fuzz-was-executed"  # where something runs it, the file lies in the current folder
 CANARY = "fuzz-was-executed"
 CPU_SECONDS = 10.0
-WALL_SECONDS = 30.0  # of a busy machine; whatever waits for a pipe waits longer
+WALL_SECONDS = 20.0  # after which a case that uses no processor time waits for something that never comes
+IDLE_SECONDS, IDLE_CPU_SECONDS = 10.0, 0.02  # what "uses none" is, on a busy machine too
 MEMORY_BYTES = 2 << 30
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _NOWHERE = ("/dev/null", "/proc/self/clear_refs")
@@ -22,6 +23,12 @@ _PROGRAMS = ("jinja_process.py", "tokenizer_process.py")  # of ours, which read 
 _RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "pty.spawn", "os.fork", "os.forkpty")
 _NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind", "socket.sendto")
 _CODE = (".py", ".pyc", ".pth")
+
+
+def _place_of(name: str) -> str:
+    """Where a name lies, which may be a link itself."""
+    path = os.path.abspath(name)
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
 class Watch:
@@ -70,7 +77,7 @@ class Watch:
             return
         name = os.fsdecode(path)
         if flags and flags & _WRITES:
-            where = os.path.realpath(name)
+            where = _place_of(name) if flags & os.O_NOFOLLOW else os.path.realpath(name)
             if where not in _NOWHERE and not where.startswith((self.root, "/proc/self/")):
                 self._breach(f"writes {where}")
         elif name.endswith(_CODE) and os.path.realpath(name).startswith(self.root):
@@ -88,8 +95,7 @@ class Watch:
         name = os.fsdecode(path)
         if isinstance(folder, int) and folder >= 0 and event != "os.truncate":
             name = os.path.join(os.path.realpath(f"/proc/self/fd/{folder}"), name)
-        parent = os.path.realpath(os.path.dirname(os.path.abspath(name))) + os.sep
-        if not parent.startswith(self.root):
+        if not _place_of(name).startswith(self.root):
             self._breach(f"{event} {name}")
 
     def _program(self, event: str, args: tuple[Any, ...]) -> None:

@@ -8,25 +8,64 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tests.fuzz.cases import Identity, Place, Verdict, keep, run_case
 from tests.fuzz.kinds import Kind
-from tests.fuzz.rules import WALL_SECONDS
+from tests.fuzz.rules import CPU_SECONDS, IDLE_CPU_SECONDS, IDLE_SECONDS, WALL_SECONDS
+
+_MOST_CASES = 150  # of one process
 
 
 @dataclass
 class Worker:
-    """``since``: when its case was sent."""
+    """``since``: when its case was sent; ``cpu``: seconds of processor time at ``cpu_since``, and when it began."""
 
     pid: int
     pipe: Connection
     folder: Path
     case: Identity | None = None
-    since: float = field(default=0.0)
+    since: float = 0.0
+    cpu_since: float = 0.0
+    cpu: float = 0.0
+    cpu_start: float = 0.0
+    cases: int = 0
+
+    def begin(self, case: Identity) -> None:
+        self.case, self.cases = case, self.cases + 1
+        self.since = self.cpu_since = time.monotonic()
+        self.cpu = self.cpu_start = cpu_seconds(self.pid)
+        self.pipe.send(case)
+
+    def trouble(self) -> str:
+        """Why it is not to be waited for any longer, "" if it is."""
+        now = time.monotonic()
+        if now - self.since < WALL_SECONDS:
+            return ""
+        cpu = cpu_seconds(self.pid)
+        if cpu - self.cpu_start > 2 * CPU_SECONDS:
+            return f"no answer within {cpu - self.cpu_start:.0f} s of processor time"
+        if now - self.cpu_since < IDLE_SECONDS:
+            return ""
+        if cpu - self.cpu < IDLE_CPU_SECONDS:
+            return f"no answer within {now - self.since:.0f} s, and it waits"
+        self.cpu, self.cpu_since = cpu, now
+        return ""
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of a process and of its children, proc(5)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = [
+            child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
+        ]
+    except OSError:
+        return 0.0
+    return sum(map(int, stat[11:15])) / os.sysconf("SC_CLK_TCK") + sum(cpu_seconds(int(child)) for child in children)
 
 
 class Pool:
@@ -53,23 +92,32 @@ class Pool:
         idle = list(self.workers)
         while True:
             while idle and (case := next(cases, None)) is not None:
-                worker = idle.pop()
-                worker.case, worker.since = case, time.monotonic()
-                worker.pipe.send(case)
+                self._fresh(idle.pop()).begin(case)
             busy = [worker for worker in self.workers if worker.case]
             if not busy:
                 return
             ready = connection.wait([worker.pipe for worker in busy], timeout=1.0)
             for worker in busy:
-                if worker.pipe in ready or time.monotonic() - worker.since > WALL_SECONDS:
-                    case, verdict = self._verdict(worker, worker.pipe in ready)
+                trouble = "" if worker.pipe in ready else worker.trouble()
+                if worker.pipe in ready or trouble:
+                    case, verdict = self._verdict(worker, trouble)
                     idle = [each for each in self.workers if not each.case]
                     yield case, verdict
 
-    def _verdict(self, worker: Worker, answered: bool) -> tuple[Identity, Verdict]:
+    def _fresh(self, worker: Worker) -> Worker:
+        """The worker, or another in its place: threads that wait for transfers stay as long as their process."""
+        if worker.cases < _MOST_CASES:
+            return worker
+        worker.pipe.close()
+        os.waitpid(worker.pid, 0)
+        at = self.workers.index(worker)
+        self.workers[at] = self._start()
+        return self.workers[at]
+
+    def _verdict(self, worker: Worker, trouble: str) -> tuple[Identity, Verdict]:
         case, worker.case = worker.case, None
         assert case is not None
-        if answered:
+        if not trouble:
             try:
                 return case, worker.pipe.recv()
             except (EOFError, ConnectionError):
@@ -78,7 +126,7 @@ class Pool:
         else:
             os.kill(worker.pid, signal.SIGUSR1)
             time.sleep(0.5)
-            breach = f"no answer within {WALL_SECONDS:g} s\n{_stack(worker)}"
+            breach = f"{trouble}\n{_stack(worker)}"
             os.kill(worker.pid, signal.SIGKILL)
             os.waitpid(worker.pid, 0)
         wall = time.monotonic() - worker.since

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from llm_build.provenance.diff import folders
 from llm_build.provenance.diff.locks import differences_between, format_lock_difference
 from llm_build.provenance.diff.report import format_comparison
 from llm_build.provenance.lock_file import Cell, Lock
+from tests.conftest import Shell
 
 CELL = Cell(
     artifact="package",
@@ -258,3 +261,20 @@ def test_a_comparison_reads_as_text():
     assert list(format_comparison({"same": True, **sides, "differences": [], "cells": {}})) == [
         "p (lock) → q (recipe): no difference"
     ]
+
+
+def test_what_the_terminal_cannot_write_is_escaped(shell: Shell):
+    """Names of a file of others, on a terminal that has ASCII alone."""
+    locks = [replace(LOCK, tools={"näme": version}) for version in ("1", "ü2")]
+    cell = replace(CELL, steps={"package": "ab" * 32})
+    for name, lock in zip("ab", locks, strict=True):
+        (shell.folder / f"{name}.lock.yaml").write_text(
+            lockfile.text_of(replace(lock, cells={"phone": cell}), "x"), "utf-8"
+        )
+    script = "from llm_build.__main__ import main; raise SystemExit(main(['diff', 'a.lock.yaml', 'b.lock.yaml']))"
+    environment = {**shell.environment(), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=shell.folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "n\\xe4me 1 \\u2192 \\xfc2" in done.stdout
