@@ -14,7 +14,8 @@ Case = Path  # the folder of a case, which is the current one while it is read
 @dataclass(frozen=True)
 class Kind:
     """``prepare``: makes the case in a folder from the samples. ``read``: gives it to `build`, or to what a step does
-    with it; any result is fine, and so is a user's error. ``share``: how many cases of a round are of this kind; quick ones get more."""
+    with it; any result is fine, and so is a user's error. ``share``: how many cases of a round are of this kind; quick
+    ones have more."""
 
     name: str
     prepare: Callable[[Random, Path, Case], None]
