@@ -4,7 +4,7 @@ files; and the ways through the artifact's engine, each compared with transforme
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,11 @@ def visible(length: int, window: int, sinks: int) -> torch.Tensor:
     return torch.where(seen, 0.0, -torch.inf)[None, None]
 
 
-def save(folder: Path, family: str, fields: Mapping[str, Any], seed: int = 0) -> Any:
-    """A model in float32 whose weights are large enough that logits differ from token to token."""
+def save(
+    folder: Path, family: str, fields: Mapping[str, Any], seed: int = 0, change: Callable[[Any], None] | None = None
+) -> Any:
+    """A model in float32 whose weights are large enough that logits differ from token to token. ``change`` may give it
+    others."""
     config = transformers.CONFIG_MAPPING[family](**fields, attn_implementation="eager")
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config).eval().float()
@@ -65,6 +68,8 @@ def save(folder: Path, family: str, fields: Mapping[str, Any], seed: int = 0) ->
                 parameter.copy_(centre + 0.2 * noise)
             else:
                 parameter.copy_(noise * (0.5 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5))
+        if change:
+            change(model)
     model.save_pretrained(folder)
     return model
 
@@ -75,9 +80,10 @@ def build(
     fields: Mapping[str, Any],
     scheme: Scheme = tiny.SCHEMES["q0f32"],
     metadata: Mapping[str, Any] | None = None,
+    change: Callable[[Any], None] | None = None,
 ) -> Built:
     """Save the model, read it as the product does, and write the artifact; the model gets the dequantized weights."""
-    model = save(folder / "checkpoint", family, fields)
+    model = save(folder / "checkpoint", family, fields, change=change)
     config_json = json.loads((folder / "checkpoint" / "config.json").read_text())
     tensors = load_file(folder / "checkpoint" / "model.safetensors")
     module = architectures.load(architectures.recognise(config_json))

@@ -18,7 +18,7 @@ from llm_build.quant.layout import parse_scheme
 from llm_build.quant.methods.gains import HIGH_KL, Choice, models_with, share
 
 _SMALL = 1_000_000_000  # parameters; larger models lose less to 4 bits
-_WORTH = 0.9  # of the loss, at most: less is not worth a build
+_WORTH = 0.9  # of the loss, where it is least: a smaller gain is not worth a build
 _LIKE = {3: "q3f16_1", 4: "q4f16_1"}  # by bits: the scheme whose figures stand for other layouts and dtypes
 _MORE_BITS = {  # by dtype: a choice, its bits and group size, and the scheme whose figures stand for it
     "float16": (("q4f16_1", 4, 32, "q4f16_1"), ("q6f16_1", 6, 40, "q6f16_1"), ("q8f16_1", 8, 32, "q8f16_1")),
@@ -79,7 +79,7 @@ def _is_better(other: Way, way: Way) -> bool:
 def _methods(recipe: Recipe, now: Choice) -> list[Way]:
     """Methods that lose less in the same bytes, the best first."""
     found = {method: share(now, (now[0], method)) for method in _METHODS}
-    better = {method: shares for method, shares in found.items() if shares and shares[1] <= _WORTH}
+    better = {method: shares for method, shares in found.items() if shares and shares[0] <= _WORTH and shares[1] < 1}
     bits = own_bits(recipe)
     return [
         Way(f"quant.method={method}", better[method], bits, replace(recipe.quant, method=method))
@@ -95,7 +95,7 @@ def _more_bits(recipe: Recipe, now: Choice) -> list[Way]:
         quant = Quant(
             name, "group", recipe.quant.dtype, bits, group_size, "NK", "uint32", max_shard_bytes=1, method=_DEFAULT
         )
-        if bits > recipe.quant.bits and shares and shares[1] <= _WORTH and _fits(recipe, quant):
+        if bits > recipe.quant.bits and shares and shares[0] <= _WORTH and _fits(recipe, quant):
             found.append(Way(f"quant={name}", shares, _bits(recipe, quant), quant))
     return found
 
