@@ -12,7 +12,7 @@ from llm_build.core.digest import canonical
 from llm_build.core.filestore import FileStore
 from llm_build.core.run import Outcome
 from llm_build.planner.graph.verify import DEQUANTIZED, VALIDATIONS
-from llm_build.planner.schemes.less_loss import identity, is_high, measured_models, own_bits, ways
+from llm_build.planner.schemes.less_loss import identity, is_high, measured_models, ways
 
 _SHOWN = 4
 
@@ -54,7 +54,7 @@ def _is_check(outcome: Outcome, id_: str) -> bool:
 
 
 def _advice(recipe: Recipe, kl: float, known: Mapping[bytes, float], tried: set[bytes]) -> list[Advice]:
-    own, found = own_bits(recipe), []
+    found = []
     for way in ways(recipe):
         weights = canonical(identity(way.quant))
         if weights in tried:
@@ -64,7 +64,7 @@ def _advice(recipe: Recipe, kl: float, known: Mapping[bytes, float], tried: set[
         if expected[1] < kl:
             command = command_with(recipe.overrides, way.change)
             source = measured_models(recipe) if measured is None else ""
-            found.append(Advice(way.change, expected, source, way.bits, way.bits > own, command))
+            found.append(Advice(way.change, expected, source, way.bits, way.more, command))
     return sorted(found, key=lambda advice: bool(advice.source))[:_SHOWN]
 
 

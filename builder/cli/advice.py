@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from llm_build.app.advice import Advice, document_of
-from llm_build.planner.schemes.less_loss import format_range
+from llm_build.planner.schemes.less_loss import format_kl
 
 
 def print_advice(advice: dict[str, list[Advice]], stream: TextIO) -> None:
@@ -25,7 +25,7 @@ def advice_lines(name: str, ways: Sequence[Advice]) -> list[str]:
 
 
 def _expected(way: Advice) -> str:
-    return format_range(*way.kl) if way.source else f"{way.kl[0]:.4f}, measured"
+    return format_kl(*way.kl) if way.source else f"{way.kl[0]:.4f}, measured"
 
 
 def _bits(way: Advice) -> str:

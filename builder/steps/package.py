@@ -17,6 +17,7 @@ from llm_build.formats.checkpoint import TOKENIZER_FILES, read_json
 from llm_build.formats.conversation_template import CannotExpress, Translation, translate
 from llm_build.formats.tensorcache import tensor_cache
 from llm_build.formats.tokenizer import named_tokens, read_files
+from llm_build.quant.methods import gains
 from llm_build.steps.ports import group, one
 
 
@@ -26,8 +27,7 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     Args:
         params: {"name", "library" (its file name), "family", "architecture", "scheme", "quantization"
             (the name of the scheme, with what differs from it), "method", "metadata",
-            "conv_template" (a name, or null for plain text), "less_loss" (planner.schemes.less_loss.card_notes;
-            absent where nothing is known to lose less)}.
+            "conv_template" (a name, or null for plain text)}.
         inputs: {"shards": {"<i>/params_shard_<i>.bin", "<i>/records.json"}, "library", "files": {"file/<name>"},
             "parameters": parameters.json}.
     """
@@ -154,19 +154,24 @@ A {params["family"]} model of {total_parameters:,} parameters, compiled by llm-b
 
 `build generate "PROMPT"`, with the overrides that built it, streams text from this folder.
 The layout is MLC's: `mlc-chat-config.json`, `tensor-cache.json`, `params_shard_*.bin`, the tokenizer and the library.
-{template}{_less_loss(params)}
+{template}{_less_loss(params, total_parameters)}
 Where every byte came from, with which tools and how it was checked: `build.json`.
 """
 
 
-def _less_loss(params: Mapping[str, Json]) -> str:
+def _less_loss(params: Mapping[str, Json], total_parameters: int) -> str:
     """What loses less of a small model, if this scheme cost it much; that is measured after the card is written."""
-    notes = params.get("less_loss")
-    if not notes:
+    scheme, method = params["scheme"], params["method"]
+    known = gains.gains(scheme["kind"], scheme["bits"], scheme["dtype"], method)
+    if total_parameters >= gains.SMALL or scheme.get("zero_point") or not known:
         return ""
-    lines = "".join(f"- {line}\n" for line in notes["ways"])
+    lines = "".join(
+        f"- `{gain.change}`: {f'{gain.bits} bits' if gain.scheme else 'the same bytes'}, "
+        f"{gains.format_range(*gain.share)} of the loss\n"
+        for gain in known
+    )
     return f"""
 `build.json` has what the scheme cost this model (`kl` and `top1` of verify). Where `kl` is above
-{notes["above"]:g}, less is lost with (measured on {notes["measured"]}):
+{gains.HIGH_KL:g}, less is lost with (measured on {", ".join(gains.models_with(scheme["bits"], method))}):
 
 {lines}"""

@@ -171,8 +171,8 @@ def _check_cost(verified: VerifyResult, limits: Mapping[str, float]) -> None:
         f"{verified.name} is too far from the original checkpoint: {key} {value:.4g}, limit {limits[key]:.4g} "
         f"({where}); past their limits: {', '.join(names)}. Perplexity {verified.perplexity['built']:.4g}, original "
         f"{verified.perplexity['original']:.4g}; the library does agree with its own weights",
-        f"{verified.scheme} costs this model that much: take a finer quant, or allow it with verify.{key}={allowed}, "
-        "or build with verify=off",
+        f"{verified.scheme} costs this model that much: take a finer quant or quant.method=gptq, or allow it with "
+        f"verify.{key}={allowed}, or build with verify=off",
     )
 
 

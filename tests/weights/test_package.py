@@ -14,6 +14,7 @@ from llm_build.formats.chat_template import read_template
 from llm_build.formats.chatconfig import Texts, chat_config, tokenizer_info
 from llm_build.formats.conversation_template import translate
 from llm_build.formats.tokenizer import TokenizerFiles
+from llm_build.steps.package import _less_loss
 from tests.weights.weights_line import (
     ARCHITECTURE,
     METADATA,
@@ -111,6 +112,18 @@ def test_the_card(packaged: Any) -> None:
     assert "build.json" in card
     nbytes = packaged.package.json("tensor-cache.json")["metadata"]["ParamBytes"]
     assert f"{nbytes:,} bytes" in card
+
+
+def test_the_card_of_a_small_model_in_few_bits_says_what_loses_less() -> None:
+    params = {"scheme": {"kind": "group", "bits": 4, "dtype": "float16"}, "method": "mse"}
+    card = _less_loss(params, 135_000_000)
+    assert "Where `kl` is above\n0.05, less is lost with (measured on SmolLM2-135M" in card
+    assert "\n- `quant.method=gptq`: the same bytes, 0.67 to 0.77 of the loss\n" in card
+    assert "\n- `quant=q8f16_1`: 8 bits, 0.0" in card
+    assert _less_loss(params, 1_000_000_000) == ""
+    assert _less_loss({**params, "method": "imported"}, 135_000_000) == ""
+    for scheme in ({"bits": 8}, {"kind": "none"}, {"zero_point": True}):
+        assert _less_loss({**params, "scheme": {**params["scheme"], **scheme}}, 135_000_000) == ""
 
 
 def test_packaging_twice_gives_the_same_bytes(packaged: Any, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from llm_build.planner.graph.placement import with_cluster_resources
 from llm_build.planner.graph.ranks import rank_steps
 from llm_build.planner.graph.verify import reference_steps, verify_step
 from llm_build.planner.graph.weights import weight_steps
-from llm_build.planner.schemes.less_loss import card_notes
 from llm_build.targets import link
 from llm_build.targets.mlc_apps import APPS
 
@@ -60,9 +59,7 @@ def _chain_of(recipe: Recipe, linker: str, once: CellMemo) -> tuple[list[Step], 
     lower = lower_step(recipe, linker)
     linked = link_steps(lower) if recipe.target.library == "wasm" else []
     ranks = rank_steps(recipe, shard, quantize)
-    less_loss = once("less_loss", own, lambda: card_notes(recipe))
-    made_by = (fetch, shard, (ranks or [quantize])[-1], (linked or [lower])[-1])
-    package = package_step(recipe, *made_by, less_loss)
+    package = package_step(recipe, fetch, shard, (ranks or [quantize])[-1], (linked or [lower])[-1])
     made = [package]
     if recipe.package.kind == "web_page":
         made += web_page_steps(recipe, package)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import llm_build
 from llm_build import architectures
@@ -27,10 +25,8 @@ def scheme_name(recipe: Recipe) -> str:
     return recipe.quant.name if recipe.quant.packing else recipe.scheme_label or recipe.quant.name
 
 
-def package_step(
-    recipe: Recipe, fetch: Step, shard: Step, weights: Step, library: Step, less_loss: Mapping[str, Any]
-) -> Step:  # fmt: skip
-    """``weights``, ``library``: the steps that made them. ``less_loss``: what the card says of other schemes."""
+def package_step(recipe: Recipe, fetch: Step, shard: Step, weights: Step, library: Step) -> Step:
+    """``weights``, ``library``: the steps that made them."""
     ending, metadata = recipe.target.library, as_plain_data(recipe.metadata)
     if recipe.target.kind == "webgpu":  # WebLLM takes no window beside a context; the kernels have it, whatever it says
         metadata |= {"sliding_window_size": -1, "attention_sink_size": 0}
@@ -47,7 +43,6 @@ def package_step(
             "method": recipe.quant.method,
             "metadata": metadata,
             "conv_template": recipe.model.conv_template,
-            **({"less_loss": less_loss} if less_loss else {}),  # cards of other models stay as they are
         },
         recipe_keys=RECIPE_KEYS,
         inputs={
