@@ -18,7 +18,7 @@ def test_a_build_that_lost_much_says_what_loses_less(demo: Shell):
     assert "lost much" not in demo.run(*LOST, dist).stdout, "nothing ran"
     card = (demo.folder / "advice" / "demo-q3f16_1-cpu-method=rtn" / "README.md").read_text()
     assert "Where `kl` is above\n0.05, less is lost with" in card
-    assert "- `quant.method=mse`: the same bytes, 0.51 of the loss" in card
+    assert "- `quant.method=mse`: the same bytes, 0.5 of the loss" in card
 
 
 def test_results_of_this_model_go_before_what_others_lost(demo: Shell, tmp_path: Path):
