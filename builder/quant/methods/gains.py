@@ -36,7 +36,11 @@ MEASURED: Mapping[str, Mapping[Choice, float]] = {
         ("q8f16_1", "mse"): 0.00121,
     },
     "Gemma 3 270M": {
+        ("q4f16_1", "rtn"): 0.556,
         ("q4f16_1", "mse"): 0.4375,
+        ("q4f16_1", "awq"): 0.2131,
+        ("q4f16_1", "gptq"): 0.2186,
+        ("q6f16_1", "mse"): 0.0188,
         ("q8f16_1", "mse"): 0.00031,
     },
     "a story teller of 260K": {
