@@ -47,6 +47,8 @@ conversion of the OCP specification, table 3, except that NaN becomes zero), so 
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from llm_build.quant.layout import BYTE_LARGEST, FLOAT8_LARGEST, Scheme
@@ -83,7 +85,7 @@ def quantize(weight: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, ...]:
 
 
 def _largest(values: np.ndarray) -> np.float32:
-    return max((abs(value) for value in values if np.isfinite(value)), default=np.float32(0))
+    return np.float32(np.abs(values[np.isfinite(values)]).max(initial=0))
 
 
 def _quantize_group(
@@ -93,22 +95,21 @@ def _quantize_group(
     largest = _largest(values) if largest is None else largest
     scale, step = _scale(largest / np.float32(scheme.max_magnitude), scheme)
     if scheme.kind == "group":
-        return scale, [_stored(value, step, scheme) for value in values], 0
+        return scale, _stored(values, step, scheme), 0
     return scale, [_stored_byte(value, step, scheme.kind) for value in values], 0
 
 
 def _quantize_asymmetric(values: np.ndarray, scheme: Scheme, _: np.float32 | None) -> tuple[np.generic, list[int], int]:
-    finite = [value for value in values if np.isfinite(value)]
-    low, high = min(finite, default=np.float32(0)), max(finite, default=np.float32(0))
-    low, high, top = min(low, np.float32(0)), max(high, np.float32(0)), np.float32(scheme.max_level)
+    finite, top = values[np.isfinite(values)], np.float32(scheme.max_level)
+    low, high = finite.min(initial=0), finite.max(initial=0)
     with np.errstate(over="ignore"):
         scale, step = _scale((high - low) / top, scheme)
     if step == 0:
         return scale, [0] * scheme.group_size, 0
     with np.errstate(over="ignore", under="ignore"):
         zero = min(np.rint(-low / step), top)
-        shifted = [zero if np.isnan(value) else np.rint(value / step + zero) for value in values]
-    stored = [int(min(max(level, np.float32(0)), top)) for level in shifted]
+        shifted = np.where(np.isnan(values), zero, np.rint(values / step + zero))
+    stored = [int(level) for level in np.clip(shifted, 0, top)]
     return scale, stored + [int(zero)] * (scheme.group_size - len(stored)), int(zero)
 
 
@@ -122,12 +123,12 @@ def _scale(value: np.float32, scheme: Scheme) -> tuple[np.generic, np.float32]:
     return scale[0], step
 
 
-def _stored(value: np.float32, step: np.float32, scheme: Scheme) -> int:
-    if step == 0 or np.isnan(value):
-        return scheme.max_int
+def _stored(values: np.ndarray, step: np.float32, scheme: Scheme) -> list[int]:
+    if step == 0:
+        return [scheme.max_int] * len(values)
     with np.errstate(over="ignore", under="ignore"):
-        level = np.rint(value / step + np.float32(scheme.max_int))
-    return int(min(max(level, np.float32(0)), np.float32(2 * scheme.max_int)))
+        levels = np.clip(np.rint(values / step + np.float32(scheme.max_int)), 0, 2 * scheme.max_int)
+    return [int(level) for level in np.where(np.isnan(values), scheme.max_int, levels)]
 
 
 def _stored_byte(value: np.float32, step: np.float32, kind: str) -> int:
@@ -153,8 +154,9 @@ def byte_values(kind: str) -> np.ndarray:
     return float8_values(kind)
 
 
+@cache
 def float8_values(kind: str) -> np.ndarray:
-    """What each of the 256 codes stands for, in float32."""
+    """What each of the 256 codes stands for, in float32; not to be written to."""
     exponent_bits, mantissa_bits, bias = _FLOAT8_BITS[kind]
     values = np.empty(256, np.float32)
     for code in range(128):
@@ -167,6 +169,7 @@ def float8_values(kind: str) -> np.ndarray:
         infinite = kind == "e5m2" and mantissa == 0
         values[code] = value if not special else np.inf if infinite else np.nan
         values[code | 0x80] = -values[code]
+    values.flags.writeable = False
     return values
 
 
