@@ -101,7 +101,7 @@ class LocalExecutor:
 
     def _pick(self, task: StepTask) -> _Worker:
         """An idle worker with this many threads and GPUs whose process can load what the step loads, best one that has
-        loaded the step's modules; or a new one."""
+        loaded the step's modules or the library, which takes seconds; or a new one."""
         idle = [worker for worker in self._workers if worker.task is None]
         free = self._free_gpus()
         size = (task.resources.cpu, task.resources.gpu)
@@ -111,10 +111,10 @@ class LocalExecutor:
             if (each.threads, len(each.gpus)) == size and each.gpus <= free and can_load(each.libraries, task.loads)
         ]
         for worker in fitting:
-            if task.function in worker.loaded:
+            if task.function in worker.loaded or (task.loads and has_loaded(worker.libraries, task.loads)):
                 return worker
         if fitting and len(self._workers) >= self._capacity.cpu:
-            return max(fitting, key=lambda each: has_loaded(each.libraries, task.loads))
+            return fitting[0]
         if idle and len(self._workers) >= self._capacity.cpu:
             self._end(idle[0])
         return self._spawn(task)

@@ -93,6 +93,13 @@ def test_the_process_that_has_a_step_s_library_goes_before_one_that_had_to_load_
     assert pool.give("tvm-compiler", "a second:run") == 1
 
 
+def test_a_process_with_the_library_gets_the_step_though_there_is_room_for_another(tmp_path: Path):
+    pool = _FakeProcesses(tmp_path, 4)
+    assert (pool.give("torch"), pool.give("torch", "another:run")) == (0, 0)
+    assert pool.give("tvm-compiler") == 1
+    assert pool.give("torch", "one more:run") == 0
+
+
 def test_a_compiler_has_the_runtime_and_is_not_spoiled_by_a_step_that_uses_it():
     loaded = with_library(with_library(frozenset(), "tvm-compiler"), "tvm-runtime")
     assert loaded == {"tvm-compiler"}
