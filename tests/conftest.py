@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.slow import seconds_of
+from tests.slow import SLOW, entry_of, unit_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SENT_BY_TESTS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
@@ -26,14 +25,28 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what tests/slow.py lists. Files that take long come first, so that no core is left with one at the end."""
-    costs: Counter[str] = Counter()
+    """Mark what tests/slow.py lists. What takes long comes first, so that no core is left with it at the end."""
+    entries: dict[str, set[str]] = {}
     for item in items:
-        if seconds := seconds_of(item.nodeid):
+        if entry := entry_of(item.nodeid):
             item.add_marker(pytest.mark.slow)
-            file = item.nodeid.partition("::")[0]
-            costs[file] = max(costs[file], seconds)
-    items.sort(key=lambda item: -costs[item.nodeid.partition("::")[0]])
+            entries.setdefault(unit_of(item.nodeid), set()).add(entry)
+    costs = {unit: sum(SLOW[entry] for entry in each) for unit, each in entries.items()}
+    items.sort(key=lambda item: -costs.get(unit_of(item.nodeid), 0))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Units in the order above. xdist's own --dist loadfile begins with the files of many tests: one test that takes
+    two minutes is then the last."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Units(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return Units(config, log)
 
 
 def stop_ignoring_signals() -> None:

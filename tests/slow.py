@@ -46,6 +46,14 @@ SLOW: Mapping[str, int] = {  # start of a test's id -> CPU seconds of all tests 
 }
 
 
-def seconds_of(test: str) -> int:
-    """CPU seconds of the entry that a test's id belongs to; 0: it is not slow."""
-    return next((seconds for start, seconds in SLOW.items() if test.startswith(start)), 0)
+TOGETHER = ("tests/targets/",)  # folders whose files share what a session builds once
+
+
+def entry_of(test: str) -> str:
+    """The entry that a test's id belongs to; "": it is not slow."""
+    return next((start for start in SLOW if test.startswith(start)), "")
+
+
+def unit_of(test: str) -> str:
+    """What one process runs from beginning to end: the test's file, or a folder of ``TOGETHER``."""
+    return next((folder for folder in TOGETHER if test.startswith(folder)), test.partition("::")[0])
