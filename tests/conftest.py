@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.slow import SLOW, entry_of, unit_of
+from tests.slow import LONG, SLOW, entry_of, unit_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SENT_BY_TESTS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
@@ -31,14 +32,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if entry := entry_of(item.nodeid):
             item.add_marker(pytest.mark.slow)
             entries.setdefault(unit_of(item.nodeid), set()).add(entry)
-    costs = {unit: sum(SLOW[entry] for entry in each) for unit, each in entries.items()}
-    items.sort(key=lambda item: -costs.get(unit_of(item.nodeid), 0))
+    costs = Counter({unit: sum(SLOW[entry] for entry in each) for unit, each in entries.items()})
+    costs.update(LONG)
+    items.sort(key=lambda item: -costs[unit_of(item.nodeid)])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Units in the order above. xdist's own --dist loadfile begins with the files of many tests: one test that takes
-    two minutes is then the last."""
+    """For --dist loadfile: units in the order above. xdist's own begins with the files of many tests: one test that
+    takes two minutes is then the last."""
+    if config.getoption("dist") != "loadfile":
+        return None
     from xdist.scheduler import LoadScopeScheduling
 
     class Units(LoadScopeScheduling):

@@ -7,13 +7,13 @@ import re
 import pytest
 
 from tests.conftest import ROOT
-from tests.slow import SLOW, entry_of, unit_of
+from tests.slow import LONG, SLOW, entry_of, unit_of
 
 pytest_plugins = ["pytester"]
 
 
 def test_every_entry_begins_a_test_that_exists():
-    for start in SLOW:
+    for start in (*SLOW, *LONG):
         file, _, name = start.partition("::")
         path = ROOT / file
         assert path.exists(), start
