@@ -77,7 +77,7 @@ class _Layers(nn.Module):
 class Model(Functions):
     def __init__(self, decoder: parts.Decoder, scheme: Scheme, metadata: Mapping[str, Any]) -> None:
         super().__init__(decoder.vocab, decoder.hidden, _cache_layout(decoder, metadata), metadata)
-        self.decoder = decoder
+        self.decoder, self.dtype = decoder, scheme.dtype
         setattr(self, decoder.stem, _Layers(decoder, scheme, self.ranks, self.cache.window > 0))
         head = None if decoder.tied else Head(self.vocab, self.hidden, scheme, self.ranks)
         setattr(self, decoder.head_name, head)

@@ -15,7 +15,7 @@ from llm_build.runtime.engine import Engine
 from llm_build.steps import tokenizer_check
 from llm_build.steps.ports import group
 from llm_build.verification import measure, paths
-from llm_build.verification.limits import with_rounding
+from llm_build.verification.limits import with_arithmetic, with_rounding
 from llm_build.verification.results import Location, PathResult, VerifyResult, check_limits
 
 Tick = Callable[[str, int], None]
@@ -49,7 +49,9 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
     weights = json.loads(dequantized["reconstruction.json"].path.read_text())
     verified = compare(params, blocks, {"original": original, "dequantized": exact, "tokens": tokens}, weights)
     rounding = json.loads(dequantized["reference.json"].path.read_text())["rounding"]
-    limits = with_rounding(params["limits"], rounding)
+    about = engine.metadata
+    layers = about["kv_cache"]["num_hidden_layers"]
+    limits = with_rounding(with_arithmetic(params["limits"], about.get("arithmetic", ""), layers), rounding)
     report_json = {**verified.json(), "limits": limits, "rounding": rounding}
     out.path("verify.json").write_bytes(indented(report_json))
     report(verified, out)

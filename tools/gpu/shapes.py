@@ -27,7 +27,7 @@ SHAPES: dict[str, dict[str, Any]] = {  # Touvron et al. 2023 (arXiv:2307.09288),
     },
 }  # fmt: skip
 CASES = (("7b", "q4f16_1", 1), ("7b", "q0f16", 1), ("7b", "q0f16", 2), ("70b", "q4f16_1", 2))  # shape, scheme, ranks
-CONTEXT, CHUNK = 4096, 2048
+CONTEXT, CHUNK, MAX_BATCH = 4096, 2048, 4
 BLOCK = 1 << 28  # bytes of random numbers that are written over and over
 SMALL = 1 << 24  # of them that become small numbers
 TARGET = {
@@ -50,7 +50,7 @@ def lower(folder: Path, shape: str, scheme: str, ranks: int) -> None:
     config = architectures.load("llama").from_hf(SHAPES[shape])
     metadata = {
         "context_window_size": CONTEXT, "sliding_window_size": -1, "prefill_chunk_size": CHUNK,
-        "attention_sink_size": 0, "max_batch_size": 4, "tensor_parallel_shards": ranks,
+        "attention_sink_size": 0, "max_batch_size": MAX_BATCH, "tensor_parallel_shards": ranks,
     }  # fmt: skip
     params = {
         "family": "llama", "architecture": asdict(config), "scheme": asdict(SCHEMES[scheme]), "target": TARGET,

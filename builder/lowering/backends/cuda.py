@@ -14,7 +14,9 @@ from llm_build.lowering.backends.gpu import elementwise, passes
 from llm_build.lowering.machine import Machine
 from llm_build.lowering.passes import cuda_graphs
 from llm_build.lowering.progress import StageProgress
+from llm_build.lowering.schedules.gpu import tensor_products
 from llm_build.targets import cuda, cuda_runtime, flash_attention, peer_allreduce
+from llm_build.targets import tensor_products as tensor_products_text
 
 __all__ = ["elementwise", "generate", "machine_of", "metadata", "passes"]
 
@@ -38,6 +40,8 @@ def machine_of(target: Mapping[str, Any], prefix: str = "") -> Machine:
     if dependent_launch.is_possible(target):
         names = dependent_launch
         traits = replace(traits, pdl_wait=names.WAIT, pdl_trigger=names.TRIGGER, pdl_off=names.OFF)
+    if traits.wgmma:
+        traits = replace(traits, tensor_products=tensor_products)
     return replace(machine, traits=traits)
 
 
@@ -54,7 +58,7 @@ def _device_code(functions: Any, machine: Machine, progress: StageProgress) -> A
 
     def compiled(source: str) -> bytes:
         declared = peer_allreduce.LINES + peer_allreduce.SENDER if "keep_peers(" in source else ""
-        declared += flash_attention.declared(source)
+        declared += flash_attention.declared(source) + tensor_products_text.source(source)
         whole = declared + (dependent_launch.insert_waits(source) if dependent else source)
         code = cuda.compile_kernels(whole, arch)
         if progress.observer:
@@ -67,9 +71,12 @@ def _device_code(functions: Any, machine: Machine, progress: StageProgress) -> A
 
 
 def metadata(model: Any, target: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether the library captures graphs itself, and for several ranks the code of the kernels that sum over GPUs."""
+    """Whether the library captures graphs itself, what type its products round to, if not float32, and for several
+    ranks the code of the kernels that sum over GPUs."""
     peers = {peer_allreduce.NAME: _peer_allreduce_code(target["arch"])} if model.ranks > 1 else {}
-    return {"cuda_graphs": cuda_graphs.library_captures(model, target), **peers}
+    rounds = cuda.has_wgmma(target["arch"]) and model.dtype != "float32"
+    arithmetic = {"arithmetic": model.dtype} if rounds else {}
+    return {"cuda_graphs": cuda_graphs.library_captures(model, target), **arithmetic, **peers}
 
 
 def _peer_allreduce_code(arch: Sequence[str]) -> str:

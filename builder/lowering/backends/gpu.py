@@ -16,7 +16,7 @@ from llm_build.core.errors import UserError
 from llm_build.lowering import tir_passes
 from llm_build.lowering.kernel_modules import Kernels
 from llm_build.lowering.machine import Machine, Pass, host_target
-from llm_build.lowering.passes import shared_memory
+from llm_build.lowering.passes import equal_kernels, shared_memory
 from llm_build.lowering.progress import StageProgress
 from llm_build.lowering.schedules.gpu import block as b
 from llm_build.lowering.schedules.gpu.block import SHARED_BYTES, THREADS, GpuTraits
@@ -88,6 +88,7 @@ def generate(
     for variable, function in functions.functions_items():
         parts[is_host(function)][variable] = function
     host, device = (ir.IRModule(part, attrs=functions.attrs) for part in (parts[True], parts[False]))
+    host, device = equal_kernels.merge(host, device)
     for name, transform in HOST:
         progress.start(name)
         host = transform(host)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from tvm import tirx
@@ -42,6 +43,7 @@ class GpuTraits:
     input row in shared memory, at most. ``load_bytes``: of one load of 16-bit numbers. ``shuffles``: whether the
     threads of a warp can read each other's registers. ``tensor_cores``: whether kernels may call functions whose
     products are NVIDIA's mma.sync of 16-bit numbers; ``wgmma``: also wgmma, which sm_90a alone has.
+    ``tensor_products``: what multiplies many rows by it (schedules/gpu/tensor_products.py).
 
     With programmatic dependent launch (backends/dependent_launch.py) the device functions ``pdl_wait``, which waits for
     the kernel before, ``pdl_trigger``, which lets the next one start, and ``pdl_off``, which says that this kernel is
@@ -59,6 +61,7 @@ class GpuTraits:
     shuffles: bool = False
     tensor_cores: bool = False
     wgmma: bool = False
+    tensor_products: ModuleType | None = None
 
     def wait(self) -> None:
         """From here on a kernel reads what others wrote."""

@@ -1,7 +1,8 @@
 """y = x @ weight.T (+ bias) (+ residual) on a GPU, the weight read as it is stored.
 
-Few rows: see gemv.py. Many rows: tiles of TILE rows (or more) x TILE outputs; slices of x and of the dequantized
-weight go through shared memory, each thread sums squares of THREAD_TILE x THREAD_TILE.
+Few rows: see gemv.py. Many rows: on tensor cores where the traits have them (tensor_products.py). Else tiles of TILE
+rows (or more) x TILE outputs: slices of x and of the dequantized weight go through shared memory, each thread sums
+squares of THREAD_TILE x THREAD_TILE.
 
 Axes: M rows, N outputs, K inputs, U units of a row, E values of a unit (see weights.py).
 """
@@ -23,6 +24,7 @@ from llm_build.lowering.schedules.ir import T
 from llm_build.ops.linear import LinearLabel
 
 GEMV_MAX_ROWS = 4  # that are multiplied one by one: from there on reading the weight once for a tile pays
+PACKED_GEMV_MAX_ROWS = 2  # where many rows go by tensor cores: of packed weights; of others one
 TILE = 64  # rows and outputs of a block; 4 values of each in registers, and 16 x 16 threads
 THREAD_TILE = 4  # rows and outputs of a thread: one load of four
 TILE_STRIDE = TILE + THREAD_TILE  # of a tile in shared memory, for the banks' sake
@@ -60,11 +62,26 @@ class Epilogue:
 def linear(label: LinearLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """The kernel of a "linear" operation (see builder/ops/linear.py for its arguments)."""
     weight, rows = weight_of(label.weight), b.size("rows")
+    args, many = for_many_rows(label, traits, weight, [Arg("x", (rows, weight.k)), *args_of(label, weight, rows)])
 
     def body(x: Buffer, *others: Buffer) -> None:
-        multiply_rows(traits, weight, rows, Inputs(x, weight.k), *split(label, others, None), sender_of(label))
+        multiply_rows(traits, weight, rows, Inputs(x, weight.k), *split(label, others, None), sender_of(label), many)
 
-    return b.kernel([Arg("x", (rows, weight.k)), *args_of(label, weight, rows)], body)
+    return b.kernel(args, body)
+
+
+Many = Callable[[Inputs, Epilogue, tuple[Buffer, ...]], None]  # multiplies many rows
+
+
+def for_many_rows(
+    label: LinearLabel, traits: GpuTraits, weight: Weight, args: list[Arg]
+) -> tuple[list[Arg], Many | None]:
+    """What multiplies many rows instead of tiles, if the machine has it for this weight, and the arguments for it."""
+    cores, dtype = traits.tensor_products, label.weight.dtype
+    if cores is None or label.sent or not cores.fits(weight, dtype):
+        return args, None
+    args, sizes = cores.with_sizes(args, weight, args[0].shape[0])
+    return args, lambda x, epilogue, stored: cores.multiply(weight, stored, sizes, x, epilogue, traits)
 
 
 def args_of(label: LinearLabel, weight: Weight, rows: Expr) -> list[Arg]:
@@ -98,6 +115,7 @@ def multiply_rows(
     epilogue: Epilogue,
     stored: tuple[Buffer, ...],
     sender: Sender | None,
+    many: Many | None,
 ) -> None:
     results = Results(epilogue.y, weight.n, epilogue.at, sender=sender)
 
@@ -113,6 +131,10 @@ def multiply_rows(
     if sender is not None:
         choose("GEMV, sent to peers", "one row, whose sum over GPUs follows")
         gemv()
+        return
+    if many is not None:
+        few = 1 if weight.plain else PACKED_GEMV_MAX_ROWS
+        b.if_else(rows <= few, gemv, lambda: many(x, epilogue, stored))
         return
     b.if_else(rows <= GEMV_MAX_ROWS, gemv, gemm_by_rows if traits.rows_per_thread > THREAD_TILE else lambda: gemm(1))
 

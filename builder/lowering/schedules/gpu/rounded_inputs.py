@@ -83,10 +83,11 @@ class Codes(Inputs):
 def rounded_linear(label: RoundedLinearLabel, traits: GpuTraits) -> tirx.PrimFunc:
     """The product of a "rounded_linear" (builder/ops/rounded_inputs.py)."""
     weight, rows = weight_of(label.weight), b.size("rows")
+    inputs = [Arg("x", (rows, -(-weight.k // PER_WORD)), "uint32"), Arg("x_scale", (rows, 1))]
+    args, many = linear.for_many_rows(label, traits, weight, [*inputs, *linear.args_of(label, weight, rows)])
 
     def body(codes: Buffer, scales: Buffer, *others: Buffer) -> None:
         x, sender = Codes(codes, weight.k, label.activation), linear.sender_of(label)
-        linear.multiply_rows(traits, weight, rows, x, *linear.split(label, others, scales), sender)
+        linear.multiply_rows(traits, weight, rows, x, *linear.split(label, others, scales), sender, many)
 
-    inputs = [Arg("x", (rows, -(-weight.k // PER_WORD)), "uint32"), Arg("x_scale", (rows, 1))]
-    return b.kernel([*inputs, *linear.args_of(label, weight, rows)], body)
+    return b.kernel(args, body)
