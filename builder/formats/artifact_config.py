@@ -10,6 +10,7 @@ from llm_build.core.fields import FLAG, OBJECT, TEXT, Kind, check_fields, list_o
 from llm_build.formats.checkpoint import read_json
 
 NAME = "mlc-chat-config.json"
+REFUSED = "chat_template_refused"  # why the checkpoint's chat template is of no use; there only if it is not
 _ID = whole(-1, (1 << 31) - 1)
 _IDS = list_of(_ID, "token ids")
 _SIZE = whole(1, (1 << 31) - 1)
@@ -18,6 +19,7 @@ _FIELDS: Mapping[str, Kind] = {
     **dict.fromkeys(("vocab_size", "active_vocab_size", "context_window_size", "prefill_chunk_size"), _SIZE),
     "eos_token_id": Kind(lambda value: _ID.is_right(value) or _IDS.is_right(value), "a token id, or a list of them"),
     **dict.fromkeys(("model_config", "conv_template"), OBJECT),
+    REFUSED: TEXT,
 }
 _EXPERTS: Mapping[str, Kind] = dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), _SIZE)
 _CONVERSATION: Mapping[str, Kind] = {

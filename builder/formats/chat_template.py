@@ -47,8 +47,17 @@ class Template:
     tokens: Mapping[str, str]
 
 
-def render_all(template: Template, conversations: Sequence[Conversation]) -> list[str | CannotRender]:
-    """The prompts, in one process. An entry is a CannotRender where the template refuses that conversation.
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """``texts``: an entry is a CannotRender where the template refuses that conversation. ``parts``: contents were
+    given as lists of parts, which is what the template wants."""
+
+    texts: list[str | CannotRender]
+    parts: bool
+
+
+def render_all(template: Template, conversations: Sequence[Conversation]) -> Rendered:
+    """The prompts, in one process.
 
     Raises:
         CannotRender: it takes more time or memory than a template may.
@@ -71,13 +80,14 @@ def render_all(template: Template, conversations: Sequence[Conversation]) -> lis
     if done.returncode:
         last = "".join(done.stderr.strip().splitlines()[-1:])
         raise CannotRender(f"the template takes more than {jinja_process.MEMORY_BYTES >> 20} MB, or fails: {last}")
-    answers = json.loads(done.stdout)
-    return [answer["text"] if "text" in answer else CannotRender(answer["error"]) for answer in answers]
+    answer = json.loads(done.stdout)
+    texts = [each["text"] if "text" in each else CannotRender(each["error"]) for each in answer["answers"]]
+    return Rendered(texts, answer["parts"])
 
 
 def render(template: Template, messages: Sequence[Message], answer: bool = True) -> str:
     """One prompt. Raises CannotRender."""
-    (text,) = render_all(template, [Conversation(messages, answer)])
+    (text,) = render_all(template, [Conversation(messages, answer)]).texts
     if isinstance(text, CannotRender):
         raise text
     return text
@@ -89,22 +99,28 @@ def writes_date(template: Template) -> bool:
 
 
 def read_template(files: TokenizerFiles, jinja: Path | None) -> Template | None:
-    """The checkpoint's own: chat_template.jinja (``jinja``), else what tokenizer_config.json has; None: it has none.
+    """The checkpoint's own: chat_template.jinja (``jinja``), else what tokenizer_config.json has; None: it has none, or
+    none of several is the default.
 
     Raises:
         UserError: chat_template has another type than it must have; the file cannot be read as text.
     """
-    source = read_text(jinja) if jinja else files.config.get("chat_template")
-    where = "tokenizer_config.json: chat_template"
+    source = read_text(jinja) if jinja else named_templates(files).get("default")
+    return Template(source, named_tokens(files)) if source else None
+
+
+def named_templates(files: TokenizerFiles) -> dict[str, str]:
+    """The templates of tokenizer_config.json by name; a single one is "default"."""
+    source, where = files.config.get("chat_template"), "tokenizer_config.json: chat_template"
+    if isinstance(source, Mapping):  # as transformers holds a list
+        source = [{"name": name, "template": text} for name, text in source.items()]
     if isinstance(source, list):
-        by_name = {}
         for number, entry in enumerate(source):
             right = isinstance(entry, Mapping) and all(isinstance(entry.get(key), str) for key in ("name", "template"))
             require(right, f"{where}[{number}]", entry, "an object with a name and a template")
-            by_name[entry["name"]] = entry["template"]
-        source = by_name.get("default")
+        return {entry["name"]: entry["template"] for entry in source}
     require(source is None or isinstance(source, str), where, source, "a template, or a list of templates with names")
-    return Template(source, named_tokens(files)) if source else None
+    return {"default": source} if source else {}
 
 
 def read_text(path: Path) -> str:

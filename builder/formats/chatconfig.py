@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_build.core.errors import UserError
+from llm_build.formats.artifact_config import REFUSED
 from llm_build.formats.checkpoint import TOKENIZER_FILES
-from llm_build.formats.conversation_template import ROLE_TEMPLATES, Translation
+from llm_build.formats.conversation_template import ROLE_TEMPLATES, Translation, split_tokens
 from llm_build.formats.generation_config import GenerationConfig, read_generation_config
 from llm_build.formats.tokenizer import TokenizerFiles, named_tokens
 
@@ -59,9 +60,11 @@ def chat_config(
     texts: Texts,
     files: Sequence[str],
     conv_template: str | Translation,
+    refused: str = "",
 ) -> dict[str, Any]:
     """The whole file as a dict. ``files`` are the checkpoint's small files; ``conv_template`` a key of CONV_TEMPLATES,
-    or the checkpoint's own template, translated.
+    or the checkpoint's own template, translated. ``refused``: why the checkpoint's template is of no use; generate says
+    so, runtimes do not know the key.
 
     Token ids that the checkpoint does not give are left out, so the reader's own defaults hold.
     """
@@ -88,6 +91,7 @@ def chat_config(
         "tokenizer_info": tokenizer_info(tokenizer),
         "conv_template": _template(conv_template, texts, own, ends),
         **{key: value for key, value in ids.items() if value is not None},
+        **({REFUSED: refused} if refused else {}),
         "model_task": "chat",
     }
 
@@ -128,13 +132,13 @@ def _translated(
 ) -> dict[str, Any]:  # fmt: skip
     """Token ids for what the template begins with and for what ends an answer, where they are tokens."""
     added = {token["content"]: token["id"] for token in texts.tokenizer.tokenizer.get("added_tokens") or []}
-    begins = added.get(translation.begins, own.bos)
+    begins = [added.get(token, own.bos) for token in split_tokens(translation.begins, added)]
     stops = [added[text] for text in translation.conv["stop_str"] if text in added]
     return {
         "name": "checkpoint",
         **_SHARED_TEMPLATE,
         **translation.conv,
-        "system_prefix_token_ids": [begins] if translation.begins and begins is not None else [],
+        "system_prefix_token_ids": [id_ for id_ in begins if id_ is not None],
         "stop_token_ids": list(dict.fromkeys([*ends, *stops])),
     }
 

@@ -8,7 +8,8 @@ role_content_sep + text + separator for each message, and for the answer to come
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
@@ -17,7 +18,11 @@ from llm_build.formats.chat_template import CannotRender, Conversation, Message,
 
 _HOLE = "{system_message}"
 _SYSTEM, _ASKED, _SAID, _ASKED_2 = "xqSystemText", "xqFirstQuestion", "xqFirstAnswer", "xqSecondQuestion"
+_MOST_CUTS = 64  # ways to cut what stands before a question, longest first; published ones need the first few
+_MOST_TOKENS = 4  # that every prompt begins with
 EMPTY_BLOCK = "MLC (not WebLLM) writes an empty system block where there is no system message"
+_PART_OF_A_WORD = re.compile(r"[\w<\[({|#@]+\Z")
+LEFT_OUT = "the template leaves a system message out"
 
 
 class CannotExpress(Exception):
@@ -26,12 +31,14 @@ class CannotExpress(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """``conv``: fields of conv_template; ``begins``: the token text that every prompt begins with ("" if none);
-    ``notes``: conversations that come out otherwise than the checkpoint's own template has them."""
+    """``conv``: fields of conv_template; ``begins``: the text of the tokens that every prompt begins with ("" if none);
+    ``notes``: what the card says of it; ``differs``: names of the conversations that come out otherwise than the
+    checkpoint's own template has them."""
 
     conv: Mapping[str, Any]
     begins: str
     notes: tuple[str, ...]
+    differs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,32 +84,70 @@ _PROBES = {
 }
 
 
-def translate(template: Template) -> Translation:
-    """Find the strings, then compare. Raises CannotExpress with the reason."""
+def translate(template: Template, added: Collection[str] = ()) -> Translation:
+    """Find the strings, then compare: of several ways to cut, the first that differs nowhere, else the one that differs
+    least.
+
+    Args:
+        added: the tokenizer's added tokens. A prompt may begin with several ("[gMASK]<sop>").
+
+    Raises:
+        CannotExpress: with the reason.
+    """
     probes = {**_PROBES, **{name: Conversation(messages) for name, messages in CONVERSATIONS.items()}}
     try:
-        texts = dict(zip(probes, render_all(template, list(probes.values())), strict=True))
+        texts = dict(zip(probes, render_all(template, list(probes.values())).texts, strict=True))
     except CannotRender as error:
         raise CannotExpress(str(error)) from error
-    begins = template.tokens.get("bos_token", "")
-    reasons = []
-    for turns in _turn_candidates(texts, begins):
-        try:
-            return _translation(texts, turns, begins)
-        except CannotExpress as error:
-            reasons.append(error)
-    raise reasons[0]
+    bos = template.tokens.get("bos_token", "")
+    best, reasons = None, []
+    for turns in _turn_candidates(texts, bos):
+        for begins in _beginnings(texts, bos, added):
+            try:
+                found = _translation(texts, turns, begins)
+            except CannotExpress as error:
+                reasons.append(error)
+                continue
+            if not found.differs:
+                return found
+            if best is None or len(found.differs) < len(best.differs):
+                best = found
+    if best is None:
+        raise reasons[0]
+    return best
+
+
+def _beginnings(texts: Mapping[str, str | CannotRender], bos: str, added: Collection[str]) -> list[str]:
+    """Tokens that every prompt may begin with: the BOS, none, or some that all prompts share."""
+    whole = _shared_start(*[text for text in texts.values() if isinstance(text, str)])
+    tokens = sorted({*added, bos} - {""}, key=len, reverse=True)
+    runs = [""]
+    while len(runs) <= _MOST_TOKENS and (
+        following := next((token for token in tokens if whole.startswith(token, len(runs[-1]))), "")
+    ):
+        runs.append(runs[-1] + following)
+    return list(dict.fromkeys([*([bos] if whole.startswith(bos) else []), "", *runs[::-1]]))
+
+
+def split_tokens(text: str, added: Collection[str]) -> list[str]:
+    """A text that is a run of tokens as these tokens; whatever is none of them stays one piece."""
+    tokens = sorted(filter(None, added), key=len, reverse=True)
+    pieces = []
+    while text:
+        piece = next((token for token in tokens if text.startswith(token)), text)
+        pieces.append(piece)
+        text = text[len(piece) :]
+    return pieces
 
 
 def _translation(texts: Mapping[str, str | CannotRender], turns: _Turns, begins: str) -> Translation:
-    head = _split(_rendered(texts, "asked"), _ASKED)[0]
-    if not head.endswith(turns.user):
-        raise CannotExpress("the first question is written in another way than the others")
-    block = head.removesuffix(turns.user)
-    if not begins or not block.startswith(begins):
-        begins = ""
-    conv = {**_roles(turns), **_system_part(texts, turns.user, block.removeprefix(begins), begins)}
-    return Translation(conv, begins, tuple(_differences(texts, conv, begins)))
+    head = _split(_rendered(texts, "asked"), _ASKED)[0].removeprefix(begins)
+    conv = {**_roles(turns), **_system_part(texts, turns.user, head, begins)}
+    return Translation(conv, begins, *_differences(texts, conv, begins))
+
+
+def _shared_start(*texts: str) -> str:
+    return commonprefix(texts)  # noqa: RUF071  (characters are what is meant)
 
 
 def _rendered(texts: Mapping[str, str | CannotRender], name: str) -> str:
@@ -116,7 +161,8 @@ def _turn_candidates(texts: Mapping[str, str | CannotRender], begins: str) -> It
     """Ways to cut what stands between the texts; more than one may serve, and translate takes the first.
 
     An answer ends where a render without one to come ends, except where that appends something of its own (Phi's
-    template the end of the text, some the next answer's role): then a question begins as the first one does."""
+    template the end of the text, some the next answer's role): then a question begins as the first one does, or with
+    the end of what stands before the first one, which may have a system message of its own before that."""
     head, tail = _split(_rendered(texts, "asked"), _ASKED)
     first, rest = _split(_rendered(texts, "asked again"), _ASKED)
     between, rest = _split(rest, _SAID)
@@ -124,11 +170,15 @@ def _turn_candidates(texts: Mapping[str, str | CannotRender], begins: str) -> It
     if (first, last) != (head, tail):
         raise CannotExpress("the first or the last turn is written in another way than the others")
     ends = [again.removesuffix(start) for start in (head, head.removeprefix(begins)) if start and again.endswith(start)]
+    shared = _shared_start(head[::-1], again[::-1])[::-1]
+    close = _PART_OF_A_WORD.sub("", _shared_start(again, tail))
     ends = [*_tail(texts, "answered", _SAID, again.startswith), *ends]
+    ends += [close] if close and shared.endswith(again[len(close) :]) else []
+    ends += [again[: len(again) - length] for length in range(len(shared), max(0, len(shared) - _MOST_CUTS), -1)]
     asked = _tail(texts, "asked only", _ASKED, lambda end: tail.startswith(end) and between.startswith(end))
     if not ends:
         raise CannotExpress("an answer ends in another way when a question follows it")
-    for end in ends:
+    for end in dict.fromkeys(ends):
         alike = [end] if end and tail.startswith(end) and between.startswith(end) else []
         for after in (*alike, *asked, ""):
             yield _Turns(again.removeprefix(end), between.removeprefix(after), tail.removeprefix(after), after, end)
@@ -156,7 +206,7 @@ def _split(text: str, mark: str) -> tuple[str, str]:
 def _roles(turns: _Turns) -> dict[str, Any]:
     """Role strings and separators. The role of an answer to come and of one that is there share their beginning; where
     a question lacks what follows it there, that goes into the answer's own template."""
-    stem = commonprefix([turns.assistant, turns.answer])  # noqa: RUF071  (characters are what is meant)
+    stem = _shared_start(turns.assistant, turns.answer)
     content, empty = turns.assistant.removeprefix(stem), turns.answer.removeprefix(stem)
     templates = {}
     if not turns.user.endswith(content):
@@ -177,24 +227,42 @@ def _roles(turns: _Turns) -> dict[str, Any]:
 ROLE_TEMPLATES = {"user": "{user_message}", "assistant": "{assistant_message}", "tool": "{tool_message}"}
 
 
-def _system_part(texts: Mapping[str, str | CannotRender], role: str, block: str, begins: str) -> dict[str, Any]:
-    """The system template and its default text. ``block`` is what stands before the first role without a system
-    message."""
+def _system_part(texts: Mapping[str, str | CannotRender], role: str, head: str, begins: str) -> dict[str, Any]:
+    """The system template and its default text. ``head`` is what stands before the first question without a system
+    message, ``role`` before others."""
     try:
         before, rest = _split(_rendered(texts, "system"), _SYSTEM)
         before, after = before.removeprefix(begins), _split(rest, _ASKED)[0]
-    except CannotExpress:  # refused, left out, or merged into the question: a fixed beginning is all there is
-        return {"system_template": _HOLE, "system_message": block, "add_role_after_system_message": True}
+    except CannotExpress:
+        return _without_system(texts, role, head, begins)
     with_role = after.endswith(role)
     after = after.removesuffix(role) if with_role else after
-    is_default = with_role and block.startswith(before) and block.removeprefix(before).endswith(after)
+    if with_role and not head.endswith(role):
+        raise CannotExpress(_FIRST_DIFFERS)
+    block = head.removesuffix(role) if with_role or head == role else head
+    is_default = len(block) >= len(before + after) and block.startswith(before) and block.endswith(after)
     if block and not is_default:
         raise CannotExpress("the default system message is written in another way than a given one")
     return {
         "system_template": f"{before}{_HOLE}{after}",
-        "system_message": block.removeprefix(before).removesuffix(after) if block else "",
+        "system_message": block[len(before) : len(block) - len(after)] if block else "",
         "add_role_after_system_message": with_role,
         **({} if block else {"render_empty_system_message": False}),
+    }
+
+
+_FIRST_DIFFERS = "the first question is written in another way than the others"
+
+
+def _without_system(texts: Mapping[str, str | CannotRender], role: str, head: str, begins: str) -> dict[str, Any]:
+    """A fixed beginning: a system message is refused, left out, or written in a way of its own."""
+    if not head.endswith(role):
+        raise CannotExpress(_FIRST_DIFFERS)
+    left_out = texts["system"] == texts["asked"]
+    return {
+        "system_template": head.removesuffix(role) + ("" if left_out else _HOLE),
+        "system_message": "",
+        "add_role_after_system_message": True,
     }
 
 
@@ -216,22 +284,27 @@ def render(conv: Mapping[str, Any], messages: Sequence[Message], empty_system: b
     return "".join([*out, conv["roles"]["assistant"], conv["role_empty_sep"]])
 
 
-def _differences(texts: Mapping[str, str | CannotRender], conv: Mapping[str, Any], begins: str) -> list[str]:
-    """Which conversations differ between the template and what the runtimes write.
+def _differences(
+    texts: Mapping[str, str | CannotRender], conv: Mapping[str, Any], begins: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Notes, and the names of the conversations that differ between the template and what the runtimes write.
 
     Raises CannotExpress when even one without a system message does, in WebLLM.
     """
     notes: dict[str, None] = {}
+    differs = []
+    if _HOLE not in conv["system_template"]:
+        notes[LEFT_OUT] = None
     for name, messages in CONVERSATIONS.items():
         text = texts[name]
         if isinstance(text, CannotRender):
             notes[f"{name}: {text}"] = None
             continue
-        theirs = text.removeprefix(begins)
-        if render(conv, messages) != theirs:
+        if begins + render(conv, messages) != text:
             if messages[0]["role"] != "system":
                 raise CannotExpress(f"{name}: the strings do not add up to what the template writes")
             notes[f"{name}: written in another way than the checkpoint's template has it"] = None
-        elif render(conv, messages, empty_system=True) != theirs:
+            differs.append(name)
+        elif begins + render(conv, messages, empty_system=True) != text:
             notes[EMPTY_BLOCK] = None
-    return list(notes)
+    return tuple(notes), tuple(differs)

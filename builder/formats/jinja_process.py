@@ -2,15 +2,18 @@
 
     python -P jinja_process.py < {"source", "tokens", "date", "conversations": [{"messages", "answer"}, ...]}
 
-writes [{"text"} or {"error"}, ...]. Jinja's setting is transformers'
-(https://huggingface.co/docs/transformers/chat_templating): a sandbox, blocks trimmed, ``raise_exception``, ``tojson``,
-``{% generation %}`` around an answer; but ``strftime_now`` always gives the same date.
+writes {"parts", "answers": [{"text"} or {"error"}, ...]}. ``parts``: the template wants a content to be a list of
+{"type": "text", "text"}; where it writes nothing of a content that is a string, it gets such lists.
+
+Jinja's setting is transformers' (https://huggingface.co/docs/transformers/chat_templating): a sandbox, blocks trimmed,
+``raise_exception``, ``tojson``, ``{% generation %}`` around an answer; but ``strftime_now`` always gives the same date.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import date
 from typing import Any
@@ -19,6 +22,7 @@ CPU_SECONDS = 2.0  # a template of 20 kB compiles and renders ten conversations 
 MEMORY_BYTES = 512 << 20  # of addresses; Python with Jinja takes 60 MB
 TEXT_CHARACTERS = 1 << 20
 DATE_NAME = "strftime_now"
+_PROBE = "xqAsked"
 
 
 def limit() -> None:
@@ -88,20 +92,41 @@ def render(template: Any, request: dict[str, Any], conversation: dict[str, Any])
     return {"text": text}
 
 
-def main() -> None:
+def in_parts(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each content as a list of one part."""
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+
+
+def wants_parts(template: Any, request: dict[str, Any]) -> bool:
+    asked = [{"role": "user", "content": _PROBE}]
+    texts = [render(template, request, {"messages": form, "answer": True}) for form in (asked, in_parts(asked))]
+    return [_PROBE in text.get("text", "") for text in texts] == [False, True]
+
+
+def answer_all(request: dict[str, Any]) -> dict[str, Any]:
     import jinja2
 
-    request = json.load(sys.stdin)
-    limit()
     try:
         template = compile_template(request["source"])
     except (jinja2.TemplateError, RecursionError, MemoryError, ValueError) as error:
-        answers = [{"error": f"the template cannot be read: {error or type(error).__name__}"}] * len(
-            request["conversations"]
-        )
-    else:
-        answers = [render(template, request, conversation) for conversation in request["conversations"]]
-    json.dump(answers, sys.stdout)
+        failure = {"error": f"the template cannot be read: {error or type(error).__name__}"}
+        return {"parts": False, "answers": [failure] * len(request["conversations"])}
+    parts = wants_parts(template, request)
+    answers = []
+    for conversation in request["conversations"]:
+        messages = conversation["messages"]
+        given = {**conversation, "messages": in_parts(messages) if parts else messages}
+        answers.append(render(template, request, given))
+    return {"parts": parts, "answers": answers}
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    import jinja2.ext
+    import jinja2.sandbox  # noqa: F401  (what is loaded counts against the limit of memory, not of time)
+
+    limit()
+    json.dump(answer_all(request), sys.stdout)
 
 
 if __name__ == "__main__":

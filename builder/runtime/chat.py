@@ -9,47 +9,52 @@ from typing import Any
 from llm_build.core.errors import UserError
 from llm_build.core.fields import TEXT, check_fields
 from llm_build.formats import chat_template
-from llm_build.formats.artifact_config import NAME, read_chat_config
+from llm_build.formats.artifact_config import NAME, REFUSED, read_chat_config
+from llm_build.formats.chat import TOKENS_FILE, WAY_OUT
 from llm_build.formats.chat_template import CannotRender, Message, Template
 from llm_build.formats.checkpoint import read_json
 from llm_build.formats.conversation_template import render
 from llm_build.formats.tokenizer import encode
 
 _PLAIN = "plain"
+_PLAINLY = "build generate --plain continues a text"
 
 
 def chat_ids(folder: Path, tokenizer: Any, messages: Sequence[Message]) -> list[int] | None:
     """Token ids of a conversation, up to where the answer begins; None: the artifact has no chat template.
 
-    The checkpoint's own template is rendered where the artifact has it, else MLC's form of it.
-
     Raises:
-        UserError: the template refuses the conversation.
+        UserError: the template refuses the conversation, or is of no use for any.
     """
-    own = _read_own(folder)
+    written = chat_prompt(folder, messages)
+    return None if written is None else [*written[0], *encode(tokenizer, written[1], special=False)]
+
+
+def chat_prompt(folder: Path, messages: Sequence[Message]) -> tuple[list[int], str] | None:
+    """The ids that a conversation begins with, and the text after them: the checkpoint's own template where the
+    artifact has it, else MLC's form of it. None, and what is raised: as ``chat_ids``."""
+    own = read_own(folder)
     if own is not None:
         try:
-            text = chat_template.render(own, messages)
+            return [], chat_template.render(own, messages)
         except CannotRender as error:
-            raise UserError(
-                f"{folder / chat_template.FILE}: {error}", "build generate --plain continues a text"
-            ) from error
-        return encode(tokenizer, text, special=False)
-    conv = chat_config_of(folder)["conv_template"]
-    if conv["name"] == _PLAIN:
-        return None
-    text = render(conv, messages)
-    return [*conv["system_prefix_token_ids"], *encode(tokenizer, text, special=False)]
+            raise UserError(f"{folder / chat_template.FILE}: {error}", _PLAINLY) from error
+    config = chat_config_of(folder)
+    if refused := config.get(REFUSED):
+        raise UserError(f"the checkpoint's chat template cannot be used: {refused}", f"{_PLAINLY}; or {WAY_OUT}")
+    conv = config["conv_template"]
+    return None if conv["name"] == _PLAIN else (conv["system_prefix_token_ids"], render(conv, messages))
 
 
 def has_chat(folder: Path) -> bool:
-    """Whether a conversation can be written for this artifact."""
-    return _read_own(folder) is not None or chat_config_of(folder)["conv_template"]["name"] != _PLAIN
+    """Whether this is an artifact of a chat model, one whose template is of no use included."""
+    config = chat_config_of(folder)
+    return read_own(folder) is not None or REFUSED in config or config["conv_template"]["name"] != _PLAIN
 
 
-def _read_own(folder: Path) -> Template | None:
+def read_own(folder: Path) -> Template | None:
     """The checkpoint's own template, as package writes it beside its tokens."""
-    path, names = folder / chat_template.FILE, folder / "special_tokens_map.json"
+    path, names = folder / chat_template.FILE, folder / TOKENS_FILE
     if not path.is_file():
         return None
     tokens = read_json(names, str(names)) if names.is_file() else {}

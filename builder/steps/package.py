@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_build import architectures
 from llm_build.core.step_io import File, InputFiles, Json, Out
 from llm_build.formats import chat_template
+from llm_build.formats.chat import Chat, chat_of, files_of
 from llm_build.formats.chatconfig import Texts, chat_config
 from llm_build.formats.checkpoint import TOKENIZER_FILES, read_json
-from llm_build.formats.conversation_template import CannotExpress, Translation, translate
 from llm_build.formats.tensorcache import tensor_cache
-from llm_build.formats.tokenizer import named_tokens, read_files
+from llm_build.formats.tokenizer import read_files
 from llm_build.quant.methods import gains
 from llm_build.steps.ports import group, one
 
@@ -42,8 +41,14 @@ def run(params: Mapping[str, Json], inputs: InputFiles, out: Out) -> None:
         if name in files:
             out.link(name, group(inputs["files"])[f"file/{name}"])
     texts = _texts(files)
-    chat = _own_chat(texts, files) if params["conv_template"] is None else Chat(params["conv_template"])
-    _write_template(chat, texts, out)
+    if params["conv_template"] is None:
+        chat = chat_of(texts.tokenizer, files.get(chat_template.FILE))
+    else:
+        chat = Chat(params["conv_template"])
+    for warning in chat.warnings:
+        out.warn(warning)
+    for name, text in files_of(chat, texts.tokenizer).items():
+        out.path(name).write_text(text, "utf-8")
     _write_json(out.path("mlc-chat-config.json"), _chat_config(params, texts, files, chat))
     card = _card(params, cache["metadata"], total_parameters, library.nbytes, chat)
     out.path("README.md").write_text(card, "utf-8")
@@ -60,17 +65,6 @@ def _link_shards(files: Mapping[str, File], out: Out) -> list[Json]:
     for shard in shards:
         out.link(shard["dataPath"], by_name[shard["dataPath"]])
     return shards
-
-
-@dataclass(frozen=True, slots=True)
-class Chat:
-    """How the artifact chats: MLC's conversation template (a name of CONV_TEMPLATES, or the checkpoint's own in MLC's
-    format), and the checkpoint's own template as it is, where it can be rendered. ``notes`` go into the card."""
-
-    conversation: str | Translation
-    template: chat_template.Template | None = None
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
 
 
 def _texts(files: Mapping[str, Path]) -> Texts:
@@ -92,38 +86,8 @@ def _chat_config(
         texts=texts,
         files=list(files),
         conv_template=chat.conversation,
+        refused=chat.refused,
     )
-
-
-def _own_chat(texts: Texts, files: Mapping[str, Path]) -> Chat:
-    """The checkpoint's chat template in the artifact's format; plain text where it has none or cannot be expressed."""
-    template = chat_template.read_template(texts.tokenizer, files.get(chat_template.FILE))
-    if template is None:
-        return Chat("plain")
-    dated = [f"it writes the day: here that is always {chat_template.DATE}"] * chat_template.writes_date(template)
-    try:
-        translation = translate(template)
-    except CannotExpress as error:
-        try:
-            chat_template.render(template, chat_template.messages_of("Why?"))
-        except chat_template.CannotRender as failure:
-            warning = f"the checkpoint's chat template is not used ({failure}): the model completes plain text"
-            return Chat("plain", warnings=(warning,))
-        note = (
-            f"MLC's own format cannot express it ({error}): `build generate` renders "
-            f"{chat_template.FILE}; runtimes that read mlc-chat-config.json alone, WebLLM too, complete plain text"
-        )
-        return Chat("plain", template, (*dated, note), (f"chat template: {note}",))
-    return Chat(translation, template, (*dated, *translation.notes))
-
-
-def _write_template(chat: Chat, texts: Texts, out: Out) -> None:
-    """chat_template.jinja in UTF-8, and the named tokens that it writes."""
-    for warning in chat.warnings:
-        out.warn(warning)
-    if chat.template is not None:
-        out.path(chat_template.FILE).write_text(chat.template.source, "utf-8")
-        _write_json(out.path("special_tokens_map.json"), named_tokens(texts.tokenizer))
 
 
 def _write_json(path: Path, value: Json) -> None:

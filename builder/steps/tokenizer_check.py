@@ -20,6 +20,7 @@ from llm_build.formats import chat_template, tokenizer
 from llm_build.formats.artifact_config import NAME, read_chat_config
 from llm_build.formats.chat_template import CannotRender, Conversation, Template
 from llm_build.formats.conversation_template import CONVERSATIONS, render
+from llm_build.formats.jinja_process import in_parts
 
 REFERENCE = "tokenizer_reference.json"
 _TEXTS = (
@@ -90,16 +91,17 @@ def _chats(theirs: Any) -> list[list[Json]]:
     own = Template(source, {name: str(token) for name, token in theirs.special_tokens_map.items()})
     conversations = list(CONVERSATIONS.values())
     try:
-        texts = chat_template.render_all(own, [Conversation(messages) for messages in conversations])
+        ours = chat_template.render_all(own, [Conversation(messages) for messages in conversations])
     except CannotRender:
         return []
-    taken = [each for each, text in zip(conversations, texts, strict=True) if not isinstance(text, CannotRender)]
+    taken = [each for each, text in zip(conversations, ours.texts, strict=True) if not isinstance(text, CannotRender)]
+    given = [in_parts(messages) if ours.parts else list(messages) for messages in taken]
     with _one_day():
         rendered = [
             theirs.apply_chat_template(
-                list(messages), chat_template=source, tokenize=False, add_generation_prompt=True
+                messages, chat_template=source, tokenize=False, add_generation_prompt=True
             )
-            for messages in taken
+            for messages in given
         ]  # fmt: skip
     ids = [theirs(text, add_special_tokens=False)["input_ids"] for text in rendered]
     return [list(chat) for chat in zip(taken, rendered, ids, strict=True)]
@@ -163,7 +165,7 @@ def _chat_problems(ours: Any, conv: Json, artifact: Mapping[str, Path], chats: S
     if chat_template.FILE in artifact:
         tokens = json.loads(artifact["special_tokens_map.json"].read_text())
         own = Template(chat_template.read_text(artifact[chat_template.FILE]), tokens)
-        texts = chat_template.render_all(own, [Conversation(messages) for messages, _, _ in chats])
+        texts = chat_template.render_all(own, [Conversation(messages) for messages, _, _ in chats]).texts
         for text, (_, expected, _) in zip(texts, chats, strict=True):
             if text != expected:
                 yield f"a chat is {str(text)[:80]!r}; transformers renders {expected[:80]!r}"

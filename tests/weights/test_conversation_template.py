@@ -148,7 +148,7 @@ def test_conversations_are_what_transformers_writes(name: str):
 @pytest.mark.parametrize("name", NATIVE)
 def test_the_templates_themselves_are_rendered_as_transformers_does(name: str):
     every = [Conversation(messages, answer) for messages in CONVERSATIONS.values() for answer in (True, False)]
-    texts = render_all(Template(NATIVE[name], TOKENS), every)
+    texts = render_all(Template(NATIVE[name], TOKENS), every).texts
     assert texts == [theirs(NATIVE[name], each.messages, each.answer) for each in every]
 
 
@@ -252,5 +252,5 @@ def test_a_translation_adds_up_or_is_refused(pieces: tuple[str, ...], clear: boo
 
 
 def test_one_conversation_that_is_refused_leaves_the_others():
-    texts = render_all(Template(NO_SYSTEM, TOKENS), [Conversation(each) for each in CONVERSATIONS.values()])
+    texts = render_all(Template(NO_SYSTEM, TOKENS), [Conversation(each) for each in CONVERSATIONS.values()]).texts
     assert [isinstance(text, CannotRender) for text in texts] == [False, False, False, True, True, True]

@@ -287,7 +287,14 @@ def test_templates_in_other_encodings_are_read(name: str, tmp_path: Path) -> Non
     assert template.source == ACCENT
 
 
-@pytest.mark.parametrize("value", [3, ["x"], [{"name": "default"}], {"default": "x"}])
+@pytest.mark.parametrize("value", [3, ["x"], [{"name": "default"}], {"default": 3}])
 def test_a_template_of_another_type_is_refused(value: Any) -> None:
     with pytest.raises(UserError, match=r"tokenizer_config\.json: chat_template.* allowed: "):
         read_template(TokenizerFiles({}, {"chat_template": value}), None)
+
+
+@pytest.mark.parametrize("value", ["x", [{"name": "default", "template": "x"}], {"tool_use": "y", "default": "x"}])
+def test_a_template_is_read_in_each_form_that_transformers_takes(value: Any) -> None:
+    template = read_template(TokenizerFiles({}, {"chat_template": value}), None)
+    assert template is not None
+    assert template.source == "x"
