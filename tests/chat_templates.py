@@ -49,6 +49,7 @@ CONVERSATIONS: list[Messages] = [
     *([{"role": "system", "content": "Answer in French."}, *turns] for turns in _TURNS),
 ]
 _TOKENS = re.compile(r"<\|?[^<>\s]{1,40}?\|?>|\[/?[A-Za-z]+\]")  # what a tokenizer would have as tokens of their own
+_ROLES = ("<|system|>", "<|user|>", "<|assistant|>")  # some templates put them together from the role
 _SIZES = {
     "vocab_size": 32000, "context_window_size": 64, "sliding_window_size": -1, "prefill_chunk_size": 64,
     "attention_sink_size": -1, "tensor_parallel_shards": 1, "pipeline_parallel_stages": 1, "max_batch_size": 1,
@@ -129,7 +130,9 @@ def write_artifact(given: Mapping[str, Any], folder: Path) -> tuple[Chat, dict[i
         template = [{"name": name, "template": text} for name, text in template.items()]
     named = {key: value for key, value in given.items() if key != "chat_template" and value is not None}
     sources = template if isinstance(template, list) else [{"template": template}]
-    tokens = list(dict.fromkeys([*named.values(), *_TOKENS.findall("".join(each["template"] for each in sources))]))
+    tokens = list(
+        dict.fromkeys([*named.values(), *_ROLES, *_TOKENS.findall("".join(each["template"] for each in sources))])
+    )
     added = [{"id": id_, "content": token, "special": True} for id_, token in enumerate(tokens)]
     source = folder / "source"
     source.mkdir()

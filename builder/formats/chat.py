@@ -57,9 +57,9 @@ def chat_of(files: TokenizerFiles, jinja: Path | None) -> Chat:
             return Chat("plain")
         return _refused(f"tokenizer_config.json has {', '.join(map(repr, names))} and none that is named 'default'")
     dated = [f"it writes the day: here that is always {DATE}"] * writes_date(template)
-    added = [token["content"] for token in files.tokenizer.get("added_tokens") or []]
+    special = [token["content"] for token in files.tokenizer.get("added_tokens") or [] if token.get("special")]
     try:
-        translation = translate(template, added)
+        translation = translate(template, special)
     except CannotExpress as error:
         refused, takes = _use_of(template)
         if refused:

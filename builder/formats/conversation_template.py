@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
 
@@ -84,12 +84,13 @@ _PROBES = {
 }
 
 
-def translate(template: Template, added: Collection[str] = ()) -> Translation:
+def translate(template: Template, special: Collection[str] = ()) -> Translation:
     """Find the strings, then compare: of several ways to cut, the first that differs nowhere, else the one that differs
     least.
 
     Args:
-        added: the tokenizer's added tokens. A prompt may begin with several ("[gMASK]<sop>").
+        special: the tokenizer's special tokens. A prompt may begin with several ("[gMASK]<sop>"), and where nothing
+            stands after an answer, the token that begins a question ends it.
 
     Raises:
         CannotExpress: with the reason.
@@ -102,25 +103,33 @@ def translate(template: Template, added: Collection[str] = ()) -> Translation:
     bos = template.tokens.get("bos_token", "")
     best, reasons = None, []
     for turns in _turn_candidates(texts, bos):
-        for begins in _beginnings(texts, bos, added):
+        for begins in _beginnings(texts, bos, special):
             try:
                 found = _translation(texts, turns, begins)
             except CannotExpress as error:
                 reasons.append(error)
                 continue
             if not found.differs:
-                return found
+                return _with_stop(found, special)
             if best is None or len(found.differs) < len(best.differs):
                 best = found
     if best is None:
         raise reasons[0]
-    return best
+    return _with_stop(best, special)
 
 
-def _beginnings(texts: Mapping[str, str | CannotRender], bos: str, added: Collection[str]) -> list[str]:
+def _with_stop(found: Translation, special: Collection[str]) -> Translation:
+    """An answer after which nothing stands ends where the model begins the next question (GLM)."""
+    first = split_tokens(found.conv["roles"]["user"], special)[:1]
+    if found.conv["stop_str"] or not set(first) & set(special):
+        return found
+    return replace(found, conv={**found.conv, "stop_str": first})
+
+
+def _beginnings(texts: Mapping[str, str | CannotRender], bos: str, special: Collection[str]) -> list[str]:
     """Tokens that every prompt may begin with: the BOS, none, or some that all prompts share."""
     whole = _shared_start(*[text for text in texts.values() if isinstance(text, str)])
-    tokens = sorted({*added, bos} - {""}, key=len, reverse=True)
+    tokens = sorted({*special, bos} - {""}, key=len, reverse=True)
     runs = [""]
     while len(runs) <= _MOST_TOKENS and (
         following := next((token for token in tokens if whole.startswith(token, len(runs[-1]))), "")

@@ -270,6 +270,8 @@ def test_several_tokens_at_the_beginning_are_token_ids(tmp_path: Path) -> None:
     conv = json.loads((tmp_path / "mlc-chat-config.json").read_text())["conv_template"]
     assert [names[token] for token in conv["system_prefix_token_ids"]] == ["[MASK]", "<sop>"]
     assert conv["system_template"] == "<|system|>\n{system_message}"
+    assert conv["stop_str"] == ["<|user|>"]  # nothing stands after an answer: it ends where the next question begins
+    assert [names[token] for token in conv["stop_token_ids"]] == ["</s>", "<|user|>"]
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name].kind == REFUSED])
