@@ -12,12 +12,11 @@ from llm_build.app.request import BuildRequest
 from llm_build.app.session import Session, local_executor
 from llm_build.config.choices import Composed
 from llm_build.core.errors import StepError, UserError
-from llm_build.core.examine import examine
+from llm_build.core.examine import examine, known_modules
 from llm_build.core.plan import Goal, Plan
 from llm_build.core.run import run
 from llm_build.planner.names import name_of
 from llm_build.provenance.diff.locks import LockDifference, differences_between, format_lock_difference
-from llm_build.provenance.diff.sides import known_modules
 from llm_build.provenance.lock_file import Lock, destination, find_lock_file, read
 
 SHOWN = 20  # differences that an error tells

@@ -238,7 +238,7 @@ class PlanState:
         if place.key == identity.key:
             return "result missing from the store"
         last = self.store.load(place.key).record
-        if last is None:
+        if last is None or not last.parts.keys() >= identity.parts.keys():
             return "changed since a build whose record is gone"
         from llm_build.core.reason import summarize_differences  # only a stale step needs words
 
@@ -248,7 +248,7 @@ class PlanState:
         from llm_build.core.reason import KeyState, differences
 
         labels = {port: self._label(source) for port, source in step.inputs.items()}
-        last_code = self.store.load_document(code_document(last.parts["code"]))
+        last_code = known_modules(self.store, last.parts["code"])
         now_code = self.sources.code(step.function, step.code)[1]
         old, new = KeyState(last.parts, last.groups, last_code), KeyState(identity.parts, identity.groups, now_code)
         return differences(old, new, labels, step.recipe_keys)
@@ -319,6 +319,13 @@ def signature(name: str, path: str) -> list[int]:
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror} ({path})") from error
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def known_modules(store: Store, fingerprint: str) -> Mapping[str, str] | None:
+    """What a fingerprint of an earlier build was made of, where this store has seen it."""
+    document = store.load_document(code_document(fingerprint))
+    known = isinstance(document, dict) and {*map(type, document.values())} <= {str}
+    return document if known else None
 
 
 def code_document(fingerprint: str) -> str:

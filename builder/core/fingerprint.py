@@ -106,7 +106,7 @@ class FileSources:
         status = os.stat(file)
         stamp = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         known = self._known.get(file)
-        if known is None or known[0] != stamp:
+        if known is None or not _is_scan(known) or known[0] != stamp:
             from llm_build.core.meaning import read_module  # with ast: a build with nothing to do reads no module
 
             known = [stamp, *read_module(read_whole(file), module, file.endswith("__init__.py"))]
@@ -125,6 +125,17 @@ class FileSources:
         if self._changed:
             self._store.save_document(_CACHE, self._known)
             self._changed = False
+
+
+def _is_scan(known: Json) -> bool:
+    """Whether it is [stamp, digest, imported names]: a cache may be damaged."""
+    return (
+        type(known) is list
+        and len(known) == 3
+        and type(known[1]) is str
+        and type(known[2]) is list
+        and {*map(type, known[2])} <= {str}
+    )
 
 
 def _folder_on_path(top: str) -> str:

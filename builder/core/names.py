@@ -4,6 +4,7 @@ A name is a path below some folder, "a/b" at most: whatever else it is, it leads
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TypeGuard
 # An empty part (so a leading or trailing slash too), "." or "..", a backslash, NUL, or a line break.
 _OUTSIDE = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|[\\\0\n\r]")
 _DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]+")
+_LONGEST_BYTES = 255  # of a file's name, on all systems that are in use
 _HEX = re.compile(r"[0-9a-f]+")
 
 
@@ -30,8 +32,8 @@ def are_inside(names: Iterable[object]) -> bool:
 
 
 def is_plain(name: object) -> TypeGuard[str]:
-    """Whether it names a file or folder right in the folder that it is joined to."""
-    return is_inside(name) and "/" not in name
+    """Whether it names a file or folder right in the folder that it is joined to, and a file system holds the name."""
+    return is_inside(name) and "/" not in name and len(name.encode("utf-8", "replace")) <= _LONGEST_BYTES
 
 
 def is_digest(text: object) -> TypeGuard[str]:
@@ -51,4 +53,4 @@ def is_key(text: object) -> TypeGuard[str]:
 def crosses_link(folder: Path, name: str) -> bool:
     """Whether a folder on the way from ``folder`` to the file ``name`` is a link, which may lead anywhere."""
     way = Path(name).parents
-    return any((folder / part).is_symlink() for part in way if part != Path())
+    return any(os.path.islink(folder / part) for part in way if part != Path())

@@ -81,6 +81,21 @@ def decode_record(raw: bytes, key: str) -> Record | None:
     return record if record.key == key and _is_well_formed(record) else None
 
 
+def _are_parts(parts: Mapping[str, Json]) -> bool:
+    """Whether what a key was made of has the types that a reason reads."""
+    watch = parts.get("watch", {})
+    return (
+        type(parts.get("function", "")) is type(parts.get("code", "")) is str
+        and all(_are_names(parts.get(name, {})) for name in ("tools", "inputs"))
+        and isinstance(watch, dict)
+        and all(isinstance(state, list) and len(state) > 2 for state in watch.values())
+    )
+
+
+def _are_names(value: Json) -> bool:
+    return isinstance(value, dict) and {*map(type, value.values())} <= {str}
+
+
 def _is_there(of: str, record: Record) -> bool:
     """Whether a slice is of something that the step watched, or of a whole output of its own."""
     kind, _, name = of.partition(":")
@@ -100,8 +115,7 @@ def _is_well_formed(record: Record) -> bool:
         and are_digests(output.digest for output in outputs)
         and all(type(output.of) is str for output in outputs)
         and isinstance(record.parts, dict)
-        and isinstance(record.parts.get("tools", {}), dict)
-        and isinstance(record.parts.get("watch", {}), dict)
+        and _are_parts(record.parts)
         and all(_is_there(of, record) for of in {output.of for output in outputs if output.of})
         and isinstance(record.groups, dict)
         and all(isinstance(group, dict) and {*map(type, group.values())} <= {str} for group in record.groups.values())

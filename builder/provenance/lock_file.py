@@ -155,6 +155,8 @@ def check_lock(lock: Lock) -> None:
     for name, cell in lock.cells.items():
         for each in fields(Cell):
             _check_section(each.name, getattr(cell, each.name))
+        if cell.checkpoint and "source" not in cell.checkpoint:
+            raise ValueError(f"{name!s:.60}: the checkpoint has no source")
         if not is_inside(name):
             raise ValueError(f"{name!s:.60} leads out of the folder of results")
         for file, digest in cell.outputs.items():

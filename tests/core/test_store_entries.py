@@ -15,6 +15,7 @@ from llm_build.core.check import check
 from llm_build.core.digest import digest_of_file, sha256_of_file
 from llm_build.core.errors import BuildError
 from llm_build.core.filestore import FileStore, open_store
+from llm_build.core.fingerprint import FileSources
 from llm_build.core.gc import gc
 from llm_build.core.memo import Memo
 from llm_build.core.small_file import hollow_bytes, open_file, read_small
@@ -223,3 +224,38 @@ def test_a_file_with_its_bytes_on_the_disk_is_not_hollow(tmp_path: Path):
         with open_file(tmp_path / name) as file:
             assert hollow_bytes(file.fileno()) == hollow
             assert file.tell() == 0
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"inputs": "x"}, {"inputs": {"a": 3}}, {"watch": {"f": 3}}, {"watch": {"f": [1]}}, {"watch": []},
+     {"tools": {"t": []}}, {"code": 1}, {"function": None}],
+)  # fmt: skip
+def test_parts_of_other_types_are_damage(parts: dict[str, object], store: FileStore):
+    record = store.load(KEY).record
+    assert record
+    store.commit(record._replace(parts={**record.parts, **parts}))
+    assert store.load(KEY).problem == "garbage"
+
+
+@pytest.mark.parametrize("of", ["watch:f", "output:b", "output:t", "x:a", "a"])
+def test_a_slice_of_nothing_is_damage(of: str, store: FileStore):
+    record = store.load(KEY).record
+    assert record
+    store.commit(record._replace(outputs={**record.outputs, "t": record.outputs["a"]._replace(of=of)}))
+    assert store.load(KEY).problem == "garbage"
+
+
+SCANS = [3, [], [[], "a"], [None, None, None], [[1, 2, 3, 4], "a", [[]]], {"a": 1}]
+
+
+@pytest.mark.parametrize("known", SCANS)
+def test_a_damaged_cache_of_module_digests_is_read_anew(known: object, store: FileStore):
+    function = "llm_build.core.digest:canonical"
+    right = FileSources(store)
+    digest, _ = right.code(function, ())
+    right.save()
+    document = store.load_document("cache/meanings")
+    assert document
+    store.save_document("cache/meanings", dict.fromkeys(document, known))
+    assert FileSources(store).code(function, ())[0] == digest

@@ -18,7 +18,7 @@ from llm_build.planner.schemes import imported
 
 def check_folder(folder: Path) -> None:
     """Raises UserError when nothing can be written at ``folder`` (which need not exist yet)."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     if not existing.is_dir():
         raise UserError(f"dist.path: {existing} is a file, not a folder", "dist.path=/another/folder")
     if not os.access(existing, os.W_OK | os.X_OK):

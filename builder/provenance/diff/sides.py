@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from llm_build.core.digest import digest_of_names
 from llm_build.core.errors import StepError, UserError
-from llm_build.core.examine import code_document
+from llm_build.core.examine import known_modules
 from llm_build.core.json_text import parse_json
 from llm_build.core.small_file import read_small
 from llm_build.core.store import Store
@@ -26,12 +26,6 @@ class DiffSide(NamedTuple):
     modules: dict[str, Names]
     folder: Path | None = None
     store: Store | None = None
-
-
-def known_modules(store: Store, fingerprint: str) -> Names | None:
-    """What a fingerprint of an earlier build was made of, where this store has seen it."""
-    document = store.load_document(code_document(fingerprint))
-    return document if isinstance(document, dict) else None
 
 
 def modules_of(*sides: DiffSide) -> Modules:
