@@ -25,6 +25,7 @@ UNTRUSTED = (
     "{url} has results that were not made by you, nor signed by a key that you trust: they are not used. To use them, "
     "put the public key of who makes them into the folder of keys (docs/guides/store.md), or say store.trust=all"
 )
+_MOST_TIMES, _SLACK_BYTES = 8, 1 << 20
 _ATTEMPTS = 2  # at a blob that arrives with other bytes: the line may be to blame
 
 
@@ -173,7 +174,7 @@ class Downloads:
                     self._store.ingest({name: target}, threads=1)
                     return
             except TooLong as error:
-                raise Damaged(f"more than the {output.nbytes} bytes that it should have") from error
+                raise Damaged(f"far more than the {output.nbytes} bytes that it should have") from error
             finally:
                 target.unlink(missing_ok=True)
         raise Damaged(f"{nbytes} bytes of {digest[:15]}..., expected {output.nbytes} of {output.digest[:15]}...")
@@ -196,13 +197,14 @@ class Downloads:
 
 
 def _up_to(most: int, on_bytes: OnBytes) -> OnBytes:
-    """Passes on what arrives, and stops it where it is more than the object has: a disk may not be filled by it."""
-    arrived = 0
+    """Passes on what arrives, and stops it where it is far more than the object has: a disk may not be filled by it.
+    What breaks off and is tried again counts again."""
+    arrived, limit = 0, _MOST_TIMES * most + _SLACK_BYTES
 
     def count(nbytes: int) -> None:
         nonlocal arrived
         arrived += nbytes
-        if arrived > most:
+        if arrived > limit:
             raise TooLong
         on_bytes(nbytes)
 

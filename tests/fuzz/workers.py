@@ -108,8 +108,9 @@ class Pool:
         """The worker, or another in its place: threads that wait for transfers stay as long as their process."""
         if worker.cases < _MOST_CASES:
             return worker
-        worker.pipe.close()
+        worker.pipe.send(None)  # workers that were forked later hold this pipe too: closing it says nothing
         os.waitpid(worker.pid, 0)
+        worker.pipe.close()
         at = self.workers.index(worker)
         self.workers[at] = self._start()
         return self.workers[at]
@@ -151,7 +152,7 @@ def _stack(worker: Worker) -> str:
 
 
 def _serve(pipe: Connection, kinds: Mapping[str, Kind], folder: Path, root: Path) -> None:
-    """Cases one after the other, until the pipe is closed."""
+    """Cases one after the other, until there is None."""
     try:
         folder.mkdir(parents=True)
         stack = (folder / "stack").open("w")
@@ -160,7 +161,8 @@ def _serve(pipe: Connection, kinds: Mapping[str, Kind], folder: Path, root: Path
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         place = Place(folder, root / "samples")
         while True:
-            case = pipe.recv()
+            if (case := pipe.recv()) is None:
+                os._exit(0)
             verdict = run_case(place, kinds[case.kind], case)
             if verdict.breach:
                 keep(place, root / "failed" / f"{case.kind}-{case.seed}-{case.number}", f"{case}\n{verdict.breach}\n")
