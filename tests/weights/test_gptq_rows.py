@@ -28,3 +28,16 @@ def test_a_row_of_zeros_is_right_only_as_zeros() -> None:
     scales = np.ones((4, 2), np.float16)
     assert reconstruction.grouped(source, source.copy(), scales, scheme, "gptq").good
     assert not reconstruction.grouped(source, source + 0.1, scales, scheme, "gptq").good
+
+
+def test_a_row_that_gptq_lengthened_is_still_that_row() -> None:
+    """In 3 bits a key of SmolLM2 comes back 1.7 times as long, 1.3 times its length off and with a cosine of 0.65: what
+    is added lies where its inputs are small."""
+    scheme, random = group_scheme("it", bits=3), np.random.default_rng(0)
+    source = random.normal(0, 0.02, (64, 256)).astype(np.float32)
+    added = random.normal(0, 0.02, (64, 256)).astype(np.float32)
+    weight, scales = source + 1.3 * added, np.ones((64, 8), np.float16)
+    assert reconstruction.grouped(source, weight, scales, scheme, "gptq").good
+    assert not reconstruction.grouped(source, weight[::-1].copy(), scales, scheme, "gptq").good
+    assert not reconstruction.grouped(source, 4 * source, scales, scheme, "gptq").good
+    assert not reconstruction.grouped(source, -source, scales, scheme, "gptq").good
