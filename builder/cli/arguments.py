@@ -12,6 +12,7 @@ from llm_build.app.options import BuildOptions
 from llm_build.cli.commands import COMMANDS, FOLDER_COMMANDS
 from llm_build.cli.options import known_flags, other_command, parser
 from llm_build.config.choices import GROUPS, SECTIONS
+from llm_build.config.literal_paths import is_path_key
 from llm_build.core.errors import UserError
 
 _ALONE = ("run", "multirun", "cfg", "info", "hydra_help", "shell_completion")  # as Hydra has it
@@ -71,17 +72,24 @@ def parse(argv: Sequence[str]) -> Arguments:
     """Raises UserError for an unknown option or command, an option of another command, or a word that is missing."""
     pages = parser()
     parsed = _parse_options(pages, argv)
-    takes_folders = not FOLDER_COMMANDS.isdisjoint(parsed.words)
-    words = [w for w in parsed.words if not _OVERRIDE.match(w) or (takes_folders and _is_path(w))]
-    if words[:1] == ["generate"]:
-        words = _with_prompt(parsed.words, words)
-    words = [] if parsed.shell_completion else words  # what it takes is its own: install=bash
+    words = [] if parsed.shell_completion else _words_of(parsed.words)  # what it takes is its own: install=bash
     overrides = tuple(w for w in parsed.words if w not in words)
     named = words.pop(0) if words and words[0] in COMMANDS else ""
     command = "plan" if parsed.dry_run and named in ("", "build") else named or "build"
     if parsed.help:
         command, words = "help", [named] if named else []
     _check_options(pages, parsed, command)
+    word, other = _check_words(command, words)
+    options = CommandOptions(**{field.name: getattr(parsed, field.name) for field in fields(CommandOptions)})
+    build = BuildOptions(
+        overrides, parsed.config_dir, parsed.multirun, parsed.locked, parsed.file, parsed.jobs or 0, parsed.keep_going,
+        parsed.run,
+    )  # fmt: skip
+    return Arguments(command, word, other, build, options)
+
+
+def _check_words(command: str, words: list[str]) -> tuple[str, str]:
+    """The words that a command takes, "" where it takes none. UserError for one too many or too few."""
     takes = COMMANDS[command].takes.split()
     given, left = words[: len(takes)], words[len(takes) :]
     if left:
@@ -90,13 +98,15 @@ def parse(argv: Sequence[str]) -> Arguments:
         raise unknown_word(left[0], command)
     if len(given) < sum(not word.startswith("[") for word in takes):
         raise UserError(f"build {command} needs {' '.join(takes)}", f"build {command} {' '.join(takes)}")
-    options = CommandOptions(**{field.name: getattr(parsed, field.name) for field in fields(CommandOptions)})
-    build = BuildOptions(
-        overrides, parsed.config_dir, parsed.multirun, parsed.locked, parsed.file, parsed.jobs or 0, parsed.keep_going,
-        parsed.run,
-    )  # fmt: skip
     word, other = (*given, "", "")[:2]
-    return Arguments(command, word, other, build, options)
+    return word, other
+
+
+def _words_of(line: Sequence[str]) -> list[str]:
+    """Those words of a line that are no overrides: the command, and what it takes."""
+    takes_folders = not FOLDER_COMMANDS.isdisjoint(line)
+    words = [w for w in line if not _OVERRIDE.match(w) or (takes_folders and _is_path(w))]
+    return _with_prompt(line, words) if words[:1] == ["generate"] else words
 
 
 def _parse_options(pages: ArgumentParser, argv: Sequence[str]) -> Namespace:
@@ -129,16 +139,21 @@ def _check_options(pages: ArgumentParser, parsed: Namespace, command: str) -> No
 
 
 def _with_prompt(line: Sequence[str], words: list[str]) -> list[str]:
-    """The words of generate, whose prompt and whose folder may hold a =: "x=1" is no key of a recipe."""
+    """The words of generate, whose prompt and whose folder may hold a =: "x=1" is no key of a recipe, and of
+    "model=x is what?" no key has such a value."""
     left = [word for word in line if word in words or _is_path(word)]
-    prompts = [word for word in line if word not in left and not _has_known_key(word)]
-    if prompts and all(_names_folder(word) for word in left[1:]):
+    others = [word for word in line if word not in left]
+    prompts = [word for word in others if not _has_known_key(word)] or [word for word in others if _is_sentence(word)]
+    if prompts and all(os.path.isdir(word) for word in left[1:]):
         left = [word for word in line if word in left or word == prompts[0]]
     return left
 
 
-def _names_folder(word: str) -> bool:
-    return os.path.isdir(word)
+def _is_sentence(word: str) -> bool:
+    """Whether a word with a = reads as a text: it has spaces, and no value has them but a path's and what is quoted or
+    in brackets."""
+    key, _, value = word.partition("=")
+    return " " in value.strip() and value[0] not in "'\"[{" and not is_path_key(key.lstrip("+~"))
 
 
 def _has_known_key(word: str) -> bool:

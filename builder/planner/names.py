@@ -17,6 +17,7 @@ from llm_build.core.errors import UserError
 _SECTIONS = ("model", "quant", "target", "package")
 _ELSEWHERE = ("model.source", "model.family", "model.allow_nonfinite")  # source: in place of auto; others: no bytes
 _LONGEST_TAIL = 120  # characters
+_CUT_HEX = 6  # of the digest of a value that a name does not hold whole
 
 
 def name_of(composed: Composed, where: Where = nowhere) -> str:
@@ -74,9 +75,17 @@ def _with_tail(stem: str, pairs: Mapping[str, Any]) -> str:
 
 
 def _folder_word(value: object) -> str:
-    """A value as part of a folder's name: of a path its last part."""
+    """A value as part of a folder's name: of a path its last part. What that leaves out is told apart by a digest."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    text = text.rstrip("/").rpartition("/")[2] if isinstance(value, str) else text
+    word = _last_part(text) if isinstance(value, str) else _cleaned(text)
+    return word if word == text else f"{word}-{hashlib.sha256(text.encode()).hexdigest()[:_CUT_HEX]}"
+
+
+def _last_part(path: str) -> str:
+    return _cleaned(path.rstrip("/").rpartition("/")[2])
+
+
+def _cleaned(text: str) -> str:
     return re.sub(r"[^\w.+=-]+", "_", text).strip("_")
 
 
@@ -85,7 +94,7 @@ def _name_of_source(composed: Composed) -> str:
     if not source.startswith("hf://"):
         source = Path(source).expanduser().absolute().resolve().name if source in (".", "..") else source
     repository = source.partition("@")[0] if source.startswith("hf://") else source
-    return _folder_word(repository).lstrip(".")
+    return _last_part(repository).lstrip(".")
 
 
 def _typed(composed: Composed) -> list[str]:

@@ -30,7 +30,8 @@ def name(*words: str) -> str:
         (["quant.group_size=33", "quant.method=gptq"], f"{PLAIN}-group_size=33,method=gptq"),
         (["model.context_window_size=64"], f"{PLAIN}-context_window_size=64"),
         (["model=llama2_7b", "target=webgpu"], "llama2_7b-q4f16_1-webgpu"),
-        (["quant.calibration.text=/x/my text.txt"], f"{PLAIN}-text=my_text.txt"),
+        (["quant.calibration.text=/x/my text.txt"], f"{PLAIN}-text=my_text.txt-80df6c"),
+        (["quant.calibration.text=text.txt"], f"{PLAIN}-text=text.txt"),
         (["model=auto", "model.source=/data/Qwen3-0.6B/"], "Qwen3-0.6B-q4f16_1-cpu"),
         (["model=auto", "model.source=hf://Qwen/Qwen3-8B@main"], "Qwen3-8B-q4f16_1-cpu"),
         (["model=auto", "model.source=demo", "quant=q0f16"], "demo-q0f16-cpu"),
@@ -75,6 +76,21 @@ def test_every_key_that_is_typed_gives_a_name_of_its_own_that_a_folder_can_have(
     assert all(names.name_of(compose([f"name='{one}'"], None)) == one for one in found)
     many = name(*[f"quant.{word}" for word in typed], "quant.calibration.text=" + "long" * 30)
     assert len(many) < 60
+
+
+def test_values_that_are_cut_alike_are_told_apart():
+    """Of a path the name holds the last part alone, of a list no brackets."""
+    alike = [
+        ["/x/t.txt", "/y/t.txt", "t.txt", "/x/t.txt/", "../t.txt"],
+        ["a b.txt", "a_b.txt", "a__b.txt", "_a_b.txt", "'a#b.txt'"],
+    ]
+    for texts in alike:
+        found = {name(f"quant.calibration.text={text}") for text in texts}
+        assert len(found) == len(texts), found
+    lists = {
+        name(f"quant.candidates={text}") for text in ("[q4f16_1,q8f16_1]", "[q4f16_1_,q8f16_1]", "q4f16_1_q8f16_1")
+    }
+    assert len(lists) == 3, lists
 
 
 def test_what_all_cells_of_a_sweep_share_is_in_their_names():

@@ -62,3 +62,35 @@ def test_a_folder_that_a_sweep_named_can_be_passed_back(tmp_path: Path, monkeypa
     assert parse(["verify-provenance", "x=1"]).word == "x=1"
     assert parse(["verify-provenance", "/abs/x=1", "hydra/launcher=joblib"]).overrides == ("hydra/launcher=joblib",)
     assert parse(["plan", "hydra/launcher=joblib", "x=1"]).overrides == ("hydra/launcher=joblib", "x=1")
+
+
+@pytest.mark.parametrize(
+    ("line", "word", "other", "overrides"),
+    [
+        (["x=1 and y"], "x=1 and y", "", ()),
+        (["model=x is what?"], "model=x is what?", "", ()),
+        (["model.source=the place of"], "", "", ("model.source=the place of",)),
+        (["model=x is what?", "quant=q8f16_1"], "model=x is what?", "", ("quant=q8f16_1",)),
+        (["name=my model", "hello"], "hello", "", ("name=my model",)),
+        (["name=my model", "a=b"], "a=b", "", ("name=my model",)),
+        (["quant=q8f16_1", "hello"], "hello", "", ("quant=q8f16_1",)),
+        (["quant.candidates=[a, b]", "hello"], "hello", "", ("quant.candidates=[a, b]",)),
+        (["x=1", "name=what is it?"], "x=1", "name=what is it?", ()),
+        (["model=demo", "hello"], "model=demo", "hello", ()),
+        (["model=demo", "model=x is what?"], "model=demo", "model=x is what?", ()),
+    ],
+)
+def test_a_prompt_and_a_folder_of_generate_may_hold_an_equals_sign(
+    line: list[str], word: str, other: str, overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders x=1 and model=demo are there: a folder goes before a key. A text with spaces is the prompt where no other
+    word is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x=1").mkdir()
+    (tmp_path / "model=demo").mkdir()
+    if not word:
+        with pytest.raises(UserError, match="needs"):
+            parse(["generate", *line])
+        return
+    arguments = parse(["generate", *line])
+    assert (arguments.word, arguments.other, arguments.overrides) == (word, other, overrides)
