@@ -62,7 +62,7 @@ def _is_own(document: Any, store: FileStore) -> bool:
     say nothing here: whoever can write to it can write them."""
     listed = {each["name"]: f"blake3:{each['digest'].get('blake3')}" for each in document["subject"]}
     for step in document["predicate"]["runDetails"]["byproducts"]:
-        key = step["annotations"].get("key")
+        key = step["annotations"].get("key") if isinstance(step["annotations"], dict) else None
         record = store.load(key).record if is_key(key) else None
         if record and listed == {name: output.digest for name, output in record.outputs.items()}:
             return True

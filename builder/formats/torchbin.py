@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ DTYPES = {
 _WRITE_BYTES = 8 << 20
 _MOST_SHARING = 4  # times a file's size that all its tensors may take: tied ones lie in it once
 _SLACK_BYTES = 1 << 20
+_PICKLE_BYTES = 64 << 20  # of names and shapes: those of the largest models take 1 MB
+_BUFFER = b"bytearray"
 
 
 def to_safetensors(source: Path, name: str, target: Path) -> None:
@@ -45,6 +47,7 @@ def _load(source: Path, name: str) -> dict[str, Any]:
     import torch
 
     _check_not_compressed(source, name)
+    _check_no_buffers(source, name)
     try:
         try:
             state = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
@@ -80,6 +83,33 @@ def _check_not_compressed(source: Path, name: str) -> None:
         raise UserError(f"{name}: its list of entries is damaged: {error!s:.300}", "fetch it again") from error
     if unpacked > (size := source.stat().st_size):
         raise UserError(f"{name}: unpacks to {unpacked} bytes; allowed: its own {size}", _NO_CHECKPOINT)
+
+
+def _check_no_buffers(source: Path, name: str) -> None:
+    """Weights-only loading makes a bytearray of any length that a pickle states; tensors need none."""
+    for pickled in _pickles(source):
+        if _BUFFER in pickled:
+            raise UserError(f"{name}: holds a bytearray; allowed: tensors", _NO_CHECKPOINT)
+
+
+def _pickles(source: Path) -> Iterator[bytes]:
+    """The pickle in torch's archive; of a file that is none, its beginning: tensors follow the pickle."""
+    if not zipfile.is_zipfile(source):
+        with source.open("rb") as file:
+            yield file.read(_PICKLE_BYTES)
+        return
+    with zipfile.ZipFile(source) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith(".pkl"):
+                yield _member(archive, entry)
+
+
+def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    try:
+        with archive.open(entry) as file:
+            return file.read(_PICKLE_BYTES)
+    except Exception:  # whatever is damaged, torch says
+        return b""
 
 
 def _check_sizes(tensors: Mapping[str, Any], file_bytes: int, name: str) -> None:

@@ -231,7 +231,7 @@ def prepare_tokenizer(rng: Random, root: Path, case: Case) -> None:
         (folder / "chat_template.jinja").unlink()
     names = ["tokenizer.json"] * 3 + ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                                       "generation_config.json"]  # fmt: skip
-    for name in rng.sample(names, rng.choice([1, 1, 2])):
+    for name in dict.fromkeys(rng.sample(names, rng.choice([1, 1, 2]))):
         if (folder / name).is_file() and not (folder / name).is_symlink():
             if name == "tokenizer.json" and rng.random() < 0.5:
                 _spoil_small(rng, folder / name)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from llm_build.cli.failures import without_trace
 from llm_build.config.yaml_files import read_mapping
 from llm_build.core.errors import UserError
 from llm_build.core.small_file import read_small
-from llm_build.formats import safetensors
+from llm_build.formats import safetensors, torchbin
 from llm_build.formats.chat_template import read_text
 from llm_build.formats.checkpoint import COMPANIONS, read_json
 from llm_build.formats.tokenizer import encode
@@ -186,3 +188,18 @@ def test_a_terabyte_that_is_not_on_the_disk_is_not_hashed(tmp_path: Path):
     path.write_bytes(header(("a", entry("U8", str(length), f"0,{length}"))))
     os.truncate(path, path.stat().st_size + length)
     assert "are on the disk" in refusal(lambda: safetensors.read_header(path, path.name))
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_pickle_that_asks_for_gigabytes_is_not_unpickled(archive: bool, tmp_path: Path):
+    class Buffer:
+        def __reduce__(self) -> tuple[object, ...]:
+            return bytearray, (1 << 40,)
+
+    path, data = tmp_path / "x.bin", pickle.dumps({"a": Buffer()}, protocol=2)
+    path.write_bytes(data)
+    if archive:
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("archive/data.pkl", data)
+            file.writestr("archive/version", "3\n")
+    assert "bytearray" in refusal(lambda: torchbin.to_safetensors(path, path.name, tmp_path / "out"))
