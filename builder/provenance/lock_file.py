@@ -140,7 +140,8 @@ def _check_section(name: str, content: Any) -> None:
 
 def _check_facts(section: str, content: Mapping[Any, Any]) -> None:
     """Raises TypeError for a name that is no string, and for a value that is no plain one of its section's type."""
-    allowed = {"nbytes": (int,)}.get(section, (str,) if section not in _FACTS else (str, int, float, bool))
+    other = (str, int, float, bool) if section in _FACTS else (str,)
+    allowed = {"nbytes": (int,), "quality": (float, int)}.get(section, other)
     for name, value in content.items():
         if not isinstance(name, str) or type(value) not in allowed:
             raise TypeError(f"{section}: {name!s:.60}: {type(value).__name__}, not {allowed[0].__name__}")

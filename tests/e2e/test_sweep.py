@@ -27,7 +27,7 @@ def test_the_other_cells_are_built(demo: Shell):
     assert " top-1 9" in lines[1]
     assert lines[2] == "2 cells: 1 fresh, 1 unsupported"
     assert lines[3].startswith("KL: ")
-    assert lines[5].startswith("unsupported: target=vulkan: apache-tvm's wheel has no Vulkan")
+    assert any(line.startswith("unsupported: target=vulkan: apache-tvm's wheel has no Vulkan") for line in lines[4:])
     assert lines[-1] == "all 9 steps fresh; a folder for each cell in swept/"
     assert not done.stderr
 

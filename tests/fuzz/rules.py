@@ -78,7 +78,8 @@ class Watch:
         name = os.fsdecode(path)
         if flags and flags & _WRITES:
             where = _place_of(name) if flags & os.O_NOFOLLOW else os.path.realpath(name)
-            if where not in _NOWHERE and not where.startswith((self.root, "/proc/self/")):
+            inside = where in _NOWHERE or where.startswith((self.root, "/proc/self/"))
+            if not inside and os.path.isdir(os.path.dirname(where)):  # below a device nothing can be made
                 self._breach(f"writes {where}")
         elif name.endswith(_CODE) and os.path.realpath(name).startswith(self.root):
             self._breach(f"reads code: {name}")

@@ -73,6 +73,7 @@ class Pool:
 
     def __init__(self, kinds: Mapping[str, Kind], root: Path, count: int) -> None:
         self.kinds, self.root, self.started = kinds, root, 0
+        (root / "failed").mkdir(parents=True, exist_ok=True)  # before any case looks at what lies beside it
         self.workers = [self._start() for _ in range(count)]
 
     def _start(self) -> Worker:
@@ -132,7 +133,6 @@ class Pool:
             os.waitpid(worker.pid, 0)
         wall = time.monotonic() - worker.since
         failed = self.root / "failed" / f"{case.kind}-{case.seed}-{case.number}"
-        failed.parent.mkdir(exist_ok=True)
         if (worker.folder / "case").exists():
             (worker.folder / "case").rename(failed)
         self.workers[self.workers.index(worker)] = self._start()

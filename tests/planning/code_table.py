@@ -43,7 +43,10 @@ ROOMS: dict[str, tuple[str, ...]] = {  # step -> rooms, or files where a step ne
         "steps/lower.py", "architectures/*", "models/*", "ops/*", "quant/__init__.py", "quant/layout.py",
         "lowering/*", "targets/*",
     ),
-    "package": ("steps/package.py", "steps/ports.py", "architectures/*", "formats/*"),
+    "package": (
+        "steps/package.py", "steps/ports.py", "architectures/*", "formats/*", "quant/__init__.py", "quant/layout.py",
+        "quant/methods/__init__.py", "quant/methods/gains.py",
+    ),
     "ranks": ("steps/ranks.py", "steps/ports.py", "architectures/*", "formats/*", "quant/*"),
     "cut": ("steps/cut.py", "steps/ports.py", "formats/*", "quant/*"),
     "runtime.wasm": ("steps/runtime.py", "targets/__init__.py", "targets/planned_tools.py", "targets/webgpu.py"),
