@@ -65,7 +65,7 @@ def _apply_sweep_exclude(
     jobs: Sequence[Composed], folders: Folders
 ) -> tuple[Sequence[Composed], Sequence[Composed], tuple[str, ...]]:
     """The jobs that sweep.exclude keeps, the others, and what the user should read about that."""
-    if not any((job.values.get("sweep") or {}).get("exclude") for job in jobs):
+    if not any(job.section("sweep").get("exclude") for job in jobs):
         return jobs, (), ()
     from llm_build.config.sweeps.exclude import apply_rules
 

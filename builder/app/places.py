@@ -50,7 +50,7 @@ def check_own_choices(composed: Composed) -> None:
     typed = dict(_split(word) for word in composed.typed)
     for key, default in _OWN_CHOICES.items():
         section, _, name = key.partition(".")
-        value = (composed.values.get(section) or {}).get(name, default)
+        value = composed.section(section).get(name, default)
         for path, found in _leaves(key, value) if value != default else ():
             if not _is_typed(path, typed):
                 variable = _VARIABLES.get(key)

@@ -38,6 +38,11 @@ class Composed:
     sweeps: bool = False
     typed: tuple[str, ...] = ()
 
+    def section(self, name: str) -> dict[str, Any]:
+        """The values of a section; empty where something else stands there, which the parser refuses by name."""
+        found = self.values.get(name)
+        return found if isinstance(found, dict) else {}
+
 
 @dataclass(frozen=True, slots=True)
 class Folders:

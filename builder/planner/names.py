@@ -59,7 +59,7 @@ def scheme_label(composed: Composed) -> str:
     keys = [key for key in every if key.startswith("quant.")]
     same_format = ("method", "damping", "calibration", "max_shard_bytes", "sensitivity_tokens", "candidates")
     own = [key for key in keys if key.split(".")[1] not in (*same_format, "name")]
-    return _with_tail(str(composed.values["quant"].get("name") or composed.choices["quant"]), _changed(composed, own))
+    return _with_tail(str(composed.section("quant").get("name") or composed.choices["quant"]), _changed(composed, own))
 
 
 def tail_of(pairs: Mapping[str, Any]) -> str:
@@ -90,7 +90,7 @@ def _cleaned(text: str) -> str:
 
 
 def _name_of_source(composed: Composed) -> str:
-    source = str((composed.values.get("model") or {}).get("source") or "")
+    source = str(composed.section("model").get("source") or "")
     if not source.startswith("hf://"):
         source = Path(source).expanduser().absolute().resolve().name if source in (".", "..") else source
     repository = source.partition("@")[0] if source.startswith("hf://") else source
@@ -135,9 +135,8 @@ def _changed(composed: Composed, keys: Collection[str]) -> dict[str, Any]:
         section = key.partition(".")[0]
         value, own = _at(composed.values, key), _at({section: _own_values(section, composed.choices[section])}, key)
         if key == "quant.method" and own == "auto":
-            own = automatic_method(
-                str(composed.values["quant"].get("kind")), composed.values["quant"].get("zero_point")
-            )
+            quant = composed.section("quant")
+            own = automatic_method(str(quant.get("kind")), quant.get("zero_point"))
             value = own if value == "auto" else value
         if key not in _ELSEWHERE and value != own:
             found[key] = value

@@ -13,7 +13,7 @@ def print_bench(recipes: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
     """``recipes``: entries of the --json document that have a "bench"."""
     if not recipes:
         return
-    from rich.console import Console
+    from llm_build.report.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -22,6 +22,8 @@ OTHERS = (["--info"], ["--cfg", "job"], ["--hydra-help"], ["--version"], ["-sc",
 
 @pytest.mark.parametrize("words", [*(LINES.get(name, [name]) for name in COMMANDS), *OTHERS], ids=" ".join)
 def test_a_closed_pipe_is_no_error(demo: Shell, words: list[str]):
+    if words == ["bench"]:
+        demo.run(*words)  # so that what is printed is the table
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "llm_build", *words]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm_build.app.merge import with_distinct_names
+from llm_build.config.choices import Composed
 from llm_build.config.compose import compose
 from llm_build.planner import names
 
@@ -107,3 +108,9 @@ def test_the_scheme_is_named_as_it_is():
     assert label("quant.method=gptq", "quant.max_shard_bytes=65536") == "q4f16_1"
     assert label("quant.group_size=33") == "q4f16_1-group_size=33"
     assert label("quant.budget=4.25", "quant.sensitivity_tokens=64") == "q4f16_1-budget=4.25"
+
+
+def test_what_is_no_section_is_an_empty_one_until_the_parser_refuses_it():
+    composed = Composed({"store": [1], "quant": {"bits": 4}}, {}, ())
+    assert composed.section("store") == composed.section("sweep") == {}
+    assert composed.section("quant") == {"bits": 4}

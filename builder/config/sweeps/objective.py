@@ -15,7 +15,7 @@ _BYTES = "bytes"  # of all files of the artifact
 
 def objective_of(job: Composed) -> str:
     """ "" when none is asked for: then the value of a job is its exit code."""
-    return str((job.values.get("sweep") or {}).get("objective") or "")
+    return str(job.section("sweep").get("objective") or "")
 
 
 def value_of(folder: Path, objective: str) -> float:
