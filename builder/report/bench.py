@@ -13,8 +13,9 @@ def print_bench(recipes: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
     """``recipes``: entries of the --json document that have a "bench"."""
     if not recipes:
         return
-    from llm_build.report.console import Console
     from rich.table import Table
+
+    from llm_build.report.console import Console
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     columns = _columns_of(recipes)

@@ -40,8 +40,9 @@ def fold(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def print_steps(recipe: Mapping[str, Any], stream: TextIO) -> None:
     """One recipe's steps; ``recipe`` is an entry of the --json document."""
-    from llm_build.report.console import Console
     from rich.table import Table
+
+    from llm_build.report.console import Console
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column, justify in (
